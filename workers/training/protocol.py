@@ -1,0 +1,101 @@
+"""What a worker and its trainer child say to each other: one JSON object a line.
+
+The worker writes a `TrainingSpec` to the child's stdin; the child answers with any number of
+`Progress` messages and ends each job with exactly one of `Finished` or `Failed`. Paths are absolute.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
+    """Every number a training loop needs, already resolved: nothing here is `"auto"`."""
+
+    n_epochs: int
+    batch_size: int
+    """Examples per optimizer step (the effective batch)."""
+    learning_rate: float
+    """Peak learning rate, reached after the warm-up."""
+    lora_rank: int
+    lora_alpha: int
+    lora_dropout: float
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    max_length: int
+    """Tokens; a longer example is an error, never cut."""
+
+
+class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
+    """One attempt at a job."""
+
+    job_id: str
+    base_model: str
+    """The base's name in the catalogue, written into `adapter_config.json`."""
+    base_model_dir: str
+    training_file: str
+    validation_file: str | None
+    output_dir: str
+    """`…/jobs/<id>/<epoch>`: the only folder that this attempt writes to."""
+    seed: int
+    hyperparameters: Hyperparameters
+
+
+class Metrics(msgspec.Struct, frozen=True, kw_only=True):
+    """OpenAI's checkpoint metrics; what was not measured at this step is None."""
+
+    step: int
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+    total_steps: int
+    examples: int
+    tokens_per_epoch: int
+    trainable_parameters: int
+    device: str
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+    """After every optimizer step."""
+
+    metrics: Metrics
+    epoch: int
+    """1-based."""
+    learning_rate: float
+    tokens: int
+    """Tokens seen since the start of the job, padding not counted."""
+    elapsed_seconds: float
+
+
+class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
+    """A complete, durable checkpoint folder with a PEFT adapter in it."""
+
+    metrics: Metrics
+    path: str
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+    """The job is trained; `path` is the folder of the adapter to publish."""
+
+    path: str
+    trained_tokens: int
+    elapsed_seconds: float
+    peak_memory_bytes: int
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+    """The job cannot be trained; the message tells the user what to do."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+Progress = Started | Step | Checkpoint | Finished | Failed
