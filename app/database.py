@@ -1,0 +1,97 @@
+"""The database: engine, session, declarative base, and the database's own clock."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
+
+from sqlalchemy import JSON, Engine, create_engine, event
+from sqlalchemy.engine import make_url
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
+from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.types import Double
+
+_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+class Base(DeclarativeBase):
+    """Base of every table; JSON columns hold plain dicts and lists."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, list[str]: JSON, float: Double}
+
+
+class database_now(GenericFunction[float]):  # noqa: N801 - reads as the SQL function it is
+    """Seconds since the epoch by the database's clock, the only clock that leases are measured with."""
+
+    type: Double[float] = Double()
+    inherit_cache = True
+    name = "database_now"
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(*_: Any, **__: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(database_now, "postgresql")
+def _postgresql_now(*_: Any, **__: Any) -> str:
+    return "extract(epoch from clock_timestamp())::double precision"
+
+
+def new_id(prefix: str) -> str:
+    """An unguessable id: the prefix and 24 characters, time first so that indexes stay compact."""
+    stamp = int(time.time() * 1000)
+    head = ""
+    for _ in range(8):
+        stamp, digit = divmod(stamp, 36)
+        head = _ALPHABET[digit] + head
+    return prefix + head + "".join(secrets.choice(_ALPHABET) for _ in range(16))
+
+
+class Database:
+    """One process's connections: `reader` and `writer` sessions, each one transaction long.
+
+    On SQLite a writer takes the write lock when it begins: a deferred transaction that reads first
+    cannot become a writer once another has written (SQLITE_BUSY at once, whatever the timeout).
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _connect(url)
+        self._read = sessionmaker(self.engine, expire_on_commit=False)
+        immediate = self.engine.execution_options(sqlite_begin_immediate=True)
+        self._write = sessionmaker(immediate, expire_on_commit=False)
+
+    def reader(self) -> AbstractContextManager[Session]:
+        """A session whose changes are not kept."""
+        return self._read()
+
+    def writer(self) -> AbstractContextManager[Session]:
+        """A session that commits at the end of the `with` block and rolls back when it raises."""
+        return self._write.begin()
+
+    def dispose(self) -> None:
+        """Closes the pool."""
+        self.engine.dispose()
+
+
+def _connect(url: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10)
+    engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
+
+    def on_connect(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver's own BEGIN comes too late; see on_begin
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    def on_begin(connection: Any) -> None:
+        immediate = connection.get_execution_options().get("sqlite_begin_immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "begin", on_begin)
+    return engine

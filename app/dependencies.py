@@ -1,0 +1,66 @@
+"""What routers ask for: settings, a session, the caller's project, a page of a list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy.orm import Session
+
+from app.auth import service as auth_service
+from app.auth.models import Project
+from app.database import Database
+from app.files.storage import LocalStorage
+from app.settings import Settings
+
+# Dependencies with `yield` end after the response unless declared with scope="function":
+# a commit that fails must still be able to change the status.
+
+
+def _settings(request: Request) -> Settings:
+    return cast("Settings", request.app.state.settings)
+
+
+def _database(request: Request) -> Database:
+    return cast("Database", request.app.state.database)
+
+
+def _storage(request: Request) -> LocalStorage:
+    return cast("LocalStorage", request.app.state.storage)
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+DatabaseDep = Annotated[Database, Depends(_database)]
+StorageDep = Annotated[LocalStorage, Depends(_storage)]
+
+
+def _read_session(database: DatabaseDep) -> Iterator[Session]:
+    with database.reader() as session:
+        yield session
+
+
+def _write_session(database: DatabaseDep) -> Iterator[Session]:
+    with database.writer() as session:
+        yield session
+
+
+ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
+"""For requests that change nothing."""
+WriteSession = Annotated[Session, Depends(_write_session, scope="function")]
+"""One transaction, committed when the route returns and rolled back when it raises."""
+
+_bearer = HTTPBearer(
+    auto_error=False, description="An API key: `toque keys create`, or the one printed at first start"
+)
+
+
+def _project(
+    database: DatabaseDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> Project:
+    with database.reader() as session:
+        return auth_service.authenticate(session, credentials.credentials if credentials else None)
+
+
+CurrentProject = Annotated[Project, Depends(_project, scope="function")]

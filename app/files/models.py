@@ -1,0 +1,34 @@
+"""Uploaded files and results."""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base, new_id
+
+
+class File(Base):
+    """A file in storage; its bytes never change."""
+
+    __tablename__ = "files"
+    __table_args__ = (Index("ix_files_project_created", "project_id", "created_at", "id"),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("file-"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    filename: Mapped[str] = mapped_column(Text)
+    purpose: Mapped[str] = mapped_column(String(32))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    storage_key: Mapped[str] = mapped_column(String(512))
+    """Where the bytes are, relative to the storage root."""
+    examples: Mapped[int | None]
+    """Training examples in it; None where the purpose is not fine-tune."""
+    longest_line: Mapped[int | None]
+    """Bytes in its longest line: a bound on the tokens of any example."""
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    expires_at: Mapped[float | None]
+    deleted_at: Mapped[float | None]
+    """Set when its owner deleted it: no longer listed, kept for the jobs that name it."""

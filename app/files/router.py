@@ -1,0 +1,104 @@
+"""`/v1/files`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
+
+from app.dependencies import CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.errors import ERROR_RESPONSES
+from app.files import service
+from app.files.schemas import FileDeleted, FileObject
+from app.files.upload_form import UploadForm
+from app.pagination import Order, Page
+
+router = APIRouter(prefix="/v1/files", tags=["Files"], responses=ERROR_RESPONSES)
+
+_UPLOAD_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {
+                            "type": "string",
+                            "enum": ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"],
+                        },
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2592000},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", openapi_extra=_UPLOAD_BODY)
+async def upload_file(
+    request: Request,
+    project: CurrentProject,
+    session: WriteSession,
+    storage: StorageDep,
+    settings: SettingsDep,
+) -> FileObject:
+    """Uploads a file; one with the purpose `fine-tune` is checked line by line before it is kept."""
+    with storage.incoming() as incoming:
+        form = UploadForm(incoming, settings.max_file_bytes)
+        await form.receive(request.headers.get("content-type", ""), request.stream())
+        file = await run_in_threadpool(
+            service.create_file,
+            session,
+            storage,
+            project.id,
+            incoming=incoming,
+            filename=form.filename or "",
+            fields=form.fields,
+        )
+    return FileObject.of(file)
+
+
+@router.get("")
+def list_files(
+    project: CurrentProject,
+    session: ReadSession,
+    purpose: str | None = None,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Order = "desc",
+) -> Page[FileObject]:
+    """The project's files, newest first."""
+    files, has_more = service.list_files(
+        session, project.id, purpose=purpose, after=after, limit=limit, order=order
+    )
+    return Page[FileObject].of([FileObject.of(file) for file in files], has_more)
+
+
+@router.get("/{file_id}")
+def retrieve_file(file_id: str, project: CurrentProject, session: ReadSession) -> FileObject:
+    """One file."""
+    return FileObject.of(service.get_file(session, project.id, file_id))
+
+
+@router.delete("/{file_id}")
+def delete_file(file_id: str, project: CurrentProject, session: WriteSession) -> FileDeleted:
+    """Deletes a file; jobs that were created with it go on."""
+    return FileDeleted(id=service.delete_file(session, project.id, file_id).id)
+
+
+@router.get("/{file_id}/content", response_class=FileResponse)
+def file_content(
+    file_id: str, project: CurrentProject, session: ReadSession, storage: StorageDep
+) -> FileResponse:
+    """The file's bytes."""
+    file = service.get_file(session, project.id, file_id)
+    return FileResponse(
+        storage.path(file.storage_key), media_type="application/octet-stream", filename=file.filename
+    )

@@ -1,0 +1,48 @@
+"""Files on the wire."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from app.files.models import File
+from app.pagination import Identified
+
+UploadPurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+
+
+class FileObject(Identified):
+    """OpenAI's file object, and `sha256`."""
+
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: int | None
+    filename: str
+    purpose: str
+    status: Literal["uploaded", "processed", "error"]
+    status_details: str | None = None
+    sha256: str
+
+    @classmethod
+    def of(cls, file: File) -> FileObject:
+        """The row as the API shows it."""
+        return cls(
+            id=file.id,
+            bytes=file.bytes,
+            created_at=int(file.created_at),
+            expires_at=int(file.expires_at) if file.expires_at is not None else None,
+            filename=file.filename,
+            purpose=file.purpose,
+            status="processed",
+            sha256=file.sha256,
+        )
+
+
+class FileDeleted(BaseModel):
+    """Says that a file is gone."""
+
+    id: str
+    object: Literal["file"] = "file"
+    deleted: Literal[True] = True

@@ -1,0 +1,155 @@
+"""Rules on files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import get_args
+
+from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy.orm import Session
+
+from app.database import new_id
+from app.errors import InvalidRequestError, NotFoundError
+from app.files.models import File
+from app.files.schemas import UploadPurpose
+from app.files.storage import IncomingFile, LocalStorage, StoredFile
+from app.files.validation import check_training_file
+from app.pagination import Order, fetch_page
+
+_SHORTEST_LIFE, _LONGEST_LIFE = 3600, 30 * 86400
+
+
+def create_file(
+    session: Session,
+    storage: LocalStorage,
+    project_id: str,
+    *,
+    incoming: IncomingFile,
+    filename: str,
+    fields: dict[str, str],
+) -> File:
+    """Keeps an upload, after checking every line of it where it is to be trained on.
+
+    Raises:
+        InvalidRequestError: a field or a line is wrong; nothing is kept.
+    """
+    purpose = _purpose(fields.get("purpose"))
+    expires_at = _expiry(fields)
+    file_id = new_id("file-")
+    stored = storage.publish(incoming, f"files/{file_id}")
+    try:
+        summary = check_training_file(storage.path(stored.key)) if purpose == "fine-tune" else None
+    except InvalidRequestError:
+        storage.delete(stored.key)
+        raise
+    file = File(
+        id=file_id,
+        project_id=project_id,
+        filename=_plain_filename(filename),
+        purpose=purpose,
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        storage_key=stored.key,
+        examples=summary.examples if summary else None,
+        longest_line=summary.longest_line if summary else None,
+        expires_at=expires_at,
+    )
+    session.add(file)
+    session.flush()
+    return file
+
+
+def create_result_file(session: Session, project_id: str, filename: str, stored: StoredFile) -> File:
+    """A row for a file that a job produced."""
+    file = File(
+        project_id=project_id,
+        filename=filename,
+        purpose="fine-tune-results",
+        bytes=stored.bytes,
+        sha256=stored.sha256,
+        storage_key=stored.key,
+    )
+    session.add(file)
+    session.flush()
+    return file
+
+
+def get_file(session: Session, project_id: str, file_id: str, *, param: str | None = None) -> File:
+    """The project's file.
+
+    Raises:
+        NotFoundError: not there, deleted, expired, or another project's.
+    """
+    file = session.scalar(select(File).where(File.id == file_id, *_visible_to(project_id)))
+    if file is None:
+        raise NotFoundError(f"No file '{file_id}'.", code="file_not_found", param=param)
+    return file
+
+
+def list_files(
+    session: Session, project_id: str, *, purpose: str | None, after: str | None, limit: int, order: Order
+) -> tuple[Sequence[File], bool]:
+    """A page of the project's files and whether more follow."""
+    query = select(File).where(*_visible_to(project_id))
+    if purpose is not None:
+        query = query.where(File.purpose == purpose)
+    return fetch_page(
+        session, query, (File.created_at, File.id), identity=File.id, after=after, limit=limit, order=order
+    )
+
+
+def delete_file(session: Session, project_id: str, file_id: str) -> File:
+    """Takes the file from its owner's list; the row stays for the jobs that name it."""
+    file = get_file(session, project_id, file_id)
+    file.deleted_at = time.time()
+    return file
+
+
+def _visible_to(project_id: str) -> tuple[ColumnElement[bool], ...]:
+    alive = or_(File.expires_at.is_(None), File.expires_at > time.time())
+    return File.project_id == project_id, File.deleted_at.is_(None), alive
+
+
+def _purpose(given: str | None) -> str:
+    if given is None:
+        raise InvalidRequestError(
+            "Missing required parameter 'purpose'.", code="missing_required_parameter", param="purpose"
+        )
+    if given not in get_args(UploadPurpose):
+        raise InvalidRequestError(
+            f"Invalid value for 'purpose': one of {', '.join(get_args(UploadPurpose))}.",
+            code="invalid_value",
+            param="purpose",
+        )
+    return given
+
+
+def _expiry(fields: dict[str, str]) -> float | None:
+    seconds = fields.get("expires_after[seconds]")
+    anchor = fields.get("expires_after[anchor]")
+    if seconds is None and anchor is None:
+        return None
+    if anchor != "created_at":
+        raise InvalidRequestError(
+            "Invalid value for 'expires_after[anchor]': only 'created_at'.",
+            code="invalid_value",
+            param="expires_after[anchor]",
+        )
+    if seconds is None or not seconds.isascii() or not seconds.isdigit() or len(seconds) > 9:
+        life = 0
+    else:
+        life = int(seconds)
+    if not _SHORTEST_LIFE <= life <= _LONGEST_LIFE:
+        raise InvalidRequestError(
+            f"Invalid value for 'expires_after[seconds]': from {_SHORTEST_LIFE} to {_LONGEST_LIFE}.",
+            code="invalid_value",
+            param="expires_after[seconds]",
+        )
+    return time.time() + life
+
+
+def _plain_filename(name: str) -> str:
+    """The name without folders and control characters: it is shown to people, never opened."""
+    plain = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(character for character in plain if character.isprintable())[:255] or "file"

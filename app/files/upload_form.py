@@ -1,0 +1,136 @@
+"""A multipart upload, written to storage as it arrives: the file is never whole in memory, nor copied.
+
+Framework form parsing would spool the file to a temporary place first and copy it afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from app.errors import InvalidRequestError, TooLargeError, UnsupportedMediaTypeError
+from app.files.storage import IncomingFile
+
+_MAX_FIELD_BYTES = 4096
+_MAX_FIELDS = 32
+
+
+@dataclass
+class UploadForm:
+    """The form's text fields and the name of its file part, whose content went to `sink`."""
+
+    sink: IncomingFile
+    max_file_bytes: int
+    fields: dict[str, str] = field(default_factory=dict[str, str])
+    filename: str | None = None
+
+    _header_name: bytearray = field(default_factory=bytearray)
+    _header_value: bytearray = field(default_factory=bytearray)
+    _disposition: bytes = b""
+    _part_name: str = ""
+    _part_is_file: bool = False
+    _part: bytearray = field(default_factory=bytearray)
+
+    async def receive(self, content_type: str, body: AsyncIterator[bytes]) -> None:
+        """Reads the whole body.
+
+        Raises:
+            UnsupportedMediaTypeError: the body is not multipart/form-data.
+            InvalidRequestError: the multipart body is broken, or has no `file` part.
+            TooLargeError: the file is larger than the limit.
+        """
+        kind, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary")
+        if kind != b"multipart/form-data":
+            raise UnsupportedMediaTypeError(
+                "Send the file as multipart/form-data with the parts 'file' and 'purpose'.",
+                code="unsupported_media_type",
+            )
+        if not boundary:
+            raise InvalidRequestError(
+                "The content type names no multipart boundary.", code="invalid_multipart"
+            )
+        try:
+            parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._on_part_begin,
+                    "on_header_field": self._on_header_field,
+                    "on_header_value": self._on_header_value,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers_finished,
+                    "on_part_data": self._on_part_data,
+                    "on_part_end": self._on_part_end,
+                },
+            )
+            async for chunk in body:
+                parser.write(chunk)
+            parser.finalize()
+        except FormParserError as error:
+            raise InvalidRequestError(
+                f"The multipart body is broken: {error}", code="invalid_multipart"
+            ) from error
+        if self.filename is None:
+            raise InvalidRequestError(
+                "Missing required parameter 'file'.", code="missing_required_parameter", param="file"
+            )
+
+    def _on_part_begin(self) -> None:
+        self._disposition = b""
+        self._part.clear()
+
+    def _on_header_field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _on_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _on_header_end(self) -> None:
+        if bytes(self._header_name).lower() == b"content-disposition":
+            self._disposition = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _on_headers_finished(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        self._part_name = _text(options.get(b"name", b""))
+        self._part_is_file = self._part_name == "file"
+        if self._part_is_file:
+            if self.filename is not None:
+                raise InvalidRequestError(
+                    "Send one 'file' part, not several.", code="invalid_multipart", param="file"
+                )
+            if b"filename" not in options:
+                raise InvalidRequestError("The part 'file' is not a file.", code="invalid_type", param="file")
+            self.filename = _text(options[b"filename"])
+        elif len(self.fields) >= _MAX_FIELDS:
+            raise InvalidRequestError("The form has too many fields.", code="invalid_multipart")
+
+    def _on_part_data(self, data: bytes, start: int, end: int) -> None:
+        if not self._part_is_file:
+            if len(self._part) + end - start > _MAX_FIELD_BYTES:
+                raise InvalidRequestError(
+                    f"The field is longer than {_MAX_FIELD_BYTES} bytes.",
+                    code="invalid_value",
+                    param=self._part_name,
+                )
+            self._part += data[start:end]
+            return
+        self.sink.write(memoryview(data)[start:end])
+        if self.sink.bytes > self.max_file_bytes:
+            raise TooLargeError(
+                f"The file is larger than {self.max_file_bytes:,} bytes (TOQUE_MAX_FILE_BYTES).",
+                code="file_too_large",
+                param="file",
+            )
+
+    def _on_part_end(self) -> None:
+        if not self._part_is_file:
+            self.fields[self._part_name] = _text(bytes(self._part))
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")

@@ -1,0 +1,108 @@
+"""Hyperparameters: as asked for, where each may be `"auto"`, and as resolved for the trainer."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.errors import InvalidRequestError
+from app.settings import BaseModelEntry
+
+Auto = Literal["auto"]
+Strict = Field(strict=True)
+
+Epochs = Annotated[int, Field(ge=1, le=50, strict=True)]
+BatchSize = Annotated[int, Field(ge=1, le=256, strict=True)]
+Positive = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+LearningRate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Rank = Annotated[int, Field(ge=1, le=512, strict=True)]
+Share = Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)]
+Length = Annotated[int, Field(ge=8, strict=True)]
+
+
+class LoraHyperparameters(BaseModel):
+    """What Toque adds to OpenAI's three; beside them, or at the top of the request (`extra_body`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    learning_rate: LearningRate | Auto | None = None
+    """Peak learning rate; instead of `learning_rate_multiplier`."""
+    lora_rank: Rank | Auto | None = None
+    lora_alpha: Rank | Auto | None = None
+    lora_dropout: Share | Auto | None = None
+    warmup_ratio: Share | Auto | None = None
+    weight_decay: Share | Auto | None = None
+    max_length: Length | Auto | None = None
+    """Tokens in the longest example; at most the base's context."""
+
+
+class RequestedHyperparameters(LoraHyperparameters):
+    """Everything that a request may set."""
+
+    n_epochs: Epochs | Auto | None = None
+    batch_size: BatchSize | Auto | None = None
+    learning_rate_multiplier: Positive | Auto | None = None
+
+
+def resolve_hyperparameters(
+    requested: dict[str, Any], *, examples: int, base: BaseModelEntry, hidden_size: int | None
+) -> dict[str, Any]:
+    """Numbers for the trainer; whatever is absent or `"auto"` is chosen here.
+
+    Raises:
+        InvalidRequestError: a number does not fit the base model, or contradicts another.
+    """
+    given = {name: value for name, value in requested.items() if value is not None and value != "auto"}
+    if "learning_rate" in given and "learning_rate_multiplier" in given:
+        raise InvalidRequestError(
+            "Set 'learning_rate' or 'learning_rate_multiplier', not both.",
+            code="invalid_value",
+            param="learning_rate",
+        )
+    _at_most(given, "lora_rank", base.max_rank, f"the largest rank that '{base.name}' is served with")
+    _at_most(given, "max_length", base.context, f"the context of '{base.name}'")
+
+    reference_rate = reference_learning_rate(hidden_size)
+    multiplier = given.get("learning_rate_multiplier", 1.0)
+    learning_rate = given.get("learning_rate", reference_rate * multiplier)
+    return {
+        "n_epochs": given.get("n_epochs", _auto_epochs(examples)),
+        "batch_size": given.get("batch_size", _auto_batch_size(examples)),
+        "learning_rate_multiplier": round(learning_rate / reference_rate, 6),
+        "learning_rate": learning_rate,
+        "lora_rank": given.get("lora_rank", min(16, base.max_rank)),
+        "lora_alpha": given.get("lora_alpha", 32),
+        "lora_dropout": given.get("lora_dropout", 0.0),
+        "warmup_ratio": given.get("warmup_ratio", 0.05),
+        "weight_decay": given.get("weight_decay", 0.0),
+        "max_grad_norm": 1.0,
+        "max_length": given.get("max_length", base.context),
+    }
+
+
+def reference_learning_rate(hidden_size: int | None) -> float:
+    """The learning rate of multiplier 1: ten times that of full tuning, falling with the model's width.
+
+    5e-5 x 10 x (2000 / width) ^ 0.781, the fit for Llama-like models of the Tinker cookbook
+    (https://github.com/thinking-machines-lab/tinker-cookbook, `hyperparam_utils`), after
+    "LoRA Without Regret" (Thinking Machines, 2025).
+    """
+    return round(5e-4 * (2000 / (hidden_size or 2000)) ** 0.781, 8)
+
+
+def _auto_epochs(examples: int) -> int:
+    """Three passes; more over a small set, so that it is seen about 900 times in all."""
+    return min(10, max(3, -(-900 // examples)))
+
+
+def _auto_batch_size(examples: int) -> int:
+    """Small batches suit LoRA; larger ones only where there is enough data for many steps."""
+    return 4 if examples < 100 else 8 if examples < 4000 else 16
+
+
+def _at_most(given: dict[str, Any], name: str, bound: int, what: str) -> None:
+    if given.get(name, 0) > bound:
+        raise InvalidRequestError(
+            f"Invalid value for '{name}': at most {bound}, {what}.", code="invalid_value", param=name
+        )

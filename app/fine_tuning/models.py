@@ -1,0 +1,109 @@
+"""Fine-tuning jobs, their events and checkpoints, and the workers that run them."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base, new_id
+
+ALLOWED_MOVES: dict[str, frozenset[str]] = {
+    "validating_files": frozenset({"queued", "failed", "cancelled"}),
+    "queued": frozenset({"running", "paused", "failed", "cancelled"}),
+    "running": frozenset({"queued", "paused", "succeeded", "failed", "cancelled"}),
+    "paused": frozenset({"queued", "failed", "cancelled"}),
+    "succeeded": frozenset(),
+    "failed": frozenset(),
+    "cancelled": frozenset(),
+}
+"""The only moves a job may make; a status without moves is final."""
+
+FINAL_STATUSES = frozenset(status for status, moves in ALLOWED_MOVES.items() if not moves)
+
+
+class FineTuningJob(Base):
+    """One request to train. `lease_epoch` counts its attempts and fences their writes."""
+
+    __tablename__ = "fine_tuning_jobs"
+    __table_args__ = (
+        Index("ix_jobs_project_created", "project_id", "created_at", "id"),
+        Index("ix_jobs_status_created", "status", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("ftjob-"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    status: Mapped[str] = mapped_column(String(32))
+    model: Mapped[str] = mapped_column(String(255))
+    training_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    suffix: Mapped[str | None] = mapped_column(String(64))
+    seed: Mapped[int] = mapped_column(BigInteger)
+    method: Mapped[str] = mapped_column(String(32))
+    hyperparameters: Mapped[dict[str, Any]]
+    """As `workers.training.protocol.Hyperparameters`, resolved, and `learning_rate_multiplier`."""
+    job_metadata: Mapped[dict[str, Any] | None]
+
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    estimated_finish: Mapped[float | None]
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    fine_tuned_model: Mapped[str | None] = mapped_column(String(255))
+    result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    error: Mapped[dict[str, Any] | None]
+
+    lease_epoch: Mapped[int] = mapped_column(Integer, default=0)
+    lease_until: Mapped[float | None]
+    """By the database's clock; a running job whose lease has passed may be claimed by any worker."""
+    worker_id: Mapped[str | None] = mapped_column(String(64))
+
+
+class Event(Base):
+    """A line of a job's log; `seq` is the order in which lines were written."""
+
+    __tablename__ = "fine_tuning_events"
+    __table_args__ = (Index("ix_events_job_seq", "job_id", "seq"),)
+
+    seq: Mapped[int] = mapped_column(
+        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
+    )
+    id: Mapped[str] = mapped_column(String(64), unique=True, default=lambda: new_id("ftevent-"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("fine_tuning_jobs.id"))
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    level: Mapped[str] = mapped_column(String(16))
+    type: Mapped[str] = mapped_column(String(16))
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any] | None]
+
+
+class Checkpoint(Base):
+    """A saved step of a job, servable under its own name."""
+
+    __tablename__ = "fine_tuning_checkpoints"
+    __table_args__ = (Index("ix_checkpoints_job_step", "job_id", "step_number", unique=True),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("ftckpt_"))
+    job_id: Mapped[str] = mapped_column(ForeignKey("fine_tuning_jobs.id"))
+    step_number: Mapped[int]
+    fine_tuned_model_checkpoint: Mapped[str] = mapped_column(String(255), unique=True)
+    metrics: Mapped[dict[str, Any]]
+    created_at: Mapped[float] = mapped_column(default=time.time)
+
+
+class Worker(Base):
+    """A process that claims jobs; alive while its heartbeat is recent."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("worker_"))
+    hostname: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    device: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(32))
+    job_id: Mapped[str | None] = mapped_column(String(64))
+    started_at: Mapped[float]
+    heartbeat_at: Mapped[float]
+    """By the database's clock."""

@@ -1,0 +1,205 @@
+"""Fine-tuning on the wire: OpenAI's job, event and checkpoint objects.
+
+Source: the types of OpenAI's Python client, `openai.types.fine_tuning`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from app.fine_tuning.hyperparameters import LoraHyperparameters, RequestedHyperparameters
+from app.fine_tuning.models import Checkpoint, Event, FineTuningJob
+from app.pagination import Identified
+
+Suffix = Annotated[
+    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
+]
+MetadataKey = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\u0000\ud800-\udfff]*$")]
+MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\u0000\ud800-\udfff]*$")]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+
+SUPPORTED_METHODS = ("supervised",)
+
+
+class MethodSettings(BaseModel):
+    """A method's own object."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hyperparameters: RequestedHyperparameters | None = None
+
+
+class UnsupportedMethodSettings(BaseModel):
+    """Settings of a method that is refused by name; what is in them does not matter."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Method(BaseModel):
+    """How to train."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: MethodSettings | None = None
+    dpo: UnsupportedMethodSettings | None = None
+    reinforcement: UnsupportedMethodSettings | None = None
+
+
+class Integration(BaseModel):
+    """A third-party integration; none is supported, so its content does not matter."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+
+
+class CreateJob(LoraHyperparameters):
+    """A request to fine-tune; what `LoraHyperparameters` adds may be given here or with the others."""
+
+    model: str
+    training_file: str
+    validation_file: str | None = None
+    suffix: Suffix | None = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)] | None = None
+    method: Method | None = None
+    hyperparameters: RequestedHyperparameters | None = None
+    """Deprecated by OpenAI in favour of `method`."""
+    metadata: Metadata | None = None
+    integrations: list[Integration] | None = None
+
+
+class JobError(BaseModel):
+    """Why a job failed, in words that its owner can act on."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class ResolvedHyperparameters(BaseModel):
+    """What the job is trained with."""
+
+    n_epochs: int
+    batch_size: int
+    learning_rate_multiplier: float
+    learning_rate: float
+    lora_rank: int
+    lora_alpha: int
+    lora_dropout: float
+    warmup_ratio: float
+    weight_decay: float
+    max_length: int
+
+
+class JobObject(Identified):
+    """A fine-tuning job."""
+
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    error: JobError | None
+    estimated_finish: int | None
+    fine_tuned_model: str | None
+    finished_at: int | None
+    hyperparameters: ResolvedHyperparameters
+    integrations: list[dict[str, Any]] = []
+    metadata: dict[str, str] | None
+    method: dict[str, Any]
+    model: str
+    organization_id: str
+    result_files: list[str]
+    seed: int
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    suffix: str | None
+    trained_tokens: int | None
+    training_file: str
+    validation_file: str | None
+
+    @classmethod
+    def of(cls, job: FineTuningJob) -> JobObject:
+        """The row as the API shows it."""
+        hyperparameters = ResolvedHyperparameters.model_validate(job.hyperparameters)
+        return cls(
+            id=job.id,
+            created_at=int(job.created_at),
+            error=JobError.model_validate(job.error) if job.error else None,
+            estimated_finish=_seconds(job.estimated_finish) if job.status == "running" else None,
+            fine_tuned_model=job.fine_tuned_model,
+            finished_at=_seconds(job.finished_at),
+            hyperparameters=hyperparameters,
+            metadata=job.job_metadata,
+            method={"type": job.method, job.method: {"hyperparameters": hyperparameters.model_dump()}},
+            model=job.model,
+            organization_id=job.project_id,
+            result_files=[job.result_file_id] if job.result_file_id else [],
+            seed=job.seed,
+            status=job.status,  # pyright: ignore[reportArgumentType] - a key of ALLOWED_MOVES
+            suffix=job.suffix,
+            trained_tokens=job.trained_tokens,
+            training_file=job.training_file_id,
+            validation_file=job.validation_file_id,
+        )
+
+
+class EventObject(Identified):
+    """A line of a job's log."""
+
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: str
+    message: str
+    type: str
+    data: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, event: Event) -> EventObject:
+        """The row as the API shows it."""
+        return cls(
+            id=event.id,
+            created_at=int(event.created_at),
+            level=event.level,
+            message=event.message,
+            type=event.type,
+            data=event.data,
+        )
+
+
+class CheckpointMetrics(BaseModel):
+    """Metrics at the checkpoint's step."""
+
+    step: int
+    train_loss: float | None = None
+    train_mean_token_accuracy: float | None = None
+    valid_loss: float | None = None
+    valid_mean_token_accuracy: float | None = None
+    full_valid_loss: float | None = None
+    full_valid_mean_token_accuracy: float | None = None
+
+
+class CheckpointObject(Identified):
+    """A saved step that can be served."""
+
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: CheckpointMetrics
+    step_number: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> CheckpointObject:
+        """The row as the API shows it."""
+        return cls(
+            id=checkpoint.id,
+            created_at=int(checkpoint.created_at),
+            fine_tuned_model_checkpoint=checkpoint.fine_tuned_model_checkpoint,
+            fine_tuning_job_id=checkpoint.job_id,
+            metrics=CheckpointMetrics.model_validate(checkpoint.metrics),
+            step_number=checkpoint.step_number,
+        )
+
+
+def _seconds(time: float | None) -> int | None:
+    return int(time) if time is not None else None

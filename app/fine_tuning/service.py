@@ -1,0 +1,255 @@
+"""Rules on fine-tuning jobs."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.base_models import chat_template, find_base_model, hidden_size
+from app.errors import ConflictError, InvalidRequestError, NotFoundError
+from app.files import service as files_service
+from app.files.examples import ExampleError
+from app.files.models import File
+from app.files.storage import LocalStorage
+from app.files.validation import line_error, parse_numbered_line, read_lines
+from app.fine_tuning.hyperparameters import (
+    LoraHyperparameters,
+    RequestedHyperparameters,
+    resolve_hyperparameters,
+)
+from app.fine_tuning.models import ALLOWED_MOVES, Checkpoint, Event, FineTuningJob
+from app.fine_tuning.schemas import SUPPORTED_METHODS, CreateJob
+from app.pagination import fetch_page
+from app.settings import BaseModelEntry, Settings
+
+MIN_EXAMPLES = 10
+_TEMPLATE_ALLOWANCE = 256
+"""Tokens that a template may add to an example beyond the bytes of its line."""
+
+
+def create_job(
+    session: Session, storage: LocalStorage, settings: Settings, project_id: str, request: CreateJob
+) -> FineTuningJob:
+    """Checks everything that can be checked without a GPU, and queues the job.
+
+    Raises:
+        InvalidRequestError: a parameter or a training example is wrong; nothing is kept.
+        NotFoundError: the base model or a file does not exist.
+    """
+    method, requested = _method(request)
+    base = find_base_model(settings, request.model)
+    training_file = _training_file(session, project_id, request.training_file, "training_file")
+    validation_file = None
+    if request.validation_file is not None:
+        validation_file = _training_file(session, project_id, request.validation_file, "validation_file")
+    if (training_file.examples or 0) < MIN_EXAMPLES:
+        raise InvalidRequestError(
+            f"The training file has {training_file.examples} examples; a job needs at least {MIN_EXAMPLES}.",
+            code="too_few_examples",
+            param="training_file",
+        )
+    hyperparameters = resolve_hyperparameters(
+        requested, examples=training_file.examples or 0, base=base, hidden_size=hidden_size(settings, base)
+    )
+    for file, param in ((training_file, "training_file"), (validation_file, "validation_file")):
+        if file is not None:
+            _check_lengths(settings, storage, base, file, hyperparameters["max_length"], param)
+
+    job = FineTuningJob(
+        project_id=project_id,
+        status="queued",
+        model=base.name,
+        training_file_id=training_file.id,
+        validation_file_id=validation_file.id if validation_file else None,
+        suffix=request.suffix.replace(" ", "-") if request.suffix else None,
+        seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
+        method=method,
+        hyperparameters=hyperparameters,
+        job_metadata=request.metadata,
+    )
+    session.add(job)
+    session.flush()
+    add_event(session, job.id, f"Created fine-tuning job: {job.id}")
+    if request.model != base.name:
+        add_event(
+            session, job.id, f"'{request.model}' is '{base.name}' here: that model is trained.", level="warn"
+        )
+    return job
+
+
+def get_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
+    """The project's job.
+
+    Raises:
+        NotFoundError: not there, or another project's.
+    """
+    job = session.scalar(
+        select(FineTuningJob).where(FineTuningJob.id == job_id, FineTuningJob.project_id == project_id)
+    )
+    if job is None:
+        raise NotFoundError(f"No fine-tuning job '{job_id}'.", code="fine_tuning_job_not_found")
+    return job
+
+
+def list_jobs(
+    session: Session, project_id: str, *, metadata: dict[str, str], after: str | None, limit: int
+) -> tuple[Sequence[FineTuningJob], bool]:
+    """A page of the project's jobs, newest first, and whether more follow."""
+    query = select(FineTuningJob).where(FineTuningJob.project_id == project_id)
+    for key, value in metadata.items():
+        query = query.where(FineTuningJob.job_metadata[key].as_string() == value)
+    return fetch_page(
+        session,
+        query,
+        (FineTuningJob.created_at, FineTuningJob.id),
+        identity=FineTuningJob.id,
+        after=after,
+        limit=limit,
+    )
+
+
+def list_events(
+    session: Session, project_id: str, job_id: str, *, after: str | None, limit: int
+) -> tuple[Sequence[Event], bool]:
+    """A page of the job's log, newest first, and whether more follow."""
+    job = get_job(session, project_id, job_id)
+    query = select(Event).where(Event.job_id == job.id)
+    return fetch_page(session, query, (Event.seq,), identity=Event.id, after=after, limit=limit)
+
+
+def list_checkpoints(
+    session: Session, project_id: str, job_id: str, *, after: str | None, limit: int
+) -> tuple[Sequence[Checkpoint], bool]:
+    """A page of the job's checkpoints, newest first, and whether more follow."""
+    job = get_job(session, project_id, job_id)
+    query = select(Checkpoint).where(Checkpoint.job_id == job.id)
+    return fetch_page(
+        session, query, (Checkpoint.step_number,), identity=Checkpoint.id, after=after, limit=limit
+    )
+
+
+def cancel_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
+    """Ends a job that has not ended; the worker that trains it finds out by its next fenced write.
+
+    Cancelling a cancelled job changes nothing.
+
+    Raises:
+        ConflictError: the job has succeeded or failed.
+    """
+    job = get_job(session, project_id, job_id)
+    # Locked, so that a worker that is completing it either has done so or finds it cancelled.
+    session.refresh(job, with_for_update=True)
+    if job.status == "cancelled":
+        return job
+    if "cancelled" not in ALLOWED_MOVES[job.status]:
+        raise ConflictError(
+            f"The job has already {job.status}; it cannot be cancelled.", code="job_not_cancellable"
+        )
+    job.status = "cancelled"
+    job.finished_at = time.time()
+    job.lease_until = None
+    add_event(session, job.id, "The job was cancelled.", level="warn")
+    return job
+
+
+def count_by_status(session: Session) -> dict[str, int]:
+    """Jobs of all projects."""
+    rows = session.execute(select(FineTuningJob.status, func.count()).group_by(FineTuningJob.status))
+    return {status: count for status, count in rows}  # noqa: C416 - rows are no pairs to the type checker
+
+
+def add_event(
+    session: Session, job_id: str, message: str, *, level: str = "info", data: dict[str, Any] | None = None
+) -> None:
+    """A line in the job's log; with data, a line of metrics."""
+    kind = "message" if data is None else "metrics"
+    session.add(Event(job_id=job_id, message=message, level=level, type=kind, data=data))
+
+
+def _method(request: CreateJob) -> tuple[str, dict[str, Any]]:
+    """The method's name and every hyperparameter asked for, from the three places where one may stand."""
+    method = request.method.type if request.method else "supervised"
+    if method not in SUPPORTED_METHODS:
+        raise InvalidRequestError(
+            f"The method '{method}' is not supported; supported: {', '.join(SUPPORTED_METHODS)}.",
+            code="unsupported_method",
+            param="method.type",
+        )
+    if request.integrations:
+        raise InvalidRequestError(
+            "Integrations are not supported; follow the job's events instead.",
+            code="unsupported_parameter",
+            param="integrations",
+        )
+    places: list[tuple[str, LoraHyperparameters | None]] = [
+        ("method.supervised.hyperparameters.", _supervised(request)),
+        ("hyperparameters.", request.hyperparameters),
+        (
+            "",
+            LoraHyperparameters(
+                **{name: getattr(request, name) for name in LoraHyperparameters.model_fields}
+            ),
+        ),
+    ]
+    merged: dict[str, Any] = {}
+    for prefix, place in places:
+        for name, value in (place.model_dump(exclude_none=True) if place else {}).items():
+            if merged.get(name, value) != value:
+                raise InvalidRequestError(
+                    f"'{name}' is given twice, with different values.",
+                    code="invalid_value",
+                    param=prefix + name,
+                )
+            merged[name] = value
+    return method, merged
+
+
+def _supervised(request: CreateJob) -> RequestedHyperparameters | None:
+    settings = request.method.supervised if request.method else None
+    return settings.hyperparameters if settings else None
+
+
+def _training_file(session: Session, project_id: str, file_id: str, param: str) -> File:
+    file = files_service.get_file(session, project_id, file_id, param=param)
+    if file.purpose != "fine-tune":
+        raise InvalidRequestError(
+            f"The file '{file.id}' has the purpose '{file.purpose}'; upload it with 'fine-tune'.",
+            code="invalid_file_purpose",
+            param=param,
+        )
+    return file
+
+
+def _check_lengths(
+    settings: Settings, storage: LocalStorage, base: BaseModelEntry, file: File, max_length: int, param: str
+) -> None:
+    """No example is longer than `max_length` tokens: an example is never cut in silence.
+
+    A token is at least one byte, so only lines of that many bytes need to be tokenized.
+    """
+    longest_safe = max_length - _TEMPLATE_ALLOWANCE
+    template = chat_template(settings, base)
+    if template is None:
+        return  # prepared on the worker's machine only, which checks every example before it trains
+    if (file.longest_line or 0) <= longest_safe:
+        return
+    for number, line in read_lines(storage.path(file.storage_key)):
+        if len(line) <= longest_safe:
+            continue
+        try:
+            tokens = len(template.tokenize(parse_numbered_line(number, line, param=param)).input_ids)
+        except ExampleError as error:
+            raise line_error(number, error, param=param) from None
+        if tokens > max_length:
+            raise InvalidRequestError(
+                f"Line {number} has {tokens:,} tokens; at most {max_length:,} fit. "
+                "Shorten or split the example, or raise 'max_length' up to the base model's context "
+                f"of {base.context:,}.",
+                code="example_too_long",
+                param=param,
+            )

@@ -1,0 +1,57 @@
+"""The HTTP service, wired: the only place that knows every part."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from app import __version__, health
+from app.adapters.router import router as adapters_router
+from app.completions.router import router as completions_router
+from app.completions.vllm import VllmClient
+from app.database import Database
+from app.error_handlers import install_error_handlers
+from app.files.router import router as files_router
+from app.files.storage import LocalStorage
+from app.fine_tuning.router import router as fine_tuning_router
+from app.metrics import Metrics
+from app.middleware import RequestMiddleware
+from app.settings import Settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service for these settings (read from the environment by default)."""
+    settings = settings or Settings()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        app.state.settings = settings
+        app.state.database = Database(settings.sqlalchemy_url)
+        app.state.storage = LocalStorage(settings.storage_root)
+        app.state.metrics = metrics
+        app.state.vllm = VllmClient(settings.upstream_timeout)
+        try:
+            yield
+        finally:
+            await app.state.vllm.close()
+            app.state.database.dispose()
+
+    app = FastAPI(
+        title="Toque",
+        summary="Fine-tuning and serving of many LoRA adapters over one base model, on your own machines",
+        version=__version__,
+        lifespan=lifespan,
+    )
+    install_error_handlers(app)
+    for router in (files_router, fine_tuning_router, adapters_router, completions_router, health.router):
+        app.include_router(router)
+    app.add_middleware(
+        RequestMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        upload_paths=frozenset({"/v1/files"}),
+        metrics=metrics,
+    )
+    return app

@@ -1,0 +1,51 @@
+"""Prometheus metrics of one API process, and of the deployment as the database sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+
+class Metrics:
+    """A registry of its own, so that several apps may live in one process."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        PlatformCollector(registry=self._registry)
+        self._requests = Counter(
+            "toque_http_requests",
+            "Requests by route and status",
+            ["method", "route", "status"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "toque_http_request_seconds",
+            "Time to the end of the response",
+            ["method", "route"],
+            registry=self._registry,
+        )
+        self._jobs = Gauge("toque_jobs", "Fine-tuning jobs by status", ["status"], registry=self._registry)
+        self._workers = Gauge("toque_workers", "Workers with a recent heartbeat", registry=self._registry)
+        self._engines = Gauge(
+            "toque_engines", "Engines ready to answer", ["base_model"], registry=self._registry
+        )
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Counts one finished request."""
+        self._requests.labels(method, route, status).inc()
+        self._seconds.labels(method, route).observe(seconds)
+
+    def exposition(self, jobs: Mapping[str, int], workers: int, engines: Mapping[str, int]) -> bytes:
+        """Everything, in Prometheus's text format, with the deployment's counts as given."""
+        self._jobs.clear()
+        for status, count in jobs.items():
+            self._jobs.labels(status).set(count)
+        self._workers.set(workers)
+        self._engines.clear()
+        for base_model, count in engines.items():
+            self._engines.labels(base_model).set(count)
+        return generate_latest(self._registry)

