@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
@@ -85,6 +85,12 @@ async def _on_statement_error(request: Request, error: Exception) -> JSONRespons
     if isinstance(error, IntegrityError):
         log.warning("conflicting write: %s", error)
         return error_response(ConflictError("Another request changed the same object.", code="conflict"))
+    if isinstance(error, DataError):  # NUL characters, numbers out of range
+        return error_response(
+            InvalidRequestError(
+                "A value in the request cannot be stored: a NUL character?", code="invalid_value"
+            )
+        )
     if isinstance(error, DBAPIError) and error.connection_invalidated:
         return await _on_database_error(request, error)
     return await _on_unexpected(request, error)

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from app.adapters.models import Adapter
 from app.auth.models import Project
 from app.base_models import find_base_model
-from app.errors import NotFoundError, PermissionDeniedError
+from app.errors import PermissionDeniedError
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
 from app.settings import Settings
@@ -133,8 +133,6 @@ def find_servable(session: Session, base_model: str, name: str) -> Adapter | Non
 
 
 def _find_adapter(session: Session, project_id: str, name: str) -> Adapter | None:
-    if "\x00" in name:  # PostgreSQL cannot hold it, so no row has it
-        raise NotFoundError("The model does not exist.", code="model_not_found", param="model")
     query = select(Adapter).where(
         Adapter.name == name, Adapter.project_id == project_id, Adapter.deleted_at.is_(None)
     )

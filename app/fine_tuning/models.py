@@ -105,5 +105,5 @@ class Worker(Base):
     version: Mapped[str] = mapped_column(String(32))
     job_id: Mapped[str | None] = mapped_column(String(64))
     started_at: Mapped[float]
-    heartbeat_at: Mapped[float]
+    heartbeat_at: Mapped[float] = mapped_column(default=0.0)
     """By the database's clock."""

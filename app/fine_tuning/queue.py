@@ -8,9 +8,10 @@ and the attempt must stop and publish nothing. Time is the database's.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.database import database_now
@@ -22,15 +23,17 @@ class LeaseLostError(Exception):
     """The attempt no longer owns its job."""
 
 
-def claim_next(session: Session, worker_id: str, lease_seconds: float) -> FineTuningJob | None:
-    """Leases the oldest job that waits, or whose worker's lease has passed; None when there is none."""
+def claim_next(
+    session: Session, worker_id: str, base_models: Sequence[str], lease_seconds: float
+) -> FineTuningJob | None:
+    """Leases the oldest job on one of these bases that waits, or whose lease has passed."""
     waiting = or_(
         FineTuningJob.status == "queued",
         and_(FineTuningJob.status == "running", FineTuningJob.lease_until < database_now()),
     )
     oldest = (
         select(FineTuningJob.id)
-        .where(waiting)
+        .where(waiting, FineTuningJob.model.in_(base_models))
         .order_by(FineTuningJob.created_at, FineTuningJob.id)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -155,9 +158,12 @@ def release(session: Session, job_id: str, epoch: int) -> None:
 
 def report_worker(session: Session, worker: Worker) -> None:
     """Writes the worker's row, with the database's time as its heartbeat."""
-    merged = session.merge(worker)
-    session.flush()
-    session.execute(update(Worker).where(Worker.id == merged.id).values(heartbeat_at=database_now()))
+    session.merge(worker).heartbeat_at = database_now()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def remove_worker(session: Session, worker_id: str) -> None:
+    """Takes away the row of a worker that ends."""
+    session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
 def live_workers(session: Session, within_seconds: float) -> list[Worker]:

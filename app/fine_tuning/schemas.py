@@ -16,8 +16,8 @@ from app.pagination import Identified
 Suffix = Annotated[
     str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
 ]
-MetadataKey = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\u0000\ud800-\udfff]*$")]
-MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\u0000\ud800-\udfff]*$")]
+MetadataKey = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\u0000]*$")]
+MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\u0000]*$")]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 SUPPORTED_METHODS = ("supervised",)
@@ -104,7 +104,7 @@ class JobObject(Identified):
     fine_tuned_model: str | None
     finished_at: int | None
     hyperparameters: ResolvedHyperparameters
-    integrations: list[dict[str, Any]] = []
+    integrations: tuple[()] = ()
     metadata: dict[str, str] | None
     method: dict[str, Any]
     model: str

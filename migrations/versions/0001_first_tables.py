@@ -72,6 +72,7 @@ def upgrade() -> None:
     sa.Column('examples', sa.Integer(), nullable=True),
     sa.Column('longest_line', sa.Integer(), nullable=True),
     sa.Column('created_at', sa.Double(), nullable=False),
+    sa.Column('expires_at', sa.Double(), nullable=True),
     sa.Column('deleted_at', sa.Double(), nullable=True),
     sa.ForeignKeyConstraint(['project_id'], ['projects.id'], ),
     sa.PrimaryKeyConstraint('id')

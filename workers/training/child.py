@@ -1,0 +1,75 @@
+"""The trainer child as its worker holds it: started when needed, warm between jobs, expendable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+
+import msgspec
+
+from workers.training.protocol import Progress, TrainingSpec
+
+_progress_decoder: msgspec.json.Decoder[Progress] = msgspec.json.Decoder(Progress)
+
+
+class TrainerChild:
+    """At most one `workers.training.trainer` process; start it from the main thread, which it dies with."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+
+    def train(self, spec: TrainingSpec) -> Generator[Progress]:
+        """What the trainer says about this job; ends early, without a last word, where it dies."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            process = self._start()
+        if self._closed:
+            return
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(msgspec.json.encode(spec) + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            return
+        for line in process.stdout:
+            if line.endswith(b"\n"):  # a line cut short by its end is no message
+                yield _progress_decoder.decode(line)
+        process.wait()
+
+    @property
+    def exit_reason(self) -> str:
+        """How the last process ended, for people."""
+        code = self._process.poll() if self._process else None
+        if code is None:
+            return "unknown"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    def kill(self) -> None:
+        """Ends the process at once, from any thread; its job stays unfinished."""
+        if self._process is not None:
+            self._process.kill()
+
+    def close(self) -> None:
+        """Ends the process for good: nothing is trained any more."""
+        self._closed = True
+        self.kill()
+
+    def wait(self) -> None:
+        """Until a process that was killed is gone."""
+        if self._process is not None:
+            self._process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "workers.training.trainer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": str(self._threads)},
+        )
+        return self._process
