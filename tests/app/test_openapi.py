@@ -1,0 +1,58 @@
+"""The published specification is the one that the service has, and the service keeps to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
+from schemathesis.config import SchemathesisConfig
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    ignored_auth,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+    use_after_free,
+)
+
+from app.openapi import document
+from tests.conftest import API_KEY, Service
+
+SPECIFICATION = Path(__file__).parents[2] / "openapi" / "openapi.json"
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+    unsupported_method,
+    use_after_free,
+    ignored_auth,
+]
+
+# Query parameters that a route does not know are ignored, as everywhere on the web.
+CONFIGURATION = SchemathesisConfig.from_dict(
+    {"generation": {"allow-extra-parameters": False}, "auth": {"openapi": {"HTTPBearer": {"bearer": API_KEY}}}}
+)
+schema = schemathesis.openapi.from_path(SPECIFICATION, config=CONFIGURATION)
+
+
+def test_the_committed_specification_is_current() -> None:
+    assert SPECIFICATION.read_text("utf-8") == document(), "run `make openapi`"
+
+
+# Without an engine a completion is 503, and so is readiness: both are meant.
+EXPECTED_SERVER_ERRORS = {"/v1/chat/completions", "/v1/completions", "/health/ready"}
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@schema.parametrize()
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_the_service_keeps_to_it(case: schemathesis.Case, service: Service) -> None:
+    response = case.call(base_url=service.url)
+    excluded = [not_a_server_error] if case.path in EXPECTED_SERVER_ERRORS and response.status_code == 503 else []
+    case.validate_response(response, checks=CHECKS, excluded_checks=excluded)
