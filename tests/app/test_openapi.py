@@ -36,7 +36,10 @@ CHECKS = [
 
 # Query parameters that a route does not know are ignored, as everywhere on the web.
 CONFIGURATION = SchemathesisConfig.from_dict(
-    {"generation": {"allow-extra-parameters": False}, "auth": {"openapi": {"HTTPBearer": {"bearer": API_KEY}}}}
+    {
+        "generation": {"allow-extra-parameters": False},
+        "auth": {"openapi": {"HTTPBearer": {"bearer": API_KEY}}},
+    }
 )
 schema = schemathesis.openapi.from_path(SPECIFICATION, config=CONFIGURATION)
 
@@ -54,5 +57,7 @@ EXPECTED_SERVER_ERRORS = {"/v1/chat/completions", "/v1/completions", "/health/re
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_the_service_keeps_to_it(case: schemathesis.Case, service: Service) -> None:
     response = case.call(base_url=service.url)
-    excluded = [not_a_server_error] if case.path in EXPECTED_SERVER_ERRORS and response.status_code == 503 else []
+    excluded = (
+        [not_a_server_error] if case.path in EXPECTED_SERVER_ERRORS and response.status_code == 503 else []
+    )
     case.validate_response(response, checks=CHECKS, excluded_checks=excluded)

@@ -1,0 +1,76 @@
+"""The official OpenAI client, pointed at a Toque service."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.configuration import read_settings
+from app.cli.keys import first_key_file
+from app.cli.output import fail
+
+if TYPE_CHECKING:
+    from openai import APIError, OpenAI
+
+DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
+BaseUrl = Annotated[str, typer.Option(envvar="TOQUE_BASE_URL", help="Address of the service.")]
+
+
+def not_empty(value: str) -> str:
+    """Refuses the empty id that a script's unset variable leaves."""
+    if not value:
+        raise typer.BadParameter("it is empty")
+    return value
+
+
+@contextmanager
+def connect(base_url: str) -> Generator[OpenAI]:
+    """A client; what the API refuses inside the `with` block ends the command with one line."""
+    from openai import APIError, OpenAI  # noqa: PLC0415 - takes a second to import
+
+    with OpenAI(api_key=_api_key(), base_url=base_url) as client:
+        try:
+            yield client
+        except APIError as error:
+            fail(describe(error))
+
+
+def describe(error: APIError) -> str:
+    """The error in one line: message, code, param and request id."""
+    from openai import APIConnectionError, APIStatusError  # noqa: PLC0415 - see connect
+
+    if isinstance(error, APIConnectionError):
+        reason = str(error.__cause__ or error).rstrip(".")
+        host = f"{error.request.url.scheme}://{error.request.url.netloc.decode()}"
+        return f"cannot reach {host} ({reason}); is `toque serve` running there?"
+    message = _message(error)
+    details = {
+        "code": error.code,
+        "param": error.param,
+        "request": error.request_id if isinstance(error, APIStatusError) else None,
+    }
+    known = ", ".join(f"{name} {value}" for name, value in details.items() if value)
+    return f"{message} ({known})" if known else message
+
+
+def _message(error: APIError) -> str:
+    """What the service said, without the client's own `Error code: 400 - {…}` around it."""
+    if isinstance(error.body, dict) and isinstance(message := error.body.get("message"), str):  # pyright: ignore
+        return message
+    return error.message
+
+
+def _api_key() -> str:
+    settings = read_settings()
+    if settings.api_key:
+        return settings.api_key.get_secret_value()
+    key_file = first_key_file(settings)
+    try:
+        return key_file.read_text("utf-8").strip()
+    except FileNotFoundError:
+        fail(f"no API key: set TOQUE_API_KEY, or start `toque serve`, which keeps one in {key_file}", 2)
+    except OSError as error:
+        fail(f"cannot read the API key: {error}", 2)

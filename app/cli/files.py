@@ -1,0 +1,141 @@
+"""`toque files`: datasets and results."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import open as open_with_progress
+
+from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
+from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types import FileObject
+
+app = typer.Typer(no_args_is_help=True, help="Datasets and results.")
+
+FileId = Annotated[str, typer.Argument(metavar="FILE_ID", show_default=False, callback=not_empty)]
+Dataset = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, show_default=False)]
+
+
+@app.command()
+def upload(
+    path: Dataset,
+    purpose: Annotated[str, typer.Option()] = "fine-tune",
+    base_url: BaseUrl = DEFAULT_BASE_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Upload a file; a dataset is checked line by line first.
+
+    Example: toque files upload training.jsonl
+    """
+    with connect(base_url) as client:
+        file = upload_file(client, path, purpose)
+    _print_file(file, as_json)
+
+
+@app.command("list")
+def list_files(
+    purpose: Annotated[
+        str | None, typer.Option(show_default=False, help="Only files with this purpose.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Newest files to show.")] = 20,
+    base_url: BaseUrl = DEFAULT_BASE_URL,
+    as_json: AsJson = False,
+) -> None:
+    """List files, newest first.
+
+    Example: toque files list --purpose fine-tune
+    """
+    with connect(base_url) as client:
+        page = client.files.list(limit=limit, extra_query={"purpose": purpose} if purpose else None)
+    if as_json:
+        print_json(page.data)
+    else:
+        rows = [
+            (file.id, file.filename, file.purpose, f"{file.bytes:,}", moment(file.created_at))
+            for file in page.data
+        ]
+        print_table(("ID", "FILENAME", "PURPOSE", "BYTES", "CREATED"), rows)
+
+
+@app.command()
+def get(file_id: FileId, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = False) -> None:
+    """Show one file.
+
+    Example: toque files get file-abc123
+    """
+    with connect(base_url) as client:
+        file = client.files.retrieve(file_id)
+    _print_file(file, as_json)
+
+
+@app.command()
+def delete(file_id: FileId, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = False) -> None:
+    """Delete a file; jobs that were created with it go on.
+
+    Example: toque files delete file-abc123
+    """
+    with connect(base_url) as client:
+        deleted = client.files.delete(file_id)
+    if as_json:
+        print_json(deleted)
+    else:
+        print_fields({"deleted": deleted.id})
+
+
+@app.command()
+def download(
+    file_id: FileId,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", dir_okay=False, show_default=False, help="Instead of stdout."),
+    ] = None,
+    base_url: BaseUrl = DEFAULT_BASE_URL,
+) -> None:
+    """Write a file's bytes to stdout or to a file.
+
+    Example: toque files download file-abc123 -o results.csv
+    """
+    with connect(base_url) as client, client.files.with_streaming_response.content(file_id) as response:
+        if output is None:
+            for chunk in response.iter_bytes():
+                sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        else:
+            # Whole or not at all: a script may read the file as soon as it is there.
+            partial = output.with_name(output.name + ".part")
+            response.stream_to_file(partial)
+            partial.replace(output)
+
+
+def upload_file(client: OpenAI, path: Path, purpose: str) -> FileObject:
+    """Streams the file from disk, with a progress bar where there is a terminal."""
+    with open_with_progress(
+        path,
+        "rb",
+        description=f"Uploading {path.name}",
+        console=stderr,
+        transient=True,
+        disable=not stderr.is_terminal,
+    ) as content:
+        return client.files.create(file=(path.name, content), purpose=purpose)  # pyright: ignore[reportArgumentType] - checked by the service
+
+
+def _print_file(file: FileObject, as_json: bool) -> None:
+    if as_json:
+        print_json(file)
+        return
+    print_fields(
+        {
+            "id": file.id,
+            "filename": file.filename,
+            "purpose": file.purpose,
+            "bytes": f"{file.bytes:,}",
+            "created": moment(file.created_at),
+        }
+    )

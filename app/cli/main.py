@@ -1,0 +1,49 @@
+"""The command `toque`."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from app.cli import chat, db, files, jobs, keys, models, serve
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,  # they hold API keys
+    help="Fine-tune models on your own examples, and serve them, on your own machines.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"toque {version('toque')}")
+        raise typer.Exit
+
+
+@app.callback()
+def toque(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Fine-tune models on your own examples, and serve them, on your own machines."""
+
+
+app.command()(serve.serve)
+app.add_typer(files.app, name="files")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(models.app, name="models")
+app.command()(chat.chat)
+app.add_typer(keys.app, name="keys")
+app.add_typer(db.app, name="db")
+
+_PARTS = "Parts of `toque serve`"
+app.command(rich_help_panel=_PARTS)(serve.api)
+app.command(rich_help_panel=_PARTS)(serve.worker)
+app.command(rich_help_panel=_PARTS)(serve.engine)
+
+if __name__ == "__main__":
+    app()

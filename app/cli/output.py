@@ -1,0 +1,81 @@
+"""What commands print: tables for people, JSON for machines, and one line when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from openai import BaseModel
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+
+# A pipe has no width: there, a row is as long as it is.
+stdout = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
+stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def fail(message: str, exit_code: int = 1) -> NoReturn:
+    """Ends the command with one line on stderr."""
+    stderr.print(Text.assemble(("Error: ", "bold red"), " ".join(message.split())))
+    raise typer.Exit(exit_code)
+
+
+Document: TypeAlias = "BaseModel | Mapping[str, object]"
+
+
+def print_json(document: Document | Sequence[Document]) -> None:
+    """One document, as the API gave it."""
+    plain = [_plain(item) for item in document] if isinstance(document, Sequence) else _plain(document)
+    sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_json_line(item: BaseModel) -> None:
+    """One line of a stream."""
+    sys.stdout.write(json.dumps(_plain(item), ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """One line per object; None is a dash."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row))
+    stdout.print(table)
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    """One object, a field a line, without those that are None."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fields.items():
+        if value is not None:
+            table.add_row(name, Text(_cell(value)))
+    stdout.print(table)
+
+
+def moment(seconds: float | None) -> str | None:
+    """A time of the API in the reader's time zone."""
+    if not seconds:  # 0: a base model, which was made elsewhere
+        return None
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _cell(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _plain(item: BaseModel | Mapping[str, object]) -> object:
+    return dict(item) if isinstance(item, Mapping) else item.to_dict(mode="json")

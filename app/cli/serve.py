@@ -1,0 +1,212 @@
+"""`toque serve`, and the three processes that it keeps: `toque api`, `toque worker`, `toque engine`."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.text import Text
+
+from app.cli.configuration import read_settings
+from app.cli.db import upgrade_database
+from app.cli.keys import ensure_first_key, first_key_file
+from app.cli.models import pull_base_model
+from app.cli.output import fail, stdout
+from app.cli.supervisor import Program, Supervisor
+from app.settings import Settings
+
+_API_DRAIN_SECONDS = 20
+"""Less than the supervisor's: the engine stops after the API."""
+_STYLES = {"api": "cyan", "worker": "magenta", "engine": "green", "toque": "bold yellow"}
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, show_default="8000", help="0: any free port.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(file_okay=False, show_default=False, help="Database, files, models, first API key."),
+    ] = None,
+    database_url: Annotated[
+        str | None, typer.Option(show_default="SQLite in the data folder", help="postgresql+psycopg://…")
+    ] = None,
+) -> None:
+    """Run the whole service on this machine: API, worker and engine.
+
+    Example: toque serve --port 8000 --data-dir ./toque
+    """
+    started = time.monotonic()
+    settings = _settings_from(
+        HOST=host, PORT=port, DATA_DIR=data_dir and data_dir.absolute(), DATABASE_URL=database_url
+    )
+    listener = _bind(settings.host, settings.port)
+    os.environ["TOQUE_PORT"] = str(listener.getsockname()[1])
+    os.environ["PYTHONUNBUFFERED"] = "1"
+
+    _say(f"database {upgrade_database(settings)}")
+    if secret := ensure_first_key(settings):
+        _say(f"API key {secret} (shown once; kept in {first_key_file(settings)})")
+    _ensure_base_model(settings)
+    address = _listen(listener)
+    _say(f"starting on {address}/v1")
+
+    programs = [
+        Program("api", _toque("api", "--fd", str(listener.fileno())), descriptors=(listener.fileno(),)),
+        Program("worker", _toque("worker")),
+        Program("engine", _toque("engine"), outlives=("api",)),
+    ]
+    asyncio.run(_supervise(Supervisor(programs, _write, _say), listener, address, started))
+
+
+def api(
+    descriptor: Annotated[int | None, typer.Option("--fd", hidden=True)] = None,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
+) -> None:
+    """Run the API alone, on TOQUE_HOST and TOQUE_PORT.
+
+    Example: TOQUE_PORT=8000 toque api
+    """
+    import uvicorn  # noqa: PLC0415 - the server side is slow to import
+
+    from app.main import create_app  # noqa: PLC0415 - as above
+
+    settings = read_settings()
+    config = uvicorn.Config(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        access_log=access_log,
+        server_header=False,
+        timeout_graceful_shutdown=_API_DRAIN_SECONDS,
+    )
+    server = uvicorn.Server(config)
+    with suppress(KeyboardInterrupt):  # uvicorn's way to say that Ctrl-C ended it
+        server.run(None if descriptor is None else [socket.socket(fileno=descriptor)])
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def worker() -> None:
+    """Run one training worker.
+
+    Example: toque worker
+    """
+    _become("workers.training.worker")
+
+
+def engine() -> None:
+    """Run the engine that answers for the base model and its adapters.
+
+    Example: toque engine
+    """
+    _become("workers.inference.engine")
+
+
+async def _supervise(supervisor: Supervisor, listener: socket.socket, address: str, started: float) -> None:
+    ready = asyncio.create_task(_announce(address, started))
+    try:
+        await supervisor.run()
+    finally:
+        ready.cancel()
+        listener.close()
+
+
+async def _announce(address: str, started: float) -> None:
+    """One line, once the service can answer."""
+    import aiohttp  # noqa: PLC0415 - slow to import
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
+        while True:
+            try:
+                async with session.get(f"{address}/health/ready") as response:
+                    if response.status == 200:
+                        break
+            except (aiohttp.ClientError, TimeoutError):
+                pass  # not yet
+            await asyncio.sleep(0.5)
+    _say(f"ready on {address}/v1 after {time.monotonic() - started:.1f} s")
+
+
+def _settings_from(**options: object) -> Settings:
+    """The settings; an option is its environment variable, so that the children read the same."""
+    for name, value in options.items():
+        if value is not None:
+            os.environ[f"TOQUE_{name}"] = str(value)
+    return read_settings()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """The port, taken now and passed to the API: no other program can have it in between."""
+    try:
+        family, _, _, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+    except OSError as error:
+        _refuse(host, port, error)
+    return listener
+
+
+def _listen(listener: socket.socket) -> str:
+    """From here on a connection waits until the API takes it; returns the address for this machine."""
+    address: tuple[str, int] = listener.getsockname()[:2]
+    host, port = address
+    try:
+        listener.listen(2048)
+    except OSError as error:
+        _refuse(host, port, error)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _refuse(host: str, port: int, error: OSError) -> NoReturn:
+    if error.errno == errno.EADDRINUSE:
+        fail(f"port {port} on {host} is already in use; stop what uses it, or choose one with --port", 2)
+    fail(f"cannot listen on {host}:{port}: {error.strerror}", 2)
+
+
+def _ensure_base_model(settings: Settings) -> None:
+    """Pulls the model that the engine serves, where it is not on this machine yet."""
+    from app.base_models import is_prepared  # noqa: PLC0415 - as above
+
+    try:
+        entry = settings.engine_base
+    except ValueError as error:
+        fail(str(error), 2)
+    if is_prepared(settings, entry):
+        return
+    _say(f"base model {entry.name} is not here yet: running `toque models pull {entry.name}`")
+    if code := pull_base_model(entry.name):
+        raise typer.Exit(code)
+
+
+def _toque(*arguments: str) -> list[str]:
+    # -P: a folder named `app` where the command is run must not be taken for ours.
+    return [sys.executable, "-P", "-m", "app.cli.main", *arguments]
+
+
+def _become(module: str) -> NoReturn:
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module])  # noqa: S606 - no shell is the point
+
+
+def _say(line: str) -> None:
+    _write("toque", line)
+
+
+def _write(name: str, line: str) -> None:
+    stdout.print(Text.assemble((f"{name:<6} | ", _STYLES[name]), line), soft_wrap=True)

@@ -1,0 +1,187 @@
+"""Keeps a few programs running, and leaves none behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from asyncio.subprocess import DEVNULL, STDOUT, Process
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from app.cli.tether import tethered
+
+_LONGEST_LINE = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A command that should always run."""
+
+    name: str
+    command: Sequence[str]
+    descriptors: tuple[int, ...] = ()
+    """File descriptors that it inherits."""
+    outlives: tuple[str, ...] = ()
+    """Programs that still need it while they stop: it is asked to stop once they are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds."""
+
+    first_restart: float = 1.0
+    """Before a program that died is started again; doubles each time."""
+    longest_restart: float = 30.0
+    steady_after: float = 60.0
+    """A program that ran this long starts over with `first_restart`."""
+    drain: float = 30.0
+    """Between SIGTERM and SIGKILL."""
+
+
+class Supervisor:
+    """Runs programs until SIGTERM, SIGHUP or Ctrl-C.
+
+    Each program leads a process group of its own: a terminal's Ctrl-C reaches the supervisor only, and
+    whatever the program started dies with it.
+    """
+
+    def __init__(
+        self,
+        programs: Sequence[Program],
+        write: Callable[[str, str], None],
+        say: Callable[[str], None],
+        timing: Timing | None = None,
+    ) -> None:
+        """`write` gets a program's name and a line of its output; `say` a line of the supervisor's own."""
+        self._programs = programs
+        self._write = write
+        self._say = say
+        self._timing = timing or Timing()
+        self._processes: dict[str, Process] = {}
+        self._gone = {program.name: asyncio.Event() for program in programs}
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Returns once a stop was asked for and every program is gone."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
+        async with asyncio.TaskGroup() as group:
+            for program in self._programs:
+                group.create_task(self._keep(program))
+            await self._stopping.wait()
+            await self._drain()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if not self._stopping.is_set():
+            self._say("stopping; Ctrl-C again to stop at once")
+            self._stopping.set()
+        elif number == signal.SIGINT:  # a second SIGTERM says nothing new: `timeout` sends two
+            self._kill_all()
+
+    async def _keep(self, program: Program) -> None:
+        """Runs the program again and again until a stop is asked for."""
+        pause = self._timing.first_restart
+        while not self._stopping.is_set():
+            started = time.monotonic()
+            try:
+                ending = _ending(await self._run_once(program))
+            except OSError as error:
+                ending = f"cannot start: {error}"
+            if self._stopping.is_set():
+                break
+            if time.monotonic() - started >= self._timing.steady_after:
+                pause = self._timing.first_restart
+            self._say(f"{program.name} ended ({ending}); starting it again in {pause:g} s")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            pause = min(pause * 2, self._timing.longest_restart)
+        self._gone[program.name].set()
+
+    async def _run_once(self, program: Program) -> int:
+        # A pipe of our own: asyncio's would make `wait` last until every holder of the pipe is gone.
+        read_end, write_end = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *tethered(program.command),
+                stdin=DEVNULL,
+                stdout=write_end,
+                stderr=STDOUT,
+                process_group=0,
+                pass_fds=program.descriptors,
+            )
+        except OSError:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        self._processes[program.name] = process
+        output = asyncio.create_task(self._copy_output(program.name, read_end))
+        if self._stopping.is_set():
+            process.terminate()
+        try:
+            return await process.wait()
+        finally:
+            _kill_group(process)
+            del self._processes[program.name]
+            # What left the group may hold the pipe for ever.
+            _, unfinished = await asyncio.wait({output}, timeout=1)
+            for task in unfinished:
+                task.cancel()
+
+    async def _copy_output(self, name: str, descriptor: int) -> None:
+        reader = asyncio.StreamReader()
+        pipe = os.fdopen(descriptor, "rb", buffering=0)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), pipe
+        )
+        try:
+            unfinished = b""
+            while chunk := await reader.read(_LONGEST_LINE):
+                *lines, unfinished = (unfinished + chunk).split(b"\n")
+                if len(unfinished) > _LONGEST_LINE:
+                    lines, unfinished = [*lines, unfinished], b""
+                for line in lines:
+                    self._write(name, _shown(line))
+            if unfinished:
+                self._write(name, _shown(unfinished))
+        finally:
+            transport.close()
+
+    async def _drain(self) -> None:
+        """Asks every program to stop, and kills those that have not after a while."""
+        try:
+            async with asyncio.timeout(self._timing.drain):
+                await asyncio.gather(*(self._stop(program) for program in self._programs))
+        except TimeoutError:
+            self._say(f"still running after {self._timing.drain:g} s, killed: {', '.join(self._processes)}")
+            self._kill_all()
+
+    async def _stop(self, program: Program) -> None:
+        for name in program.outlives:
+            await self._gone[name].wait()
+        if process := self._processes.get(program.name):
+            with suppress(ProcessLookupError):
+                process.terminate()
+        await self._gone[program.name].wait()
+
+    def _kill_all(self) -> None:
+        for process in self._processes.values():
+            _kill_group(process)
+
+
+def _kill_group(process: Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _shown(line: bytes) -> str:
+    """The line as a terminal would leave it: of a progress bar, what was written last."""
+    return line.decode("utf-8", "replace").rstrip().rpartition("\r")[2]
+
+
+def _ending(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name

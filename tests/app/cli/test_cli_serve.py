@@ -1,0 +1,187 @@
+"""`toque serve`: the real API and database, with small stand-ins for the worker and the engine."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from app.auth.service import authenticate
+from app.database import Database
+from tests.app.cli.running_service import TOQUE
+from tests.app.cli.watched_process import Watched, has_ended, read_rest, read_until
+
+_WORKER = """
+import signal, os, time
+from app.database import Database
+from app.fine_tuning.models import Worker
+from app.settings import Settings
+
+with Database(Settings().sqlalchemy_url).writer() as session:
+    session.add(
+        Worker(
+            hostname="h", pid=1, device="none", version="0",
+            started_at=time.time(), heartbeat_at=time.time() + 600,
+        )
+    )
+print("pid", os.getpid())
+signal.pause()
+"""
+_ENGINE = """
+import signal, os, time
+from app.completions.models import Engine
+from app.database import Database
+from app.settings import Settings
+
+with Database(Settings().sqlalchemy_url).writer() as session:
+    session.add(
+        Engine(
+            base_model=Settings().engine_base.name, url="unix:/none", api_key="k", status="ready",
+            device="none", version="0", started_at=time.time(), heartbeat_at=time.time() + 600,
+        )
+    )
+print("pid", os.getpid())
+signal.pause()
+"""
+_PULL = """
+import sys
+from app.settings import Settings
+
+settings = Settings()
+folder = settings.base_model_dir(settings.engine_base)
+folder.mkdir(parents=True)
+(folder / "config.json").write_text("{}")
+print("pulled", sys.argv[2])
+"""
+
+Serve = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    workers = tmp_path / "stand-ins" / "workers"
+    for name, code in (("training/worker", _WORKER), ("inference/engine", _ENGINE), ("base_models", _PULL)):
+        module = workers / f"{name}.py"
+        module.parent.mkdir(parents=True, exist_ok=True)
+        module.write_text(code)
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*options: str, **environment: str) -> subprocess.Popen[str]:
+        # The caller's folder has an `app` of its own, as many projects have.
+        (tmp_path / "app.py").write_text("raise SystemExit('the wrong app')")
+        command = [*TOQUE, "serve", "--data-dir", "data", *options]
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": str(workers.parent)} | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def test_from_the_first_start_to_the_stop(serve: Serve, tmp_path: Path) -> None:
+    service = serve("--port", "0")
+
+    said = read_until(service, "ready on")
+    [address] = re.findall(r"toque  \| ready on (\S+/v1) after \d+\.\d s", said)
+    [key] = re.findall(r"API key (sk-\S+) ", said)
+    key_file = tmp_path / "data" / "api_key"
+    assert key_file.read_text().strip() == key
+    assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+    assert said.index("running `toque models pull") < said.index("pulled smollm2-135m-instruct")
+    programs = [Watched(int(pid)) for pid in re.findall(r"(?:worker|engine) \| pid (\d+)", said)]
+    assert len(programs) == 2
+    request = urllib.request.Request(f"{address}/models", headers={"authorization": f"Bearer {key}"})
+    with urllib.request.urlopen(request) as response:
+        assert response.status == 200
+
+    service.terminate()
+    said = read_rest(service)
+
+    assert service.wait(20) == 0
+    assert "killed" not in said
+    assert all(program.ends() for program in programs)
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{address}/models")
+
+    again = serve("--port", "0")
+    said = read_until(again, "ready on")
+    assert "API key" not in said
+    assert "pull" not in said
+
+    again.kill()
+    for pid in re.findall(r"(?:worker|engine) \| pid (\d+)", said):
+        assert has_ended(int(pid))
+
+
+def test_a_port_in_use(serve: Serve, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        service = serve("--port", str(port))
+        said = read_rest(service)
+
+    assert service.wait(20) == 2
+    assert said.startswith(f"Error: port {port} on 127.0.0.1 is already in use; ")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_given_key_is_not_shown(serve: Serve, tmp_path: Path) -> None:
+    service = serve("--port", "0", TOQUE_API_KEY="sk-given")
+
+    said = read_until(service, "starting on")
+    service.terminate()
+    said += read_rest(service)
+
+    assert "sk-given" not in said
+    assert not (tmp_path / "data" / "api_key").exists()
+    database = Database(f"sqlite:///{tmp_path / 'data' / 'toque.db'}")
+    with database.reader() as session:
+        assert authenticate(session, "sk-given").name == "default"
+    database.dispose()
+
+
+def test_a_pull_that_fails_ends_the_start(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "stand-ins" / "workers" / "base_models.py").write_text("raise SystemExit(7)")
+
+    service = serve("--port", "0")
+    said = read_rest(service)
+
+    assert service.wait(20) == 7
+    assert "api" not in re.findall(r"^(\w+) +\|", said, re.MULTILINE)
+
+
+def test_models_pull_passes_the_exit_code(serve: Serve, tmp_path: Path) -> None:
+    pull = "import sys; sys.exit(sys.argv[1:] != ['pull', 'm'])"
+    (tmp_path / "stand-ins" / "workers" / "base_models.py").write_text(pull)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "stand-ins")}
+
+    assert subprocess.run([*TOQUE, "models", "pull", "m"], env=environment, check=False).returncode == 0
+    assert subprocess.run([*TOQUE, "models", "pull", "n"], env=environment, check=False).returncode == 1
+
+
+def test_a_tethered_command_does_not_start_without_its_parent() -> None:
+    orphan = [sys.executable, "-m", "app.cli.tether", "1", sys.executable, "-c", "print('started')"]
+
+    ended = subprocess.run(orphan, capture_output=True, text=True, check=False)
+
+    assert (ended.returncode, ended.stdout) == (1, "")

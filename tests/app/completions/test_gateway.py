@@ -1,0 +1,204 @@
+"""The gateway: what passes, what is refused, and what an engine's faults look like from outside."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import OpenAI
+
+from app.completions.models import Engine
+from app.database import Database, database_now
+from tests.app.completions.engine_stand_in import ENGINE_KEY, EngineStandIn, run_engine
+from tests.conftest import BASE_MODEL, wait_until
+
+ASK: dict[str, Any] = {"model": BASE_MODEL, "messages": [{"role": "user", "content": "Soup?"}]}
+
+
+def register_engine(database: Database, url: str, **columns: Any) -> None:
+    row = {"status": "ready", "heartbeat_at": database_now()} | columns
+    with database.writer() as session:
+        session.add(
+            Engine(
+                base_model=BASE_MODEL,
+                url=url,
+                api_key=ENGINE_KEY,
+                device="cpu",
+                version="0",
+                started_at=time.time(),
+                **row,
+            )
+        )
+
+
+@pytest.fixture
+def engine(database: Database) -> Iterator[EngineStandIn]:
+    stand_in = EngineStandIn()
+    with tempfile.TemporaryDirectory(prefix="toque-") as folder:
+        socket = str(Path(folder) / "engine.sock")
+        with run_engine(stand_in, socket):
+            register_engine(database, f"unix:{socket}")
+            yield stand_in
+
+
+def test_an_answer_passes_through(client: OpenAI, engine: EngineStandIn) -> None:
+    answer = client.chat.completions.create(**ASK)
+    assert answer.choices[0].message.content == "Leek."
+    assert answer.model == BASE_MODEL
+    streamed = [
+        chunk.choices[0].delta.content for chunk in client.chat.completions.create(**ASK, stream=True)
+    ]
+    assert streamed == ["0 ", "1 ", "2 "]
+    legacy = client.completions.create(model=BASE_MODEL, prompt="Soup")
+    assert legacy.choices[0].text == "Leek."
+
+
+def test_what_an_engine_may_see_passes_and_nothing_else(client: OpenAI, engine: EngineStandIn) -> None:
+    function = {"name": "stock", "description": "d", "parameters": {"type": "object"}}
+    passed: dict[str, Any] = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "n": 2,
+        "stop": ["\n"],
+        "seed": 3,
+        "max_tokens": 5,
+        "max_completion_tokens": 5,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.1,
+        "logit_bias": {"5": -100},
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {"type": "function", "function": {"name": "stock"}},
+        "parallel_tool_calls": False,
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "s", "schema": {"type": "object"}},
+        },
+    }
+    client.chat.completions.create(
+        **ASK, **passed, user="u", store=True, metadata={"a": "b"}, extra_body={"top_k": 7, "min_p": 0.1}
+    )
+    assert engine.bodies[-1] == ASK | passed | {"top_k": 7, "min_p": 0.1}
+
+    call = {"id": "c1", "type": "function", "function": {"name": "stock", "arguments": "{}"}}
+    turns = [
+        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []},
+        {"role": "tool", "tool_call_id": "c1", "content": "3"},
+        {"role": "user", "content": [{"type": "text", "text": "And?"}]},
+    ]
+    client.chat.completions.create(model="gpt-4o-mini", messages=turns)  # pyright: ignore[reportArgumentType]
+    assert engine.bodies[-1]["model"] == BASE_MODEL
+    assert engine.bodies[-1]["messages"] == [{"role": "assistant", "tool_calls": [call]}, *turns[1:]]
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"chat_template": "{{ 7 * 7 }}"}, "chat_template"),
+        ({"chat_template_kwargs": {}}, "chat_template_kwargs"),
+        ({"documents": [{}]}, "documents"),
+        ({"vllm_xargs": {}}, "vllm_xargs"),
+        ({"extra_args": {}}, "extra_args"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"kv_transfer_params": {}}, "kv_transfer_params"),
+        ({"n": 1000}, "n"),
+        ({"temperature": -1}, "temperature"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "chef", "content": "x"}]}, "messages[0].role"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}
+                ]
+            },
+            "messages[0].content",
+        ),
+    ],
+)
+def test_what_is_refused_never_reaches_an_engine(
+    http: httpx2.Client, engine: EngineStandIn, extra: dict[str, Any], param: str
+) -> None:
+    response = http.post("/v1/chat/completions", json=ASK | extra)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"].startswith(param)
+    assert engine.bodies == []
+
+
+@pytest.mark.parametrize(
+    "model", ["../../etc/passwd", "ft:nobody", "x" * 255, "\u0001", f"ft:{BASE_MODEL}:other::1"]
+)
+def test_models_that_are_not_there(http: httpx2.Client, engine: EngineStandIn, model: str) -> None:
+    response = http.post("/v1/chat/completions", json=ASK | {"model": model})
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+    assert engine.bodies == []
+
+
+def test_without_an_engine_it_is_503(client: OpenAI, http: httpx2.Client, database: Database) -> None:
+    def refused(says: str) -> None:
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(**ASK)
+        assert (caught.value.status_code, caught.value.code) == (503, "engine_unavailable")
+        assert caught.value.response.headers["retry-after"] == "5"
+        assert says in str(caught.value)
+        ready = http.get("/health/ready")
+        assert ready.status_code == 503
+        assert says in ready.json()["checks"]["engine"]
+
+    refused("none is running")
+    register_engine(database, "unix:/nowhere", status="starting", detail="loading the model")
+    refused("loading the model")
+    register_engine(database, "unix:/nowhere", heartbeat_at=database_now() - 100)
+    refused("loading the model")
+    register_engine(database, "unix:/nowhere")
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(**ASK)
+    assert (caught.value.status_code, caught.value.code) == (503, "engine_unavailable")
+
+
+def test_an_engines_refusals_are_in_the_envelope(client: OpenAI, engine: EngineStandIn) -> None:
+    engine.behaviour = "refuse"
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**ASK)
+    assert (refused.value.code, refused.value.type) == ("context_length_exceeded", "invalid_request_error")
+    engine.behaviour = "unknown"
+    with pytest.raises(openai.InternalServerError) as unknown:
+        client.chat.completions.create(**ASK)
+    assert (unknown.value.status_code, unknown.value.code) == (503, "model_not_loaded")
+    engine.behaviour = "fail"
+    with pytest.raises(openai.InternalServerError) as failed:
+        client.chat.completions.create(**ASK)
+    assert (failed.value.status_code, failed.value.code) == (503, "engine_error")
+    assert "secret" not in str(failed.value)
+
+
+def test_a_stream_that_breaks_says_so(client: OpenAI, engine: EngineStandIn) -> None:
+    engine.behaviour = "break"
+    received = []
+    with pytest.raises(openai.APIError) as caught:
+        for chunk in client.chat.completions.create(**ASK, stream=True):
+            received.append(chunk.choices[0].delta.content)
+    assert received == ["0 "]
+    assert caught.value.code == "engine_unavailable"
+
+
+def test_a_client_that_leaves_stops_the_engine(client: OpenAI, engine: EngineStandIn) -> None:
+    engine.behaviour = "endless"
+    stream = client.chat.completions.create(**ASK, stream=True)
+    next(iter(stream))
+    stream.close()
+    assert wait_until(engine.disconnected.is_set, "the engine is told", seconds=5)
+    assert engine.chunks_sent < 1000
+
+
+def test_echo_with_logprobs_is_refused(client: OpenAI, engine: EngineStandIn) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model=BASE_MODEL, prompt="x", echo=True, logprobs=1)
+    assert caught.value.param == "echo"

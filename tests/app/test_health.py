@@ -1,0 +1,70 @@
+"""`/health` and `/metrics`."""
+
+from __future__ import annotations
+
+import time
+
+import httpx2
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.database import Database
+from app.fine_tuning import queue
+from app.fine_tuning.models import Worker
+from app.settings import Settings
+from tests.app.completions.test_gateway import register_engine
+from tests.conftest import BASE_MODEL, Service, run_service
+
+
+def add_worker(database: Database) -> None:
+    row = Worker(id="worker_1", hostname="h", pid=1, device="cpu", version="0", started_at=time.time())
+    with database.writer() as session:
+        queue.report_worker(session, row)
+
+
+def test_ready_when_it_can_train_and_answer(service: Service, database: Database) -> None:
+    with service.http(None) as http:
+        assert http.get("/health/live").json() == {"status": "live"}
+        waiting = http.get("/health/ready")
+        assert waiting.status_code == 503
+        assert waiting.headers["retry-after"] == "5"
+        assert set(waiting.json()["checks"]) == {"database", "worker", "engine"}
+        assert waiting.json()["error"]["code"] == "not_ready"
+        add_worker(database)
+        register_engine(database, "unix:/nowhere")
+        ready = http.get("/health/ready")
+    assert ready.status_code == 200
+    assert ready.json() == {"status": "ready", "checks": {"database": "ok", "worker": "ok", "engine": "ok"}}
+
+
+def test_a_base_that_is_not_prepared_is_named(settings: Settings, database: Database, tmp_path) -> None:
+    bare = settings.model_copy(update={"models_dir": tmp_path / "empty"})
+    with run_service(bare) as service, service.http(None) as http:
+        checks = http.get("/health/ready").json()["checks"]
+    assert f"toque models pull {BASE_MODEL}" in checks["base_model"]
+
+
+def test_a_database_that_is_gone_is_503_everywhere(settings: Settings, tmp_path) -> None:
+    url = "postgresql+psycopg://nobody@127.0.0.1:1/none?connect_timeout=1"
+    with run_service(settings.model_copy(update={"database_url": url})) as service, service.http() as http:
+        ready = http.get("/health/ready")
+        assert (ready.status_code, http.get("/health/live").status_code) == (503, 200)
+        assert "cannot be used" in ready.json()["checks"]["database"]
+        listing = http.get("/v1/files")
+        assert (listing.status_code, listing.headers["retry-after"]) == (503, "5")
+        assert listing.json()["error"]["code"] == "database_unavailable"
+
+
+def test_metrics_are_prometheus_text(service: Service, http: httpx2.Client, database: Database) -> None:
+    add_worker(database)
+    http.get("/v1/models/nothing")
+    http.get("/no/such/place")
+    text = http.get("/metrics").text
+    samples = {
+        (sample.name, sample.labels.get("route", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["toque_http_requests_total", "/v1/models/{model}"] == 1
+    assert samples["toque_http_requests_total", "unmatched"] == 1
+    assert samples["toque_workers", ""] == 1
+    assert "/no/such/place" not in text
