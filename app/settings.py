@@ -31,7 +31,7 @@ class BaseModelEntry(BaseModel):
 class Settings(BaseSettings):
     """Where things are and how much is allowed; every field is an environment variable `TOQUE_<FIELD>`."""
 
-    model_config = SettingsConfigDict(env_prefix="TOQUE_", env_nested_delimiter="__", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TOQUE_", env_ignore_empty=True, extra="ignore")
 
     data_dir: Path = Field(default_factory=lambda: user_data_path("toque"))
     """Holds the embedded database, storage, base models and the first API key."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import chat, db, files, jobs, keys, models, serve
+from app.cli import chat, db, demo, files, jobs, keys, models, serve
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +33,7 @@ def toque(
 
 
 app.command()(serve.serve)
+app.command()(demo.demo)
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
