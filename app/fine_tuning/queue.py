@@ -15,8 +15,7 @@ from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.database import database_now
-from app.fine_tuning.models import Checkpoint, FineTuningJob, Worker
-from app.fine_tuning.service import add_event
+from app.fine_tuning.models import Checkpoint, Event, FineTuningJob, Worker
 
 
 class LeaseLostError(Exception):
@@ -154,6 +153,14 @@ def release(session: Session, job_id: str, epoch: int) -> None:
     """
     _write(session, job_id, epoch, status="queued", lease_until=None, worker_id=None, estimated_finish=None)
     add_event(session, job_id, "The worker stopped; the job waits for another", level="warn")
+
+
+def add_event(
+    session: Session, job_id: str, message: str, *, level: str = "info", data: dict[str, Any] | None = None
+) -> None:
+    """A line in the job's log; with data, a line of metrics."""
+    kind = "message" if data is None else "metrics"
+    session.add(Event(job_id=job_id, message=message, level=level, type=kind, data=data))
 
 
 def report_worker(session: Session, worker: Worker) -> None:

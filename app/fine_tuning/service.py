@@ -23,6 +23,7 @@ from app.fine_tuning.hyperparameters import (
     resolve_hyperparameters,
 )
 from app.fine_tuning.models import ALLOWED_MOVES, Checkpoint, Event, FineTuningJob
+from app.fine_tuning.queue import add_event
 from app.fine_tuning.schemas import SUPPORTED_METHODS, CreateJob
 from app.pagination import fetch_page
 from app.settings import BaseModelEntry, Settings
@@ -161,14 +162,6 @@ def count_by_status(session: Session) -> dict[str, int]:
     """Jobs of all projects."""
     rows = session.execute(select(FineTuningJob.status, func.count()).group_by(FineTuningJob.status))
     return {status: count for status, count in rows}  # noqa: C416 - rows are no pairs to the type checker
-
-
-def add_event(
-    session: Session, job_id: str, message: str, *, level: str = "info", data: dict[str, Any] | None = None
-) -> None:
-    """A line in the job's log; with data, a line of metrics."""
-    kind = "message" if data is None else "metrics"
-    session.add(Event(job_id=job_id, message=message, level=level, type=kind, data=data))
 
 
 def _method(request: CreateJob) -> tuple[str, dict[str, Any]]:

@@ -1,0 +1,57 @@
+# `make demo` shows what Toque does; `make test` proves it. Both install what they need into .venv.
+
+DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
+BIN := .venv/bin
+
+.PHONY: help install demo serve test lint openapi lock bench-train clean
+
+help:
+	@echo "make demo         from a dataset to a custom model, side by side with prompting"
+	@echo "make test         lint, types, contracts, and every test"
+	@echo "make serve        the service on port 8000"
+	@echo "make bench-train  our trainer against TRL's (DATASET=FILE for your own data)"
+	@echo "make install lint openapi lock clean"
+
+install: .venv/.installed
+
+.venv/.installed: $(LOCKS)
+	requirements/install.sh $(DEVICE)
+	@touch $@
+
+.venv/.installed-dev: $(LOCKS)
+	requirements/install.sh $(DEVICE) dev
+	@touch .venv/.installed $@
+
+.venv/.installed-bench: $(LOCKS)
+	requirements/install.sh $(DEVICE) dev bench
+	@touch .venv/.installed .venv/.installed-dev $@
+
+demo: install
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/toque demo
+
+serve: install
+	$(BIN)/toque serve
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --verbose
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/pytest
+
+openapi: .venv/.installed-dev
+	$(BIN)/python -m app.openapi > openapi/openapi.json
+
+lock: .venv/.installed-dev
+	requirements/lock.sh
+
+bench-train: .venv/.installed-bench
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.train $(if $(DATASET),--dataset $(DATASET))
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
