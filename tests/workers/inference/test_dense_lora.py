@@ -1,0 +1,136 @@
+"""The CPU kernels against plain fp32 arithmetic."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("vllm")
+
+from workers.inference.dense_lora import DenseLoraWrapper  # noqa: E402
+
+SLOTS, MAX_RANK = 4, 32
+LAYERS = {"qkv": (96, (96, 32, 32)), "o": (96, (96,)), "gate_up": (96, (160, 160)), "down": (160, (96,))}
+
+
+class Layer:
+    """Stacked weights as vLLM's LoRA layers keep them."""
+
+    def __init__(self, width: int, slices: tuple[int, ...]) -> None:
+        self.width, self.slices = width, slices
+        self.a = tuple(torch.zeros(SLOTS, 1, MAX_RANK, width, dtype=torch.bfloat16) for _ in slices)
+        self.b = tuple(torch.zeros(SLOTS, 1, out, MAX_RANK, dtype=torch.bfloat16) for out in slices)
+
+    def set_lora(self, slot: int, rank: int) -> None:
+        for a, b in zip(self.a, self.b, strict=True):
+            a[slot] = 0
+            b[slot] = 0
+            a[slot, 0, :rank].copy_(torch.randn(rank, self.width) / self.width**0.5)
+            b[slot, 0, :, :rank].copy_(torch.randn(b.shape[2], rank) / rank**0.5)
+
+    def reference(self, x: torch.Tensor, slots: list[int]) -> torch.Tensor:
+        delta = torch.zeros(len(slots), sum(self.slices))
+        for row, slot in enumerate(slots):
+            if slot >= 0:
+                parts = [
+                    b[slot, 0].float() @ (a[slot, 0].float() @ x[row].float())
+                    for a, b in zip(self.a, self.b, strict=True)
+                ]
+                delta[row] = torch.cat(parts)
+        return delta
+
+
+def wrapper_for(slots: list[int], *, is_prefill: bool = True) -> DenseLoraWrapper:
+    wrapper = DenseLoraWrapper(1024, 64, torch.device("cpu"))
+    ids = [slot + 1 if slot >= 0 else 0 for slot in slots]
+    mapping = SimpleNamespace(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=is_prefill)
+    wrapper.update_metadata(mapping, [slot + 1 for slot in range(SLOTS)], SLOTS + 1, 1000)
+    return wrapper
+
+
+def apply(wrapper: DenseLoraWrapper, layer: Layer, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    result = y.clone()
+    wrapper.add_lora_linear(result, x, layer.a, layer.b, 1.0, layer.slices)
+    return result
+
+
+def inputs(layer: Layer, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    y = torch.randn(rows, sum(layer.slices)).to(torch.bfloat16)
+    return y, torch.randn(rows, layer.width).to(torch.bfloat16)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_get_their_own_adapter_and_base_rows_exactly_nothing(kind: str, seed: int) -> None:
+    rng = random.Random(f"{kind}{seed}")
+    torch.manual_seed(seed)
+    layer = Layer(*LAYERS[kind])
+    for slot in rng.sample(range(SLOTS), rng.randint(1, SLOTS)):
+        layer.set_lora(slot, rng.choice([1, 5, 8, 16, 32]))
+    for rows in (1, 3, 16, 200):  # decode, and prefill
+        choices = rng.sample(range(-1, SLOTS), rng.randint(1, SLOTS + 1))
+        slots = sorted(rng.choices(choices, k=rows)) if rows > 16 else rng.choices(choices, k=rows)
+        y, x = inputs(layer, rows)
+        result = apply(wrapper_for(slots, is_prefill=rng.random() < 0.5), layer, y, x)
+        expected = y.float() + layer.reference(x, slots)
+        base = torch.tensor([slot < 0 for slot in slots])
+        assert torch.equal(result[base], y[base])
+        # bf16 has 8 bits: the inner result and the sum are rounded to it once each.
+        torch.testing.assert_close(result.float(), expected, rtol=2**-6, atol=2**-5)
+
+
+def test_a_slot_written_again_is_served_anew() -> None:
+    torch.manual_seed(0)
+    layer, wrapper = Layer(*LAYERS["qkv"]), wrapper_for([2, -1])
+    layer.set_lora(2, 16)
+    y, x = inputs(layer, 2)
+    first = apply(wrapper, layer, y, x)
+    layer.set_lora(2, 32)
+    second = apply(wrapper, layer, y, x)
+    assert not torch.equal(first, second)
+    expected = y.float() + layer.reference(x, [2, -1])
+    torch.testing.assert_close(second.float(), expected, rtol=2**-6, atol=2**-5)
+    for weights in (*layer.a, *layer.b):
+        weights[2] = 0  # as `reset_lora`
+    assert torch.equal(apply(wrapper, layer, y, x), y)
+
+
+def test_an_adapter_that_overflows_stays_in_its_rows() -> None:
+    torch.manual_seed(0)
+    layer = Layer(*LAYERS["down"])
+    layer.set_lora(0, 16)
+    layer.set_lora(1, 16)
+    layer.a[0][1] = 3e38
+    y, x = inputs(layer, 3)
+    result = apply(wrapper_for([0, 1, -1]), layer, y, x)
+    assert torch.equal(result[2], y[2])
+    assert torch.isfinite(result[0]).all()
+
+
+def test_a_batch_without_adapters_is_left_alone() -> None:
+    layer = Layer(*LAYERS["o"])
+    layer.set_lora(SLOTS - 1, 16)
+    y, x = inputs(layer, 5)
+    assert torch.equal(apply(wrapper_for([-1] * 5), layer, y, x), y)
+
+
+def test_rows_past_the_indices_are_padding() -> None:
+    layer = Layer(*LAYERS["o"])
+    layer.set_lora(0, 16)
+    y, x = inputs(layer, 4)
+    result = apply(wrapper_for([0, 0]), layer, y, x)
+    assert torch.equal(result[2:], y[2:])
+    assert not torch.equal(result[:2], y[:2])
+
+
+def test_the_output_layer_is_left_alone_whatever_rows_are_asked_for() -> None:
+    # `prompt_logprobs` asks for all of a prompt's rows, which stock vLLM fails on.
+    wrapper = wrapper_for([0, -1])
+    a, b = torch.zeros(SLOTS, 1, 32, 96), torch.zeros(SLOTS, 1, 1000, 32)
+    logits, hidden = torch.randn(7, 1000), torch.randn(7, 96)
+    before = logits.clone()
+    wrapper.add_lora_logits(logits, hidden, a, b, 1.0)
+    assert torch.equal(logits, before)

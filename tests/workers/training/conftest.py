@@ -1,0 +1,91 @@
+"""A tiny base model, made on the spot: two layers, a byte-level tokenizer, a ChatML template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+COLOURS = ["red", "green", "blue", "white", "black"]
+SYSTEM = "Say the colour of the thing."
+
+Lines = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def base_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*special, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.1,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": "<|im_end|>",
+                "pad_token": "<|endoftext|>",
+            }
+        )
+    )
+    (folder / "chat_template.jinja").write_text(CHATML)
+    return folder
+
+
+def chat(question: str, answer: str, *, system: str = SYSTEM, **last: Any) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "system", "content": system},
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer, **last},
+        ]
+    }
+
+
+def colours(count: int) -> list[dict[str, Any]]:
+    """Examples of unequal length that begin alike, as real ones do."""
+    return [chat("x" * (number % 7) + f"thing {number}?", COLOURS[number % 5]) for number in range(count)]
+
+
+@pytest.fixture
+def jsonl(tmp_path: Path) -> Lines:
+    def write(examples: list[dict[str, Any]], name: str = "training.jsonl") -> Path:
+        path = tmp_path / name
+        path.write_text(
+            "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples), "utf-8"
+        )
+        return path
+
+    return write

@@ -1,0 +1,424 @@
+"""The trainer through its protocol, and its arithmetic against plain transformers and PEFT in fp32."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import peft
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from transformers import AutoModelForCausalLM
+
+from app.chat_template import ChatTemplate, TokenizedExample
+from tests.workers.training.conftest import Lines, chat, colours
+from workers.training import model, trainer
+from workers.training.dataset import BatchLimits, load_examples, micro_batches, pack
+from workers.training.protocol import (
+    Checkpoint,
+    Failed,
+    Finished,
+    Hyperparameters,
+    Progress,
+    Started,
+    Step,
+    TrainingSpec,
+)
+
+CPU = torch.device("cpu")
+WIDE = BatchLimits(tokens=1 << 20, targets=1 << 20)
+COMMAND = [sys.executable, "-m", "workers.training.trainer"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+class Child:
+    """A trainer process, spoken to as the worker does."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            COMMAND, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def train(self, spec: TrainingSpec) -> list[Progress]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(msgspec.json.encode(spec) + b"\n")
+        self.process.stdin.flush()
+        said: list[Progress] = []
+        while not said or not isinstance(said[-1], Finished | Failed):
+            line = self.process.stdout.readline()
+            assert line, f"the trainer died: {self.process.wait()}"
+            said.append(msgspec.json.decode(line, type=Progress))
+        return said
+
+    def close(self) -> int:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        code = self.process.wait(30)
+        self.process.stdout.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Child]:
+    """One for all tests, so it is warm in all but the first."""
+    child = Child()
+    yield child
+    child.close()
+
+
+@pytest.fixture
+def spec(base_model_dir: Path, jsonl: Lines, tmp_path: Path) -> TrainingSpec:
+    return TrainingSpec(
+        job_id="ftjob-1",
+        base_model="tiny",
+        base_model_dir=str(base_model_dir),
+        training_file=str(jsonl(colours(20))),
+        validation_file=None,
+        output_dir=str(tmp_path / "jobs" / "ftjob-1" / "1"),
+        seed=42,
+        hyperparameters=Hyperparameters(
+            n_epochs=2,
+            batch_size=4,
+            learning_rate=1e-2,
+            lora_rank=4,
+            lora_alpha=8,
+            lora_dropout=0.0,
+            warmup_ratio=0.1,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            max_length=400,
+        ),
+    )
+
+
+def with_(spec: TrainingSpec, **changes: Any) -> TrainingSpec:
+    """The spec with other fields or hyperparameters, and an output folder of its own."""
+    names = Hyperparameters.__struct_fields__
+    numbers = {name: changes.pop(name) for name in list(changes) if name in names}
+    changes.setdefault("output_dir", f"{spec.output_dir}-{time.monotonic_ns()}")
+    hyperparameters = msgspec.structs.replace(spec.hyperparameters, **numbers)
+    return msgspec.structs.replace(spec, hyperparameters=hyperparameters, **changes)
+
+
+def adapter_bytes(said: list[Progress]) -> bytes:
+    assert isinstance(said[-1], Finished), said[-1]
+    return (Path(said[-1].path) / "adapter_model.safetensors").read_bytes()
+
+
+# The protocol
+
+
+def test_a_job_reports_every_step_and_leaves_an_adapter(
+    child: Child, spec: TrainingSpec, jsonl: Lines
+) -> None:
+    validation = jsonl(colours(6), "validation.jsonl")
+    said = child.train(with_(spec, n_epochs=4, validation_file=str(validation)))
+
+    started, finished = said[0], said[-1]
+    assert isinstance(started, Started) and isinstance(finished, Finished)
+    assert (started.total_steps, started.examples) == (20, 20)
+    steps = [message for message in said if isinstance(message, Step)]
+    assert [step.metrics.step for step in steps] == list(range(1, 21))
+    assert [step.epoch for step in steps] == [number // 5 + 1 for number in range(20)]
+    assert steps[-1].tokens == 4 * started.tokens_per_epoch == finished.trained_tokens
+    losses = [step.metrics.train_loss or 0.0 for step in steps]
+    assert losses[-1] < losses[0] / 2
+    assert all(0 <= (step.metrics.train_mean_token_accuracy or 0) <= 1 for step in steps)
+    # A small fixed batch every few steps, all of the file once an epoch.
+    assert [step.metrics.step for step in steps if step.metrics.valid_loss] == [5, 10, 15, 20]
+    checkpoints = [message for message in said if isinstance(message, Checkpoint)]
+    assert [Path(message.path).name for message in checkpoints] == ["step-5", "step-10", "step-15", "step-20"]
+    full = [message.metrics.full_valid_loss or 0.0 for message in checkpoints]
+    assert full[-1] < full[0]
+    assert checkpoints[-1].metrics.full_valid_mean_token_accuracy is not None
+    assert finished.path == checkpoints[-1].path
+    assert finished.peak_memory_bytes > 10**7
+
+
+def test_the_learning_rate_rises_then_falls_to_its_end(spec: TrainingSpec) -> None:
+    hp = msgspec.structs.replace(spec.hyperparameters, warmup_ratio=0.2, learning_rate=1.0)
+    rates = [trainer.learning_rate(step, 20, hp) for step in range(20)]
+
+    assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert rates[4] == max(rates) == 1.0
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert rates[-1] == pytest.approx(1 / 16)
+
+
+def test_the_same_spec_gives_the_same_adapter_in_a_cold_process_too(child: Child, spec: TrainingSpec) -> None:
+    warm = adapter_bytes(child.train(with_(spec, lora_dropout=0.1)))
+    again = adapter_bytes(child.train(with_(spec, lora_dropout=0.1)))
+    other_seed = adapter_bytes(child.train(with_(spec, lora_dropout=0.1, seed=43)))
+    cold_child = Child()
+    cold = adapter_bytes(cold_child.train(with_(spec, lora_dropout=0.1)))
+
+    assert warm == again == cold
+    assert warm != other_seed
+    assert cold_child.close() == 0  # its stdin ended
+
+
+def test_a_checkpoint_is_whole_and_loads_in_peft(
+    child: Child, spec: TrainingSpec, base_model_dir: Path
+) -> None:
+    said = child.train(spec)
+
+    parent = Path(spec.output_dir) / "checkpoints"
+    assert sorted(folder.name for folder in parent.iterdir()) == ["step-10", "step-5"]  # no tmp-… is left
+    for folder in parent.iterdir():
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        files = {file.name for file in folder.iterdir()} - {"manifest.json"}
+        assert files == {"adapter_model.safetensors", "adapter_config.json", "training_state.pt"}
+        sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+        assert manifest["sha256"] == sums
+
+    config = json.loads((parent / "step-10" / "adapter_config.json").read_bytes())
+    assert config["base_model_name_or_path"] == "tiny"
+    assert config["r"] == 4
+    assert set(config["target_modules"]) == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+    state = torch.load(parent / "step-10" / "training_state.pt", weights_only=True)
+    assert (state["step"], state["epoch"]) == (10, 2)
+    assert len(state["optimizer"]["state"]) == 2 * 7 * 2
+    # Plain PEFT, on a plain base, finds every weight and gets the loss that the trainer reported last.
+    base = AutoModelForCausalLM.from_pretrained(base_model_dir, dtype=torch.float32)
+    loaded = peft.PeftModel.from_pretrained(base, str(parent / "step-10")).eval()
+    examples = load_examples(Path(spec.training_file), ChatTemplate.load(base_model_dir), 400)
+    with torch.no_grad():
+        loss = float(reference_loss(loaded, examples))
+    last = [message for message in said if isinstance(message, Step)][-1]
+    assert loss == pytest.approx(last.metrics.train_loss, rel=0.5)
+
+
+def test_files_that_cannot_be_trained_on_are_named(child: Child, spec: TrainingSpec, jsonl: Lines) -> None:
+    long = str(jsonl([*colours(10), chat("x" * 900, "red")], "long.jsonl"))
+
+    [failed] = child.train(with_(spec, training_file=long))
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.param) == ("invalid_training_file", "training_file")
+    assert "Line 11 has" in failed.message and "max_length (400)" in failed.message
+
+    [failed] = child.train(with_(spec, validation_file=long))
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.param) == ("invalid_validation_file", "validation_file")
+
+
+def test_a_diverging_job_fails_and_the_next_is_as_if_it_had_never_been(
+    child: Child, spec: TrainingSpec
+) -> None:
+    before = adapter_bytes(child.train(with_(spec)))
+    failed = child.train(with_(spec, learning_rate=1e30))[-1]
+    after = adapter_bytes(child.train(with_(spec)))
+
+    assert isinstance(failed, Failed)
+    assert failed.code == "training_diverged"
+    assert "learning_rate_multiplier" in failed.message
+    assert before == after
+
+
+def test_an_unforeseen_error_fails_the_job_and_not_the_process(child: Child, spec: TrainingSpec) -> None:
+    failed = child.train(with_(spec, training_file="/nowhere.jsonl"))[-1]
+
+    assert isinstance(failed, Failed)
+    assert failed.code == "internal_error"
+    assert isinstance(child.train(with_(spec))[-1], Finished)
+
+
+def test_out_of_memory_says_what_to_do(spec: TrainingSpec) -> None:
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    failed = trainer.explain(error.value, spec)
+    assert failed.code == "out_of_memory"
+    assert "batch_size" in failed.message and "max_length" in failed.message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux kills the children of the dead")
+def test_no_trainer_outlives_its_worker(spec: TrainingSpec) -> None:
+    endless = msgspec.json.encode(with_(spec, n_epochs=10**6)).decode()
+    worker = (
+        "import subprocess, sys\n"
+        f"child = subprocess.Popen({COMMAND!r}, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)\n"
+        "print(child.pid, flush=True)\n"
+        f"child.stdin.write({endless!r}.encode() + b'\\n'); child.stdin.flush(); child.wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", worker], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    trainer_pid = int(parent.stdout.readline())
+    assert b"started" in parent.stdout.readline()
+    assert b"step" in parent.stdout.readline()
+
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    # The pipe that both wrote to ends when the last of them is gone.
+    parent.stdout.read()
+    parent.stdout.close()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{trainer_pid}/cmdline").exists() and b"trainer" in cmdline(trainer_pid):
+        assert time.monotonic() < deadline, "the trainer still runs"
+        time.sleep(0.05)
+
+
+def cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+# The arithmetic
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Two threads that wait for each other by spinning take ages where other tests keep the cores busy."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def examples(base_model_dir: Path, jsonl: Lines) -> list[TokenizedExample]:
+    several_turns = {
+        "messages": [
+            {"role": "system", "content": "Say the colour of the thing."},
+            {"role": "user", "content": "A?"},
+            {"role": "assistant", "content": "wrong", "weight": 0},
+            {"role": "user", "content": "B?"},
+            {"role": "assistant", "content": "right"},
+        ]
+    }
+    lines = [*colours(6), several_turns, chat("no, the other?", "a longer answer than the others' are")]
+    return load_examples(jsonl(lines), ChatTemplate.load(base_model_dir), 1000)
+
+
+def reference_loss(plain: torch.nn.Module, examples: list[TokenizedExample]) -> Tensor:
+    """Mean over all targets, one example at a time, all its logits: nothing of the trainer's own."""
+    losses: list[Tensor] = []
+    for example in examples:
+        ids = torch.tensor([example.input_ids])
+        learnt = torch.tensor(example.target_mask[1:])
+        logits = plain(input_ids=ids).logits[0, :-1]
+        losses.append(F.cross_entropy(logits[learnt], ids[0, 1:][learnt], reduction="none"))
+    return torch.cat(losses).mean()
+
+
+def reference_gradients(base_model_dir: Path, examples: list[TokenizedExample]) -> tuple[float, Tensor]:
+    base = AutoModelForCausalLM.from_pretrained(base_model_dir, dtype=torch.float32)
+    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    plain = peft.get_peft_model(
+        base, peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=names)
+    )
+    loss = reference_loss(randomize(plain), examples)
+    loss.backward()
+    return loss.item(), gradients(plain)
+
+
+def randomize(adapted: peft.PeftModel) -> peft.PeftModel:
+    """The same random A and B in whatever model; PEFT starts with B = 0, which would hide half of it."""
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for _, weight in sorted(adapter_weights(adapted).items()):
+            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
+    return adapted
+
+
+def adapter_weights(adapted: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
+
+
+def gradients(adapted: torch.nn.Module) -> Tensor:
+    found = [weight.grad for _, weight in sorted(adapter_weights(adapted).items())]
+    return torch.cat([grad.flatten() for grad in found if grad is not None])
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    monkeypatch.setattr(model, "compute_dtype", lambda device: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("written_out", [0, 1 << 20], ids=["torch's attention", "written out"])
+@pytest.mark.parametrize(
+    "limits", [WIDE, BatchLimits(tokens=150, targets=1000)], ids=["one batch", "several"]
+)
+def test_loss_and_gradient_are_those_of_plain_peft(
+    base_model_dir: Path,
+    examples: list[TokenizedExample],
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    written_out: int,
+    limits: BatchLimits,
+) -> None:
+    monkeypatch.setattr(model, "WRITTEN_OUT", written_out)
+    expected_loss, expected = reference_gradients(base_model_dir, examples)
+
+    base = model.load_base(base_model_dir, CPU)
+    adapted = randomize(model.add_lora(base, rank=4, alpha=8, dropout=0.0))
+    targets = sum(sum(example.target_mask) for example in examples)
+    batches = list(micro_batches(examples, limits))
+    assert (len(batches) == 1) == (limits is WIDE)
+    assert batches[0].shared > 10
+    total = 0.0
+    for batch in batches:
+        loss = F.cross_entropy(model.target_logits(base, batch), batch.targets, reduction="sum") / targets
+        loss.backward()
+        total += loss.item()
+
+    actual = gradients(adapted)
+    if dtype == torch.float32:
+        assert total == pytest.approx(expected_loss, rel=1e-5)
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-5)
+    else:
+        assert total == pytest.approx(expected_loss, rel=1e-2)
+        assert float(F.cosine_similarity(actual, expected, dim=0)) > 0.99
+
+
+def test_a_cut_batch_makes_the_same_optimizer_step(
+    base_model_dir: Path, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "compute_dtype", lambda device: torch.float32)
+    base = trainer.load_warm_base(base_model_dir)
+    learnt: list[dict[str, Tensor]] = []
+    scores: list[trainer.Score] = []
+    for limits in (WIDE, BatchLimits(tokens=1, targets=1)):
+        adapted = randomize(model.add_lora(base.model, rank=4, alpha=8, dropout=0.0))
+        weights = list(adapter_weights(adapted).values())
+        optimizer = torch.optim.SGD(weights, lr=1.0)
+        scores.append(trainer.learn(base, adapted, weights, optimizer, examples, limits, 1.0, 1.0))
+        learnt.append({name: weight.detach().clone() for name, weight in adapter_weights(adapted).items()})
+        adapted.unload()
+
+    assert scores[0].mean_loss == pytest.approx(scores[1].mean_loss, rel=1e-5)
+    assert (scores[0].correct, scores[0].targets) == (scores[1].correct, scores[1].targets)
+    torch.testing.assert_close(learnt[0], learnt[1], rtol=1e-3, atol=1e-5)
+
+
+def test_dropout_is_pefts(
+    base_model_dir: Path, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model, "compute_dtype", lambda device: torch.float32)
+    base = model.load_base(base_model_dir, CPU)
+    adapted = randomize(model.add_lora(base, rank=4, alpha=8, dropout=0.5))
+    adapted.train()
+    batch = pack(examples)
+
+    def loss_and_gradients() -> tuple[Tensor, Tensor]:
+        torch.manual_seed(3)
+        adapted.zero_grad()
+        loss = F.cross_entropy(model.target_logits(base, batch), batch.targets)
+        loss.backward()
+        return loss.detach(), gradients(adapted)
+
+    ours = loss_and_gradients()
+    monkeypatch.setattr(model.LoraLinear, "forward", peft.tuners.lora.Linear.forward)
+    torch.testing.assert_close(ours, loss_and_gradients(), rtol=1e-3, atol=1e-5)

@@ -1,0 +1,221 @@
+"""The worker process with the real trainer, on a tiny base model, on both databases."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from openai import OpenAI
+from sqlalchemy import select
+
+from app.adapters.models import Adapter
+from app.database import Database
+from app.files.models import File
+from app.files.storage import LocalStorage
+from app.fine_tuning.models import FineTuningJob, Worker
+from app.settings import BaseModelEntry, Settings
+from tests.conftest import training_bytes, wait_until
+
+TINY = "tiny"
+
+
+@pytest.fixture
+def settings(settings: Settings, base_model_dir: Path) -> Settings:
+    tiny = BaseModelEntry(name=TINY, source=str(base_model_dir), context=512)
+    changes = {"base_models": [tiny], "heartbeat_seconds": 0.2, "poll_seconds": 0.1, "training_threads": 1}
+    return settings.model_copy(update=changes)
+
+
+@contextmanager
+def run_worker(settings: Settings, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A real worker process; its log goes to worker.log."""
+    environment = os.environ | {
+        "TOQUE_DATA_DIR": str(settings.data_dir),
+        "TOQUE_DATABASE_URL": settings.database_url,
+        "TOQUE_BASE_MODELS": f"[{settings.base_models[0].model_dump_json()}]",
+        "TOQUE_HEARTBEAT_SECONDS": "0.2",
+        "TOQUE_POLL_SECONDS": "0.1",
+        "TOQUE_TRAINING_THREADS": "1",
+    }
+    with (tmp_path / "worker.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workers.training.worker"], env=environment, stderr=log
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            assert process.wait(timeout=30) == 0, (tmp_path / "worker.log").read_text()
+
+
+def create(client: OpenAI, content: bytes | None = None, **parameters: Any):
+    file = client.files.create(file=("train.jsonl", content or training_bytes(24)), purpose="fine-tune")
+    hyperparameters = {"n_epochs": 2, "batch_size": 4} | parameters.pop("hyperparameters", {})
+    method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+    return client.fine_tuning.jobs.create(
+        model=TINY, training_file=file.id, method=method, seed=1, **parameters
+    )
+
+
+def ended(client: OpenAI, job_id: str):
+    def look():
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        return job if job.status in ("succeeded", "failed", "cancelled") else None
+
+    return wait_until(look, f"{job_id} ends", seconds=120)
+
+
+def trainer_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    def find() -> psutil.Process | None:
+        children = psutil.Process(worker.pid).children()
+        return next((child for child in children if "workers.training.trainer" in child.cmdline()), None)
+
+    return wait_until(find, "the trainer starts")
+
+
+def test_jobs_are_trained_one_after_another(
+    client: OpenAI, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    validation = client.files.create(file=("valid.jsonl", training_bytes(11)), purpose="fine-tune")
+    jobs = [create(client, validation_file=validation.id), create(client, suffix="second")]
+    with run_worker(settings, tmp_path) as worker:
+        first, second = (ended(client, job.id) for job in jobs)
+        with database.reader() as session:
+            row = session.scalar(select(Worker))
+        assert row is not None
+        assert (row.pid, row.version) == (worker.pid, "0.1.0")
+    with database.reader() as session:
+        assert session.scalar(select(Worker)) is None, "a worker that ends takes its row away"
+
+    for job in (first, second):
+        assert (job.status, job.error) == ("succeeded", None), job
+        assert job.fine_tuned_model == f"ft:tiny:default:{job.suffix or ''}:{job.id.removeprefix('ftjob-')}"
+        assert job.finished_at >= job.created_at
+        events = list(client.fine_tuning.jobs.list_events(job.id))
+        steps = [event.data["step"] for event in events if event.type == "metrics"]
+        assert steps == list(range(12, 0, -1))
+        rows = list(csv.DictReader(client.files.content(job.result_files[0]).text.splitlines()))
+        assert list(rows[0]) == [
+            "step",
+            "train_loss",
+            "train_accuracy",
+            "valid_loss",
+            "valid_mean_token_accuracy",
+        ]
+        assert [int(row["step"]) for row in rows] == list(range(1, 13))
+        checkpoints = client.fine_tuning.jobs.checkpoints.list(job.id).data
+        assert [checkpoint.step_number for checkpoint in checkpoints] == [12, 6]
+        names = [checkpoint.fine_tuned_model_checkpoint for checkpoint in checkpoints]
+        assert names == [f"{job.fine_tuned_model}:ckpt-step-{step}" for step in (12, 6)]
+        assert {*names, job.fine_tuned_model} <= {model.id for model in client.models.list()}
+    assert first.trained_tokens == second.trained_tokens > 0
+    newest = client.fine_tuning.jobs.checkpoints.list(first.id).data[0]
+    assert newest.metrics.full_valid_loss is not None
+    assert newest.metrics.step == 12
+
+    with database.reader() as session:
+        adapter = session.get_one(Adapter, first.fine_tuned_model)
+    folder = LocalStorage(settings.storage_root).path(adapter.storage_key)
+    assert {"adapter_config.json", "adapter_model.safetensors", "manifest.json"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert f"jobs/{first.id}/1/" in adapter.storage_key
+
+
+def test_a_job_that_cannot_be_trained_says_why(
+    client: OpenAI, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    job = create(client)
+    with database.reader() as session:
+        stored = session.get_one(File, job.training_file)
+    # The API checked the file; the disk has lost some of it since.
+    LocalStorage(settings.storage_root).path(stored.storage_key).write_bytes(
+        training_bytes(11) + b'{"messages"'
+    )
+    with run_worker(settings, tmp_path):
+        failed = ended(client, job.id)
+    assert failed.status == "failed"
+    assert (failed.error.code, failed.error.param) == ("invalid_training_file", "training_file")
+    assert "12" in failed.error.message
+    newest = client.fine_tuning.jobs.list_events(job.id).data[0]
+    assert newest.level == "error"
+    assert failed.error.message in newest.message
+    assert (failed.fine_tuned_model, failed.result_files) == (None, [])
+
+
+def test_a_cancelled_job_frees_its_worker(client: OpenAI, settings: Settings, tmp_path: Path) -> None:
+    long = create(client, hyperparameters={"n_epochs": 50})
+    after = create(client)
+    with run_worker(settings, tmp_path):
+        wait_until(
+            lambda: client.fine_tuning.jobs.checkpoints.list(long.id).data, "a checkpoint is there", 60
+        )
+        assert client.fine_tuning.jobs.cancel(long.id).status == "cancelled"
+        assert ended(client, after.id).status == "succeeded"
+    cancelled = client.fine_tuning.jobs.retrieve(long.id)
+    assert (cancelled.status, cancelled.fine_tuned_model, cancelled.result_files) == ("cancelled", None, [])
+    assert client.fine_tuning.jobs.checkpoints.list(long.id).data, "finished checkpoints stay"
+
+
+def test_a_trainer_that_dies_is_replaced_and_in_the_end_the_job_fails(
+    client: OpenAI, settings: Settings, tmp_path: Path
+) -> None:
+    job = create(client, hyperparameters={"n_epochs": 50})
+    with run_worker(settings, tmp_path) as worker:
+        for attempt in range(1, 4):
+            wait_until(lambda attempt=attempt: _messages(client, job.id, attempt), "it trains again", 60)
+            trainer_of(worker).kill()
+        failed = ended(client, job.id)
+    assert (failed.status, failed.error.code) == ("failed", "trainer_died")
+    assert "SIGKILL" in failed.error.message
+
+
+def _messages(client: OpenAI, job_id: str, attempt: int):
+    """The log, once that many attempts have begun to train."""
+    events = [
+        e for e in client.fine_tuning.jobs.list_events(job_id, limit=1000) if "Training on" in e.message
+    ]
+    return events if len(events) >= attempt else []
+
+
+def test_a_worker_that_is_told_to_stop_gives_its_job_back(
+    client: OpenAI, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    job = create(client, hyperparameters={"n_epochs": 50})
+    with run_worker(settings, tmp_path) as worker:
+        wait_until(lambda: _messages(client, job.id, 1), "it trains", 60)
+        trainer = trainer_of(worker)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=30) == 0
+    assert not trainer.is_running()
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "queued"
+    with database.reader() as session:
+        assert session.get_one(FineTuningJob, job.id).worker_id is None
+
+
+def test_nothing_is_left_of_a_worker_that_was_killed(
+    client: OpenAI, settings: Settings, tmp_path: Path
+) -> None:
+    job = create(client, hyperparameters={"n_epochs": 50})
+    short = settings.model_copy(update={"lease_seconds": 1.0})
+    process = None
+    with pytest.raises(AssertionError), run_worker(short, tmp_path) as process:
+        wait_until(lambda: _messages(client, job.id, 1), "it trains", 60)
+        trainer = trainer_of(process)
+        process.kill()
+        process.wait()
+        wait_until(
+            lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE,
+            "the trainer dies too",
+        )
+    assert process is not None
+    assert client.fine_tuning.jobs.retrieve(job.id).status == "running", "until its lease has passed"
