@@ -45,7 +45,9 @@ class Settings(BaseSettings):
     """Accepted as the first project's key; also what client commands send."""
 
     host: str = "127.0.0.1"
+    """Where the API listens."""
     port: int = Field(default=8000, ge=0, le=65535)
+    """0 takes a free one."""
 
     base_models: list[BaseModelEntry] = [
         BaseModelEntry(
@@ -57,11 +59,14 @@ class Settings(BaseSettings):
     """The catalogue. JSON: `[{"name": …, "source": …, "context": …, "max_rank": …}]`."""
 
     max_file_bytes: int = Field(default=512 * 2**20, ge=1)
+    """Largest upload."""
     max_body_bytes: int = Field(default=16 * 2**20, ge=1)
     """Largest request body other than an upload."""
 
     lease_seconds: float = Field(default=60.0, gt=0)
+    """How long a silent worker keeps its job."""
     heartbeat_seconds: float = Field(default=10.0, gt=0)
+    """How often workers and engines report themselves; three missed, and they count as gone."""
     poll_seconds: float = Field(default=1.0, gt=0)
     """How often an idle worker looks for a job."""
     training_threads: int = Field(default=0, ge=0)
@@ -78,6 +83,7 @@ class Settings(BaseSettings):
     engine_kv_cache_gib: float = Field(default=1.0, gt=0)
     """CPU only: memory for the engine's key/value cache."""
     engine_start_timeout: float = Field(default=300.0, gt=0)
+    """Seconds until an engine that is not ready is started again."""
     upstream_timeout: float = Field(default=600.0, gt=0)
     """Seconds without a byte from the engine before a completion is given up."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shutil
@@ -35,7 +36,9 @@ API_KEY = "sk-toque-first-project"
 OTHER_KEY = "sk-toque-other-project"
 
 # The embedded server keeps its lock here; without it the package warns.
-os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="toque-run-"))
+if "XDG_RUNTIME_DIR" not in os.environ:
+    os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="toque-run-")
+    atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 # Nothing of the developer's own deployment may reach a test.
 for name in [name for name in os.environ if name.startswith("TOQUE_") and name != "TOQUE_TEST_MODELS_DIR"]:
     del os.environ[name]

@@ -138,10 +138,7 @@ def _await_ready(serve: subprocess.Popen[bytes], address: str, log: Path) -> Non
 
 def _train(client: OpenAI, base_model: str) -> FineTuningJob:
     """Upload, job, progress: what any script for OpenAI's API does."""
-    files = [
-        client.files.create(file=path.open("rb"), purpose="fine-tune")
-        for path in (TRAINING_FILE, HELDOUT_FILE)
-    ]
+    files = [client.files.create(file=path, purpose="fine-tune") for path in (TRAINING_FILE, HELDOUT_FILE)]
     for file in files:
         stdout.print(f"uploaded {file.filename} ({file.bytes:,} bytes) as {file.id}")
     job = client.fine_tuning.jobs.create(

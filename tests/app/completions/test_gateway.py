@@ -181,10 +181,10 @@ def test_an_engines_refusals_are_in_the_envelope(client: OpenAI, engine: EngineS
 
 def test_a_stream_that_breaks_says_so(client: OpenAI, engine: EngineStandIn) -> None:
     engine.behaviour = "break"
-    received = []
+    received: list[str | None] = []
     with pytest.raises(openai.APIError) as caught:
         for chunk in client.chat.completions.create(**ASK, stream=True):
-            received.append(chunk.choices[0].delta.content)
+            received += [chunk.choices[0].delta.content]
     assert received == ["0 "]
     assert caught.value.code == "engine_unavailable"
 

