@@ -4,13 +4,14 @@ DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo serve test lint openapi lock bench-train clean
+.PHONY: help install demo serve test lint openapi lock bench-train bench-api clean
 
 help:
 	@echo "make demo         from a dataset to a custom model, side by side with prompting"
 	@echo "make test         lint, types, contracts, and every test"
 	@echo "make serve        the service on port 8000"
 	@echo "make bench-train  our trainer against TRL's (DATASET=FILE for your own data)"
+	@echo "make bench-api    the API's answers while a job trains on every core"
 	@echo "make install lint openapi lock clean"
 
 install: .venv/.installed
@@ -52,6 +53,10 @@ lock: .venv/.installed-dev
 bench-train: .venv/.installed-bench
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.train $(if $(DATASET),--dataset $(DATASET))
+
+bench-api: install
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.api
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,12 +19,11 @@ from app.cli.output import fail, stderr, stdout
 from app.cli.progress import TrainingBar, follow
 from app.demo.contest import Candidate, Result, run_candidate
 from app.demo.dataset import HELDOUT_FILE, TRAINING_FILE, choose_examples, load_questions, prompted_turns
+from app.demo.service import ServiceProcess, running_service
 
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
-
-    from app.settings import Settings
 
 FEW_SHOT_EXAMPLES = 8
 EPOCHS = 3
@@ -57,7 +47,9 @@ def demo(
     settings = read_settings()
     with tempfile.TemporaryDirectory(prefix="toque-demo-") as temporary:
         folder = (data_dir or Path(temporary)).absolute()
-        with _running_service(settings, folder) as client:
+        with running_service(settings, folder) as service, service.client() as client:
+            _title(f"0. toque serve on {service.address} (its log: {service.log})")
+            _await_ready(service)
             _title("1. A dataset goes in, a custom model comes out")
             job = _train(client, settings.engine_base.name)
             assert job.fine_tuned_model is not None
@@ -88,52 +80,12 @@ def demo(
         raise typer.Exit(1)
 
 
-@contextmanager
-def _running_service(settings: Settings, folder: Path) -> Generator[OpenAI]:
-    """`toque serve` with a data folder and a port of its own, until the block ends."""
-    from openai import OpenAI  # noqa: PLC0415 - takes a second to import
-
-    folder.mkdir(parents=True, exist_ok=True)
-    key, port, log = "sk-toque-demo-" + secrets.token_hex(16), _free_port(), folder / "serve.log"
-    environment = os.environ | {
-        "TOQUE_API_KEY": key,
-        "TOQUE_DATA_DIR": str(folder),
-        "TOQUE_DATABASE_URL": "",
-        "TOQUE_MODELS_DIR": str(settings.models_root),  # prepared once for all
-        "TOQUE_STORAGE_DIR": str(folder / "storage"),
-    }
-    with log.open("wb") as output:
-        serve = subprocess.Popen(
-            [sys.executable, "-P", "-m", "app.cli.main", "serve", "--port", str(port)],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+def _await_ready(service: ServiceProcess) -> None:
     try:
-        address = f"http://127.0.0.1:{port}"
-        _title(f"0. toque serve on {address} (its log: {log})")
-        _await_ready(serve, address, log)
-        with OpenAI(base_url=f"{address}/v1", api_key=key) as client:
-            yield client
-    finally:
-        serve.send_signal(signal.SIGTERM)
-        serve.wait()
-
-
-def _await_ready(serve: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    with stderr.status("starting API, worker and engine …") as status:
-        while serve.poll() is None:
-            try:
-                with urllib.request.urlopen(f"{address}/health/ready", timeout=5):  # noqa: S310 - http
-                    return
-            except urllib.error.HTTPError as error:
-                waiting_for = json.load(error)["error"]["message"]
-                status.update(f"starting: {waiting_for}")
-            except OSError:
-                pass  # not listening yet
-            time.sleep(0.5)
-    fail(f"toque serve ended; the last lines of its log:\n{_tail(log)}")
+        with stderr.status("starting API, worker and engine …") as status:
+            service.await_ready(lambda waiting_for: status.update(f"starting: {waiting_for}"))
+    except RuntimeError as error:
+        fail(str(error))
 
 
 def _train(client: OpenAI, base_model: str) -> FineTuningJob:
@@ -225,13 +177,3 @@ def _verdict(base: Result, prompted: Result, tuned: Result) -> str:
 
 def _title(text: str) -> None:
     stdout.print(Text(f"\n{text}", style="bold"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _tail(log: Path, lines: int = 15) -> str:
-    return "\n".join(log.read_text("utf-8", "replace").split("\n")[-lines:])
