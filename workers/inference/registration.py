@@ -1,0 +1,89 @@
+"""The engine's row in the database, by which gateways find it."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from sqlalchemy import delete
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.completions.models import Engine as EngineRow
+from app.database import Database, database_now, new_id
+from workers.device import Device
+
+log = logging.getLogger("toque.engine")
+
+_DEAD_ROW_SECONDS = 600.0
+
+
+class Registration:
+    """This engine's row. A database that cannot be reached is no reason to stop serving."""
+
+    def __init__(
+        self, database: Database, base_model: str, device: Device, vllm_version: str, every: float
+    ) -> None:
+        self._database = database
+        self._every = every
+        self._id = new_id("engine_")
+        self._base_model, self._device, self._version = base_model, device.name[:64], vllm_version
+        self._started_at = time.time()
+        self._status, self._detail, self._url, self._api_key = "starting", "", "", ""
+        self._due_at = 0.0
+        self._unreachable = False
+
+    @property
+    def due(self) -> bool:
+        """Whether the next heartbeat is."""
+        return time.monotonic() >= self._due_at
+
+    def report(self, status: str, detail: str, url: str = "", api_key: str = "") -> None:
+        """Writes the row at once if this is news, and says so."""
+        if (status, detail) != (self._status, self._detail):
+            log.info("%s: %s%s", self._base_model, status, f": {detail}" if detail else "")
+        elif (url, api_key) == (self._url, self._api_key):
+            return
+        self._status, self._detail, self._url, self._api_key = status, detail[:1024], url, api_key
+        self.beat()
+
+    def beat(self) -> None:
+        """Writes the whole row: whoever took this engine for dead may have removed it."""
+        self._due_at = time.monotonic() + self._every
+        row = EngineRow(
+            id=self._id,
+            base_model=self._base_model,
+            url=self._url,
+            api_key=self._api_key,
+            status=self._status,
+            detail=self._detail,
+            device=self._device,
+            version=self._version,
+            started_at=self._started_at,
+            heartbeat_at=database_now(),
+        )
+        long_dead = EngineRow.heartbeat_at < database_now() - _DEAD_ROW_SECONDS
+        try:
+            with self._database.writer() as session:
+                session.merge(row)
+                session.execute(delete(EngineRow).where(EngineRow.base_model == self._base_model, long_dead))
+        except SQLAlchemyError as error:
+            if not self._unreachable:
+                log.warning("the database cannot be reached, serving on: %s", _first_line(error))
+            self._unreachable = True
+        else:
+            if self._unreachable:
+                log.warning("the database is back")
+            self._unreachable = False
+
+    def remove(self) -> None:
+        """Takes the row away; the last thing to do."""
+        try:
+            with self._database.writer() as session:
+                session.execute(delete(EngineRow).where(EngineRow.id == self._id))
+        except SQLAlchemyError as error:
+            log.warning("the engine's row stays: %s", _first_line(error))
+        self._database.dispose()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

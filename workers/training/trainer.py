@@ -1,0 +1,394 @@
+"""The trainer: a child of the worker that trains one LoRA adapter after another on a warm base model.
+
+`python -m workers.training.trainer` reads `TrainingSpec`s from stdin, one JSON line each, and answers
+with `Progress` lines on stdout until stdin ends. Read `train` first: it is the whole story.
+"""
+
+from __future__ import annotations
+
+import os
+
+# A thread that has nothing to do must sleep, not spin: where the engine computes on the same cores, spinning
+# threads make a step ten times slower. OpenMP reads this when torch is imported.
+os.environ["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "passive")
+
+import hashlib
+import json
+import math
+import random
+import resource
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+import peft
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
+from transformers import PreTrainedModel
+
+from app.chat_template import ChatTemplate, TokenizedExample
+from workers.processes import die_with_parent
+from workers.training.dataset import (
+    BatchLimits,
+    InvalidExampleError,
+    epoch_batches,
+    load_examples,
+    micro_batches,
+)
+from workers.training.model import ADAPTER, add_lora, batch_limits, load_base, target_logits
+from workers.training.protocol import (
+    Checkpoint,
+    Failed,
+    Finished,
+    Hyperparameters,
+    Metrics,
+    Progress,
+    Started,
+    Step,
+    TrainingSpec,
+)
+
+Send = Callable[[Progress], None]
+
+
+class TrainingDivergedError(Exception):
+    """The loss or its gradient is no longer a number."""
+
+
+class InvalidFileError(Exception):
+    """One of the job's files cannot be trained on; `param` says which."""
+
+    def __init__(self, param: str, reason: InvalidExampleError) -> None:
+        super().__init__(str(reason))
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class WarmBase:
+    """A loaded base model, kept between jobs."""
+
+    folder: Path
+    model: PreTrainedModel
+    template: ChatTemplate
+    device: torch.device
+
+
+@dataclass(slots=True)
+class Score:
+    """Loss and accuracy over target tokens, summed."""
+
+    loss: float = 0.0
+    correct: int = 0
+    targets: int = 0
+
+    @property
+    def mean_loss(self) -> float:
+        """Nats per target token."""
+        return self.loss / self.targets
+
+    @property
+    def accuracy(self) -> float:
+        """Share of target tokens that are the most likely one."""
+        return self.correct / self.targets
+
+
+def main() -> None:
+    """Train what stdin asks for until it ends."""
+    send = claim_stdout()
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the worker decides
+    base: WarmBase | None = None
+    for line in sys.stdin.buffer:
+        spec = msgspec.json.decode(line, type=TrainingSpec)
+        try:
+            folder = Path(spec.base_model_dir)
+            if base is None or base.folder != folder:
+                base = None  # free the old one first: two may not fit
+                base = load_warm_base(folder)
+            train(spec, base, send)
+        except Exception as error:
+            traceback.print_exc()
+            if not isinstance(error, InvalidFileError | TrainingDivergedError):
+                base = None  # whatever state it is in
+            send(explain(error, spec))
+
+
+def train(spec: TrainingSpec, base: WarmBase, send: Send) -> None:
+    """One job, from its files to its adapter.
+
+    Raises:
+        InvalidFileError: a file has a line that cannot be trained on.
+        TrainingDivergedError: the loss is no longer a number.
+    """
+    hp = spec.hyperparameters
+    began = time.monotonic()
+    training = load_file(spec.training_file, "training_file", base.template, hp)
+    validation = (
+        load_file(spec.validation_file, "validation_file", base.template, hp) if spec.validation_file else []
+    )
+
+    cast(Any, torch).manual_seed(spec.seed)
+    model = add_lora(base.model, hp.lora_rank, hp.lora_alpha, hp.lora_dropout)
+    try:
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=hp.learning_rate, weight_decay=hp.weight_decay, fused=True)
+        limits = batch_limits(base.model, base.device)
+        steps_per_epoch = math.ceil(len(training) / hp.batch_size)
+        total_steps = hp.n_epochs * steps_per_epoch
+        probe = random.Random(spec.seed).sample(validation, min(hp.batch_size, len(validation)))  # noqa: S311
+        probe_every = max(5, math.ceil(total_steps / 10))
+        send(
+            Started(
+                total_steps=total_steps,
+                examples=len(training),
+                tokens_per_epoch=count_tokens(training),
+                trainable_parameters=sum(weight.numel() for weight in weights),
+                device=str(base.device),
+            )
+        )
+
+        step, tokens, folder = 0, 0, Path(spec.output_dir)
+        for epoch in range(1, hp.n_epochs + 1):
+            metrics = Metrics(step=step)
+            for numbers in epoch_batches(len(training), hp.batch_size, spec.seed, epoch):
+                batch = [training[number] for number in numbers]
+                rate = learning_rate(step, total_steps, hp)
+                score = learn(base, model, weights, optimizer, batch, limits, rate, hp.max_grad_norm)
+                step += 1
+                tokens += count_tokens(batch)
+                metrics = Metrics(
+                    step=step, train_loss=score.mean_loss, train_mean_token_accuracy=score.accuracy
+                )
+                if probe and (step % probe_every == 0 or step % steps_per_epoch == 0):
+                    valid = evaluate(base, model, probe, limits)
+                    metrics = msgspec.structs.replace(
+                        metrics, valid_loss=valid.mean_loss, valid_mean_token_accuracy=valid.accuracy
+                    )
+                elapsed = time.monotonic() - began
+                send(
+                    Step(
+                        metrics=metrics,
+                        epoch=epoch,
+                        learning_rate=rate,
+                        tokens=tokens,
+                        elapsed_seconds=elapsed,
+                    )
+                )
+            if validation:
+                valid = evaluate(base, model, validation, limits)
+                metrics = msgspec.structs.replace(
+                    metrics, full_valid_loss=valid.mean_loss, full_valid_mean_token_accuracy=valid.accuracy
+                )
+            state = training_state(optimizer, spec, epoch, step, tokens)
+            folder = save_checkpoint(
+                Path(spec.output_dir) / "checkpoints", step, model, spec.base_model, state
+            )
+            send(Checkpoint(metrics=metrics, path=str(folder)))
+    finally:
+        model.unload()  # the base as it was, for the next job
+
+    elapsed = time.monotonic() - began
+    send(
+        Finished(
+            path=str(folder),
+            trained_tokens=tokens,
+            elapsed_seconds=elapsed,
+            peak_memory_bytes=peak_memory(base.device),
+        )
+    )
+
+
+def learn(
+    base: WarmBase,
+    model: nn.Module,
+    weights: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    batch: list[TokenizedExample],
+    limits: BatchLimits,
+    rate: float,
+    max_grad_norm: float,
+) -> Score:
+    """One optimizer step on the mean loss over all target tokens of the batch, however it is cut.
+
+    Raises:
+        TrainingDivergedError: the loss or the gradient's norm is not finite.
+    """
+    model.train()
+    score = Score()
+    targets = sum(sum(example.target_mask[1:]) for example in batch)
+    for packed in micro_batches(batch, limits):
+        here = packed.to(base.device)
+        logits = target_logits(base.model, here)
+        loss = F.cross_entropy(logits, here.targets, reduction="sum")
+        cast(Any, loss / targets).backward()
+        add_score(score, loss, logits, here.targets)
+    norm = nn.utils.clip_grad_norm_(weights, max_grad_norm)
+    if not math.isfinite(score.loss) or not math.isfinite(float(norm)):
+        raise TrainingDivergedError
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return score
+
+
+@torch.no_grad()
+def evaluate(
+    base: WarmBase, model: nn.Module, examples: list[TokenizedExample], limits: BatchLimits
+) -> Score:
+    """The model's loss and accuracy on examples that it does not learn from."""
+    model.eval()
+    score = Score()
+    for packed in micro_batches(examples, limits):
+        here = packed.to(base.device)
+        logits = target_logits(base.model, here)
+        add_score(score, F.cross_entropy(logits, here.targets, reduction="sum"), logits, here.targets)
+    return score
+
+
+def add_score(score: Score, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+    """Count a forward pass's summed loss, and its right answers from the same logits."""
+    score.loss += float(loss.detach())
+    score.correct += int((logits.detach().argmax(dim=-1) == targets).sum())
+    score.targets += len(targets)
+
+
+def learning_rate(step: int, total_steps: int, hp: Hyperparameters) -> float:
+    """Linear warm-up, then linear decay towards 0 at the end; `step` counts from 0."""
+    warmup = math.ceil(hp.warmup_ratio * total_steps)
+    rising = (step + 1) / (warmup + 1)
+    falling = (total_steps - step) / max(1, total_steps - warmup)
+    return hp.learning_rate * min(1.0, rising, falling)
+
+
+def load_warm_base(folder: Path) -> WarmBase:
+    """The base model on the best device there is."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return WarmBase(folder, load_base(folder, device), ChatTemplate.load(folder), device)
+
+
+def load_file(path: str, param: str, template: ChatTemplate, hp: Hyperparameters) -> list[TokenizedExample]:
+    """The file's examples.
+
+    Raises:
+        InvalidFileError: naming `param` and the line.
+    """
+    try:
+        return load_examples(Path(path), template, hp.max_length)
+    except InvalidExampleError as error:
+        raise InvalidFileError(param, error) from error
+
+
+def count_tokens(examples: Iterable[TokenizedExample]) -> int:
+    """Tokens as the user counts them: whole examples, whatever of them is computed."""
+    return sum(len(example.input_ids) for example in examples)
+
+
+def training_state(
+    optimizer: torch.optim.Optimizer, spec: TrainingSpec, epoch: int, step: int, tokens: int
+) -> dict[str, Any]:
+    """What a resumed job needs beside the weights; plain values and tensors (`weights_only=True`).
+
+    The data position and the learning rate are functions of the seed, the epoch and the step.
+    """
+    return {
+        "epoch": epoch,
+        "step": step,
+        "tokens": tokens,
+        "seed": spec.seed,
+        "hyperparameters": msgspec.to_builtins(spec.hyperparameters),
+        "optimizer": optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "cuda_random": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def save_checkpoint(
+    parent: Path, step: int, model: peft.PeftModel, base_model: str, state: dict[str, Any]
+) -> Path:
+    """A folder that is either absent or whole: written aside, fsynced, its manifest last, then renamed."""
+    final, aside = parent / f"step-{step}", parent / f"tmp-step-{step}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+
+    weights: dict[str, Tensor] = cast(Any, peft).get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: weight.contiguous().cpu() for name, weight in weights.items()}
+    (aside / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
+    config: dict[str, Any] = cast(Any, model).peft_config[ADAPTER].to_dict()
+    config |= {"base_model_name_or_path": base_model, "inference_mode": True}
+    (aside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=sorted))
+    torch.save(state, aside / "training_state.pt")
+
+    files = sorted(aside.iterdir())
+    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    (aside / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}, indent=2))
+    for file in (*files, aside / "manifest.json", aside):
+        fsync(file)
+    aside.rename(final)
+    fsync(parent)
+    fsync(parent.parent)  # where the first checkpoint's parent is new
+    return final
+
+
+def fsync(path: Path) -> None:
+    """Put a file or folder on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def explain(error: Exception, spec: TrainingSpec) -> Failed:
+    """What the user reads."""
+    hp = spec.hyperparameters
+    if isinstance(error, InvalidFileError):
+        return Failed(code=f"invalid_{error.param}", message=str(error), param=error.param)
+    if isinstance(error, TrainingDivergedError):
+        return Failed(
+            code="training_diverged",
+            message=f"The loss is no longer a number at learning rate {hp.learning_rate:g}. Lower "
+            "learning_rate_multiplier (or learning_rate), for instance to a tenth, or raise batch_size.",
+        )
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return Failed(
+            code="out_of_memory",
+            message="The training ran out of memory. Lower max_length, which bounds the longest example "
+            f"({hp.max_length} tokens), batch_size or lora_rank, or train on a machine with more memory.",
+        )
+    return Failed(
+        code="internal_error",
+        message=f"The trainer failed ({type(error).__name__}); its log has the details.",
+    )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes, since the process started: of the GPU's allocator, or of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def claim_stdout() -> Send:
+    """Keep stdout for progress alone: whatever a library prints goes to stderr."""
+    progress = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+
+    def send(message: Progress) -> None:
+        progress.write(msgspec.json.encode(message) + b"\n")
+
+    return send
+
+
+if __name__ == "__main__":
+    main()
