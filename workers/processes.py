@@ -11,6 +11,7 @@ from contextlib import suppress
 from multiprocessing import parent_process
 
 _PR_SET_PDEATHSIG = 1
+_BEHIND_SECONDS = 1.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -27,13 +28,13 @@ def die_with_parent() -> None:
 
 def stop_group(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
     """Asks the child to end, then kills it and all that it started; it must lead its own process group."""
-    deadline = time.monotonic() + grace_seconds
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(grace_seconds)
     # Its own children are a moment behind it: they remove what the kernel would not.
+    deadline = time.monotonic() + _BEHIND_SECONDS
     while _group_exists(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
+        time.sleep(0.02)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

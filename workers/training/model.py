@@ -12,6 +12,7 @@ from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from workers.training.dataset import BatchLimits, PackedBatch
 
@@ -26,6 +27,7 @@ def load_base(folder: Path, device: torch.device) -> PreTrainedModel:
     """The frozen base, in bf16 where the device computes in it (as it is served), else in fp32."""
     registry, models = cast(Any, AttentionInterface), cast(Any, AutoModelForCausalLM)
     registry.register("packed", packed_attention)
+    logging.disable_progress_bar()
     model = models.from_pretrained(
         folder, dtype=compute_dtype(device), attn_implementation="packed", local_files_only=True
     )

@@ -55,6 +55,8 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+    """The files are read and the model is there: what is about to happen."""
+
     total_steps: int
     examples: int
     tokens_per_epoch: int

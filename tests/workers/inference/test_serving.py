@@ -1,0 +1,204 @@
+"""The real engine: vLLM, the demo's base model, adapters of random weights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import pytest
+from sqlalchemy import select
+
+from app.adapters.models import Adapter
+from app.completions.models import Engine as EngineRow
+from app.database import Database
+from app.settings import Settings
+from tests.conftest import BASE_MODEL, wait_until
+from tests.workers.inference.rows import add_job
+
+pytest.importorskip("vllm")
+torch = pytest.importorskip("torch")
+
+START_SECONDS = 240
+ADAPTERS = {"ft:one": (8, 1), "ft:two": (16, 2), "ft:three": (32, 3)}
+"""Rank and seed."""
+PROMPTS = [
+    "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital",
+    "<|im_start|>user\nName a soup.<|im_end|>\n<|im_start|>assistant\nLeek and potato, with a little cream.",
+]
+
+
+def make_adapter(base: Path, folder: Path, rank: int, seed: int) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    peft = get_peft_model(model, LoraConfig(r=rank, lora_alpha=32, target_modules="all-linear"))
+    for name, weight in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.03)
+    peft.save_pretrained(folder)
+
+
+def peft_logprobs(base: Path, folder: Path | None, prompt: str) -> list[float]:
+    """Log-probabilities of the prompt's own tokens by transformers and PEFT: what training sees."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    if folder:
+        model = PeftModel.from_pretrained(model, folder)
+    ids = AutoTokenizer.from_pretrained(base)(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        scores = torch.log_softmax(model(ids).logits[0].float(), -1)
+    return [float(scores[at, token]) for at, token in enumerate(ids[0, 1:])]
+
+
+@dataclass(frozen=True)
+class Serving:
+    settings: Settings
+    database: Database
+    process: subprocess.Popen[bytes]
+    base: Path
+
+    def row(self) -> EngineRow:
+        def ready() -> EngineRow | None:
+            assert self.process.poll() is None
+            with self.database.reader() as session:
+                return session.scalar(select(EngineRow).where(EngineRow.status == "ready"))
+
+        row: EngineRow = wait_until(ready, "the engine is ready", START_SECONDS)
+        return row
+
+    async def post(self, *bodies: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+        """All at once, so that they share batches."""
+        row = self.row()
+        connector = aiohttp.UnixConnector(row.url.removeprefix("unix:"), limit=0)
+        headers = {"authorization": f"Bearer {row.api_key}"}
+        async with aiohttp.ClientSession(connector=connector, headers=headers) as client:
+
+            async def one(body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+                async with client.post("http://engine/v1/completions", json=body) as answer:
+                    return answer.status, json.loads(await answer.read())
+
+            return await asyncio.gather(*map(one, bodies))
+
+    async def prompt_logprobs(self, *asked: tuple[str, str]) -> list[list[float]]:
+        """Of each model and prompt, all in one batch."""
+        common = {"max_tokens": 1, "echo": True, "logprobs": 0, "temperature": 0, "add_special_tokens": False}
+        answers = await self.post(*({"model": m, "prompt": p} | common for m, p in asked))
+        return [answer["choices"][0]["logprobs"]["token_logprobs"][1:-1] for _, answer in answers]
+
+    def publish(self, name: str) -> Path:
+        with self.database.writer() as session:
+            keys = {"project_id": "proj_t", "job_id": "ftjob-t", "base_model": BASE_MODEL}
+            session.add(Adapter(name=name, storage_key=name, **keys))
+        return self.settings.storage_root / name
+
+
+@pytest.fixture(scope="module")
+def serving(
+    tmp_path_factory: pytest.TempPathFactory, base_models_dir: Path, sqlite_template: Path
+) -> Iterator[Serving]:
+    data = tmp_path_factory.mktemp("serving")
+    shutil.copy(sqlite_template, data / "toque.db")
+    settings = Settings(data_dir=data, models_dir=base_models_dir)
+    environment = {"TOQUE_DATA_DIR": str(data), "TOQUE_MODELS_DIR": str(base_models_dir)}
+    # Few slots and a small cache, so that tests reach their ends.
+    environment |= {"TOQUE_HEARTBEAT_SECONDS": "1", "TOQUE_ENGINE_MAX_LORAS": "2"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workers.inference.engine"], env={**os.environ, **environment}
+    )
+    serving = Serving(settings, Database(settings.sqlalchemy_url), process, base_models_dir / BASE_MODEL)
+    with serving.database.writer() as session:
+        add_job(session)
+    for name, (rank, seed) in ADAPTERS.items():
+        make_adapter(serving.base, serving.publish(name), rank, seed)
+    yield serving
+    process.kill()
+    process.wait()
+    serving.database.dispose()
+
+
+def assert_near(served: list[float], trained: list[float]) -> None:
+    # Both compute in bf16, in another order: single tokens differ, but neither is biased.
+    assert len(served) == len(trained)
+    differences = [a - b for a, b in zip(served, trained, strict=True)]
+    assert max(map(abs, differences)) < 0.35, differences
+    assert abs(sum(differences) / len(differences)) < 0.08, differences
+
+
+async def test_what_is_served_is_what_was_trained(serving: Serving) -> None:
+    asked = [(name, prompt) for prompt in PROMPTS for name in [BASE_MODEL, *ADAPTERS]]
+    served = await serving.prompt_logprobs(*asked)
+    for (name, prompt), scores in zip(asked, served, strict=True):
+        folder = serving.settings.storage_root / name if name in ADAPTERS else None
+        assert_near(scores, peft_logprobs(serving.base, folder, prompt))
+
+
+async def test_base_answers_are_the_same_beside_adapters(serving: Serving) -> None:
+    alone = await serving.prompt_logprobs(*[(BASE_MODEL, prompt) for prompt in PROMPTS])
+    asked = [(name, prompt) for prompt in PROMPTS for name in ["ft:one", BASE_MODEL, "ft:two", "ft:three"]]
+    mixed = await serving.prompt_logprobs(*asked)
+    beside = [scores for (name, _), scores in zip(asked, mixed, strict=True) if name == BASE_MODEL]
+    for before, after in zip(alone, beside, strict=True):
+        assert_near(after, before)
+
+
+async def test_bad_adapters_are_refused_and_harm_nobody(serving: Serving) -> None:
+    from safetensors.torch import load_file, save_file
+
+    good = serving.settings.storage_root / "ft:one"
+    corrupt, nan, gone = (serving.publish(f"ft:{kind}") for kind in ("corrupt", "nan", "gone"))
+    for folder in (corrupt, nan):
+        shutil.copytree(good, folder)
+    (corrupt / "adapter_model.safetensors").write_bytes(b"\xff" * 1000)
+    weights = load_file(nan / "adapter_model.safetensors")
+    save_file(
+        {name: weight * float("nan") for name, weight in weights.items()}, nan / "adapter_model.safetensors"
+    )
+    before = await serving.prompt_logprobs((BASE_MODEL, PROMPTS[0]), ("ft:one", PROMPTS[0]))
+    for folder in (corrupt, nan, gone):
+        body = {"model": folder.name, "prompt": "Hello", "max_tokens": 4}
+        ((status, answer),) = await serving.post(body)
+        assert status == 400
+        assert f"The model {folder.name} cannot be served" in answer["error"]["message"]
+    ((status, _),) = await serving.post({"model": "ft:unheard-of", "prompt": "Hello", "max_tokens": 4})
+    assert status == 404
+    after = await serving.prompt_logprobs((BASE_MODEL, PROMPTS[0]), ("ft:one", PROMPTS[0]))
+    assert_near(after[0], before[0])
+    assert_near(after[1], before[1])
+
+
+async def test_only_what_the_gateway_needs_answers(serving: Serving) -> None:
+    row = serving.row()
+    connector = aiohttp.UnixConnector(row.url.removeprefix("unix:"))
+    async with aiohttp.ClientSession(connector=connector) as client:
+        body = {"model": BASE_MODEL, "prompt": "Hello", "max_tokens": 1}
+        for path, status in {
+            "/v1/completions": 401,
+            "/invocations": 404,
+            "/v1/load_lora_adapter": 404,
+        }.items():
+            async with client.post(f"http://engine{path}", json=body) as answer:
+                assert answer.status == status, path
+
+
+def test_killed_it_leaves_nobody_behind(serving: Serving) -> None:
+    serving.row()
+    family = psutil.Process(serving.process.pid).children(recursive=True)
+    assert len(family) >= 2
+    serving.process.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert alive == []
