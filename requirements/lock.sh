@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Renews the locks beside this file from the *.in lists; needs `uv`.
-# torch stays a range, and what comes with it (nvidia-*, triton) is left out: torch is
+# torch stays a range, and what torch itself asks for (CUDA's libraries, triton) is left out: torch is
 # installed first, with its dependencies, so that each machine takes the build that fits it.
 set -euo pipefail
 cd "$(dirname "$0")"
+
+torch_brings='triton|cuda-(bindings|pathfinder|toolkit)|nvidia-(cublas|cuda-(cupti|nvrtc|runtime)|cudnn-cu13|cufft|cufile|curand|cusolver|cusparse|cusparselt-cu13|nccl-cu13|nvjitlink|nvshmem-cu13|nvtx)'
 
 lock() {
   uv pip compile -q --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
     "$1.in" -o "$1.tmp" "${@:2}"
   { echo "# Made by requirements/lock.sh from $1.in."
-    sed -E -e '/^(nvidia-|triton==|cuda-(bindings|pathfinder|toolkit)==)/d' \
+    sed -E -e "/^($torch_brings)==/d" \
            -e 's/^torch==.*/torch>=2.13,<2.14/' "$1.tmp"; } > "$1.txt"
   rm "$1.tmp"
 }

@@ -73,6 +73,8 @@ class Engine:
             loading = "vLLM is loading the model"
             self._row.report("starting", f"{loading}; the one before: {before}" if before else loading)
             self._await_ready(vllm)
+            if self._stopping:
+                return ""
             self._row.report("ready", "", self._settings.engine_url or vllm.url, vllm.api_key)
             self._watch(vllm)
         except VllmError as error:

