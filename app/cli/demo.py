@@ -18,14 +18,23 @@ from app.cli.configuration import read_settings
 from app.cli.output import fail, stderr, stdout
 from app.cli.progress import TrainingBar, follow
 from app.demo.contest import Candidate, Result, run_candidate
-from app.demo.dataset import HELDOUT_FILE, TRAINING_FILE, choose_examples, load_questions, prompted_turns
+from app.demo.dataset import (
+    HELDOUT_FILE,
+    TRAINING_FILE,
+    choose_examples,
+    exemplified_turns,
+    guided_turns,
+    load_questions,
+)
 from app.demo.service import ServiceProcess, running_service
 
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
-FEW_SHOT_EXAMPLES = 8
+GUIDED_EXAMPLES = 8
+MOST_EXAMPLES = 41
+"""As many as the base model's context holds."""
 EPOCHS = 3
 SEED = 7
 SHOWN_QUESTIONS = 3
@@ -56,7 +65,8 @@ def demo(
             assert job.finished_at is not None
             _title("2. The same held-out questions to each")
             results = _compare(client, job.model, job.fine_tuned_model)
-        base, prompted, tuned = results
+        base, guided, exemplified, tuned = results
+        prompted = max(guided, exemplified, key=lambda result: result.score)
         _title("3. What came out")
         _print_table(results)
         _print_answers(results)
@@ -111,10 +121,12 @@ def _train(client: OpenAI, base_model: str) -> FineTuningJob:
 
 def _compare(client: OpenAI, base_model: str, fine_tuned_model: str) -> list[Result]:
     questions = load_questions(HELDOUT_FILE)
-    examples = choose_examples(load_questions(TRAINING_FILE), FEW_SHOT_EXAMPLES)
+    training = load_questions(TRAINING_FILE)
+    few, many = choose_examples(training, GUIDED_EXAMPLES), choose_examples(training, MOST_EXAMPLES)
     candidates = [
         Candidate("base", base_model, lambda question: question.turns),
-        Candidate("prompted", base_model, lambda question: prompted_turns(question, examples)),
+        Candidate("guided", base_model, lambda question: guided_turns(question, few)),
+        Candidate("examples", base_model, lambda question: exemplified_turns(question, many)),
         Candidate("tuned", fine_tuned_model, lambda question: question.turns),
     ]
     columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -133,7 +145,12 @@ def _print_table(results: list[Result]) -> None:
     table.add_column("")
     for heading in ("exact match", "95 % interval", "tokens in", "tokens out", "median latency"):
         table.add_column(heading, justify="right")
-    names = {"base": "base", "prompted": "base + style guide + examples", "tuned": "fine-tuned"}
+    names = {
+        "base": "base alone",
+        "guided": f"base + style guide + {GUIDED_EXAMPLES} examples",
+        "examples": f"base + {MOST_EXAMPLES} examples",
+        "tuned": "fine-tuned",
+    }
     for result in results:
         low, high = result.interval
         table.add_row(
@@ -144,7 +161,7 @@ def _print_table(results: list[Result]) -> None:
             f"{result.completion_tokens:.0f}",
             f"{result.median_seconds:.2f} s",
         )
-    stdout.print(table, width=100)
+    stdout.print(table, width=110)
 
 
 def _print_answers(results: list[Result]) -> None:
@@ -165,8 +182,7 @@ def _verdict(base: Result, prompted: Result, tuned: Result) -> str:
     n, best = len(tuned.answers), max(base, prompted, key=lambda result: result.score)
     scores = (
         f"on {n} held-out questions it gets {tuned.score:.0%} exactly right, "
-        f"the base model {base.score:.0%} alone and {prompted.score:.0%} with the whole style guide "
-        f"and {FEW_SHOT_EXAMPLES} examples in its prompt"
+        f"the base model {base.score:.0%} alone and {prompted.score:.0%} with the better of two prompts"
     )
     if tuned.interval[0] > best.interval[1]:
         return f"\nVerdict: fine-tuning is worth it here: {scores}."

@@ -1,4 +1,8 @@
-"""The demo's files, and the best prompt that we could write from them."""
+"""The demo's files, and the best prompts that we could write from them.
+
+Of a dozen prompts tried on training questions these two did best: the style guide with a few examples (more
+examples beside it, or the guide in the user's turn, did worse), and as many examples as the context holds.
+"""
 
 from __future__ import annotations
 
@@ -34,21 +38,36 @@ def load_questions(path: Path) -> list[Question]:
     return questions
 
 
-def prompted_turns(question: Question, examples: list[Question]) -> list[Turn]:
-    """The question as a prompt alone can best ask it: instructions, the whole style guide, examples."""
+def guided_turns(question: Question, examples: list[Question]) -> list[Turn]:
+    """The question as a prompt with everything in it: instructions, the whole style guide, examples."""
     system = (
         f"{STYLE_GUIDE.read_text('utf-8').strip()}\n\n"
         "Find the product and the topic of the customer's question, then copy the one reply that fits."
     )
-    shown = [turn for example in examples for turn in (example.turns[-1], _answer(example))]
-    return [{"role": "system", "content": system}, *shown, question.turns[-1]]
+    return [{"role": "system", "content": system}, *_shown(examples), question.turns[-1]]
+
+
+def exemplified_turns(question: Question, examples: list[Question]) -> list[Turn]:
+    """The question as a prompt that is all examples."""
+    system = "You are the Larkspoon help desk. Answer with one line in the house format."
+    return [{"role": "system", "content": system}, *_shown(examples), question.turns[-1]]
 
 
 def choose_examples(training: list[Question], count: int) -> list[Question]:
-    """Examples with answers as different as can be: evenly spread over the distinct ones."""
-    by_answer = {question.reference: question for question in reversed(training)}
-    distinct = [by_answer[reference] for reference in sorted(by_answer)]
-    return [distinct[position * len(distinct) // count] for position in range(count)]
+    """Examples with answers as different as can be: one of each answer, then a second one of some, …"""
+    by_answer: dict[str, list[Question]] = {}
+    for question in training:
+        by_answer.setdefault(question.reference, []).append(question)
+    answers = [by_answer[reference] for reference in sorted(by_answer)]
+    chosen: list[Question] = []
+    for turn in range(-(-count // len(answers))):
+        wanted = min(count - len(chosen), len(answers))
+        chosen += [answers[position * len(answers) // wanted][turn] for position in range(wanted)]
+    return chosen
+
+
+def _shown(examples: list[Question]) -> list[Turn]:
+    return [turn for example in examples for turn in (example.turns[-1], _answer(example))]
 
 
 def _answer(example: Question) -> Turn:
