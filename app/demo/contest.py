@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.chat import ChatCompletionMessageParam
 
-MAX_ANSWER_TOKENS = 48
-"""Twice the longest right answer."""
-CONCURRENCY = 4
+MAX_ANSWER_TOKENS = 32
+"""The longest right answer has 25."""
+CONCURRENCY = 16
 
 
 @dataclass(frozen=True, slots=True)
