@@ -155,7 +155,7 @@ def train_trl(spec: TrainingSpec) -> dict[str, Any]:
 def spawn(*arguments: str) -> subprocess.Popen[bytes]:
     # Waiting threads sleep in both: spinning ones would make any other load on the machine all we measure.
     quiet = {
-        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "2000",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
