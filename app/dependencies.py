@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from app.auth import service as auth_service
 from app.auth.models import Project
+from app.creations import CreationRequest
 from app.database import Database
 from app.files.storage import LocalStorage
 from app.settings import Settings
@@ -63,4 +64,15 @@ def _project(
         return auth_service.authenticate(session, credentials.credentials if credentials else None)
 
 
+def _creation(
+    project: Annotated[Project, Depends(_project, scope="function")],
+    idempotency_key: Annotated[str | None, Header(max_length=255, min_length=1)] = None,
+    x_stainless_retry_count: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> CreationRequest:
+    is_retry = (x_stainless_retry_count or "0").isdigit() and int(x_stainless_retry_count or "0") > 0
+    return CreationRequest(project.id, idempotency_key, is_retry)
+
+
+Creating = Annotated[CreationRequest, Depends(_creation, scope="function")]
+"""For routes that create: finds what an equal request has created before."""
 CurrentProject = Annotated[Project, Depends(_project, scope="function")]

@@ -89,7 +89,9 @@ async def _on_database_error(_request: Request, error: Exception) -> Response:
 async def _on_statement_error(request: Request, error: Exception) -> Response:
     if isinstance(error, IntegrityError):
         log.warning("conflicting write: %s", error)
-        return error_response(ConflictError("Another request changed the same object.", code="conflict"))
+        conflict = ConflictError("Another request is changing the same object; try again.", code="conflict")
+        conflict.headers["x-should-retry"] = "true"
+        return error_response(conflict)
     if isinstance(error, DataError):  # NUL characters, numbers out of range
         return error_response(
             InvalidRequestError(

@@ -109,6 +109,13 @@ class UnavailableError(ToqueError):
         super().__init__(message, code=code, retry_after=retry_after)
 
 
+class UnprocessableError(ToqueError):
+    """422: understood, and contradicting an earlier request."""
+
+    status = 422
+    type = "invalid_request_error"
+
+
 class StorageFullError(ToqueError):
     """507: no room left on the storage."""
 

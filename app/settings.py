@@ -69,6 +69,16 @@ class Settings(BaseSettings):
     """How often workers and engines report themselves; three missed, and they count as gone."""
     poll_seconds: float = Field(default=1.0, gt=0)
     """How often an idle worker looks for a job."""
+    retry_seconds: float = Field(default=10.0, ge=0)
+    """Before a job whose attempt died is tried again; twice as long before the third attempt."""
+    checkpoint_seconds: float = Field(default=300.0, gt=0)
+    """Between a job's checkpoints within an epoch."""
+    database_patience_seconds: float = Field(default=600.0, gt=0)
+    """How long a worker waits for a database that is away before it gives its attempt up."""
+    max_running_jobs_per_project: int = Field(default=0, ge=0)
+    """0 means no limit."""
+    storage_room_bytes: int = Field(default=2**30, ge=0)
+    """Free space at which jobs that were paused for a full storage go on."""
     training_threads: int = Field(default=0, ge=0)
     """CPU threads of the trainer; 0 means all cores."""
 

@@ -97,6 +97,8 @@ def specification(options: argparse.Namespace, training: Path, output: Path, see
         training_file=str(training.resolve()),
         validation_file=None,
         output_dir=str(output),
+        resume_from=None,
+        checkpoint_seconds=3600.0,
         seed=seed,
         hyperparameters=Hyperparameters(
             n_epochs=options.epochs,

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from app import creations as _creations  # noqa: F401
 from app.adapters import models as _adapters  # noqa: F401 - fills the metadata
 from app.auth import models as _auth  # noqa: F401
 from app.completions import models as _completions  # noqa: F401

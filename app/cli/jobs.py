@@ -172,6 +172,28 @@ def cancel(job_id: JobId, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson 
 
 
 @app.command()
+def pause(job_id: JobId, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = False) -> None:
+    """Set a job aside; its worker takes another.
+
+    Example: toque jobs pause ftjob-abc123
+    """
+    with connect(base_url) as client:
+        job = client.fine_tuning.jobs.pause(job_id)
+    _print_job(job, as_json)
+
+
+@app.command()
+def resume(job_id: JobId, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = False) -> None:
+    """Let a paused job go on where it stopped.
+
+    Example: toque jobs resume ftjob-abc123
+    """
+    with connect(base_url) as client:
+        job = client.fine_tuning.jobs.resume(job_id)
+    _print_job(job, as_json)
+
+
+@app.command()
 def wait(
     job_id: JobId, timeout: Timeout = None, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = False
 ) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from app.dependencies import CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
 from app.errors import ERROR_RESPONSES
 from app.files import service
 from app.files.schemas import FileDeleted, FileObject
@@ -44,7 +44,7 @@ _UPLOAD_BODY: dict[str, Any] = {
 @router.post("", openapi_extra=_UPLOAD_BODY)
 async def upload_file(
     request: Request,
-    project: CurrentProject,
+    creating: Creating,
     session: WriteSession,
     storage: StorageDep,
     settings: SettingsDep,
@@ -57,7 +57,7 @@ async def upload_file(
             service.create_file,
             session,
             storage,
-            project.id,
+            creating,
             incoming=incoming,
             filename=form.filename or "",
             fields=form.fields,

@@ -9,6 +9,7 @@ from typing import get_args
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
+from app.creations import CreationRequest
 from app.database import new_id
 from app.errors import InvalidRequestError, NotFoundError
 from app.files.models import File
@@ -23,7 +24,7 @@ _SHORTEST_LIFE, _LONGEST_LIFE = 3600, 30 * 86400
 def create_file(
     session: Session,
     storage: LocalStorage,
-    project_id: str,
+    creating: CreationRequest,
     *,
     incoming: IncomingFile,
     filename: str,
@@ -35,6 +36,9 @@ def create_file(
         InvalidRequestError: a field or a line is wrong; nothing is kept.
     """
     purpose = _purpose(fields.get("purpose"))
+    content = [incoming.sha256, filename, fields]
+    if (known := creating.find(session, "file", content)) is not None:
+        return get_file(session, creating.project_id, known)
     expires_at = _expiry(fields)
     file_id = new_id("file-")
     stored = storage.publish(incoming, f"files/{file_id}")
@@ -45,7 +49,7 @@ def create_file(
         raise
     file = File(
         id=file_id,
-        project_id=project_id,
+        project_id=creating.project_id,
         filename=_plain_filename(filename),
         purpose=purpose,
         bytes=stored.bytes,
@@ -57,6 +61,7 @@ def create_file(
     )
     session.add(file)
     session.flush()
+    creating.remember(session, "file", content, file.id)
     return file
 
 

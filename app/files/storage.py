@@ -42,6 +42,11 @@ class IncomingFile:
         self._digest.update(chunk)
         self.bytes += len(chunk)
 
+    @property
+    def sha256(self) -> str:
+        """Of the bytes so far, in hexadecimal."""
+        return self._digest.hexdigest()
+
     def publish(self, key: str, target: Path) -> StoredFile:
         """Makes the bytes durable and gives them their name."""
         self._file.flush()
@@ -50,7 +55,7 @@ class IncomingFile:
         target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary.rename(target)
         _fsync_folder(target.parent)
-        return StoredFile(key, self.bytes, self._digest.hexdigest())
+        return StoredFile(key, self.bytes, self.sha256)
 
     def discard(self) -> None:
         """Forgets what was not published."""

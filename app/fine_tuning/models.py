@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.database import Base, new_id
@@ -21,6 +21,9 @@ ALLOWED_MOVES: dict[str, frozenset[str]] = {
 }
 """The only moves a job may make; a status without moves is final."""
 
+SPEC_VERSION = 1
+"""Of the jobs that this version writes."""
+
 FINAL_STATUSES = frozenset(status for status, moves in ALLOWED_MOVES.items() if not moves)
 
 
@@ -30,7 +33,17 @@ class FineTuningJob(Base):
     __tablename__ = "fine_tuning_jobs"
     __table_args__ = (
         Index("ix_jobs_project_created", "project_id", "created_at", "id"),
-        Index("ix_jobs_status_created", "status", "created_at"),
+        Index(
+            "ix_jobs_queued",
+            "project_id",
+            "rank",
+            "created_at",
+            "id",
+            sqlite_where=text("status = 'queued'"),
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index("ix_jobs_status_lease", "status", "lease_until"),
+        Index("ix_jobs_project_started", "project_id", "started_at"),
     )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("ftjob-"))
@@ -45,6 +58,10 @@ class FineTuningJob(Base):
     hyperparameters: Mapped[dict[str, Any]]
     """As `workers.training.protocol.Hyperparameters`, resolved, and `learning_rate_multiplier`."""
     job_metadata: Mapped[dict[str, Any] | None]
+    rank: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Among the waiting jobs of its project, lower goes first: the priority, turned round for the index."""
+    spec_version: Mapped[int] = mapped_column(default=SPEC_VERSION, server_default="1")
+    """What a worker must understand to train it; one that is older leaves it in the queue."""
 
     created_at: Mapped[float] = mapped_column(default=time.time)
     started_at: Mapped[float | None]
@@ -56,6 +73,15 @@ class FineTuningJob(Base):
     error: Mapped[dict[str, Any] | None]
 
     lease_epoch: Mapped[int] = mapped_column(Integer, default=0)
+    """Counts claims; fences the writes of whoever claimed it before."""
+    attempts_failed: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """Attempts that died; pauses, drains and cancellations do not count."""
+    not_before: Mapped[float] = mapped_column(default=0.0, server_default="0")
+    """By the database's clock: a queued job is not claimed earlier."""
+    recorded_step: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """The last step in its log: a resumed attempt repeats none on the record."""
+    pause_reason: Mapped[str | None] = mapped_column(String(32))
+    """`requested`, or `storage_full`: then it goes on by itself once there is room."""
     lease_until: Mapped[float | None]
     """By the database's clock; a running job whose lease has passed may be claimed by any worker."""
     worker_id: Mapped[str | None] = mapped_column(String(64))
@@ -103,6 +129,8 @@ class Worker(Base):
     pid: Mapped[int]
     device: Mapped[str] = mapped_column(String(64))
     version: Mapped[str] = mapped_column(String(32))
+    memory_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Resident memory of the worker and its trainer."""
     job_id: Mapped[str | None] = mapped_column(String(64))
     started_at: Mapped[float]
     heartbeat_at: Mapped[float] = mapped_column(default=0.0)

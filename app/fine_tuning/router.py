@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
+from sqlalchemy.orm import Session
 
-from app.dependencies import CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
 from app.errors import ERROR_RESPONSES
 from app.fine_tuning import service
+from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.schemas import CheckpointObject, CreateJob, EventObject, JobObject
 from app.pagination import Page
+from app.settings import Settings
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], responses=ERROR_RESPONSES)
 
@@ -19,14 +22,10 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 @router.post("")
 def create_job(
-    body: CreateJob,
-    project: CurrentProject,
-    session: WriteSession,
-    storage: StorageDep,
-    settings: SettingsDep,
+    body: CreateJob, creating: Creating, session: WriteSession, storage: StorageDep, settings: SettingsDep
 ) -> JobObject:
-    """Checks the request and the files, and queues a job."""
-    return JobObject.of(service.create_job(session, storage, settings, project.id, body))
+    """Checks the request and the files, and queues a job; the same request sent again queues no other."""
+    return _shown(session, settings, service.create_job(session, storage, settings, creating, body))
 
 
 @router.get("")
@@ -48,15 +47,35 @@ def list_jobs(
 
 
 @router.get("/{job_id}")
-def retrieve_job(job_id: str, project: CurrentProject, session: ReadSession) -> JobObject:
-    """One job."""
-    return JobObject.of(service.get_job(session, project.id, job_id))
+def retrieve_job(
+    job_id: str, project: CurrentProject, session: ReadSession, settings: SettingsDep
+) -> JobObject:
+    """One job; while it waits, with its place in the queue and when it may start."""
+    return _shown(session, settings, service.get_job(session, project.id, job_id))
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, project: CurrentProject, session: WriteSession) -> JobObject:
+def cancel_job(
+    job_id: str, project: CurrentProject, session: WriteSession, settings: SettingsDep
+) -> JobObject:
     """Ends a job; its finished checkpoints stay servable."""
-    return JobObject.of(service.cancel_job(session, project.id, job_id))
+    return _shown(session, settings, service.cancel_job(session, project.id, job_id))
+
+
+@router.post("/{job_id}/pause")
+def pause_job(
+    job_id: str, project: CurrentProject, session: WriteSession, settings: SettingsDep
+) -> JobObject:
+    """Sets a job aside until it is resumed; its worker takes another."""
+    return _shown(session, settings, service.pause_job(session, project.id, job_id))
+
+
+@router.post("/{job_id}/resume")
+def resume_job(
+    job_id: str, project: CurrentProject, session: WriteSession, settings: SettingsDep
+) -> JobObject:
+    """Puts a paused job back into the queue; it goes on where it stopped."""
+    return _shown(session, settings, service.resume_job(session, project.id, job_id))
 
 
 @router.get("/{job_id}/events")
@@ -77,3 +96,11 @@ def list_checkpoints(
     return Page[CheckpointObject].of(
         [CheckpointObject.of(checkpoint) for checkpoint in checkpoints], has_more
     )
+
+
+def _shown(session: Session, settings: Settings, job: FineTuningJob) -> JobObject:
+    """One job; while it waits, with its place in the queue and when it may start."""
+    shown = JobObject.of(job)
+    if job.status == "queued":
+        shown.queue_position, shown.estimated_start = service.forecast(session, settings, job)
+    return shown

@@ -69,6 +69,8 @@ class CreateJob(LoraHyperparameters):
     """Deprecated by OpenAI in favour of `method`."""
     metadata: Metadata | None = None
     integrations: list[Integration] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100, strict=True)] | None = None
+    """Among the project's waiting jobs, higher goes first; 0 where absent."""
 
 
 class JobError(BaseModel):
@@ -108,6 +110,11 @@ class JobObject(Identified):
     metadata: dict[str, str] | None
     method: dict[str, Any]
     model: str
+    priority: int
+    pause_reason: str | None
+    queue_position: int | None = None
+    """How many waiting jobs go before it; only on a single waiting job."""
+    estimated_start: int | None = None
     organization_id: str
     result_files: list[str]
     seed: int
@@ -132,6 +139,8 @@ class JobObject(Identified):
             metadata=job.job_metadata,
             method={"type": job.method, job.method: {"hyperparameters": hyperparameters.model_dump()}},
             model=job.model,
+            priority=-job.rank,
+            pause_reason=job.pause_reason,
             organization_id=job.project_id,
             result_files=[job.result_file_id] if job.result_file_id else [],
             seed=job.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,19 +12,20 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.base_models import chat_template, find_base_model, hidden_size
+from app.creations import CreationRequest
 from app.errors import ConflictError, InvalidRequestError, NotFoundError
 from app.files import service as files_service
 from app.files.examples import ExampleError
 from app.files.models import File
 from app.files.storage import LocalStorage
 from app.files.validation import line_error, parse_numbered_line, read_lines
+from app.fine_tuning import queue
 from app.fine_tuning.hyperparameters import (
     LoraHyperparameters,
     RequestedHyperparameters,
     resolve_hyperparameters,
 )
 from app.fine_tuning.models import ALLOWED_MOVES, Checkpoint, Event, FineTuningJob
-from app.fine_tuning.queue import add_event
 from app.fine_tuning.schemas import SUPPORTED_METHODS, CreateJob
 from app.pagination import fetch_page
 from app.settings import BaseModelEntry, Settings
@@ -34,7 +36,7 @@ _TEMPLATE_ALLOWANCE = 256
 
 
 def create_job(
-    session: Session, storage: LocalStorage, settings: Settings, project_id: str, request: CreateJob
+    session: Session, storage: LocalStorage, settings: Settings, creating: CreationRequest, request: CreateJob
 ) -> FineTuningJob:
     """Checks everything that can be checked without a GPU, and queues the job.
 
@@ -42,6 +44,9 @@ def create_job(
         InvalidRequestError: a parameter or a training example is wrong; nothing is kept.
         NotFoundError: the base model or a file does not exist.
     """
+    project_id, content = creating.project_id, request.model_dump(exclude_unset=True)
+    if (known := creating.find(session, "fine_tuning.job", content)) is not None:
+        return get_job(session, project_id, known)
     method, requested = _method(request)
     base = find_base_model(settings, request.model)
     training_file = _training_file(session, project_id, request.training_file, "training_file")
@@ -72,12 +77,14 @@ def create_job(
         method=method,
         hyperparameters=hyperparameters,
         job_metadata=request.metadata,
+        rank=-(request.priority or 0),
     )
     session.add(job)
     session.flush()
-    add_event(session, job.id, f"Created fine-tuning job: {job.id}")
+    creating.remember(session, "fine_tuning.job", content, job.id)
+    queue.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
     if request.model != base.name:
-        add_event(
+        queue.add_event(
             session, job.id, f"'{request.model}' is '{base.name}' here: that model is trained.", level="warn"
         )
     return job
@@ -137,31 +144,78 @@ def list_checkpoints(
 def cancel_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
     """Ends a job that has not ended; the worker that trains it finds out by its next fenced write.
 
-    Cancelling a cancelled job changes nothing.
-
     Raises:
         ConflictError: the job has succeeded or failed.
     """
-    job = get_job(session, project_id, job_id)
-    # Locked, so that a worker that is completing it either has done so or finds it cancelled.
-    session.refresh(job, with_for_update=True)
-    if job.status == "cancelled":
-        return job
-    if "cancelled" not in ALLOWED_MOVES[job.status]:
-        raise ConflictError(
-            f"The job has already {job.status}; it cannot be cancelled.", code="job_not_cancellable"
-        )
-    job.status = "cancelled"
-    job.finished_at = time.time()
-    job.lease_until = None
-    add_event(session, job.id, "The job was cancelled.", level="warn")
+    job = _move(session, project_id, job_id, "cancelled", "The job was cancelled.")
+    job.finished_at = job.finished_at or time.time()
     return job
+
+
+def pause_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
+    """Sets a job aside; its worker saves what it can, and takes another.
+
+    Raises:
+        ConflictError: the job has ended.
+    """
+    job = _move(session, project_id, job_id, "paused", "The job was paused.")
+    job.pause_reason = "requested"
+    return job
+
+
+def resume_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
+    """Puts a paused job back into the queue; on one that waits or runs it changes nothing.
+
+    Raises:
+        ConflictError: the job has ended.
+    """
+    if get_job(session, project_id, job_id).status == "running":
+        return get_job(session, project_id, job_id)
+    job = _move(session, project_id, job_id, "queued", "The job was resumed; it waits for a worker.")
+    job.pause_reason = None
+    return job
+
+
+def forecast(session: Session, settings: Settings, job: FineTuningJob) -> tuple[int, int | None]:
+    """A waiting job's place in the queue (0: next), and when it may start, by what jobs took lately."""
+    ahead = queue.position(session, job)
+    workers = len(queue.live_workers(session, 3 * settings.heartbeat_seconds))
+    recent = (
+        select(FineTuningJob.finished_at - FineTuningJob.started_at)
+        .where(FineTuningJob.status == "succeeded")
+        .order_by(FineTuningJob.finished_at.desc())
+        .limit(20)
+    )
+    durations = [seconds for seconds in session.scalars(recent) if seconds is not None]
+    running = session.scalars(select(FineTuningJob.estimated_finish).where(FineTuningJob.status == "running"))
+    finishes = [finish for finish in running if finish is not None]
+    if not workers or not durations:
+        return ahead, None
+    first_free = min(finishes, default=time.time()) if len(finishes) >= workers else time.time()
+    return ahead, int(first_free + ahead / workers * statistics.median(durations))
 
 
 def count_by_status(session: Session) -> dict[str, int]:
     """Jobs of all projects."""
     rows = session.execute(select(FineTuningJob.status, func.count()).group_by(FineTuningJob.status))
     return {status: count for status, count in rows}  # noqa: C416 - rows are no pairs to the type checker
+
+
+def _move(session: Session, project_id: str, job_id: str, status: str, message: str) -> FineTuningJob:
+    """Moves the job; to the status that it has, it changes nothing."""
+    job = get_job(session, project_id, job_id)
+    # Locked, so that a worker that is completing it either has done so or finds it moved.
+    session.refresh(job, with_for_update=True)
+    if job.status == status:
+        return job
+    if status not in ALLOWED_MOVES[job.status]:
+        raise ConflictError(
+            f"The job is {job.status}; it cannot become {status}.", code=f"job_{job.status}", param="status"
+        )
+    job.status = status
+    job.lease_until = job.worker_id = job.estimated_finish = None
+    queue.add_event(session, job.id, message, level="warn")
+    return job
 
 
 def _method(request: CreateJob) -> tuple[str, dict[str, Any]]:

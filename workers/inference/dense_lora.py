@@ -3,7 +3,7 @@
 vLLM's own CPU kernels give rows without an adapter (index -1) the weights of the last slot, and gather a
 copy of the weights for every row. Here all slots in use are one matrix: `x @ A.T` for all of them at once,
 a mask that zeroes in each row what is not its own adapter's, then `@ B`. A row without an adapter gets
-exactly 0 added. Measured against other schemes: docs/adr.
+exactly 0 added.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Generator
+from contextlib import suppress
 
 import msgspec
+import psutil
 
 from workers.training.protocol import Progress, TrainingSpec
 
@@ -50,6 +52,19 @@ class TrainerChild:
             return "unknown"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
+    def ask_to_stop(self) -> None:
+        """Has the trainer save a checkpoint and say `Stopped`, from any thread; it stays warm."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+
+    def memory_bytes(self) -> int:
+        """Resident memory of this process and the trainer."""
+        total = psutil.Process().memory_info().rss
+        with suppress(psutil.Error):
+            if self._process is not None:
+                total += psutil.Process(self._process.pid).memory_info().rss
+        return total
+
     def kill(self) -> None:
         """Ends the process at once, from any thread; its job stays unfinished."""
         if self._process is not None:
@@ -59,9 +74,6 @@ class TrainerChild:
         """Ends the process for good: nothing is trained any more."""
         self._closed = True
         self.kill()
-
-    def wait(self) -> None:
-        """Until a process that was killed is gone."""
         if self._process is not None:
             self._process.wait()
 
@@ -77,5 +89,8 @@ class TrainerChild:
 
 def _environment(threads: int) -> dict[str, str]:
     """Ours, without the settings: the trainer needs no database and no keys."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("TOQUE_")}
+    kept = ("TOQUE_CRASH_AT",)
+    plain = {
+        name: value for name, value in os.environ.items() if name in kept or not name.startswith("TOQUE_")
+    }
     return plain | {"OMP_NUM_THREADS": str(threads)}

@@ -1,7 +1,8 @@
 """What a worker and its trainer child say to each other: one JSON object a line.
 
 The worker writes a `TrainingSpec` to the child's stdin; the child answers with any number of
-`Progress` messages and ends each job with exactly one of `Finished` or `Failed`. Paths are absolute.
+`Progress` messages and ends each job with exactly one of `Finished`, `Stopped` or `Failed`. SIGTERM asks
+it to save a checkpoint and stop. Paths are absolute.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     validation_file: str | None
     output_dir: str
     """`…/jobs/<id>/<epoch>`: the only folder that this attempt writes to."""
+    resume_from: str | None
+    """A checkpoint of an earlier attempt, verified, to go on from."""
+    checkpoint_seconds: float
+    """Between checkpoints within an epoch."""
     seed: int
     hyperparameters: Hyperparameters
 
@@ -62,6 +67,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     tokens_per_epoch: int
     trainable_parameters: int
     device: str
+    resumed_step: int
+    """The step that the checkpoint was saved at; 0 without one."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -77,10 +84,22 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
-    """A complete, durable checkpoint folder with a PEFT adapter in it."""
+    """A complete, durable checkpoint folder with a PEFT adapter in it, at the end of an epoch."""
 
     metrics: Metrics
     path: str
+
+
+class Warned(msgspec.Struct, frozen=True, kw_only=True, tag="warned"):
+    """Something that the job's owner should know; the training goes on."""
+
+    message: str
+
+
+class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
+    """The training stopped as asked; `step` can be resumed from."""
+
+    step: int
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
@@ -93,11 +112,14 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
-    """The job cannot be trained; the message tells the user what to do."""
+    """The job cannot be trained; the message tells the user what to do.
+
+    Two codes are not the job's fault: `storage_full` (it waits for room), `internal_error` (it is retried).
+    """
 
     code: str
     message: str
     param: str | None = None
 
 
-Progress = Started | Step | Checkpoint | Finished | Failed
+Progress = Started | Step | Checkpoint | Warned | Stopped | Finished | Failed

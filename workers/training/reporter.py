@@ -6,9 +6,9 @@ import csv
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from sqlalchemy.exc import OperationalError
@@ -27,33 +27,51 @@ from app.files import service as files_service
 from app.files.storage import LocalStorage
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
-from workers.training.protocol import Checkpoint, Failed, Finished, Metrics, Progress, Started, Step
+from app.settings import Settings
+from workers.crash_points import reach
+from workers.training.protocol import (
+    Checkpoint,
+    Failed,
+    Finished,
+    Metrics,
+    Progress,
+    Started,
+    Step,
+    Stopped,
+    Warned,
+)
 
 log = logging.getLogger("toque.worker")
-T = TypeVar("T")
-
 RESULT_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+_RESULT_METRICS = (
+    "step",
+    "train_loss",
+    "train_mean_token_accuracy",
+    "valid_loss",
+    "valid_mean_token_accuracy",
+)
 
 
 class JobReporter:
     """Writes for one attempt; every write is fenced by its epoch.
 
     Every method raises `queue.LeaseLostError` once the attempt no longer owns its job. A database
-    that is away for less than `patience` seconds only delays a write.
+    that is away for a while (`TOQUE_DATABASE_PATIENCE_SECONDS`) only delays a write.
     """
 
     def __init__(
-        self, database: Database, storage: LocalStorage, job: FineTuningJob, patience: float
+        self, database: Database, storage: LocalStorage, job: FineTuningJob, settings: Settings
     ) -> None:
         self.job = job
         self._database = database
         self._storage = storage
         self._epoch = job.lease_epoch
+        self._retry_seconds = settings.retry_seconds
         self._total_steps = 0
-        self._steps: list[Metrics] = []
+        self._recorded_step = job.recorded_step
         self._persistently = retry(
             retry=retry_if_exception_type(OperationalError),
-            stop=stop_after_delay(patience),
+            stop=stop_after_delay(settings.database_patience_seconds),
             wait=wait_exponential_jitter(initial=0.2, max=5),
             before_sleep=before_sleep_log(log, logging.WARNING),
             reraise=True,
@@ -70,8 +88,16 @@ class JobReporter:
                 self._checkpoint(progress)
             case Finished():
                 self._finished(progress)
+            case Warned():
+                self.warn(progress.message)
+            case Failed(code="storage_full"):
+                self.pause_for_room(progress.message)
+            case Failed(code="internal_error"):
+                self.retry(progress.message, code=progress.code)
             case Failed():
                 self.fail(progress.code, progress.message, progress.param)
+            case Stopped():
+                self.release()
 
     def fail(self, code: str, message: str, param: str | None = None) -> None:
         """Ends the job with a reason."""
@@ -85,20 +111,37 @@ class JobReporter:
         """Gives the job back to the queue."""
         self._write(lambda session: queue.release(session, self.job.id, self._epoch))
 
+    def retry(self, reason: str, *, code: str) -> None:
+        """Ends an attempt that died; the job waits for the next, or fails after the last."""
+        self._write(
+            lambda session: queue.retry(
+                session, self.job.id, self._epoch, reason, code=code, retry_seconds=self._retry_seconds
+            )
+        )
+
+    def pause_for_room(self, reason: str) -> None:
+        """Sets the job aside until there is room on the storage."""
+        self._write(lambda session: queue.pause_for_room(session, self.job.id, self._epoch, reason))
+
+    def warn(self, message: str) -> None:
+        """A line that the job's owner should read."""
+        self._event(message, level="warn")
+
     def _started(self, started: Started) -> None:
         self._total_steps = started.total_steps
+        resumed = f", resumed at step {started.resumed_step}" if started.resumed_step else ""
         self._event(
             f"Training on {started.device}: {started.examples} examples, "
             f"{started.tokens_per_epoch} tokens an epoch, {started.total_steps} steps, "
-            f"{started.trainable_parameters:,} trainable parameters"
+            f"{started.trainable_parameters:,} trainable parameters{resumed}"
         )
 
     def _step(self, step: Step) -> None:
-        self._steps.append(step.metrics)
         number = step.metrics.step
+        if number <= self._recorded_step:
+            return  # an earlier attempt got this far: the same step, with the same numbers
         left = (self._total_steps - number) * step.elapsed_seconds / number
-        loss = step.metrics.train_loss
-        message = f"Step {number}/{self._total_steps}: training loss={loss:.4f}"
+        message = f"Step {number}/{self._total_steps}: training loss={step.metrics.train_loss:.4f}"
         if step.metrics.valid_loss is not None:
             message += f", validation loss={step.metrics.valid_loss:.4f}"
         data = _numbers(step.metrics) | {
@@ -108,7 +151,18 @@ class JobReporter:
             "trained_tokens": step.tokens,
             "elapsed_seconds": round(step.elapsed_seconds, 3),
         }
-        self._event(message, data=data, estimated_finish=time.time() + left)
+        self._write(
+            lambda session: queue.record_step(
+                session,
+                self.job.id,
+                self._epoch,
+                number,
+                message,
+                data=data,
+                estimated_finish=time.time() + left,
+            )
+        )
+        reach("reporter.step_recorded")
 
     def _checkpoint(self, checkpoint: Checkpoint) -> None:
         step = checkpoint.metrics.step
@@ -123,17 +177,24 @@ class JobReporter:
                 session, self.job.id, self._epoch, f"Checkpoint created at step {step}: {name}"
             )
 
+        reach("reporter.before_checkpoint_row")
         self._write(write)
+        reach("reporter.after_checkpoint_row")
 
     def _finished(self, finished: Finished) -> None:
         # The files are durable before any row names them; a crash in between leaves files without rows.
-        result = self._storage.write(f"files/{new_id('result-')}", _result_csv(self._steps))
+        reach("reporter.before_result_file")
+        with self._database.reader() as session:
+            metrics = queue.recorded_metrics(session, self.job.id)
+        result = self._storage.write(f"files/{new_id('result-')}", _result_csv(metrics))
+        reach("reporter.after_result_file")
         key = self._storage.key(Path(finished.path))
 
         def write(session: Session) -> None:
             file = files_service.create_result_file(
                 session, self.job.project_id, f"{self.job.id}-metrics.csv", result
             )
+            reach("reporter.result_row")
             adapters_service.publish_model(
                 session,
                 self.job,
@@ -142,16 +203,14 @@ class JobReporter:
                 trained_tokens=finished.trained_tokens,
                 result_file_id=file.id,
             )
+            reach("reporter.model_row")
 
         self._write(write)
+        reach("reporter.published")
 
-    def _event(
-        self, message: str, *, data: dict[str, Any] | None = None, estimated_finish: float | None = None
-    ) -> None:
+    def _event(self, message: str, *, level: str = "info") -> None:
         self._write(
-            lambda session: queue.record_event(
-                session, self.job.id, self._epoch, message, data=data, estimated_finish=estimated_finish
-            )
+            lambda session: queue.record_event(session, self.job.id, self._epoch, message, level=level)
         )
 
     def _write(self, work: Callable[[Session], None]) -> None:
@@ -168,18 +227,10 @@ def _numbers(metrics: Metrics) -> dict[str, Any]:
     return {name: value for name, value in msgspec.structs.asdict(metrics).items() if value is not None}
 
 
-def _result_csv(steps: list[Metrics]) -> bytes:
+def _result_csv(steps: Sequence[dict[str, Any]]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(RESULT_COLUMNS)
-    for row in steps:
-        writer.writerow(
-            (
-                row.step,
-                row.train_loss,
-                row.train_mean_token_accuracy,
-                row.valid_loss,
-                row.valid_mean_token_accuracy,
-            )
-        )
+    for step in steps:
+        writer.writerow([step.get(name) for name in _RESULT_METRICS])
     return text.getvalue().encode()

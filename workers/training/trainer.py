@@ -8,36 +8,39 @@ from __future__ import annotations
 
 import os
 
-# A thread that has nothing to do must soon sleep: where the engine computes on the same cores, spinning threads
-# make a step ten times slower. Sleeping at once costs a third of the speed on idle cores, so it spins for some
-# microseconds first. OpenMP reads this when torch is imported.
+# A thread that has nothing to do must soon sleep: where the engine computes on the same cores, spinning
+# threads make a step ten times slower. Sleeping at once costs a third of the speed on idle cores, so it
+# spins for some microseconds first. OpenMP reads this when torch is imported.
 os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "2000")
 
-import hashlib
+import errno
+import io
 import json
 import math
 import random
 import resource
-import shutil
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import msgspec
 import peft
+import safetensors.torch
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import PreTrainedModel
 
 from app.chat_template import ChatTemplate, TokenizedExample
+from workers.crash_points import reach
 from workers.processes import die_with_parent
+from workers.training.checkpoint import save_checkpoint
 from workers.training.dataset import (
     BatchLimits,
     InvalidExampleError,
@@ -55,10 +58,15 @@ from workers.training.protocol import (
     Progress,
     Started,
     Step,
+    Stopped,
     TrainingSpec,
+    Warned,
 )
 
 Send = Callable[[Progress], None]
+
+ADAPTER_FILE = "adapter_model.safetensors"
+STATE_FILE = "training_state.pt"
 
 
 class TrainingDivergedError(Exception):
@@ -81,6 +89,27 @@ class WarmBase:
     model: PreTrainedModel
     template: ChatTemplate
     device: torch.device
+
+
+@dataclass(slots=True)
+class Progression:
+    """How far a job is: what a resumed attempt goes on with, beside weights and optimizer."""
+
+    step: int = 0
+    tokens: int = 0
+    metrics: Metrics = field(default_factory=lambda: Metrics(step=0))
+    """Of that step."""
+
+
+class StopRequest:
+    """Set by SIGTERM; looked at between steps."""
+
+    def __init__(self) -> None:
+        self.made = False
+        signal.signal(signal.SIGTERM, self._make)
+
+    def _make(self, _number: int, _frame: FrameType | None) -> None:
+        self.made = True
 
 
 @dataclass(slots=True)
@@ -107,6 +136,7 @@ def main() -> None:
     send = claim_stdout()
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the worker decides
+    stop = StopRequest()
     base: WarmBase | None = None
     for line in sys.stdin.buffer:
         spec = msgspec.json.decode(line, type=TrainingSpec)
@@ -115,7 +145,8 @@ def main() -> None:
             if base is None or base.folder != folder:
                 base = None  # free the old one first: two may not fit
                 base = load_warm_base(folder)
-            train(spec, base, send)
+            reach("trainer.base_loaded")
+            train(spec, base, send, stop)
         except Exception as error:
             traceback.print_exc()
             if not isinstance(error, InvalidFileError | TrainingDivergedError):
@@ -123,8 +154,8 @@ def main() -> None:
             send(explain(error, spec))
 
 
-def train(spec: TrainingSpec, base: WarmBase, send: Send) -> None:
-    """One job, from its files to its adapter.
+def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> None:
+    """One attempt at a job, from its files (or an earlier attempt's checkpoint) to its adapter.
 
     Raises:
         InvalidFileError: a file has a line that cannot be trained on.
@@ -147,6 +178,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send) -> None:
         total_steps = hp.n_epochs * steps_per_epoch
         probe = random.Random(spec.seed).sample(validation, min(hp.batch_size, len(validation)))  # noqa: S311
         probe_every = max(5, math.ceil(total_steps / 10))
+        at = resume(Path(spec.resume_from), model, optimizer) if spec.resume_from else Progression()
         send(
             Started(
                 total_steps=total_steps,
@@ -154,58 +186,92 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send) -> None:
                 tokens_per_epoch=count_tokens(training),
                 trainable_parameters=sum(weight.numel() for weight in weights),
                 device=str(base.device),
+                resumed_step=at.step,
             )
         )
+        folder, resumed_step = Path(spec.resume_from or spec.output_dir), at.step
+        if at.step and at.step % steps_per_epoch == 0:
+            send(Checkpoint(metrics=at.metrics, path=str(folder)))  # it may never have been recorded
 
-        step, tokens, folder = 0, 0, Path(spec.output_dir)
-        for epoch in range(1, hp.n_epochs + 1):
-            metrics = Metrics(step=step)
-            for numbers in epoch_batches(len(training), hp.batch_size, spec.seed, epoch):
-                batch = [training[number] for number in numbers]
-                rate = learning_rate(step, total_steps, hp)
-                score = learn(base, model, weights, optimizer, batch, limits, rate, hp.max_grad_norm)
-                step += 1
-                tokens += count_tokens(batch)
-                metrics = Metrics(
-                    step=step, train_loss=score.mean_loss, train_mean_token_accuracy=score.accuracy
-                )
-                if probe and (step % probe_every == 0 or step % steps_per_epoch == 0):
-                    valid = evaluate(base, model, probe, limits)
-                    metrics = msgspec.structs.replace(
-                        metrics, valid_loss=valid.mean_loss, valid_mean_token_accuracy=valid.accuracy
-                    )
-                elapsed = time.monotonic() - began
-                send(
-                    Step(
-                        metrics=metrics,
-                        epoch=epoch,
-                        learning_rate=rate,
-                        tokens=tokens,
-                        elapsed_seconds=elapsed,
-                    )
-                )
-            if validation:
-                valid = evaluate(base, model, validation, limits)
-                metrics = msgspec.structs.replace(
-                    metrics, full_valid_loss=valid.mean_loss, full_valid_mean_token_accuracy=valid.accuracy
-                )
-            state = training_state(optimizer, spec, epoch, step, tokens)
-            folder = save_checkpoint(
-                Path(spec.output_dir) / "checkpoints", step, model, spec.base_model, state
+        saved_at, batches = time.monotonic(), list[list[int]]()
+        while at.step < total_steps:
+            epoch, place = divmod(at.step, steps_per_epoch)
+            if not batches or place == 0:
+                batches = epoch_batches(len(training), hp.batch_size, spec.seed, epoch + 1)
+            batch = [training[number] for number in batches[place]]
+            rate = learning_rate(at.step, total_steps, hp)
+            score, limits = learn_within_memory(
+                base, model, weights, optimizer, batch, limits, rate, hp.max_grad_norm, send
             )
-            send(Checkpoint(metrics=metrics, path=str(folder)))
+            at.step += 1
+            at.tokens += count_tokens(batch)
+            epoch_ends = at.step % steps_per_epoch == 0
+            part = probe if epoch_ends or at.step % probe_every == 0 else []
+            at.metrics = measure(base, model, at.step, score, part, validation if epoch_ends else [], limits)
+            reach("trainer.step")
+            send(
+                Step(
+                    metrics=at.metrics,
+                    epoch=epoch + 1,
+                    learning_rate=rate,
+                    tokens=at.tokens,
+                    elapsed_seconds=(time.monotonic() - began) * at.step / (at.step - resumed_step),
+                )
+            )
+            stopping = stop.made and at.step < total_steps
+            if epoch_ends or stopping or time.monotonic() - saved_at >= spec.checkpoint_seconds:
+                folder = save(spec, at, model, optimizer)
+                saved_at = time.monotonic()
+            if epoch_ends:
+                reach("trainer.checkpoint_saved")
+                send(Checkpoint(metrics=at.metrics, path=str(folder)))
+            if stopping:
+                stop.made = False
+                send(Stopped(step=at.step))
+                return
     finally:
         model.unload()  # the base as it was, for the next job
 
-    elapsed = time.monotonic() - began
+    reach("trainer.finished")
     send(
         Finished(
             path=str(folder),
-            trained_tokens=tokens,
-            elapsed_seconds=elapsed,
+            trained_tokens=at.tokens,
+            elapsed_seconds=time.monotonic() - began,
             peak_memory_bytes=peak_memory(base.device),
         )
     )
+
+
+def learn_within_memory(
+    base: WarmBase,
+    model: nn.Module,
+    weights: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    batch: list[TokenizedExample],
+    limits: BatchLimits,
+    rate: float,
+    max_grad_norm: float,
+    send: Send,
+) -> tuple[Score, BatchLimits]:
+    """`learn`, in smaller pieces if it runs out of memory; the pieces still make one batch.
+
+    Returns the score and the limits that were kept to.
+    """
+    while True:
+        try:
+            return learn(base, model, weights, optimizer, batch, limits, rate, max_grad_norm), limits
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            longest = max(len(example.input_ids) for example in batch)
+            if not is_out_of_memory(error) or limits.tokens <= longest:
+                raise
+        optimizer.zero_grad()
+        limits = BatchLimits(tokens=limits.tokens // 2, targets=max(1, limits.targets // 2))
+        send(
+            Warned(
+                message=f"Out of memory: from here on at most {limits.tokens} tokens at once, same batches"
+            )
+        )
 
 
 def learn(
@@ -256,6 +322,30 @@ def evaluate(
     return score
 
 
+def measure(
+    base: WarmBase,
+    model: nn.Module,
+    step: int,
+    learnt: Score,
+    probe: list[TokenizedExample],
+    whole: list[TokenizedExample],
+    limits: BatchLimits,
+) -> Metrics:
+    """The step's metrics, with those of the validation examples, as far as there are any."""
+    metrics = Metrics(step=step, train_loss=learnt.mean_loss, train_mean_token_accuracy=learnt.accuracy)
+    if probe:
+        score = evaluate(base, model, probe, limits)
+        metrics = msgspec.structs.replace(
+            metrics, valid_loss=score.mean_loss, valid_mean_token_accuracy=score.accuracy
+        )
+    if whole:
+        score = evaluate(base, model, whole, limits)
+        metrics = msgspec.structs.replace(
+            metrics, full_valid_loss=score.mean_loss, full_valid_mean_token_accuracy=score.accuracy
+        )
+    return metrics
+
+
 def add_score(score: Score, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
     """Count a forward pass's summed loss, and its right answers from the same logits."""
     score.loss += float(loss.detach())
@@ -294,59 +384,53 @@ def count_tokens(examples: Iterable[TokenizedExample]) -> int:
     return sum(len(example.input_ids) for example in examples)
 
 
-def training_state(
-    optimizer: torch.optim.Optimizer, spec: TrainingSpec, epoch: int, step: int, tokens: int
-) -> dict[str, Any]:
-    """What a resumed job needs beside the weights; plain values and tensors (`weights_only=True`).
-
-    The data position and the learning rate are functions of the seed, the epoch and the step.
-    """
-    return {
-        "epoch": epoch,
-        "step": step,
-        "tokens": tokens,
-        "seed": spec.seed,
-        "hyperparameters": msgspec.to_builtins(spec.hyperparameters),
-        "optimizer": optimizer.state_dict(),
-        "random": torch.get_rng_state(),
-        "cuda_random": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-    }
-
-
-def save_checkpoint(
-    parent: Path, step: int, model: peft.PeftModel, base_model: str, state: dict[str, Any]
+def save(
+    spec: TrainingSpec, at: Progression, model: peft.PeftModel, optimizer: torch.optim.Optimizer
 ) -> Path:
-    """A folder that is either absent or whole: written aside, fsynced, its manifest last, then renamed."""
-    final, aside = parent / f"step-{step}", parent / f"tmp-step-{step}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    """A checkpoint of this step: the adapter as PEFT and vLLM read it, and what `resume` needs beside it.
 
+    The data's order and the learning rate are functions of the seed and the step.
+    """
     weights: dict[str, Tensor] = cast(Any, peft).get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: weight.contiguous().cpu() for name, weight in weights.items()}
-    (aside / "adapter_model.safetensors").write_bytes(save(tensors, metadata={"format": "pt"}))
     config: dict[str, Any] = cast(Any, model).peft_config[ADAPTER].to_dict()
-    config |= {"base_model_name_or_path": base_model, "inference_mode": True}
-    (aside / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True, default=sorted))
-    torch.save(state, aside / "training_state.pt")
+    config |= {"base_model_name_or_path": spec.base_model, "inference_mode": True}
+    state = io.BytesIO()
+    torch.save(
+        {
+            "step": at.step,
+            "tokens": at.tokens,
+            "metrics": msgspec.to_builtins(at.metrics),
+            "optimizer": optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "cuda_random": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        },
+        state,
+    )
+    files = {
+        ADAPTER_FILE: safetensors.torch.save(tensors, metadata={"format": "pt"}),
+        "adapter_config.json": json.dumps(config, indent=2, sort_keys=True, default=sorted).encode(),
+        STATE_FILE: state.getvalue(),
+    }
+    return save_checkpoint(Path(spec.output_dir) / "checkpoints", at.step, files)
 
-    files = sorted(aside.iterdir())
-    sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    (aside / "manifest.json").write_text(json.dumps({"step": step, "sha256": sums}, indent=2))
-    for file in (*files, aside / "manifest.json", aside):
-        fsync(file)
-    aside.rename(final)
-    fsync(parent)
-    fsync(parent.parent)  # where the first checkpoint's parent is new
-    return final
+
+def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> Progression:
+    """Puts weights, optimizer and random state back as they were when the checkpoint was saved."""
+    tensors = safetensors.torch.load((checkpoint / ADAPTER_FILE).read_bytes())
+    cast(Any, peft).set_peft_model_state_dict(model, tensors)
+    state: dict[str, Any] = torch.load(checkpoint / STATE_FILE, weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"])
+    if state["cuda_random"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda_random"])
+    metrics = msgspec.convert(state["metrics"], Metrics)
+    return Progression(step=state["step"], tokens=state["tokens"], metrics=metrics)
 
 
-def fsync(path: Path) -> None:
-    """Put a file or folder on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def is_out_of_memory(error: Exception) -> bool:
+    """The CPU's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def explain(error: Exception, spec: TrainingSpec) -> Failed:
@@ -360,7 +444,9 @@ def explain(error: Exception, spec: TrainingSpec) -> Failed:
             message=f"The loss is no longer a number at learning rate {hp.learning_rate:g}. Lower "
             "learning_rate_multiplier (or learning_rate), for instance to a tenth, or raise batch_size.",
         )
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failed(code="storage_full", message="a checkpoint does not fit on the storage.")
+    if is_out_of_memory(error):
         return Failed(
             code="out_of_memory",
             message="The training ran out of memory. Lower max_length, which bounds the longest example "

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from types import FrameType
 
 import msgspec
@@ -20,20 +20,28 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import __version__
 from app.base_models import is_prepared
+from app.creations import forget_old
 from app.database import Database, new_id
+from app.errors import StorageFullError
 from app.files.models import File
 from app.files.storage import LocalStorage
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob, Worker
+from app.orphans import sweep_orphans
 from app.settings import Settings
+from workers.crash_points import reach
 from workers.device import detect
+from workers.training.checkpoint import newest_resumable
 from workers.training.child import TrainerChild
-from workers.training.protocol import Failed, Finished, Hyperparameters, TrainingSpec
+from workers.training.heartbeat import Heartbeat
+from workers.training.protocol import Failed, Finished, Hyperparameters, Stopped, TrainingSpec
 from workers.training.reporter import JobReporter
 
 log = logging.getLogger("toque.worker")
 
-MAX_ATTEMPTS = 3
+_DRAIN_SECONDS = 20.0
+"""For a checkpoint, when the worker is told to stop; then the trainer is killed."""
+_SWEEP_SECONDS = 3600.0
 
 
 class TrainingWorker:
@@ -45,6 +53,7 @@ class TrainingWorker:
         self._storage = LocalStorage(settings.storage_root)
         self._child = TrainerChild(settings.training_threads)
         self._stopping = threading.Event()
+        self._kept_house_at = self._swept_at = 0.0
         self._row = Worker(
             id=new_id("worker_"),
             hostname=socket.gethostname(),
@@ -59,18 +68,20 @@ class TrainingWorker:
         log.info("%s on %s waits for jobs", self._row.id, self._row.device)
         with Heartbeat(self._settings.heartbeat_seconds, self._report_worker):
             while not self._stopping.is_set():
+                self._keep_house()
                 job = self._claim()
                 if job is None:
                     self._stopping.wait(self._settings.poll_seconds)
                 else:
                     self._train(job)
-        self._child.wait()
+        self._child.close()
         self._retire()
 
     def stop(self) -> None:
-        """Ends `run`: the job at hand goes back to the queue."""
+        """Ends `run`: the job at hand is saved and goes back to the queue."""
         self._stopping.set()
-        self._child.close()
+        self._child.ask_to_stop()
+        threading.Timer(_DRAIN_SECONDS, self._child.close).start()
 
     def _claim(self) -> FineTuningJob | None:
         trainable = [entry.name for entry in self._settings.base_models if is_prepared(self._settings, entry)]
@@ -78,52 +89,77 @@ class TrainingWorker:
             return None
         try:
             with self._database.writer() as session:
-                return queue.claim_next(session, self._row.id, trainable, self._settings.lease_seconds)
+                job = queue.claim_next(
+                    session,
+                    self._row.id,
+                    trainable,
+                    self._settings.lease_seconds,
+                    running_limit=self._settings.max_running_jobs_per_project,
+                )
+                reach("worker.claim_uncommitted")
         except SQLAlchemyError as error:
             log.warning("the queue cannot be read: %s", error)
             return None
+        return job
 
     def _train(self, job: FineTuningJob) -> None:
         """One attempt, to its end."""
+        reach("worker.claimed")
         log.info("%s: attempt %d", job.id, job.lease_epoch)
-        reporter = JobReporter(self._database, self._storage, job, patience=self._settings.lease_seconds)
-        lease = Heartbeat(
-            self._settings.heartbeat_seconds, lambda: self._renew(job), on_lost=self._child.kill
-        )
+        reporter = JobReporter(self._database, self._storage, job, self._settings)
+        lease = Heartbeat(self._settings.heartbeat_seconds, lambda: self._renew(job), on_lost=self._let_go)
         self._row.job_id = job.id
         try:
             with lease:
                 self._follow_trainer(job, reporter)
-        except queue.LeaseLostError:
-            log.warning("%s: cancelled, or taken over by another worker", job.id)
+        except queue.LeaseLostError as lost:
+            log.warning("%s", lost)
             self._child.kill()
         except SQLAlchemyError:
-            log.exception("%s: progress cannot be recorded; the job is tried again after its lease", job.id)
+            log.exception("%s: progress cannot be recorded; it is tried again after its lease", job.id)
             self._child.kill()
         finally:
             self._row.job_id = None
 
     def _follow_trainer(self, job: FineTuningJob, reporter: JobReporter) -> None:
-        if job.lease_epoch > MAX_ATTEMPTS:
-            reporter.fail(
-                "too_many_attempts", f"The job was tried {MAX_ATTEMPTS} times, and each attempt died."
-            )
-            return
-        for progress in self._child.train(self._spec(job)):
-            reporter.report(progress)
+        resumable = newest_resumable(self._storage.path(f"jobs/{job.id}"))
+        for problem in resumable.damaged:
+            reporter.warn(f"A checkpoint is damaged ({problem}); an earlier one is used")
+        resume_from = str(resumable.checkpoint) if resumable.checkpoint else None
+        owned = True
+        for progress in self._child.train(self._spec(job, resume_from)):
+            if isinstance(progress, Stopped):
+                if owned:
+                    reporter.release()
+                return
+            if owned:
+                try:
+                    reporter.report(progress)
+                except queue.LeaseLostError as lost:
+                    self._let_go(lost)
+                    owned = False
+                except StorageFullError as error:
+                    reporter.pause_for_room(str(error))
+                    return
             if isinstance(progress, Finished | Failed):
                 return
         # The child died without a last word.
-        if self._stopping.is_set() or job.lease_epoch < MAX_ATTEMPTS:
+        if not owned:
+            return
+        if self._stopping.is_set():
             reporter.release()
         else:
-            reporter.fail(
-                "trainer_died",
-                f"The trainer died in each of {MAX_ATTEMPTS} attempts ({self._child.exit_reason}). If it was "
-                "killed for memory, lower batch_size or max_length; the worker's log has the details.",
-            )
+            reporter.retry(f"The trainer died ({self._child.exit_reason})", code="trainer_died")
 
-    def _spec(self, job: FineTuningJob) -> TrainingSpec:
+    def _let_go(self, lost: queue.LeaseLostError) -> None:
+        """The job is no longer ours: a paused one is saved first, for whoever resumes it."""
+        log.warning("%s", lost)
+        if lost.status == "paused":
+            self._child.ask_to_stop()
+        else:
+            self._child.kill()
+
+    def _spec(self, job: FineTuningJob, resume_from: str | None) -> TrainingSpec:
         base = self._settings.base_model(job.model)
         assert base is not None, "only jobs of prepared bases are claimed"
         with self._database.reader() as session:
@@ -136,15 +172,39 @@ class TrainingWorker:
             training_file=str(self._storage.path(training_file.storage_key)),
             validation_file=str(self._storage.path(validation_file.storage_key)) if validation_file else None,
             output_dir=str(self._storage.path(f"jobs/{job.id}/{job.lease_epoch}")),
+            resume_from=resume_from,
+            checkpoint_seconds=self._settings.checkpoint_seconds,
             seed=job.seed,
             hyperparameters=msgspec.convert(job.hyperparameters, Hyperparameters),
         )
+
+    def _keep_house(self) -> None:
+        """What any worker may do for all, now and then: it is safe to do twice."""
+        now = time.monotonic()
+        if now - self._kept_house_at < self._settings.heartbeat_seconds:
+            return
+        self._kept_house_at = now
+        try:
+            with self._database.writer() as session:
+                queue.reclaim_expired(session, self._settings.retry_seconds)
+                self._settings.storage_root.mkdir(parents=True, exist_ok=True)
+                if shutil.disk_usage(self._settings.storage_root).free >= self._settings.storage_room_bytes:
+                    queue.resume_with_room(session)
+            if now - self._swept_at > _SWEEP_SECONDS or not self._swept_at:
+                self._swept_at = now
+                with self._database.writer() as session:
+                    forget_old(session)
+                with self._database.reader() as session:
+                    sweep_orphans(session, self._storage)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("housekeeping: %s", error)
 
     def _renew(self, job: FineTuningJob) -> None:
         with self._database.writer() as session:
             queue.renew_lease(session, job.id, job.lease_epoch, self._settings.lease_seconds)
 
     def _report_worker(self) -> None:
+        self._row.memory_bytes = self._child.memory_bytes()
         with self._database.writer() as session:
             queue.report_worker(session, self._row)
 
@@ -155,44 +215,6 @@ class TrainingWorker:
         except SQLAlchemyError as error:
             log.warning("the worker's row stays until it is old: %s", error)
         self._database.dispose()
-
-
-class Heartbeat:
-    """Calls `beat` at once and then every `interval` seconds, on a thread of its own, while its block runs.
-
-    A beat that finds the lease lost calls `on_lost`, once; one that fails for any other reason is
-    logged, and the next is tried.
-    """
-
-    def __init__(
-        self, interval: float, beat: Callable[[], None], on_lost: Callable[[], None] | None = None
-    ) -> None:
-        self._interval = interval
-        self._beat = beat
-        self._on_lost = on_lost
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self._beat()
-            except queue.LeaseLostError:
-                if self._on_lost is not None and not self._ended.is_set():
-                    self._on_lost()
-                return
-            except SQLAlchemyError as error:
-                log.warning("heartbeat: %s", error)
-            if self._ended.wait(self._interval):
-                return
 
 
 def main() -> None:

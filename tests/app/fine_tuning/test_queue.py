@@ -36,10 +36,15 @@ def write(database: Database, work: Callable[[Session], Any]) -> Any:
 
 
 def expire(database: Database, job_id: str) -> None:
-    write(
-        database,
-        lambda s: s.execute(update(FineTuningJob).where(FineTuningJob.id == job_id).values(lease_until=0.0)),
-    )
+    """The lease passes, some worker notices, and the back-off is over."""
+
+    def pass_time(session: Session, **values: float) -> None:
+        session.execute(update(FineTuningJob).where(FineTuningJob.id == job_id).values(**values))
+
+    write(database, lambda s: pass_time(s, lease_until=0.0))
+    assert write(database, lambda s: queue.reclaim_expired(s, 60)) == 1
+    assert claim(database, "too early") is None
+    write(database, lambda s: pass_time(s, not_before=0.0))
 
 
 def test_the_oldest_job_is_claimed_first_and_only_once(client: OpenAI, database: Database) -> None:

@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import psutil
 import pytest
+from openai import OpenAI
+
+from app.settings import BaseModelEntry, Settings
+from tests.conftest import training_bytes, wait_until
+from workers.training.protocol import (
+    Failed,
+    Finished,
+    Hyperparameters,
+    Progress,
+    Step,
+    Stopped,
+    TrainingSpec,
+)
 
 CHATML = (
     "{% for message in messages %}"
@@ -89,3 +109,137 @@ def jsonl(tmp_path: Path) -> Lines:
         return path
 
     return write
+
+
+COMMAND = [sys.executable, "-m", "workers.training.trainer"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+class Child:
+    """A trainer process, spoken to as the worker does."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            COMMAND, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def train(self, spec: TrainingSpec, stop_after: int | None = None) -> list[Progress]:
+        """What it says about the job; after the step `stop_after` it is asked to stop."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(msgspec.json.encode(spec) + b"\n")
+        self.process.stdin.flush()
+        said: list[Progress] = []
+        while not said or not isinstance(said[-1], Finished | Stopped | Failed):
+            line = self.process.stdout.readline()
+            assert line, f"the trainer died: {self.process.wait()}"
+            said.append(msgspec.json.decode(line, type=Progress))
+            if isinstance(said[-1], Step) and said[-1].metrics.step == stop_after:
+                self.process.send_signal(signal.SIGTERM)
+        return said
+
+    def close(self) -> int:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        code = self.process.wait(30)
+        self.process.stdout.close()
+        return code
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[Child]:
+    """One for all tests, so it is warm in all but the first."""
+    child = Child()
+    yield child
+    child.close()
+
+
+@pytest.fixture
+def spec(base_model_dir: Path, jsonl: Lines, tmp_path: Path) -> TrainingSpec:
+    return TrainingSpec(
+        job_id="ftjob-1",
+        base_model="tiny",
+        base_model_dir=str(base_model_dir),
+        training_file=str(jsonl(colours(20))),
+        validation_file=None,
+        output_dir=str(tmp_path / "jobs" / "ftjob-1" / "1"),
+        resume_from=None,
+        checkpoint_seconds=3600.0,
+        seed=42,
+        hyperparameters=Hyperparameters(
+            n_epochs=2,
+            batch_size=4,
+            learning_rate=1e-2,
+            lora_rank=4,
+            lora_alpha=8,
+            lora_dropout=0.0,
+            warmup_ratio=0.1,
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+            max_length=400,
+        ),
+    )
+
+
+TINY = "tiny"
+
+
+@pytest.fixture
+def settings(settings: Settings, base_model_dir: Path) -> Settings:
+    tiny = BaseModelEntry(name=TINY, source=str(base_model_dir), context=512)
+    changes = {"base_models": [tiny], "heartbeat_seconds": 0.2, "lease_seconds": 2.0, "retry_seconds": 0.1}
+    return settings.model_copy(update=changes)
+
+
+@contextmanager
+def run_worker(settings: Settings, tmp_path: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A real worker process; its log goes to worker.log."""
+    environment = (
+        os.environ
+        | environment
+        | {
+            "TOQUE_DATA_DIR": str(settings.data_dir),
+            "TOQUE_DATABASE_URL": settings.database_url,
+            "TOQUE_BASE_MODELS": f"[{settings.base_models[0].model_dump_json()}]",
+            "TOQUE_HEARTBEAT_SECONDS": "0.2",
+            "TOQUE_LEASE_SECONDS": str(settings.lease_seconds),
+            "TOQUE_RETRY_SECONDS": str(settings.retry_seconds),
+            "TOQUE_STORAGE_ROOM_BYTES": str(settings.storage_room_bytes),
+            "TOQUE_POLL_SECONDS": "0.1",
+            "TOQUE_TRAINING_THREADS": "1",
+        }
+    )
+    with (tmp_path / "worker.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workers.training.worker"], env=environment, stderr=log
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                assert process.wait(timeout=30) == 0, (tmp_path / "worker.log").read_text()
+
+
+def create(client: OpenAI, content: bytes | None = None, **parameters: Any):
+    file = client.files.create(file=("train.jsonl", content or training_bytes(24)), purpose="fine-tune")
+    hyperparameters = {"n_epochs": 2, "batch_size": 4} | parameters.pop("hyperparameters", {})
+    method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
+    return client.fine_tuning.jobs.create(
+        model=TINY, training_file=file.id, method=method, seed=1, **parameters
+    )
+
+
+def ended(client: OpenAI, job_id: str):
+    def look():
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        return job if job.status in ("succeeded", "failed", "cancelled") else None
+
+    return wait_until(look, f"{job_id} ends", seconds=120)
+
+
+def trainer_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    def find() -> psutil.Process | None:
+        children = psutil.Process(worker.pid).children()
+        return next((child for child in children if "workers.training.trainer" in child.cmdline()), None)
+
+    return wait_until(find, "the trainer starts")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
 from app.chat_template import ChatTemplate, TokenizedExample
-from tests.workers.training.conftest import Lines, chat, colours
+from tests.workers.training.conftest import COMMAND, ENVIRONMENT, Child, Lines, chat, colours
 from workers.training import model, trainer
 from workers.training.dataset import BatchLimits, load_examples, micro_batches, pack
 from workers.training.protocol import (
@@ -38,68 +36,6 @@ from workers.training.protocol import (
 
 CPU = torch.device("cpu")
 WIDE = BatchLimits(tokens=1 << 20, targets=1 << 20)
-COMMAND = [sys.executable, "-m", "workers.training.trainer"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-class Child:
-    """A trainer process, spoken to as the worker does."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            COMMAND, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-
-    def train(self, spec: TrainingSpec) -> list[Progress]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(msgspec.json.encode(spec) + b"\n")
-        self.process.stdin.flush()
-        said: list[Progress] = []
-        while not said or not isinstance(said[-1], Finished | Failed):
-            line = self.process.stdout.readline()
-            assert line, f"the trainer died: {self.process.wait()}"
-            said.append(msgspec.json.decode(line, type=Progress))
-        return said
-
-    def close(self) -> int:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.close()
-        code = self.process.wait(30)
-        self.process.stdout.close()
-        return code
-
-
-@pytest.fixture(scope="module")
-def child() -> Iterator[Child]:
-    """One for all tests, so it is warm in all but the first."""
-    child = Child()
-    yield child
-    child.close()
-
-
-@pytest.fixture
-def spec(base_model_dir: Path, jsonl: Lines, tmp_path: Path) -> TrainingSpec:
-    return TrainingSpec(
-        job_id="ftjob-1",
-        base_model="tiny",
-        base_model_dir=str(base_model_dir),
-        training_file=str(jsonl(colours(20))),
-        validation_file=None,
-        output_dir=str(tmp_path / "jobs" / "ftjob-1" / "1"),
-        seed=42,
-        hyperparameters=Hyperparameters(
-            n_epochs=2,
-            batch_size=4,
-            learning_rate=1e-2,
-            lora_rank=4,
-            lora_alpha=8,
-            lora_dropout=0.0,
-            warmup_ratio=0.1,
-            weight_decay=0.0,
-            max_grad_norm=1.0,
-            max_length=400,
-        ),
-    )
 
 
 def with_(spec: TrainingSpec, **changes: Any) -> TrainingSpec:
@@ -189,7 +125,7 @@ def test_a_checkpoint_is_whole_and_loads_in_peft(
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     }
     state = torch.load(parent / "step-10" / "training_state.pt", weights_only=True)
-    assert (state["step"], state["epoch"]) == (10, 2)
+    assert (state["step"], state["metrics"]["step"]) == (10, 10)
     assert len(state["optimizer"]["state"]) == 2 * 7 * 2
     # Plain PEFT, on a plain base, finds every weight and gets the loss that the trainer reported last.
     base = AutoModelForCausalLM.from_pretrained(base_model_dir, dtype=torch.float32)

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
-import pytest
 from openai import OpenAI
 from sqlalchemy import select
 
@@ -22,65 +15,9 @@ from app.database import Database
 from app.files.models import File
 from app.files.storage import LocalStorage
 from app.fine_tuning.models import FineTuningJob, Worker
-from app.settings import BaseModelEntry, Settings
+from app.settings import Settings
 from tests.conftest import training_bytes, wait_until
-
-TINY = "tiny"
-
-
-@pytest.fixture
-def settings(settings: Settings, base_model_dir: Path) -> Settings:
-    tiny = BaseModelEntry(name=TINY, source=str(base_model_dir), context=512)
-    changes = {"base_models": [tiny], "heartbeat_seconds": 0.2, "poll_seconds": 0.1, "training_threads": 1}
-    return settings.model_copy(update=changes)
-
-
-@contextmanager
-def run_worker(settings: Settings, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A real worker process; its log goes to worker.log."""
-    environment = os.environ | {
-        "TOQUE_DATA_DIR": str(settings.data_dir),
-        "TOQUE_DATABASE_URL": settings.database_url,
-        "TOQUE_BASE_MODELS": f"[{settings.base_models[0].model_dump_json()}]",
-        "TOQUE_HEARTBEAT_SECONDS": "0.2",
-        "TOQUE_POLL_SECONDS": "0.1",
-        "TOQUE_TRAINING_THREADS": "1",
-    }
-    with (tmp_path / "worker.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "workers.training.worker"], env=environment, stderr=log
-        )
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                assert process.wait(timeout=30) == 0, (tmp_path / "worker.log").read_text()
-
-
-def create(client: OpenAI, content: bytes | None = None, **parameters: Any):
-    file = client.files.create(file=("train.jsonl", content or training_bytes(24)), purpose="fine-tune")
-    hyperparameters = {"n_epochs": 2, "batch_size": 4} | parameters.pop("hyperparameters", {})
-    method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
-    return client.fine_tuning.jobs.create(
-        model=TINY, training_file=file.id, method=method, seed=1, **parameters
-    )
-
-
-def ended(client: OpenAI, job_id: str):
-    def look():
-        job = client.fine_tuning.jobs.retrieve(job_id)
-        return job if job.status in ("succeeded", "failed", "cancelled") else None
-
-    return wait_until(look, f"{job_id} ends", seconds=120)
-
-
-def trainer_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
-    def find() -> psutil.Process | None:
-        children = psutil.Process(worker.pid).children()
-        return next((child for child in children if "workers.training.trainer" in child.cmdline()), None)
-
-    return wait_until(find, "the trainer starts")
+from tests.workers.training.conftest import create, ended, run_worker, trainer_of
 
 
 def test_jobs_are_trained_one_after_another(
@@ -207,8 +144,7 @@ def test_nothing_is_left_of_a_worker_that_was_killed(
     client: OpenAI, settings: Settings, tmp_path: Path
 ) -> None:
     job = create(client, hyperparameters={"n_epochs": 50})
-    short = settings.model_copy(update={"lease_seconds": 1.0})
-    with run_worker(short, tmp_path) as worker:
+    with run_worker(settings, tmp_path) as worker:
         wait_until(lambda: _messages(client, job.id, 1), "it trains", 60)
         trainer = trainer_of(worker)
         worker.kill()

@@ -1,0 +1,110 @@
+"""A resumed job is the job that an uninterrupted one would have been: same steps, same weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from safetensors.torch import load_file
+
+from tests.workers.training.conftest import Child, Lines, colours
+from workers.training.checkpoint import newest_resumable, save_checkpoint, verify
+from workers.training.protocol import Checkpoint, Finished, Started, Step, Stopped, TrainingSpec
+
+
+def losses(said: list[Any]) -> dict[int, float | None]:
+    return {message.metrics.step: message.metrics.train_loss for message in said if isinstance(message, Step)}
+
+
+def test_a_stopped_job_goes_on_to_the_same_weights(
+    child: Child,
+    spec: TrainingSpec,
+    jsonl: Lines,
+    tmp_path: Path,
+) -> None:
+    valid = str(jsonl(colours(6), "valid.jsonl"))
+    spec = msgspec.structs.replace(spec, validation_file=valid)
+    whole = child.train(msgspec.structs.replace(spec, output_dir=str(tmp_path / "whole" / "1")))
+    first = child.train(spec, stop_after=3)
+    assert isinstance(first[-1], Stopped)
+    stopped_at = first[-1].step
+    assert 3 <= stopped_at < 10
+    folder = newest_resumable(Path(spec.output_dir).parent)
+    assert folder.checkpoint is not None
+    assert folder.checkpoint.name == f"step-{stopped_at}"
+    again = msgspec.structs.replace(
+        spec, output_dir=str(Path(spec.output_dir).parent / "2"), resume_from=str(folder.checkpoint)
+    )
+    second = child.train(again)
+    started = next(message for message in second if isinstance(message, Started))
+    assert started.resumed_step == stopped_at
+    assert list(losses(second)) == list(range(stopped_at + 1, 11))
+    assert losses(first) | losses(second) == losses(whole)
+    assert [m.metrics for m in second if isinstance(m, Checkpoint)][-1] == [
+        m.metrics for m in whole if isinstance(m, Checkpoint)
+    ][-1]
+    ends = [said[-1] for said in (whole, second)]
+    assert all(isinstance(end, Finished) for end in ends)
+    assert ends[0].trained_tokens == ends[1].trained_tokens
+    weights = [load_file(Path(end.path) / "adapter_model.safetensors") for end in ends]
+    assert weights[0].keys() == weights[1].keys()
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+def test_a_job_that_was_trained_but_not_published_only_says_so(child: Child, spec: TrainingSpec) -> None:
+    whole = child.train(spec)
+    again = child.train(
+        msgspec.structs.replace(spec, resume_from=whole[-1].path, output_dir=spec.output_dir + "b")
+    )
+    assert [type(message) for message in again] == [Started, Checkpoint, Finished]
+    assert again[-1].path == whole[-1].path
+    assert again[-1].trained_tokens == whole[-1].trained_tokens
+
+
+def test_checkpoints_by_time(child: Child, spec: TrainingSpec) -> None:
+    child.train(msgspec.structs.replace(spec, checkpoint_seconds=1e-9))
+    saved = sorted(
+        Path(spec.output_dir, "checkpoints").iterdir(), key=lambda folder: int(folder.name.split("-")[1])
+    )
+    assert [folder.name for folder in saved] == [f"step-{step}" for step in range(1, 11)]
+    assert all(verify(folder) is None for folder in saved)
+
+
+@pytest.fixture
+def job_folder(tmp_path: Path) -> Path:
+    """Two attempts with checkpoints at steps 5, 10 and 15."""
+    for attempt, steps in ((1, (5, 10)), (2, (15,))):
+        for step in steps:
+            save_checkpoint(
+                tmp_path / str(attempt) / "checkpoints", step, {"weights": b"w" * 100, "state": b"s"}
+            )
+    return tmp_path
+
+
+def test_the_newest_that_verifies_is_used(job_folder: Path) -> None:
+    newest = job_folder / "2" / "checkpoints" / "step-15"
+    assert newest_resumable(job_folder) == (newest, [])
+    (newest / "weights").write_bytes(b"w" * 99)
+    middle = job_folder / "1" / "checkpoints" / "step-10"
+    assert newest_resumable(job_folder) == (middle, ["step 15: weights does not match its checksum"])
+    (middle / "state").unlink()
+    (newest / "manifest.json").write_text("{")
+    oldest = job_folder / "1" / "checkpoints" / "step-5"
+    found = newest_resumable(job_folder)
+    assert found.checkpoint == oldest
+    assert found.damaged == ["step 15: its manifest cannot be read", "step 10: state is missing"]
+    shutil.rmtree(oldest)
+    (job_folder / "1" / "checkpoints" / "tmp-step-20").mkdir()
+    assert newest_resumable(job_folder).checkpoint is None
+    assert newest_resumable(job_folder / "nothing") == (None, [])
+
+
+def test_a_manifest_names_every_file(job_folder: Path) -> None:
+    folder = job_folder / "2" / "checkpoints" / "step-15"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["step"] == 15
+    assert set(manifest["sha256"]) == {"weights", "state"}

@@ -1,0 +1,206 @@
+"""Kill, freeze, pause or starve it at any moment: the job ends once, truthfully, with the same model."""
+
+from __future__ import annotations
+
+import csv
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from openai import OpenAI
+from safetensors.torch import load_file
+from sqlalchemy import select
+
+from app.adapters.models import Adapter
+from app.database import Database
+from app.files.storage import LocalStorage
+from app.orphans import find_orphans
+from app.settings import Settings
+from tests.conftest import wait_until
+from tests.workers.training.conftest import create, ended, run_worker, trainer_of
+
+CRASH_POINTS = [
+    "worker.claim_uncommitted",
+    "worker.claimed",
+    "trainer.base_loaded",
+    "trainer.step",
+    "reporter.step_recorded",
+    "checkpoint.before_adapter_model.safetensors",
+    "checkpoint.before_adapter_config.json",
+    "checkpoint.before_training_state.pt",
+    "checkpoint.before_manifest",
+    "checkpoint.before_rename",
+    "checkpoint.after_rename",
+    "trainer.checkpoint_saved",
+    "reporter.before_checkpoint_row",
+    "reporter.after_checkpoint_row",
+    "trainer.finished",
+    "reporter.before_result_file",
+    "reporter.after_result_file",
+    "reporter.result_row",
+    "reporter.model_row",
+    "reporter.published",
+]
+
+
+def weights(database: Database, settings: Settings, name: str) -> dict[str, Any]:
+    with database.reader() as session:
+        key = session.get_one(Adapter, name).storage_key
+    return load_file(LocalStorage(settings.storage_root).path(key) / "adapter_model.safetensors")
+
+
+def check_record(client: OpenAI, job: Any, steps: int = 12) -> list[str]:
+    """Every step once, in order, in log and result file; returns the losses as text."""
+    events = [
+        event for event in client.fine_tuning.jobs.list_events(job.id, limit=1000) if event.type == "metrics"
+    ]
+    assert [event.data["step"] for event in events][::-1] == list(range(1, steps + 1))
+    rows = list(csv.DictReader(client.files.content(job.result_files[0]).text.splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(1, steps + 1))
+    return [row["train_loss"] for row in rows]
+
+
+@dataclass
+class Reference:
+    """What a job that nothing disturbs gives; the same wherever it is trained."""
+
+    losses: list[str] | None = None
+    weights: dict[str, Any] | None = None
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    """Filled by the first test that needs it."""
+    return Reference()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("point", CRASH_POINTS)
+def test_a_crash_at_any_point_changes_nothing(
+    point: str, reference: Reference, client: OpenAI, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    if reference.weights is None:
+        with run_worker(settings, tmp_path):
+            undisturbed = ended(client, create(client).id)
+        reference.losses = check_record(client, undisturbed)
+        reference.weights = weights(database, settings, undisturbed.fine_tuned_model)
+
+    marker = tmp_path / "reached"
+    job = create(client)
+    while True:  # whoever supervises the worker starts it again
+        with run_worker(settings, tmp_path, TOQUE_CRASH_AT=f"{point}:{marker}") as worker:
+            wait_until(
+                lambda worker=worker: (
+                    worker.poll() is not None
+                    or client.fine_tuning.jobs.retrieve(job.id).status in ("succeeded", "failed")
+                ),
+                "the job or its worker ends",
+                seconds=180,
+            )
+            if worker.poll() is None:
+                break
+            assert worker.returncode == -signal.SIGKILL, (tmp_path / "worker.log").read_text()
+    assert marker.exists(), "the point was never reached"
+
+    done = client.fine_tuning.jobs.retrieve(job.id)
+    assert done.status == "succeeded", done.error
+    assert done.fine_tuned_model is not None
+    assert check_record(client, done) == reference.losses
+    found = weights(database, settings, done.fine_tuned_model)
+    assert all((found[name] == expected).all() for name, expected in reference.weights.items())
+    with database.reader() as session:
+        names = set(session.scalars(select(Adapter.name).where(Adapter.job_id == job.id)))
+        orphans = find_orphans(session, LocalStorage(settings.storage_root))
+    checkpoints = {f"{done.fine_tuned_model}:ckpt-step-{step}" for step in (6, 12)}
+    assert names == {done.fine_tuned_model, *checkpoints}
+    assert orphans.missing == []
+
+
+@pytest.fixture
+def long_job(client: OpenAI) -> str:
+    return create(client, hyperparameters={"n_epochs": 50}).id
+
+
+def steps_of(client: OpenAI, job_id: str) -> int:
+    events = client.fine_tuning.jobs.list_events(job_id, limit=1000)
+    return max((event.data["step"] for event in events if event.type == "metrics"), default=0)
+
+
+def test_a_paused_job_frees_its_worker_and_goes_on_where_it_stopped(
+    client: OpenAI,
+    settings: Settings,
+    long_job: str,
+    tmp_path: Path,
+) -> None:
+    with run_worker(settings, tmp_path):
+        wait_until(lambda: steps_of(client, long_job) > 8, "it trains", 60)
+        for _ in range(2):
+            assert client.fine_tuning.jobs.pause(long_job).status == "paused"
+        other = create(client)
+        assert ended(client, other.id).status == "succeeded"
+        assert client.fine_tuning.jobs.retrieve(long_job).status == "paused"
+    before = steps_of(client, long_job)
+    with run_worker(settings, tmp_path):
+        for _ in range(2):
+            assert client.fine_tuning.jobs.resume(long_job).status in ("queued", "running")
+        job = ended(client, long_job)
+    assert job.status == "succeeded"
+    check_record(client, job, steps=300)
+    resumed = [
+        event.message
+        for event in client.fine_tuning.jobs.list_events(long_job, limit=1000)
+        if "resumed at step" in event.message
+    ]
+    assert len(resumed) == 1
+    assert int(resumed[0].rsplit(" ", 1)[1]) >= before
+
+
+def test_a_drained_worker_hands_over_at_the_step(
+    client: OpenAI,
+    settings: Settings,
+    long_job: str,
+    tmp_path: Path,
+) -> None:
+    with run_worker(settings, tmp_path) as worker:
+        wait_until(lambda: steps_of(client, long_job) > 8, "it trains", 60)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=30) == 0
+    waiting = client.fine_tuning.jobs.retrieve(long_job)
+    assert waiting.status == "queued"
+    before = steps_of(client, long_job)
+    with run_worker(settings, tmp_path):
+        job = ended(client, long_job)
+    assert job.status == "succeeded"
+    check_record(client, job, steps=300)
+    events = client.fine_tuning.jobs.list_events(long_job, limit=1000)
+    resumed = [event.message for event in events if "resumed at step" in event.message]
+    assert [int(message.rsplit(" ", 1)[1]) for message in resumed] == [before]
+
+
+def test_a_frozen_worker_that_wakes_up_publishes_nothing(
+    client: OpenAI,
+    settings: Settings,
+    long_job: str,
+    tmp_path: Path,
+) -> None:
+    with run_worker(settings, tmp_path) as zombie:
+        wait_until(lambda: steps_of(client, long_job) > 8, "it trains", 60)
+        family = [psutil.Process(zombie.pid), trainer_of(zombie)]
+        for process in family:
+            process.suspend()
+        try:
+            with run_worker(settings, tmp_path):
+                job = ended(client, long_job)
+                after = [event.id for event in client.fine_tuning.jobs.list_events(long_job, limit=1000)]
+        finally:
+            for process in family:
+                process.resume()
+        # It finds out, lets go, and goes on to other work.
+        assert ended(client, create(client).id).status == "succeeded"
+    assert job.status == "succeeded"
+    check_record(client, job, steps=300)
+    assert [event.id for event in client.fine_tuning.jobs.list_events(long_job, limit=1000)] == after
+    assert client.fine_tuning.jobs.retrieve(long_job).fine_tuned_model == job.fine_tuned_model
