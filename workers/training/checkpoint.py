@@ -75,12 +75,16 @@ def verify(checkpoint: Path) -> str | None:
     return None
 
 
-def newest_resumable(job_folder: Path) -> Resumable:
-    """The checkpoint with the highest step in any attempt's folder that verifies."""
+def newest_resumable(job_folder: Path, at_most: int | None = None) -> Resumable:
+    """The checkpoint with the highest step, up to `at_most`, in any attempt's folder that verifies.
+
+    An attempt that lost its job may have saved steps that are not on the record: going on from there would
+    leave a gap in it.
+    """
     found = [
         (int(match[1]), folder)
         for folder in job_folder.glob("*/checkpoints/*")
-        if (match := _STEP.fullmatch(folder.name))
+        if (match := _STEP.fullmatch(folder.name)) and (at_most is None or int(match[1]) <= at_most)
     ]
     damaged: list[str] = []
     for step, folder in sorted(found, key=lambda pair: (pair[0], pair[1]), reverse=True):

@@ -81,7 +81,9 @@ class TrainingWorker:
         """Ends `run`: the job at hand is saved and goes back to the queue."""
         self._stopping.set()
         self._child.ask_to_stop()
-        threading.Timer(_DRAIN_SECONDS, self._child.close).start()
+        too_long = threading.Timer(_DRAIN_SECONDS, self._child.close)
+        too_long.daemon = True  # an idle worker ends at once
+        too_long.start()
 
     def _claim(self) -> FineTuningJob | None:
         trainable = [entry.name for entry in self._settings.base_models if is_prepared(self._settings, entry)]
@@ -122,7 +124,7 @@ class TrainingWorker:
             self._row.job_id = None
 
     def _follow_trainer(self, job: FineTuningJob, reporter: JobReporter) -> None:
-        resumable = newest_resumable(self._storage.path(f"jobs/{job.id}"))
+        resumable = newest_resumable(self._storage.path(f"jobs/{job.id}"), job.recorded_step)
         for problem in resumable.damaged:
             reporter.warn(f"A checkpoint is damaged ({problem}); an earlier one is used")
         resume_from = str(resumable.checkpoint) if resumable.checkpoint else None
@@ -152,7 +154,7 @@ class TrainingWorker:
             reporter.retry(f"The trainer died ({self._child.exit_reason})", code="trainer_died")
 
     def _let_go(self, lost: queue.LeaseLostError) -> None:
-        """The job is no longer ours: a paused one is saved first, for whoever resumes it."""
+        """The job is no longer ours. A paused one only stops: its trainer stays warm for the next job."""
         log.warning("%s", lost)
         if lost.status == "paused":
             self._child.ask_to_stop()

@@ -88,6 +88,7 @@ def job_folder(tmp_path: Path) -> Path:
 def test_the_newest_that_verifies_is_used(job_folder: Path) -> None:
     newest = job_folder / "2" / "checkpoints" / "step-15"
     assert newest_resumable(job_folder) == (newest, [])
+    assert newest_resumable(job_folder, at_most=14).checkpoint == job_folder / "1" / "checkpoints" / "step-10"
     (newest / "weights").write_bytes(b"w" * 99)
     middle = job_folder / "1" / "checkpoints" / "step-10"
     assert newest_resumable(job_folder) == (middle, ["step 15: weights does not match its checksum"])

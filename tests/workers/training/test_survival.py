@@ -90,7 +90,7 @@ def test_a_crash_at_any_point_changes_nothing(
 
     marker = tmp_path / "reached"
     job = create(client)
-    while True:  # whoever supervises the worker starts it again
+    while client.fine_tuning.jobs.retrieve(job.id).status != "succeeded":  # its supervisor starts it again
         with run_worker(settings, tmp_path, TOQUE_CRASH_AT=f"{point}:{marker}") as worker:
             wait_until(
                 lambda worker=worker: (
@@ -155,7 +155,7 @@ def test_a_paused_job_frees_its_worker_and_goes_on_where_it_stopped(
         if "resumed at step" in event.message
     ]
     assert len(resumed) == 1
-    assert int(resumed[0].rsplit(" ", 1)[1]) >= before
+    assert 0 < int(resumed[0].rsplit(" ", 1)[1]) <= before
 
 
 def test_a_drained_worker_hands_over_at_the_step(
