@@ -9,8 +9,7 @@ ARG PYTHON_IMAGE=python:3.11-slim
 # The lock that `worker` and `engine` are made from: cpu or cuda.
 ARG DEVICE=cpu
 # Further options for the one pip command that installs torch. Plain pip brings the CUDA build, which also
-# runs without a GPU but takes 4 GB more. For the CPU build, name an index that has it, at build time:
-#   --build-arg TORCH_PIP_OPTIONS="--index-url <an index of CPU builds of torch>"
+# runs without a GPU but takes 4 GB more. For the CPU build, point pip at an index of your own that has it.
 ARG TORCH_PIP_OPTIONS=""
 
 

@@ -54,7 +54,7 @@ class IncomingFile:
         self._file.close()
         target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary.rename(target)
-        _fsync_folder(target.parent)
+        fsync_folder(target.parent)
         return StoredFile(key, self.bytes, self.sha256)
 
     def discard(self) -> None:
@@ -125,7 +125,8 @@ class LocalStorage:
         self.path(key).unlink(missing_ok=True)
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,7 +10,6 @@ from app.errors import InvalidRequestError
 from app.settings import BaseModelEntry
 
 Auto = Literal["auto"]
-Strict = Field(strict=True)
 
 Epochs = Annotated[int, Field(ge=1, le=50, strict=True)]
 BatchSize = Annotated[int, Field(ge=1, le=256, strict=True)]

@@ -12,9 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
-
-from app.adapters.models import Adapter
+from app.adapters.service import find_servable
 from app.database import Database
 from app.settings import BaseModelEntry, Settings
 from workers.inference.adapter_check import AdapterError, Shapes, check_adapter, module_shapes
@@ -67,14 +65,11 @@ class PublishedAdapters:
         Raises:
             AdapterError: it must not be loaded.
         """
-        query = select(Adapter.storage_key).where(
-            Adapter.name == name, Adapter.base_model == self._base_model, Adapter.deleted_at.is_(None)
-        )
         with self._database.reader() as session:
-            key = session.scalar(query)
-        if key is None:
+            adapter = find_servable(session, self._base_model, name)
+        if adapter is None:
             return None
-        folder = self._settings.storage_root / key
+        folder = self._settings.storage_root / adapter.storage_key
         try:
             check_adapter(folder, self._shapes, self._entry.max_rank)
         except AdapterError as error:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from app.files.storage import fsync_folder
 from workers.crash_points import reach
 
 MANIFEST = "manifest.json"
@@ -48,7 +49,7 @@ def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes]) -> Path
         reach("checkpoint.before_manifest")
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         _write(aside / MANIFEST, json.dumps({"step": step, "sha256": sums}, indent=2).encode())
-        _fsync(aside)
+        fsync_folder(aside)
         reach("checkpoint.before_rename")
         shutil.rmtree(final, ignore_errors=True)  # only one that is damaged comes this far
         aside.rename(final)
@@ -56,7 +57,7 @@ def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes]) -> Path
         shutil.rmtree(aside, ignore_errors=True)
         raise
     reach("checkpoint.after_rename")
-    _fsync(parent)
+    fsync_folder(parent)
     return final
 
 
@@ -100,11 +101,3 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _fsync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
