@@ -14,6 +14,7 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import Double
 
+_IDLE_TRANSACTION_SECONDS = 30
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -77,10 +78,18 @@ class Database:
         self.engine.dispose()
 
 
+def _bound_idle_transactions(connection: Any, _record: Any) -> None:
+    """A process that is frozen in the middle of a transaction must not hold its locks for ever."""
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TRANSACTION_SECONDS}s'")
+    connection.commit()
+
+
 def _connect(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10)
+        server = create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10)
+        event.listen(server, "connect", _bound_idle_transactions)
+        return server
     engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
 
     def on_connect(connection: Any, _record: Any) -> None:

@@ -36,17 +36,15 @@ def create_file(
         InvalidRequestError: a field or a line is wrong; nothing is kept.
     """
     purpose = _purpose(fields.get("purpose"))
+    expires_at = _expiry(fields)
+    # What takes long comes before the first look at the database: a transaction may hold up others.
+    path = incoming.finish()
+    summary = check_training_file(path) if purpose == "fine-tune" else None
     content = [incoming.sha256, filename, fields]
     if (known := creating.find(session, "file", content)) is not None:
         return get_file(session, creating.project_id, known)
-    expires_at = _expiry(fields)
     file_id = new_id("file-")
     stored = storage.publish(incoming, f"files/{file_id}")
-    try:
-        summary = check_training_file(storage.path(stored.key)) if purpose == "fine-tune" else None
-    except InvalidRequestError:
-        storage.delete(stored.key)
-        raise
     file = File(
         id=file_id,
         project_id=creating.project_id,

@@ -47,11 +47,17 @@ class IncomingFile:
         """Of the bytes so far, in hexadecimal."""
         return self._digest.hexdigest()
 
+    def finish(self) -> Path:
+        """Makes the bytes durable, under the temporary name, for reading; nothing more can be written."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        return self._temporary
+
     def publish(self, key: str, target: Path) -> StoredFile:
-        """Makes the bytes durable and gives them their name."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Gives the bytes, once they are durable, their name."""
+        self.finish()
         target.parent.mkdir(parents=True, exist_ok=True)
         self._temporary.rename(target)
         fsync_folder(target.parent)
@@ -119,10 +125,6 @@ class LocalStorage:
         with self.incoming() as incoming:
             incoming.write(content)
             return self.publish(incoming, key)
-
-    def delete(self, key: str) -> None:
-        """Removes a file; one that is gone already is no error."""
-        self.path(key).unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

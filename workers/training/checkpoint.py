@@ -31,8 +31,10 @@ class Resumable(NamedTuple):
     """For people: name and reason."""
 
 
-def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes]) -> Path:
+def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes], *, first_step: int) -> Path:
     """Writes `step-<n>` under `parent` and returns it; one that is there already is kept.
+
+    It can tell about every step from `first_step` on.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -48,7 +50,8 @@ def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes]) -> Path
             _write(aside / name, content)
         reach("checkpoint.before_manifest")
         sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        _write(aside / MANIFEST, json.dumps({"step": step, "sha256": sums}, indent=2).encode())
+        manifest = {"step": step, "first_step": first_step, "sha256": sums}
+        _write(aside / MANIFEST, json.dumps(manifest, indent=2).encode())
         fsync_folder(aside)
         reach("checkpoint.before_rename")
         shutil.rmtree(final, ignore_errors=True)  # only one that is damaged comes this far
@@ -65,6 +68,8 @@ def verify(checkpoint: Path) -> str | None:
     """What is wrong with it; None if every file is as it was written."""
     try:
         manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())
+        if not isinstance(manifest["first_step"], int):
+            return "its manifest cannot be read"
         for name, expected in manifest["sha256"].items():
             with (checkpoint / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
@@ -76,23 +81,31 @@ def verify(checkpoint: Path) -> str | None:
     return None
 
 
-def newest_resumable(job_folder: Path, at_most: int | None = None) -> Resumable:
-    """The checkpoint with the highest step, up to `at_most`, in any attempt's folder that verifies.
+def discard(checkpoint: Path) -> None:
+    """Removes a checkpoint; what a crash leaves of it is not taken for one."""
+    aside = checkpoint.with_name(f"tmp-{checkpoint.name}")
+    checkpoint.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
-    An attempt that lost its job may have saved steps that are not on the record: going on from there would
-    leave a gap in it.
+
+def newest_resumable(job_folder: Path, recorded_step: int) -> Resumable:
+    """The newest checkpoint in any attempt's folder that verifies and leaves no gap in the job's log.
+
+    An attempt that lost its job may have saved steps that are not on the record: a checkpoint tells about
+    its own latest steps again, but not about those before.
     """
     found = [
         (int(match[1]), folder)
         for folder in job_folder.glob("*/checkpoints/*")
-        if (match := _STEP.fullmatch(folder.name)) and (at_most is None or int(match[1]) <= at_most)
+        if (match := _STEP.fullmatch(folder.name))
     ]
     damaged: list[str] = []
     for step, folder in sorted(found, key=lambda pair: (pair[0], pair[1]), reverse=True):
         problem = verify(folder)
-        if problem is None:
+        if problem is not None:
+            damaged.append(f"step {step}: {problem}")
+        elif json.loads((folder / MANIFEST).read_bytes())["first_step"] <= recorded_step + 1:
             return Resumable(folder, damaged)
-        damaged.append(f"step {step}: {problem}")
     return Resumable(None, damaged)
 
 

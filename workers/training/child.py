@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import suppress
 
 import msgspec
@@ -14,13 +14,15 @@ import psutil
 
 from workers.training.protocol import Progress, TrainingSpec
 
+TRAINER = (sys.executable, "-m", "workers.training.trainer")
 _progress_decoder: msgspec.json.Decoder[Progress] = msgspec.json.Decoder(Progress)
 
 
 class TrainerChild:
-    """At most one `workers.training.trainer` process; start it from the main thread, which it dies with."""
+    """At most one process of `command`; start it from the main thread, which it dies with."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, command: Sequence[str], threads: int) -> None:
+        self._command = command
         self._threads = threads or len(os.sched_getaffinity(0))
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
@@ -79,7 +81,7 @@ class TrainerChild:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "workers.training.trainer"],
+            self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=_environment(self._threads),

@@ -14,8 +14,6 @@ import os
 os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "2000")
 
 import errno
-import io
-import json
 import math
 import random
 import resource
@@ -24,14 +22,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
 import msgspec
-import peft
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
@@ -40,7 +36,6 @@ from transformers import PreTrainedModel
 from app.chat_template import ChatTemplate, TokenizedExample
 from workers.crash_points import reach
 from workers.processes import die_with_parent
-from workers.training.checkpoint import save_checkpoint
 from workers.training.dataset import (
     BatchLimits,
     InvalidExampleError,
@@ -48,7 +43,7 @@ from workers.training.dataset import (
     load_examples,
     micro_batches,
 )
-from workers.training.model import ADAPTER, add_lora, batch_limits, load_base, target_logits
+from workers.training.model import add_lora, batch_limits, load_base, target_logits
 from workers.training.protocol import (
     Checkpoint,
     Failed,
@@ -62,11 +57,9 @@ from workers.training.protocol import (
     TrainingSpec,
     Warned,
 )
+from workers.training.training_state import Checkpoints, Progression, resume
 
 Send = Callable[[Progress], None]
-
-ADAPTER_FILE = "adapter_model.safetensors"
-STATE_FILE = "training_state.pt"
 
 
 class TrainingDivergedError(Exception):
@@ -91,22 +84,13 @@ class WarmBase:
     device: torch.device
 
 
-@dataclass(slots=True)
-class Progression:
-    """How far a job is: what a resumed attempt goes on with, beside weights and optimizer."""
-
-    step: int = 0
-    tokens: int = 0
-    metrics: Metrics = field(default_factory=lambda: Metrics(step=0))
-    """Of that step."""
-
-
 class StopRequest:
     """Set by SIGTERM; looked at between steps."""
 
     def __init__(self) -> None:
         self.made = False
         signal.signal(signal.SIGTERM, self._make)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the worker has it blocked
 
     def _make(self, _number: int, _frame: FrameType | None) -> None:
         self.made = True
@@ -189,11 +173,10 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
                 resumed_step=at.step,
             )
         )
-        folder, resumed_step = Path(spec.resume_from or spec.output_dir), at.step
-        if at.step and at.step % steps_per_epoch == 0:
-            send(Checkpoint(metrics=at.metrics, path=str(folder)))  # it may never have been recorded
+        checkpoints, resumed_step = Checkpoints(spec, model, optimizer), at.step
+        tell_again(at, checkpoints.newest, send, epoch_ended=at.step % steps_per_epoch == 0)
 
-        saved_at, batches = time.monotonic(), list[list[int]]()
+        batches = list[list[int]]()
         while at.step < total_steps:
             epoch, place = divmod(at.step, steps_per_epoch)
             if not batches or place == 0:
@@ -209,22 +192,21 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             part = probe if epoch_ends or at.step % probe_every == 0 else []
             at.metrics = measure(base, model, at.step, score, part, validation if epoch_ends else [], limits)
             reach("trainer.step")
-            send(
-                Step(
-                    metrics=at.metrics,
-                    epoch=epoch + 1,
-                    learning_rate=rate,
-                    tokens=at.tokens,
-                    elapsed_seconds=(time.monotonic() - began) * at.step / (at.step - resumed_step),
-                )
+            done = Step(
+                metrics=at.metrics,
+                epoch=epoch + 1,
+                learning_rate=rate,
+                tokens=at.tokens,
+                elapsed_seconds=(time.monotonic() - began) * at.step / (at.step - resumed_step),
             )
+            at.since_checkpoint.append(done)
+            send(done)
             stopping = stop.made and at.step < total_steps
-            if epoch_ends or stopping or time.monotonic() - saved_at >= spec.checkpoint_seconds:
-                folder = save(spec, at, model, optimizer)
-                saved_at = time.monotonic()
+            if epoch_ends or stopping or checkpoints.due:
+                checkpoints.save(at, epoch_ends=epoch_ends)
             if epoch_ends:
                 reach("trainer.checkpoint_saved")
-                send(Checkpoint(metrics=at.metrics, path=str(folder)))
+                send(Checkpoint(metrics=at.metrics, path=str(checkpoints.newest)))
             if stopping:
                 stop.made = False
                 send(Stopped(step=at.step))
@@ -235,12 +217,21 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
     reach("trainer.finished")
     send(
         Finished(
-            path=str(folder),
+            path=str(checkpoints.newest),
             trained_tokens=at.tokens,
             elapsed_seconds=time.monotonic() - began,
             peak_memory_bytes=peak_memory(base.device),
         )
     )
+
+
+def tell_again(at: Progression, checkpoint: Path, send: Send, *, epoch_ended: bool) -> None:
+    """What the attempt that saved the checkpoint said last: it may never have been recorded."""
+    for told in at.since_checkpoint:
+        send(told)
+    at.since_checkpoint.clear()
+    if at.step and epoch_ended:
+        send(Checkpoint(metrics=at.metrics, path=str(checkpoint)))
 
 
 def learn_within_memory(
@@ -382,50 +373,6 @@ def load_file(path: str, param: str, template: ChatTemplate, hp: Hyperparameters
 def count_tokens(examples: Iterable[TokenizedExample]) -> int:
     """Tokens as the user counts them: whole examples, whatever of them is computed."""
     return sum(len(example.input_ids) for example in examples)
-
-
-def save(
-    spec: TrainingSpec, at: Progression, model: peft.PeftModel, optimizer: torch.optim.Optimizer
-) -> Path:
-    """A checkpoint of this step: the adapter as PEFT and vLLM read it, and what `resume` needs beside it.
-
-    The data's order and the learning rate are functions of the seed and the step.
-    """
-    weights: dict[str, Tensor] = cast(Any, peft).get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {name: weight.contiguous().cpu() for name, weight in weights.items()}
-    config: dict[str, Any] = cast(Any, model).peft_config[ADAPTER].to_dict()
-    config |= {"base_model_name_or_path": spec.base_model, "inference_mode": True}
-    state = io.BytesIO()
-    torch.save(
-        {
-            "step": at.step,
-            "tokens": at.tokens,
-            "metrics": msgspec.to_builtins(at.metrics),
-            "optimizer": optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
-        },
-        state,
-    )
-    files = {
-        ADAPTER_FILE: safetensors.torch.save(tensors, metadata={"format": "pt"}),
-        "adapter_config.json": json.dumps(config, indent=2, sort_keys=True, default=sorted).encode(),
-        STATE_FILE: state.getvalue(),
-    }
-    return save_checkpoint(Path(spec.output_dir) / "checkpoints", at.step, files)
-
-
-def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> Progression:
-    """Puts weights, optimizer and random state back as they were when the checkpoint was saved."""
-    tensors = safetensors.torch.load((checkpoint / ADAPTER_FILE).read_bytes())
-    cast(Any, peft).set_peft_model_state_dict(model, tensors)
-    state: dict[str, Any] = torch.load(checkpoint / STATE_FILE, weights_only=True)
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
-    if state["cuda_random"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_random"])
-    metrics = msgspec.convert(state["metrics"], Metrics)
-    return Progression(step=state["step"], tokens=state["tokens"], metrics=metrics)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from types import FrameType
+from collections.abc import Sequence
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
@@ -32,7 +32,7 @@ from app.settings import Settings
 from workers.crash_points import reach
 from workers.device import detect
 from workers.training.checkpoint import newest_resumable
-from workers.training.child import TrainerChild
+from workers.training.child import TRAINER, TrainerChild
 from workers.training.heartbeat import Heartbeat
 from workers.training.protocol import Failed, Finished, Hyperparameters, Stopped, TrainingSpec
 from workers.training.reporter import JobReporter
@@ -45,13 +45,13 @@ _SWEEP_SECONDS = 3600.0
 
 
 class TrainingWorker:
-    """One process that trains one job at a time."""
+    """One process that trains one job at a time, with the command `trainer` as its child."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, trainer: Sequence[str] = TRAINER) -> None:
         self._settings = settings
         self._database = Database(settings.sqlalchemy_url)
         self._storage = LocalStorage(settings.storage_root)
-        self._child = TrainerChild(settings.training_threads)
+        self._child = TrainerChild(trainer, settings.training_threads)
         self._stopping = threading.Event()
         self._kept_house_at = self._swept_at = 0.0
         self._row = Worker(
@@ -78,7 +78,7 @@ class TrainingWorker:
         self._retire()
 
     def stop(self) -> None:
-        """Ends `run`: the job at hand is saved and goes back to the queue."""
+        """Ends `run`, from another thread: the job at hand is saved and goes back to the queue."""
         self._stopping.set()
         self._child.ask_to_stop()
         too_long = threading.Timer(_DRAIN_SECONDS, self._child.close)
@@ -219,16 +219,20 @@ class TrainingWorker:
         self._database.dispose()
 
 
-def main() -> None:
+def main(trainer: Sequence[str] = TRAINER) -> None:
     """The process: runs until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    worker = TrainingWorker(Settings())
+    # A thread waits for the signals: a handler would run between two instructions of the main thread,
+    # which may hold the very lock that `stop` needs. Threads and children inherit the blocked signals.
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    worker = TrainingWorker(Settings(), trainer)
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
+    def stop_on_signal() -> None:
+        signal.sigwait(signals)
         worker.stop()
 
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    threading.Thread(target=stop_on_signal, name="signals", daemon=True).start()
     worker.run()
 
 

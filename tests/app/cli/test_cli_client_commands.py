@@ -181,7 +181,7 @@ def test_cancel(service: Service, job_id: str) -> None:
     again = service.run("jobs", "cancel", job_id)
 
     assert again.exit_code == 1
-    assert "code job_not_cancellable" in again.stderr
+    assert "code job_failed" in again.stderr
 
 
 def test_models_list(service: Service) -> None:

@@ -33,7 +33,7 @@ def test_a_stopped_job_goes_on_to_the_same_weights(
     assert isinstance(first[-1], Stopped)
     stopped_at = first[-1].step
     assert 3 <= stopped_at < 10
-    folder = newest_resumable(Path(spec.output_dir).parent)
+    folder = newest_resumable(Path(spec.output_dir).parent, stopped_at)
     assert folder.checkpoint is not None
     assert folder.checkpoint.name == f"step-{stopped_at}"
     again = msgspec.structs.replace(
@@ -42,7 +42,8 @@ def test_a_stopped_job_goes_on_to_the_same_weights(
     second = child.train(again)
     started = next(message for message in second if isinstance(message, Started))
     assert started.resumed_step == stopped_at
-    assert list(losses(second)) == list(range(stopped_at + 1, 11))
+    told_again_from = 1 if stopped_at <= 5 else 6  # the checkpoint before is the one of the first epoch
+    assert list(losses(second)) == list(range(told_again_from, 11))
     assert losses(first) | losses(second) == losses(whole)
     assert [m.metrics for m in second if isinstance(m, Checkpoint)][-1] == [
         m.metrics for m in whole if isinstance(m, Checkpoint)
@@ -60,7 +61,7 @@ def test_a_job_that_was_trained_but_not_published_only_says_so(child: Child, spe
     again = child.train(
         msgspec.structs.replace(spec, resume_from=whole[-1].path, output_dir=spec.output_dir + "b")
     )
-    assert [type(message) for message in again] == [Started, Checkpoint, Finished]
+    assert [type(message) for message in again] == [Started, *[Step] * 5, Checkpoint, Finished]
     assert again[-1].path == whole[-1].path
     assert again[-1].trained_tokens == whole[-1].trained_tokens
 
@@ -70,7 +71,8 @@ def test_checkpoints_by_time(child: Child, spec: TrainingSpec) -> None:
     saved = sorted(
         Path(spec.output_dir, "checkpoints").iterdir(), key=lambda folder: int(folder.name.split("-")[1])
     )
-    assert [folder.name for folder in saved] == [f"step-{step}" for step in range(1, 11)]
+    # At the end of an epoch, for good; within one, the last two.
+    assert [folder.name for folder in saved] == ["step-5", "step-8", "step-9", "step-10"]
     assert all(verify(folder) is None for folder in saved)
 
 
@@ -80,28 +82,42 @@ def job_folder(tmp_path: Path) -> Path:
     for attempt, steps in ((1, (5, 10)), (2, (15,))):
         for step in steps:
             save_checkpoint(
-                tmp_path / str(attempt) / "checkpoints", step, {"weights": b"w" * 100, "state": b"s"}
+                tmp_path / str(attempt) / "checkpoints",
+                step,
+                {"weights": b"w" * 100, "state": b"s"},
+                first_step=step - 4,
             )
     return tmp_path
 
 
 def test_the_newest_that_verifies_is_used(job_folder: Path) -> None:
     newest = job_folder / "2" / "checkpoints" / "step-15"
-    assert newest_resumable(job_folder) == (newest, [])
-    assert newest_resumable(job_folder, at_most=14).checkpoint == job_folder / "1" / "checkpoints" / "step-10"
+    assert newest_resumable(job_folder, 15) == newest_resumable(job_folder, 10) == (newest, [])
     (newest / "weights").write_bytes(b"w" * 99)
     middle = job_folder / "1" / "checkpoints" / "step-10"
-    assert newest_resumable(job_folder) == (middle, ["step 15: weights does not match its checksum"])
+    assert newest_resumable(job_folder, 15) == (middle, ["step 15: weights does not match its checksum"])
     (middle / "state").unlink()
     (newest / "manifest.json").write_text("{")
     oldest = job_folder / "1" / "checkpoints" / "step-5"
-    found = newest_resumable(job_folder)
+    found = newest_resumable(job_folder, 15)
     assert found.checkpoint == oldest
     assert found.damaged == ["step 15: its manifest cannot be read", "step 10: state is missing"]
     shutil.rmtree(oldest)
     (job_folder / "1" / "checkpoints" / "tmp-step-20").mkdir()
-    assert newest_resumable(job_folder).checkpoint is None
-    assert newest_resumable(job_folder / "nothing") == (None, [])
+    assert newest_resumable(job_folder, 15).checkpoint is None
+    assert newest_resumable(job_folder / "nothing", 0) == (None, [])
+
+
+def test_no_step_is_left_out_of_the_log(job_folder: Path) -> None:
+    """The checkpoint of step 15 tells again about the steps from 11 on."""
+    steps = [newest_resumable(job_folder, recorded).checkpoint for recorded in (10, 9, 5, 4, 0)]
+    assert [folder.name if folder else None for folder in steps] == [
+        "step-15",
+        "step-10",
+        "step-10",
+        "step-5",
+        "step-5",
+    ]
 
 
 def test_a_manifest_names_every_file(job_folder: Path) -> None:
