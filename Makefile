@@ -1,10 +1,11 @@
 # `make demo` shows what Toque does; `make test` proves it. Both install what they need into .venv.
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
+MINUTES ?= 10
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo serve test lint openapi lock bench-train bench-api clean
+.PHONY: help install demo serve test lint openapi lock bench-train bench-api bench-queue bench-soak clean
 
 help:
 	@echo "make demo         from a dataset to a custom model, side by side with prompting"
@@ -12,6 +13,8 @@ help:
 	@echo "make serve        the service on port 8000"
 	@echo "make bench-train  our trainer against TRL's (DATASET=FILE for your own data)"
 	@echo "make bench-api    the API's answers while a job trains on every core"
+	@echo "make bench-queue  our queue's jobs per second against Procrastinate's"
+	@echo "make bench-soak   every job ends once, whatever is killed (MINUTES=10)"
 	@echo "make install lint openapi lock clean"
 
 install: .venv/.installed
@@ -57,6 +60,12 @@ bench-train: .venv/.installed-bench
 bench-api: install
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.api
+
+bench-queue: .venv/.installed-bench
+	@$(BIN)/python -m benchmarks.queue
+
+bench-soak: .venv/.installed-dev
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

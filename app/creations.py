@@ -3,7 +3,8 @@
 An `Idempotency-Key` names a creation for 24 hours. Without one, a request that OpenAI's client marks as a
 retry (`x-stainless-retry-count`) and that equals one accepted from the same key in the last ten minutes is
 that one: the client sends no idempotency key of its own when a connection drops
-(https://github.com/openai/openai-python, `_base_client.py`).
+(https://github.com/openai/openai-python, `_base_client.py`). The first try may be slow rather than lost, so
+tries take turns, and one whose client has hung up, to try again, creates nothing.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, delete, select
+from sqlalchemy import ForeignKey, Index, String, delete, func, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from app.database import Base, new_id
-from app.errors import UnprocessableError
+from app.errors import UnavailableError, UnprocessableError
 
 KEY_SECONDS = 24 * 3600.0
 RETRY_SECONDS = 600.0
@@ -49,13 +51,17 @@ class CreationRequest:
 
     project_id: str
     idempotency_key: str | None
-    is_retry: bool
+    retry_count: int | None
+    """How often OpenAI's client has asked before; None for other clients, which do not say."""
+    is_abandoned: Callable[[], bool]
+    """Whether the client has hung up."""
 
     def find(self, session: Session, kind: str, content: Any) -> str | None:
         """The id of what an equal request created before; None when this one is to create.
 
         Raises:
             UnprocessableError: the idempotency key was used for another request.
+            UnavailableError: the client has hung up; its next try creates.
         """
         digest = _digest(kind, content)
         query = select(Creation).where(Creation.project_id == self.project_id)
@@ -74,13 +80,19 @@ class CreationRequest:
                     param="Idempotency-Key",
                 )
             return known.resource_id
-        if not self.is_retry:
+        if self.retry_count is None:
             return None
-        recent = query.where(
-            Creation.request_sha256 == digest, Creation.created_at > time.time() - RETRY_SECONDS
-        )
-        known = session.scalar(recent.order_by(Creation.created_at.desc()).limit(1))
-        return known.resource_id if known else None
+        _take_turns(session, self.project_id, digest)
+        if self.retry_count > 0:
+            recent = query.where(
+                Creation.request_sha256 == digest, Creation.created_at > time.time() - RETRY_SECONDS
+            )
+            known = session.scalar(recent.order_by(Creation.created_at.desc()).limit(1))
+            if known is not None:
+                return known.resource_id
+        if self.is_abandoned():
+            raise UnavailableError("The client has hung up; nothing was created.", code="client_gone")
+        return None
 
     def remember(self, session: Session, kind: str, content: Any, resource_id: str) -> None:
         """Records the creation, in its own transaction; two at once with one key cannot both commit."""
@@ -98,6 +110,13 @@ class CreationRequest:
 def forget_old(session: Session) -> None:
     """Removes what no request can ask for any more."""
     session.execute(delete(Creation).where(Creation.created_at < time.time() - KEY_SECONDS))
+
+
+def _take_turns(session: Session, project_id: str, digest: str) -> None:
+    """Waits until no other transaction may be creating the same; SQLite has one writer at a time anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        lock = int.from_bytes(hashlib.sha256(f"{project_id} {digest}".encode()).digest()[:8], signed=True)
+        session.execute(select(func.pg_advisory_xact_lock(lock)))
 
 
 def _digest(kind: str, content: Any) -> str:

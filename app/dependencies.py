@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, cast
 
+from anyio import from_thread
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
@@ -65,12 +66,18 @@ def _project(
 
 
 def _creation(
+    request: Request,
     project: Annotated[Project, Depends(_project, scope="function")],
     idempotency_key: Annotated[str | None, Header(max_length=255, min_length=1)] = None,
     x_stainless_retry_count: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> CreationRequest:
-    is_retry = (x_stainless_retry_count or "0").isdigit() and int(x_stainless_retry_count or "0") > 0
-    return CreationRequest(project.id, idempotency_key, is_retry)
+    count = x_stainless_retry_count
+    return CreationRequest(
+        project.id,
+        idempotency_key,
+        retry_count=int(count) if count is not None and count.isdecimal() and len(count) < 9 else None,
+        is_abandoned=lambda: from_thread.run(request.is_disconnected),  # routes that create run in threads
+    )
 
 
 Creating = Annotated[CreationRequest, Depends(_creation, scope="function")]

@@ -14,8 +14,8 @@ from app.base_models import is_prepared
 from app.completions import service as completions_service
 from app.dependencies import DatabaseDep, ReadSession, SettingsDep
 from app.errors import ErrorBody
-from app.fine_tuning import queue
 from app.fine_tuning import service as fine_tuning_service
+from app.fine_tuning import workers
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -65,7 +65,8 @@ def metrics(request: Request, session: ReadSession, settings: SettingsDep) -> Re
     registry = cast("Metrics", request.app.state.metrics)
     content = registry.exposition(
         jobs=fine_tuning_service.count_by_status(session),
-        workers=len(queue.live_workers(session, 3 * settings.heartbeat_seconds)),
+        workers=workers.with_ages(session),
+        heartbeat_seconds=settings.heartbeat_seconds,
         engines=completions_service.count_ready(session, settings),
     )
     return Response(content, media_type="text/plain; version=0.0.4")
@@ -73,8 +74,8 @@ def metrics(request: Request, session: ReadSession, settings: SettingsDep) -> Re
 
 def _deployment_checks(session: Session, settings: Settings) -> dict[str, str]:
     checks: dict[str, Any] = {}
-    workers = queue.live_workers(session, 3 * settings.heartbeat_seconds)
-    checks["worker"] = "ok" if workers else "none is running (`toque worker` starts one); jobs wait"
+    alive = workers.alive(session, settings.heartbeat_seconds)
+    checks["worker"] = "ok" if alive else "none is running (`toque worker` starts one); jobs wait"
     served = settings.engine_base
     status = completions_service.engine_status(session, settings, served.name)
     checks["engine"] = "ok" if status == "ready" else status

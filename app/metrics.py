@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+
+from app.fine_tuning.models import Worker
+from app.fine_tuning.workers import is_alive
 
 
 class Metrics:
@@ -30,6 +33,24 @@ class Metrics:
         )
         self._jobs = Gauge("toque_jobs", "Fine-tuning jobs by status", ["status"], registry=self._registry)
         self._workers = Gauge("toque_workers", "Workers with a recent heartbeat", registry=self._registry)
+        self._worker_info = Gauge(
+            "toque_worker_info",
+            "1 for each worker that reported itself within a day",
+            ["worker", "hostname", "device", "version", "job"],
+            registry=self._registry,
+        )
+        self._worker_memory = Gauge(
+            "toque_worker_memory_bytes",
+            "Resident memory of a worker and its trainer",
+            ["worker"],
+            registry=self._registry,
+        )
+        self._worker_age = Gauge(
+            "toque_worker_heartbeat_age_seconds",
+            "Since a worker last reported itself",
+            ["worker"],
+            registry=self._registry,
+        )
         self._engines = Gauge(
             "toque_engines", "Engines ready to answer", ["base_model"], registry=self._registry
         )
@@ -39,12 +60,29 @@ class Metrics:
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(method, route).observe(seconds)
 
-    def exposition(self, jobs: Mapping[str, int], workers: int, engines: Mapping[str, int]) -> bytes:
-        """Everything, in Prometheus's text format, with the deployment's counts as given."""
+    def exposition(
+        self,
+        jobs: Mapping[str, int],
+        workers: Sequence[tuple[Worker, float]],
+        heartbeat_seconds: float,
+        engines: Mapping[str, int],
+    ) -> bytes:
+        """Everything, in Prometheus's text format; of the deployment, what is given.
+
+        `workers` are all that there are, each with the age of its last heartbeat in seconds.
+        """
         self._jobs.clear()
         for status, count in jobs.items():
             self._jobs.labels(status).set(count)
-        self._workers.set(workers)
+        self._workers.set(sum(is_alive(age, heartbeat_seconds) for _, age in workers))
+        for gauge in (self._worker_info, self._worker_memory, self._worker_age):
+            gauge.clear()
+        for worker, age in workers:
+            self._worker_info.labels(
+                worker.id, worker.hostname, worker.device, worker.version, worker.job_id or ""
+            ).set(1)
+            self._worker_memory.labels(worker.id).set(worker.memory_bytes)
+            self._worker_age.labels(worker.id).set(age)
         self._engines.clear()
         for base_model, count in engines.items():
             self._engines.labels(base_model).set(count)

@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     """Before a job whose attempt died is tried again; twice as long before the third attempt."""
     checkpoint_seconds: float = Field(default=300.0, gt=0)
     """Between a job's checkpoints within an epoch."""
+    trainer_silence_seconds: float = Field(default=1800.0, gt=0)
+    """How long a trainer may say nothing before it counts as hung, and its job is tried again."""
     database_patience_seconds: float = Field(default=600.0, gt=0)
     """How long a worker waits for a database that is away before it gives its attempt up."""
     max_running_jobs_per_project: int = Field(default=0, ge=0)

@@ -100,6 +100,7 @@ def specification(options: argparse.Namespace, training: Path, output: Path, see
         resume_from=None,
         checkpoint_seconds=3600.0,
         seed=seed,
+        halvings=0,
         hyperparameters=Hyperparameters(
             n_epochs=options.epochs,
             batch_size=options.batch_size,

@@ -11,15 +11,27 @@ from app.files import models as _files  # noqa: F401
 from app.fine_tuning import models as _fine_tuning  # noqa: F401
 from app.settings import Settings
 
+
+def check_references(ctx, **_):
+    """Inside the migration's transaction: one that leaves rows that refer to nothing is undone."""
+    if broken := ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+        raise RuntimeError(f"the migration leaves rows that refer to nothing: {broken}")
+
+
 database = Database(context.config.get_main_option("sqlalchemy.url") or Settings().sqlalchemy_url)
 try:
-    # SQLite cannot alter most of a table in place; Alembic then copies it.
     with database.engine.connect() as connection:
+        # SQLite cannot alter most of a table in place; Alembic then copies it and drops the old one, which
+        # rows that refer to it would forbid. The switch works outside of a transaction only.
+        is_sqlite = connection.dialect.name == "sqlite"
+        if is_sqlite:
+            connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
-            render_as_batch=connection.dialect.name == "sqlite",
+            render_as_batch=is_sqlite,
             compare_type=True,
+            on_version_apply=check_references if is_sqlite else None,
         )
         with context.begin_transaction():
             context.run_migrations()

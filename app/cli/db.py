@@ -1,12 +1,15 @@
-"""`toque db`: the database's schema."""
+"""`toque db`: the database's schema, and whether it agrees with the storage."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
 from app.cli.configuration import read_settings
 from app.cli.keys import ensure_first_key
-from app.cli.output import fail, print_fields
+from app.cli.output import AsJson, fail, print_fields, print_json, print_table
+from app.cli.session import database_session
 from app.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="The database.")
@@ -27,6 +30,39 @@ def upgrade() -> None:
     print_fields({"database": upgrade_database(settings), "schema": "newest"})
     if settings.api_key:
         ensure_first_key(settings)
+
+
+@app.command()
+def check(
+    older_than: Annotated[
+        float, typer.Option(min=0, metavar="HOURS", help="Leave out files younger than this.")
+    ] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the database with the storage: rows without files (exit code 1), and files without rows.
+
+    A file without a row is younger than its row, or what a crash left; workers remove it after a day.
+
+    Example: toque db check
+    """
+    from app.files.storage import LocalStorage  # noqa: PLC0415 - SQLAlchemy is slow to import
+    from app.orphans import find_orphans  # noqa: PLC0415 - as above
+
+    settings = read_settings()
+    storage = LocalStorage(settings.storage_root)
+    with database_session(settings, read_only=True) as session:
+        orphans = find_orphans(session, storage, older_than * 3600)
+    unnamed = [storage.key(path) for path in orphans.unnamed]
+    if as_json:
+        print_json({"rows_without_files": orphans.missing, "files_without_rows": unnamed})
+    else:
+        print_fields({"rows without files": len(orphans.missing), "files without rows": len(unnamed)})
+        rows = [("row without file", key) for key in orphans.missing]
+        rows += [("file without row", key) for key in unnamed]
+        if rows:
+            print_table(("PROBLEM", "KEY"), rows)
+    if orphans.missing:
+        raise typer.Exit(1)
 
 
 def upgrade_database(settings: Settings) -> str:

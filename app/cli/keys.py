@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.configuration import read_settings
-from app.cli.output import AsJson, fail, moment, print_fields, print_json, print_table, stderr
+from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr
+from app.cli.session import database_session
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from app.auth.models import ApiKey, Project
 
 app = typer.Typer(no_args_is_help=True, help="API keys; these commands need the database, not the service.")
@@ -34,7 +31,7 @@ def create(
     """
     from app.auth.service import create_key, create_project  # noqa: PLC0415 - SQLAlchemy is slow to import
 
-    with _session(read_settings()) as session:
+    with database_session(read_settings()) as session:
         key, secret = create_key(session, create_project(session, project).id, name)
     if as_json:
         print_json({"id": key.id, "name": name, "project": project, "key": secret})
@@ -51,7 +48,7 @@ def list_keys(as_json: AsJson = False) -> None:
     """
     from app.auth.service import list_keys as stored_keys  # noqa: PLC0415 - as above
 
-    with _session(read_settings()) as session:
+    with database_session(read_settings()) as session:
         keys = stored_keys(session)
     if as_json:
         print_json([_plain(key, project) for key, project in keys])
@@ -71,7 +68,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID", show_default=
     """
     from app.auth.service import revoke_key  # noqa: PLC0415 - as above
 
-    with _session(read_settings()) as session:
+    with database_session(read_settings()) as session:
         key = revoke_key(session, key_id)
     print_fields({"id": key.id, "name": key.name, "revoked": moment(key.revoked_at)})
 
@@ -85,7 +82,7 @@ def ensure_first_key(settings: Settings) -> str | None:
     from app.auth import service  # noqa: PLC0415 - as above
 
     given = settings.api_key.get_secret_value() if settings.api_key else None
-    with _session(settings) as session:
+    with database_session(settings) as session:
         secret = service.ensure_first_key(session, given)
         if secret is not None:
             # Before the commit: a key that is in the database alone could never be read again.
@@ -113,23 +110,3 @@ def _plain(key: ApiKey, project: Project) -> dict[str, object]:
         "created_at": int(key.created_at),
         "revoked_at": None if key.revoked_at is None else int(key.revoked_at),
     }
-
-
-@contextmanager
-def _session(settings: Settings) -> Generator[Session]:
-    """One transaction; what the service refuses ends the command with one line."""
-    from sqlalchemy.exc import DatabaseError  # noqa: PLC0415 - as above
-
-    from app.database import Database  # noqa: PLC0415 - as above
-    from app.errors import ToqueError  # noqa: PLC0415 - as above
-
-    database = Database(settings.sqlalchemy_url)
-    try:
-        with database.writer() as session:
-            yield session
-    except ToqueError as error:
-        fail(error.body.message)
-    except DatabaseError as error:
-        fail(f"the database cannot be used ({error.orig}); is it there, and did `toque db upgrade` run?")
-    finally:
-        database.dispose()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import chat, db, demo, files, jobs, keys, models, serve
+from app.cli import chat, db, demo, files, jobs, keys, models, serve, workers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,6 +40,7 @@ app.add_typer(models.app, name="models")
 app.command()(chat.chat)
 app.add_typer(keys.app, name="keys")
 app.add_typer(db.app, name="db")
+app.command()(workers.workers)
 
 _PARTS = "Parts of `toque serve`"
 app.command(rich_help_panel=_PARTS)(serve.api)

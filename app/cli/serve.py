@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import socket
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -93,6 +95,8 @@ def api(
         timeout_graceful_shutdown=_API_DRAIN_SECONDS,
     )
     server = uvicorn.Server(config)
+    # uvicorn raises the signal again once it has drained: that is an end as asked for, not a failure.
+    signal.signal(signal.SIGTERM, _end)
     with suppress(KeyboardInterrupt):  # uvicorn's way to say that Ctrl-C ended it
         server.run(None if descriptor is None else [socket.socket(fileno=descriptor)])
     if not server.started:
@@ -113,6 +117,10 @@ def engine() -> None:
     Example: toque engine
     """
     _become("workers.inference.engine")
+
+
+def _end(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)
 
 
 async def _supervise(supervisor: Supervisor, listener: socket.socket, address: str, started: float) -> None:

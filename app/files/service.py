@@ -34,6 +34,7 @@ def create_file(
 
     Raises:
         InvalidRequestError: a field or a line is wrong; nothing is kept.
+        NotFoundError: the idempotency key stands for a file that was deleted.
     """
     purpose = _purpose(fields.get("purpose"))
     expires_at = _expiry(fields)
@@ -42,7 +43,11 @@ def create_file(
     summary = check_training_file(path) if purpose == "fine-tune" else None
     content = [incoming.sha256, filename, fields]
     if (known := creating.find(session, "file", content)) is not None:
-        return get_file(session, creating.project_id, known)
+        try:
+            return get_file(session, creating.project_id, known)
+        except NotFoundError:  # deleted since: without a key, this upload is a new one
+            if creating.idempotency_key is not None:
+                raise
     file_id = new_id("file-")
     stored = storage.publish(incoming, f"files/{file_id}")
     file = File(

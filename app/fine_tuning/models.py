@@ -42,7 +42,7 @@ class FineTuningJob(Base):
             sqlite_where=text("status = 'queued'"),
             postgresql_where=text("status = 'queued'"),
         ),
-        Index("ix_jobs_status_lease", "status", "lease_until"),
+        Index("ix_jobs_status_project", "status", "project_id"),
         Index("ix_jobs_project_started", "project_id", "started_at"),
     )
 

@@ -19,7 +19,7 @@ from app.files.examples import ExampleError
 from app.files.models import File
 from app.files.storage import LocalStorage
 from app.files.validation import line_error, parse_numbered_line, read_lines
-from app.fine_tuning import queue
+from app.fine_tuning import queue, workers
 from app.fine_tuning.hyperparameters import (
     LoraHyperparameters,
     RequestedHyperparameters,
@@ -179,7 +179,7 @@ def resume_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
 def forecast(session: Session, settings: Settings, job: FineTuningJob) -> tuple[int, int | None]:
     """A waiting job's place in the queue (0: next), and when it may start, by what jobs took lately."""
     ahead = queue.position(session, job)
-    workers = len(queue.live_workers(session, 3 * settings.heartbeat_seconds))
+    hands = len(workers.alive(session, settings.heartbeat_seconds))
     recent = (
         select(FineTuningJob.finished_at - FineTuningJob.started_at)
         .where(FineTuningJob.status == "succeeded")
@@ -189,10 +189,10 @@ def forecast(session: Session, settings: Settings, job: FineTuningJob) -> tuple[
     durations = [seconds for seconds in session.scalars(recent) if seconds is not None]
     running = session.scalars(select(FineTuningJob.estimated_finish).where(FineTuningJob.status == "running"))
     finishes = [finish for finish in running if finish is not None]
-    if not workers or not durations:
+    if not hands or not durations:
         return ahead, None
-    first_free = min(finishes, default=time.time()) if len(finishes) >= workers else time.time()
-    return ahead, int(first_free + ahead / workers * statistics.median(durations))
+    first_free = min(finishes, default=time.time()) if len(finishes) >= hands else time.time()
+    return ahead, int(first_free + ahead / hands * statistics.median(durations))
 
 
 def count_by_status(session: Session) -> dict[str, int]:

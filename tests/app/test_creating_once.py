@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 from openai import OpenAI
+from sqlalchemy import text
 
-from tests.conftest import BASE_MODEL, OTHER_KEY, Service, training_bytes
+from app.database import Database
+from tests.conftest import API_KEY, BASE_MODEL, OTHER_KEY, Service, training_bytes
 
 
 @pytest.fixture
@@ -89,3 +92,60 @@ def test_racing_requests_with_one_key_create_one(client: OpenAI, service: Servic
     assert set(statuses) <= {200, 409}
     assert 200 in statuses
     assert len(jobs(client)) == 1
+
+
+@pytest.mark.parametrize("held_up", ["api_keys", "creations"])
+def test_a_try_that_is_slow_rather_than_lost_creates_no_second(
+    service: Service, client: OpenAI, database: Database, file_id: str, held_up: str
+) -> None:
+    """The client hangs up and tries again, while its first try waits: before it was known, or half done."""
+    created: list[str] = []
+
+    def order() -> None:
+        with OpenAI(base_url=f"{service.url}/v1", api_key=API_KEY, timeout=1) as hasty:
+            created.append(hasty.fine_tuning.jobs.create(model=BASE_MODEL, training_file=file_id).id)
+
+    ordering = threading.Thread(target=order)
+    with database.writer() as session:
+        server = database.engine.dialect.name == "postgresql"
+        session.execute(text(f"LOCK TABLE {held_up} IN ACCESS EXCLUSIVE MODE" if server else "SELECT 1"))
+        ordering.start()
+        time.sleep(2.0)  # it has tried twice
+    ordering.join()
+    assert jobs(client) == created
+
+
+def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
+    creates_nothing = {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/fine_tuning/jobs/{job_id}/cancel",
+        "/v1/fine_tuning/jobs/{job_id}/pause",
+        "/v1/fine_tuning/jobs/{job_id}/resume",
+    }
+    posts = {
+        path: item["post"]
+        for path, item in http.get("/openapi.json").json()["paths"].items()
+        if "post" in item
+    }
+    takes_key = {
+        path
+        for path, post in posts.items()
+        if "idempotency-key" in [parameter["name"] for parameter in post.get("parameters", [])]
+    }
+    assert takes_key == posts.keys() - creates_nothing
+    assert takes_key == {"/v1/files", "/v1/fine_tuning/jobs"}
+
+
+def test_an_upload_after_a_deletion_is_a_new_one(client: OpenAI) -> None:
+    def upload() -> str:
+        again = {"x-stainless-retry-count": "1"}
+        return client.files.create(
+            file=("a.jsonl", training_bytes()), purpose="fine-tune", extra_headers=again
+        ).id
+
+    first = upload()
+    client.files.delete(first)
+    second = upload()
+    assert [file.id for file in client.files.list()] == [second]
+    assert second != first

@@ -6,9 +6,10 @@ import time
 
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
 
 from app.database import Database
-from app.fine_tuning import queue
+from app.fine_tuning import workers
 from app.fine_tuning.models import Worker
 from app.settings import Settings
 from tests.app.completions.test_gateway import register_engine
@@ -16,9 +17,18 @@ from tests.conftest import BASE_MODEL, Service, run_service
 
 
 def add_worker(database: Database) -> None:
-    row = Worker(id="worker_1", hostname="h", pid=1, device="cpu", version="0", started_at=time.time())
+    row = Worker(
+        id="worker_1",
+        hostname="h",
+        pid=1,
+        device="cpu",
+        version="0",
+        started_at=time.time(),
+        memory_bytes=2**20,
+        job_id="ftjob-1",
+    )
     with database.writer() as session:
-        queue.report_worker(session, row)
+        workers.report(session, row)
 
 
 def test_ready_when_it_can_train_and_answer(service: Service, database: Database) -> None:
@@ -60,7 +70,7 @@ def test_metrics_are_prometheus_text(service: Service, http: httpx2.Client, data
     http.get("/no/such/place")
     text = http.get("/metrics").text
     samples = {
-        (sample.name, sample.labels.get("route", "")): sample.value
+        (sample.name, sample.labels.get("route") or sample.labels.get("worker", "")): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
     }
@@ -68,3 +78,21 @@ def test_metrics_are_prometheus_text(service: Service, http: httpx2.Client, data
     assert samples["toque_http_requests_total", "unmatched"] == 1
     assert samples["toque_workers", ""] == 1
     assert "/no/such/place" not in text
+    assert samples["toque_worker_memory_bytes", "worker_1"] == 2**20
+    assert 0 <= samples["toque_worker_heartbeat_age_seconds", "worker_1"] < 5
+    assert (
+        'toque_worker_info{device="cpu",hostname="h",job="ftjob-1",version="0",worker="worker_1"} 1.0' in text
+    )
+
+
+def test_a_silent_worker_does_not_count(http: httpx2.Client, database: Database) -> None:
+    add_worker(database)
+    with database.writer() as session:
+        session.execute(update(Worker).values(heartbeat_at=Worker.heartbeat_at - 3.0))
+    text = http.get("/metrics").text
+    assert "\ntoque_workers 0.0\n" in text
+    assert 'toque_worker_heartbeat_age_seconds{worker="worker_1"} 3.' in text
+    with database.writer() as session:
+        session.execute(update(Worker).values(heartbeat_at=Worker.heartbeat_at - 86400.0))
+        workers.forget_silent(session)
+    assert "worker_1" not in http.get("/metrics").text

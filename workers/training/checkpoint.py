@@ -23,6 +23,10 @@ MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-(\d+)")
 
 
+class DamagedCheckpointError(Exception):
+    """A checkpoint is not as it was written; the message says where."""
+
+
 class Resumable(NamedTuple):
     """Where to go on, and which newer checkpoints are of no use."""
 
@@ -67,18 +71,29 @@ def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes], *, firs
 def verify(checkpoint: Path) -> str | None:
     """What is wrong with it; None if every file is as it was written."""
     try:
+        _first_step(checkpoint)
+    except DamagedCheckpointError as damage:
+        return str(damage)
+    return None
+
+
+def _first_step(checkpoint: Path) -> int:
+    """The first step that the checkpoint tells about.
+
+    Raises:
+        DamagedCheckpointError: a file is not as it was written.
+    """
+    try:
         manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_bytes())
-        if not isinstance(manifest["first_step"], int):
-            return "its manifest cannot be read"
         for name, expected in manifest["sha256"].items():
             with (checkpoint / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    return f"{name} does not match its checksum"
+                    raise DamagedCheckpointError(f"{name} does not match its checksum")
+        return int(manifest["first_step"])
     except FileNotFoundError as error:
-        return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its manifest cannot be read"
-    return None
+        raise DamagedCheckpointError(f"{Path(str(error.filename)).name} is missing") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError("its manifest cannot be read") from error
 
 
 def discard(checkpoint: Path) -> None:
@@ -101,10 +116,13 @@ def newest_resumable(job_folder: Path, recorded_step: int) -> Resumable:
     ]
     damaged: list[str] = []
     for step, folder in sorted(found, key=lambda pair: (pair[0], pair[1]), reverse=True):
-        problem = verify(folder)
-        if problem is not None:
-            damaged.append(f"step {step}: {problem}")
-        elif json.loads((folder / MANIFEST).read_bytes())["first_step"] <= recorded_step + 1:
+        try:
+            first_step = _first_step(folder)
+        except DamagedCheckpointError as damage:
+            damaged.append(f"step {step}: {damage}")
+            continue
+        # The step before the first was a checkpoint too: only a step after it tells that it is on the record.
+        if first_step <= max(recorded_step, 1):
             return Resumable(folder, damaged)
     return Resumable(None, damaged)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -15,6 +18,7 @@ import psutil
 from workers.training.protocol import Progress, TrainingSpec
 
 TRAINER = (sys.executable, "-m", "workers.training.trainer")
+_VMSTAT = Path("/proc/vmstat")
 _progress_decoder: msgspec.json.Decoder[Progress] = msgspec.json.Decoder(Progress)
 
 
@@ -26,6 +30,9 @@ class TrainerChild:
         self._threads = threads or len(os.sched_getaffinity(0))
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
+        self._oom_kills = 0
+        self._heard_at = math.inf
+        self._silent_seconds = 0.0
 
     def train(self, spec: TrainingSpec) -> Generator[Progress]:
         """What the trainer says about this job; ends early, without a last word, where it dies."""
@@ -36,23 +43,41 @@ class TrainerChild:
             return
         assert process.stdin is not None
         assert process.stdout is not None
+        self._heard_at = time.monotonic()
         try:
             process.stdin.write(msgspec.json.encode(spec) + b"\n")
             process.stdin.flush()
+            for line in process.stdout:
+                self._heard_at = time.monotonic()
+                if line.endswith(b"\n"):  # a line cut short by its end is no message
+                    yield _progress_decoder.decode(line)
+            process.wait()
         except BrokenPipeError:
             return
-        for line in process.stdout:
-            if line.endswith(b"\n"):  # a line cut short by its end is no message
-                yield _progress_decoder.decode(line)
-        process.wait()
+        finally:
+            self._heard_at = math.inf
 
     @property
     def exit_reason(self) -> str:
         """How the last process ended, for people."""
+        if self._silent_seconds:
+            return f"it said nothing for {self._silent_seconds:.0f} s"
         code = self._process.poll() if self._process else None
         if code is None:
             return "unknown"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+    @property
+    def was_starved(self) -> bool:
+        """Whether the kernel killed the last process for want of memory, as far as can be told."""
+        killed = self._process is not None and self._process.poll() == -signal.SIGKILL
+        return killed and _oom_kills() > self._oom_kills
+
+    def kill_if_silent(self, seconds: float) -> None:
+        """Ends a process that was given a job and has said nothing for so long, from any thread."""
+        if time.monotonic() - self._heard_at > seconds:
+            self._silent_seconds = seconds
+            self.kill()
 
     def ask_to_stop(self) -> None:
         """Has the trainer save a checkpoint and say `Stopped`, from any thread; it stays warm."""
@@ -80,6 +105,7 @@ class TrainerChild:
             self._process.wait()
 
     def _start(self) -> subprocess.Popen[bytes]:
+        self._oom_kills, self._silent_seconds = _oom_kills(), 0.0
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -87,6 +113,15 @@ class TrainerChild:
             env=_environment(self._threads),
         )
         return self._process
+
+
+def _oom_kills() -> int:
+    """Processes that the kernel has killed for want of memory (`oom_kill` in /proc/vmstat, Linux 4.13)."""
+    try:
+        counters = _VMSTAT.read_text("ascii").split()
+    except OSError:
+        return 0
+    return int(counters[counters.index("oom_kill") + 1]) if "oom_kill" in counters else 0
 
 
 def _environment(threads: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -36,6 +37,14 @@ class BatchLimits:
     """Examples times the longest of them."""
     targets: int
     """Rows of logits, each as wide as the vocabulary."""
+
+    def within(self, other: BatchLimits) -> BatchLimits:
+        """The narrower of both."""
+        return BatchLimits(min(self.tokens, other.tokens), min(self.targets, other.targets))
+
+    def halved(self, times: int = 1) -> BatchLimits:
+        """For half the memory, that many times; one example at least is always computed."""
+        return BatchLimits(tokens=max(1, self.tokens >> times), targets=max(1, self.targets >> times))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +117,7 @@ def load_examples(path: Path, template: ChatTemplate, max_length: int) -> list[T
     return examples
 
 
+@lru_cache(maxsize=1)
 def epoch_batches(examples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """One epoch's batches of example numbers, a function of the seed and the epoch only.
 
@@ -125,7 +135,7 @@ def micro_batches(examples: Sequence[TokenizedExample], limits: BatchLimits) -> 
     """
     group: list[TokenizedExample] = []
     targets = 0
-    for example in sorted(examples, key=lambda example: len(example.input_ids)):
+    for example in sorted(examples, key=length):
         more = sum(example.target_mask)
         tokens = (len(group) + 1) * len(example.input_ids)
         if group and (tokens > limits.tokens or targets + more > limits.targets):
@@ -135,6 +145,19 @@ def micro_batches(examples: Sequence[TokenizedExample], limits: BatchLimits) -> 
         targets += more
     if group:
         yield pack(group)
+
+
+def length(example: TokenizedExample) -> int:
+    """In tokens."""
+    return len(example.input_ids)
+
+
+def limits_of(examples: Sequence[TokenizedExample]) -> BatchLimits:
+    """What one piece that holds them all takes."""
+    return BatchLimits(
+        tokens=len(examples) * max(map(length, examples), default=0),
+        targets=sum(sum(example.target_mask) for example in examples),
+    )
 
 
 def pack(examples: Sequence[TokenizedExample]) -> PackedBatch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from app.chat_template import ChatTemplate
 from workers.training.dataset import BatchLimits, PackedBatch
 
 ADAPTER = "default"
@@ -40,6 +42,22 @@ def compute_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16
     cpu = torch.cpu.get_capabilities()
     return torch.bfloat16 if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else torch.float32
+
+
+@dataclass(frozen=True, slots=True)
+class WarmBase:
+    """A loaded base model, kept between jobs."""
+
+    folder: Path
+    model: PreTrainedModel
+    template: ChatTemplate
+    device: torch.device
+
+
+def load_warm_base(folder: Path) -> WarmBase:
+    """The base model on the best device there is."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return WarmBase(folder, load_base(folder, device), ChatTemplate.load(folder), device)
 
 
 def batch_limits(base: PreTrainedModel, device: torch.device) -> BatchLimits:

@@ -44,6 +44,8 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     checkpoint_seconds: float
     """Between checkpoints within an epoch."""
     seed: int
+    halvings: int
+    """How often the pieces that a batch is computed in were halved, because larger ones ran out of memory."""
     hyperparameters: Hyperparameters
 
 
@@ -83,6 +85,10 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     elapsed_seconds: float
 
 
+class Working(msgspec.Struct, frozen=True, kw_only=True, tag="working"):
+    """A sign of life in the middle of a step that takes long."""
+
+
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
     """A complete, durable checkpoint folder with a PEFT adapter in it, at the end of an epoch."""
 
@@ -114,7 +120,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     """The job cannot be trained; the message tells the user what to do.
 
-    Two codes are not the job's fault: `storage_full` (it waits for room), `internal_error` (it is retried).
+    Some codes are not the job's fault: `storage_full` (it waits for room), `storage_unusable` and
+    `internal_error` (it is retried).
     """
 
     code: str
@@ -122,4 +129,13 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     param: str | None = None
 
 
-Progress = Started | Step | Checkpoint | Warned | Stopped | Finished | Failed
+def out_of_memory(hp: Hyperparameters) -> Failed:
+    """No piece of a batch is small enough."""
+    return Failed(
+        code="out_of_memory",
+        message="The training ran out of memory. Lower max_length, which bounds the longest example "
+        f"({hp.max_length} tokens), batch_size or lora_rank, or train on a machine with more memory.",
+    )
+
+
+Progress = Started | Step | Working | Checkpoint | Warned | Stopped | Finished | Failed

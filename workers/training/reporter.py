@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session
 from tenacity import (
     before_sleep_log,
@@ -39,6 +39,7 @@ from workers.training.protocol import (
     Step,
     Stopped,
     Warned,
+    Working,
 )
 
 log = logging.getLogger("toque.worker")
@@ -68,11 +69,13 @@ class JobReporter:
         self._epoch = job.lease_epoch
         self._retry_seconds = settings.retry_seconds
         self._total_steps = 0
-        self._recorded_step = job.recorded_step
+        self.recorded_step = job.recorded_step
+        """The last step in the job's log."""
         self._persistently = retry(
-            retry=retry_if_exception_type(OperationalError),
+            # InternalError: PostgreSQL has ended a transaction that was idle while this process was frozen.
+            retry=retry_if_exception_type((OperationalError, InternalError)),
             stop=stop_after_delay(settings.database_patience_seconds),
-            wait=wait_exponential_jitter(initial=0.2, max=5),
+            wait=wait_exponential_jitter(multiplier=0.2, max=5),
             before_sleep=before_sleep_log(log, logging.WARNING),
             reraise=True,
         )
@@ -84,6 +87,8 @@ class JobReporter:
                 self._started(progress)
             case Step():
                 self._step(progress)
+            case Working():
+                pass
             case Checkpoint():
                 self._checkpoint(progress)
             case Finished():
@@ -92,7 +97,7 @@ class JobReporter:
                 self.warn(progress.message)
             case Failed(code="storage_full"):
                 self.pause_for_room(progress.message)
-            case Failed(code="internal_error"):
+            case Failed(code="internal_error" | "storage_unusable"):
                 self.retry(progress.message, code=progress.code)
             case Failed():
                 self.fail(progress.code, progress.message, progress.param)
@@ -138,8 +143,8 @@ class JobReporter:
 
     def _step(self, step: Step) -> None:
         number = step.metrics.step
-        if number <= self._recorded_step:
-            return  # an earlier attempt got this far: the same step, with the same numbers
+        if number <= self.recorded_step:
+            return  # told again
         left = (self._total_steps - number) * step.elapsed_seconds / number
         message = f"Step {number}/{self._total_steps}: training loss={step.metrics.train_loss:.4f}"
         if step.metrics.valid_loss is not None:
@@ -162,6 +167,7 @@ class JobReporter:
                 estimated_finish=time.time() + left,
             )
         )
+        self.recorded_step = number
         reach("reporter.step_recorded")
 
     def _checkpoint(self, checkpoint: Checkpoint) -> None:

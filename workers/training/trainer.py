@@ -15,23 +15,19 @@ os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "2000")
 
 import errno
 import math
-import random
 import resource
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - its usual name
-from transformers import PreTrainedModel
 
 from app.chat_template import ChatTemplate, TokenizedExample
 from workers.crash_points import reach
@@ -40,30 +36,31 @@ from workers.training.dataset import (
     BatchLimits,
     InvalidExampleError,
     epoch_batches,
+    length,
+    limits_of,
     load_examples,
-    micro_batches,
 )
-from workers.training.model import add_lora, batch_limits, load_base, target_logits
+from workers.training.learning import Looks, TrainingDivergedError, learn, learning_rate, measure
+from workers.training.model import WarmBase, add_lora, batch_limits, load_warm_base
 from workers.training.protocol import (
     Checkpoint,
     Failed,
     Finished,
     Hyperparameters,
-    Metrics,
     Progress,
     Started,
     Step,
     Stopped,
     TrainingSpec,
     Warned,
+    Working,
+    out_of_memory,
 )
 from workers.training.training_state import Checkpoints, Progression, resume
 
 Send = Callable[[Progress], None]
-
-
-class TrainingDivergedError(Exception):
-    """The loss or its gradient is no longer a number."""
+Result = TypeVar("Result")
+_SIGN_SECONDS = 10.0
 
 
 class InvalidFileError(Exception):
@@ -74,14 +71,18 @@ class InvalidFileError(Exception):
         self.param = param
 
 
-@dataclass(frozen=True, slots=True)
-class WarmBase:
-    """A loaded base model, kept between jobs."""
+class SignsOfLife:
+    """Says now and then that work goes on, when called again and again."""
 
-    folder: Path
-    model: PreTrainedModel
-    template: ChatTemplate
-    device: torch.device
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._sent_at = time.monotonic()
+
+    def __call__(self) -> None:
+        """Does so if it is time."""
+        if time.monotonic() - self._sent_at > _SIGN_SECONDS:
+            self._send(Working())
+            self._sent_at = time.monotonic()
 
 
 class StopRequest:
@@ -94,25 +95,6 @@ class StopRequest:
 
     def _make(self, _number: int, _frame: FrameType | None) -> None:
         self.made = True
-
-
-@dataclass(slots=True)
-class Score:
-    """Loss and accuracy over target tokens, summed."""
-
-    loss: float = 0.0
-    correct: int = 0
-    targets: int = 0
-
-    @property
-    def mean_loss(self) -> float:
-        """Nats per target token."""
-        return self.loss / self.targets
-
-    @property
-    def accuracy(self) -> float:
-        """Share of target tokens that are the most likely one."""
-        return self.correct / self.targets
 
 
 def main() -> None:
@@ -130,6 +112,7 @@ def main() -> None:
                 base = None  # free the old one first: two may not fit
                 base = load_warm_base(folder)
             reach("trainer.base_loaded")
+            stop.made = False  # whoever wants this job to stop asks until it does
             train(spec, base, send, stop)
         except Exception as error:
             traceback.print_exc()
@@ -157,11 +140,11 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
     try:
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=hp.learning_rate, weight_decay=hp.weight_decay, fused=True)
-        limits = batch_limits(base.model, base.device)
+        largest = sorted(training, key=length)[-hp.batch_size :]
+        limits = batch_limits(base.model, base.device).within(limits_of(largest)).halved(spec.halvings)
         steps_per_epoch = math.ceil(len(training) / hp.batch_size)
         total_steps = hp.n_epochs * steps_per_epoch
-        probe = random.Random(spec.seed).sample(validation, min(hp.batch_size, len(validation)))  # noqa: S311
-        probe_every = max(5, math.ceil(total_steps / 10))
+        looks = Looks(validation, spec.seed, hp.batch_size, total_steps)
         at = resume(Path(spec.resume_from), model, optimizer) if spec.resume_from else Progression()
         send(
             Started(
@@ -176,21 +159,19 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         checkpoints, resumed_step = Checkpoints(spec, model, optimizer), at.step
         tell_again(at, checkpoints.newest, send, epoch_ended=at.step % steps_per_epoch == 0)
 
-        batches = list[list[int]]()
         while at.step < total_steps:
             epoch, place = divmod(at.step, steps_per_epoch)
-            if not batches or place == 0:
-                batches = epoch_batches(len(training), hp.batch_size, spec.seed, epoch + 1)
+            batches = epoch_batches(len(training), hp.batch_size, spec.seed, epoch + 1)
             batch = [training[number] for number in batches[place]]
             rate = learning_rate(at.step, total_steps, hp)
-            score, limits = learn_within_memory(
-                base, model, weights, optimizer, batch, limits, rate, hp.max_grad_norm, send
-            )
+            step = partial(learn, base, model, weights, optimizer, batch, rate, hp.max_grad_norm)
+            score, limits = within_memory(step, batch, limits, send)
             at.step += 1
             at.tokens += count_tokens(batch)
             epoch_ends = at.step % steps_per_epoch == 0
-            part = probe if epoch_ends or at.step % probe_every == 0 else []
-            at.metrics = measure(base, model, at.step, score, part, validation if epoch_ends else [], limits)
+            part, whole = looks.at(at.step, epoch_ends=epoch_ends)
+            look = partial(measure, base, model, at.step, score, part, whole, SignsOfLife(send))
+            at.metrics, limits = within_memory(look, [*part, *whole], limits, send)
             reach("trainer.step")
             done = Step(
                 metrics=at.metrics,
@@ -234,128 +215,29 @@ def tell_again(at: Progression, checkpoint: Path, send: Send, *, epoch_ended: bo
         send(Checkpoint(metrics=at.metrics, path=str(checkpoint)))
 
 
-def learn_within_memory(
-    base: WarmBase,
-    model: nn.Module,
-    weights: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    batch: list[TokenizedExample],
+def within_memory(
+    work: Callable[[BatchLimits], Result],
+    examples: Sequence[TokenizedExample],
     limits: BatchLimits,
-    rate: float,
-    max_grad_norm: float,
     send: Send,
-) -> tuple[Score, BatchLimits]:
-    """`learn`, in smaller pieces if it runs out of memory; the pieces still make one batch.
+) -> tuple[Result, BatchLimits]:
+    """What `work` on the examples gives, with ever smaller limits as long as it runs out of memory.
 
-    Returns the score and the limits that were kept to.
+    Returns the limits that were kept to, too.
     """
     while True:
         try:
-            return learn(base, model, weights, optimizer, batch, limits, rate, max_grad_norm), limits
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            longest = max(len(example.input_ids) for example in batch)
-            if not is_out_of_memory(error) or limits.tokens <= longest:
+            return work(limits), limits
+        except (MemoryError, RuntimeError) as error:
+            limits = limits.within(limits_of(examples))  # what was really needed
+            if not is_out_of_memory(error) or limits.tokens <= max(map(length, examples)):
                 raise
-        optimizer.zero_grad()
-        limits = BatchLimits(tokens=limits.tokens // 2, targets=max(1, limits.targets // 2))
+        limits = limits.halved()
         send(
             Warned(
                 message=f"Out of memory: from here on at most {limits.tokens} tokens at once, same batches"
             )
         )
-
-
-def learn(
-    base: WarmBase,
-    model: nn.Module,
-    weights: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    batch: list[TokenizedExample],
-    limits: BatchLimits,
-    rate: float,
-    max_grad_norm: float,
-) -> Score:
-    """One optimizer step on the mean loss over all target tokens of the batch, however it is cut.
-
-    Raises:
-        TrainingDivergedError: the loss or the gradient's norm is not finite.
-    """
-    model.train()
-    score = Score()
-    targets = sum(sum(example.target_mask[1:]) for example in batch)
-    for packed in micro_batches(batch, limits):
-        here = packed.to(base.device)
-        logits = target_logits(base.model, here)
-        loss = F.cross_entropy(logits, here.targets, reduction="sum")
-        cast(Any, loss / targets).backward()
-        add_score(score, loss, logits, here.targets)
-    norm = nn.utils.clip_grad_norm_(weights, max_grad_norm)
-    if not math.isfinite(score.loss) or not math.isfinite(float(norm)):
-        raise TrainingDivergedError
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad()
-    return score
-
-
-@torch.no_grad()
-def evaluate(
-    base: WarmBase, model: nn.Module, examples: list[TokenizedExample], limits: BatchLimits
-) -> Score:
-    """The model's loss and accuracy on examples that it does not learn from."""
-    model.eval()
-    score = Score()
-    for packed in micro_batches(examples, limits):
-        here = packed.to(base.device)
-        logits = target_logits(base.model, here)
-        add_score(score, F.cross_entropy(logits, here.targets, reduction="sum"), logits, here.targets)
-    return score
-
-
-def measure(
-    base: WarmBase,
-    model: nn.Module,
-    step: int,
-    learnt: Score,
-    probe: list[TokenizedExample],
-    whole: list[TokenizedExample],
-    limits: BatchLimits,
-) -> Metrics:
-    """The step's metrics, with those of the validation examples, as far as there are any."""
-    metrics = Metrics(step=step, train_loss=learnt.mean_loss, train_mean_token_accuracy=learnt.accuracy)
-    if probe:
-        score = evaluate(base, model, probe, limits)
-        metrics = msgspec.structs.replace(
-            metrics, valid_loss=score.mean_loss, valid_mean_token_accuracy=score.accuracy
-        )
-    if whole:
-        score = evaluate(base, model, whole, limits)
-        metrics = msgspec.structs.replace(
-            metrics, full_valid_loss=score.mean_loss, full_valid_mean_token_accuracy=score.accuracy
-        )
-    return metrics
-
-
-def add_score(score: Score, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-    """Count a forward pass's summed loss, and its right answers from the same logits."""
-    score.loss += float(loss.detach())
-    score.correct += int((logits.detach().argmax(dim=-1) == targets).sum())
-    score.targets += len(targets)
-
-
-def learning_rate(step: int, total_steps: int, hp: Hyperparameters) -> float:
-    """Linear warm-up, then linear decay towards 0 at the end; `step` counts from 0."""
-    warmup = math.ceil(hp.warmup_ratio * total_steps)
-    rising = (step + 1) / (warmup + 1)
-    falling = (total_steps - step) / max(1, total_steps - warmup)
-    return hp.learning_rate * min(1.0, rising, falling)
-
-
-def load_warm_base(folder: Path) -> WarmBase:
-    """The base model on the best device there is."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return WarmBase(folder, load_base(folder, device), ChatTemplate.load(folder), device)
 
 
 def load_file(path: str, param: str, template: ChatTemplate, hp: Hyperparameters) -> list[TokenizedExample]:
@@ -376,8 +258,14 @@ def count_tokens(examples: Iterable[TokenizedExample]) -> int:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """The CPU's allocator has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    """On the CPU neither torch's allocator nor oneDNN has an exception of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    reason = str(error)
+    no_primitive = "could not create a primitive" in reason and "descriptor" not in reason
+    return "can't allocate memory" in reason or no_primitive
 
 
 def explain(error: Exception, spec: TrainingSpec) -> Failed:
@@ -391,13 +279,14 @@ def explain(error: Exception, spec: TrainingSpec) -> Failed:
             message=f"The loss is no longer a number at learning rate {hp.learning_rate:g}. Lower "
             "learning_rate_multiplier (or learning_rate), for instance to a tenth, or raise batch_size.",
         )
+    if is_out_of_memory(error):
+        return out_of_memory(hp)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Failed(code="storage_full", message="a checkpoint does not fit on the storage.")
-    if is_out_of_memory(error):
+    if isinstance(error, OSError):
         return Failed(
-            code="out_of_memory",
-            message="The training ran out of memory. Lower max_length, which bounds the longest example "
-            f"({hp.max_length} tokens), batch_size or lora_rank, or train on a machine with more memory.",
+            code="storage_unusable",
+            message=f"A worker cannot read or write a file ({error}); every process needs the same storage",
         )
     return Failed(
         code="internal_error",

@@ -7,6 +7,7 @@ It imports no torch: the child does the training and may die at any time.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
@@ -26,6 +28,7 @@ from app.errors import StorageFullError
 from app.files.models import File
 from app.files.storage import LocalStorage
 from app.fine_tuning import queue
+from app.fine_tuning import workers as registry
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.orphans import sweep_orphans
 from app.settings import Settings
@@ -34,7 +37,14 @@ from workers.device import detect
 from workers.training.checkpoint import newest_resumable
 from workers.training.child import TRAINER, TrainerChild
 from workers.training.heartbeat import Heartbeat
-from workers.training.protocol import Failed, Finished, Hyperparameters, Stopped, TrainingSpec
+from workers.training.protocol import (
+    Failed,
+    Finished,
+    Hyperparameters,
+    Stopped,
+    TrainingSpec,
+    out_of_memory,
+)
 from workers.training.reporter import JobReporter
 
 log = logging.getLogger("toque.worker")
@@ -54,6 +64,7 @@ class TrainingWorker:
         self._child = TrainerChild(trainer, settings.training_threads)
         self._stopping = threading.Event()
         self._kept_house_at = self._swept_at = 0.0
+        self._database_away_at = -math.inf
         self._row = Worker(
             id=new_id("worker_"),
             hostname=socket.gethostname(),
@@ -100,6 +111,7 @@ class TrainingWorker:
                 )
                 reach("worker.claim_uncommitted")
         except SQLAlchemyError as error:
+            self._database_away_at = time.monotonic()
             log.warning("the queue cannot be read: %s", error)
             return None
         return job
@@ -124,16 +136,31 @@ class TrainingWorker:
             self._row.job_id = None
 
     def _follow_trainer(self, job: FineTuningJob, reporter: JobReporter) -> None:
-        resumable = newest_resumable(self._storage.path(f"jobs/{job.id}"), job.recorded_step)
+        """Trains until there is a last word. Killed for want of memory, it goes on in smaller pieces."""
+        halvings, starved_at = 0, -1
+        while not self._is_told(job, reporter, halvings):
+            if not self._child.was_starved:
+                reporter.retry(f"The trainer died ({self._child.exit_reason})", code="trainer_died")
+                return
+            if reporter.recorded_step == starved_at:
+                reporter.report(out_of_memory(msgspec.convert(job.hyperparameters, Hyperparameters)))
+                return
+            halvings, starved_at = halvings + 1, reporter.recorded_step
+            reporter.warn("Out of memory: the trainer was killed; it goes on in pieces half as large")
+
+    def _is_told(self, job: FineTuningJob, reporter: JobReporter, halvings: int) -> bool:
+        """Whether the trainer said how it ended, or nobody needs to know; False where it died."""
+        resumable = newest_resumable(self._storage.path(f"jobs/{job.id}"), reporter.recorded_step)
         for problem in resumable.damaged:
             reporter.warn(f"A checkpoint is damaged ({problem}); an earlier one is used")
-        resume_from = str(resumable.checkpoint) if resumable.checkpoint else None
         owned = True
-        for progress in self._child.train(self._spec(job, resume_from)):
+        for progress in self._child.train(self._spec(job, resumable.checkpoint, halvings)):
             if isinstance(progress, Stopped):
                 if owned:
                     reporter.release()
-                return
+                return True
+            if self._stopping.is_set() or not owned:
+                self._child.ask_to_stop()  # again: what it was asked before it began, it has not heard
             if owned:
                 try:
                     reporter.report(progress)
@@ -142,16 +169,12 @@ class TrainingWorker:
                     owned = False
                 except StorageFullError as error:
                     reporter.pause_for_room(str(error))
-                    return
+                    return True
             if isinstance(progress, Finished | Failed):
-                return
-        # The child died without a last word.
-        if not owned:
-            return
-        if self._stopping.is_set():
+                return True
+        if owned and self._stopping.is_set():
             reporter.release()
-        else:
-            reporter.retry(f"The trainer died ({self._child.exit_reason})", code="trainer_died")
+        return not owned or self._stopping.is_set()
 
     def _let_go(self, lost: queue.LeaseLostError) -> None:
         """The job is no longer ours. A paused one only stops: its trainer stays warm for the next job."""
@@ -161,7 +184,7 @@ class TrainingWorker:
         else:
             self._child.kill()
 
-    def _spec(self, job: FineTuningJob, resume_from: str | None) -> TrainingSpec:
+    def _spec(self, job: FineTuningJob, checkpoint: Path | None, halvings: int) -> TrainingSpec:
         base = self._settings.base_model(job.model)
         assert base is not None, "only jobs of prepared bases are claimed"
         with self._database.reader() as session:
@@ -174,9 +197,10 @@ class TrainingWorker:
             training_file=str(self._storage.path(training_file.storage_key)),
             validation_file=str(self._storage.path(validation_file.storage_key)) if validation_file else None,
             output_dir=str(self._storage.path(f"jobs/{job.id}/{job.lease_epoch}")),
-            resume_from=resume_from,
+            resume_from=str(checkpoint) if checkpoint else None,
             checkpoint_seconds=self._settings.checkpoint_seconds,
             seed=job.seed,
+            halvings=halvings,
             hyperparameters=msgspec.convert(job.hyperparameters, Hyperparameters),
         )
 
@@ -188,7 +212,9 @@ class TrainingWorker:
         self._kept_house_at = now
         try:
             with self._database.writer() as session:
-                queue.reclaim_expired(session, self._settings.retry_seconds)
+                # While the database was away nobody could report; those that are well do so first.
+                if now - self._database_away_at > 3 * self._settings.heartbeat_seconds:
+                    queue.reclaim_expired(session, self._settings.retry_seconds)
                 self._settings.storage_root.mkdir(parents=True, exist_ok=True)
                 if shutil.disk_usage(self._settings.storage_root).free >= self._settings.storage_room_bytes:
                     queue.resume_with_room(session)
@@ -196,9 +222,13 @@ class TrainingWorker:
                 self._swept_at = now
                 with self._database.writer() as session:
                     forget_old(session)
+                    registry.forget_silent(session)
                 with self._database.reader() as session:
                     sweep_orphans(session, self._storage)
-        except (SQLAlchemyError, OSError) as error:
+        except SQLAlchemyError as error:
+            self._database_away_at = now
+            log.warning("housekeeping: %s", error)
+        except OSError as error:
             log.warning("housekeeping: %s", error)
 
     def _renew(self, job: FineTuningJob) -> None:
@@ -206,14 +236,15 @@ class TrainingWorker:
             queue.renew_lease(session, job.id, job.lease_epoch, self._settings.lease_seconds)
 
     def _report_worker(self) -> None:
+        self._child.kill_if_silent(self._settings.trainer_silence_seconds)
         self._row.memory_bytes = self._child.memory_bytes()
         with self._database.writer() as session:
-            queue.report_worker(session, self._row)
+            registry.report(session, self._row)
 
     def _retire(self) -> None:
         try:
             with self._database.writer() as session:
-                queue.remove_worker(session, self._row.id)
+                registry.remove(session, self._row.id)
         except SQLAlchemyError as error:
             log.warning("the worker's row stays until it is old: %s", error)
         self._database.dispose()

@@ -136,6 +136,23 @@ def test_success_publishes_one_model_in_one_transaction(
     assert len(rows) == 1, "the name stays taken"
 
 
+def test_a_step_whose_answer_was_lost_is_on_the_record_once(client: OpenAI, database: Database) -> None:
+    """The commit came through, the connection broke: the worker says it again."""
+    job = create(client)
+    claim(database)
+    for step in (1, 1, 2, 1):
+        write(
+            database,
+            lambda s, step=step: queue.record_step(
+                s, job.id, 1, step, f"Step {step}", data={"step": step}, estimated_finish=0.0
+            ),
+        )
+    steps = [e.data["step"] for e in client.fine_tuning.jobs.list_events(job.id) if e.type == "metrics"]
+    assert steps == [2, 1]
+    with database.reader() as session:
+        assert session.get_one(FineTuningJob, job.id).recorded_step == 2
+
+
 def test_cancelling_a_running_job_takes_it_from_its_worker(client: OpenAI, database: Database) -> None:
     job = create(client)
     claim(database)
@@ -161,6 +178,19 @@ def test_final_statuses_are_final(client: OpenAI, database: Database) -> None:
     assert caught.value.response.headers["x-should-retry"] == "false"
     assert {"succeeded", "failed", "cancelled"} == FINAL_STATUSES
     assert all(move in ALLOWED_MOVES for moves in ALLOWED_MOVES.values() for move in moves)
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # SQLite has one writer at a time
+def test_a_job_that_is_being_claimed_hides_no_other_projects_job(
+    client: OpenAI, other_client: OpenAI, database: Database
+) -> None:
+    jobs = {create(client).id, create(other_client).id}
+    with database.writer() as session:
+        first = queue.claim_next(session, "worker_a", [BASE_MODEL], LEASE)
+        second = claim(database, "worker_b")
+    assert first is not None
+    assert second is not None
+    assert {first.id, second.id} == jobs
 
 
 def test_workers_racing_for_jobs_get_each_once(client: OpenAI, database: Database) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,7 @@ def spec(base_model_dir: Path, jsonl: Lines, tmp_path: Path) -> TrainingSpec:
         resume_from=None,
         checkpoint_seconds=3600.0,
         seed=42,
+        halvings=0,
         hyperparameters=Hyperparameters(
             n_epochs=2,
             batch_size=4,
@@ -181,6 +182,7 @@ def spec(base_model_dir: Path, jsonl: Lines, tmp_path: Path) -> TrainingSpec:
 
 
 TINY = "tiny"
+WORKER = [sys.executable, "-m", "workers.training.worker"]
 
 
 @pytest.fixture
@@ -191,7 +193,9 @@ def settings(settings: Settings, base_model_dir: Path) -> Settings:
 
 
 @contextmanager
-def run_worker(settings: Settings, tmp_path: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+def run_worker(
+    settings: Settings, tmp_path: Path, command: Sequence[str] = WORKER, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A real worker process; its log goes to worker.log."""
     environment = (
         os.environ
@@ -199,6 +203,7 @@ def run_worker(settings: Settings, tmp_path: Path, **environment: str) -> Iterat
         | {
             "TOQUE_DATA_DIR": str(settings.data_dir),
             "TOQUE_DATABASE_URL": settings.database_url,
+            "TOQUE_STORAGE_DIR": str(settings.storage_root),
             "TOQUE_BASE_MODELS": f"[{settings.base_models[0].model_dump_json()}]",
             "TOQUE_HEARTBEAT_SECONDS": "0.2",
             "TOQUE_LEASE_SECONDS": str(settings.lease_seconds),
@@ -209,9 +214,7 @@ def run_worker(settings: Settings, tmp_path: Path, **environment: str) -> Iterat
         }
     )
     with (tmp_path / "worker.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "workers.training.worker"], env=environment, stderr=log
-        )
+        process = subprocess.Popen(command, env=environment, stderr=log)
         try:
             yield process
         finally:

@@ -92,7 +92,7 @@ def job_folder(tmp_path: Path) -> Path:
 
 def test_the_newest_that_verifies_is_used(job_folder: Path) -> None:
     newest = job_folder / "2" / "checkpoints" / "step-15"
-    assert newest_resumable(job_folder, 15) == newest_resumable(job_folder, 10) == (newest, [])
+    assert newest_resumable(job_folder, 15) == newest_resumable(job_folder, 11) == (newest, [])
     (newest / "weights").write_bytes(b"w" * 99)
     middle = job_folder / "1" / "checkpoints" / "step-10"
     assert newest_resumable(job_folder, 15) == (middle, ["step 15: weights does not match its checksum"])
@@ -108,13 +108,14 @@ def test_the_newest_that_verifies_is_used(job_folder: Path) -> None:
     assert newest_resumable(job_folder / "nothing", 0) == (None, [])
 
 
-def test_no_step_is_left_out_of_the_log(job_folder: Path) -> None:
-    """The checkpoint of step 15 tells again about the steps from 11 on."""
-    steps = [newest_resumable(job_folder, recorded).checkpoint for recorded in (10, 9, 5, 4, 0)]
+def test_no_step_and_no_checkpoint_is_left_out_of_the_record(job_folder: Path) -> None:
+    """The checkpoint of step 15 tells again about the steps from 11 on, but of no other checkpoint."""
+    steps = [newest_resumable(job_folder, recorded).checkpoint for recorded in (11, 10, 6, 5, 1, 0)]
     assert [folder.name if folder else None for folder in steps] == [
         "step-15",
         "step-10",
         "step-10",
+        "step-5",
         "step-5",
         "step-5",
     ]

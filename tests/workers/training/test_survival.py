@@ -20,6 +20,7 @@ from sqlalchemy import select
 from app.adapters.models import Adapter
 from app.database import Database
 from app.files.storage import LocalStorage
+from app.fine_tuning.models import FineTuningJob
 from app.orphans import find_orphans
 from app.settings import Settings
 from tests.conftest import wait_until
@@ -230,3 +231,21 @@ def test_a_frozen_worker_that_wakes_up_publishes_nothing(
     check_record(client, job, steps=300)
     assert [event.id for event in client.fine_tuning.jobs.list_events(long_job, limit=1000)] == after
     assert client.fine_tuning.jobs.retrieve(long_job).fine_tuned_model == job.fine_tuned_model
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_trainer_that_hangs_is_replaced(
+    client: OpenAI, settings: Settings, database: Database, long_job: str, tmp_path: Path
+) -> None:
+    with run_worker(settings, tmp_path, TOQUE_TRAINER_SILENCE_SECONDS="20") as worker:
+        wait_until(lambda: steps_of(client, long_job) > 8, "it trains", 60)
+        trainer_of(worker).suspend()
+        job = ended(client, long_job)
+    assert job.status == "succeeded"
+    check_record(client, job, steps=300)
+    warnings = [e for e in client.fine_tuning.jobs.list_events(long_job, limit=1000) if e.level == "warn"]
+    assert [event.message for event in warnings] == [
+        "The trainer died (it said nothing for 20 s); attempt 2 of 3 in 0 s"
+    ]
+    with database.reader() as session:
+        assert session.get_one(FineTuningJob, long_job).attempts_failed == 1

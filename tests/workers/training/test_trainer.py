@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from app.chat_template import ChatTemplate, TokenizedExample
 from tests.workers.training.conftest import COMMAND, ENVIRONMENT, Child, Lines, chat, colours
-from workers.training import model, trainer
+from workers.training import learning, model, trainer
 from workers.training.dataset import BatchLimits, load_examples, micro_batches, pack
 from workers.training.protocol import (
     Checkpoint,
@@ -84,7 +84,7 @@ def test_a_job_reports_every_step_and_leaves_an_adapter(
 
 def test_the_learning_rate_rises_then_falls_to_its_end(spec: TrainingSpec) -> None:
     hp = msgspec.structs.replace(spec.hyperparameters, warmup_ratio=0.2, learning_rate=1.0)
-    rates = [trainer.learning_rate(step, 20, hp) for step in range(20)]
+    rates = [learning.learning_rate(step, 20, hp) for step in range(20)]
 
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[4] == max(rates) == 1.0
@@ -164,10 +164,19 @@ def test_a_diverging_job_fails_and_the_next_is_as_if_it_had_never_been(
 
 
 def test_an_unforeseen_error_fails_the_job_and_not_the_process(child: Child, spec: TrainingSpec) -> None:
-    failed = child.train(with_(spec, training_file="/nowhere.jsonl"))[-1]
+    failed = child.train(with_(spec, lora_rank=-1))[-1]
 
     assert isinstance(failed, Failed)
     assert failed.code == "internal_error"
+    assert isinstance(child.train(with_(spec))[-1], Finished)
+
+
+def test_a_file_that_the_worker_lacks_is_named(child: Child, spec: TrainingSpec) -> None:
+    failed = child.train(with_(spec, training_file="/nowhere.jsonl"))[-1]
+
+    assert isinstance(failed, Failed)
+    assert failed.code == "storage_unusable"
+    assert "/nowhere.jsonl" in failed.message
     assert isinstance(child.train(with_(spec))[-1], Finished)
 
 
@@ -323,14 +332,14 @@ def test_a_cut_batch_makes_the_same_optimizer_step(
     base_model_dir: Path, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "compute_dtype", lambda device: torch.float32)
-    base = trainer.load_warm_base(base_model_dir)
+    base = model.load_warm_base(base_model_dir)
     learnt: list[dict[str, Tensor]] = []
-    scores: list[trainer.Score] = []
+    scores: list[learning.Score] = []
     for limits in (WIDE, BatchLimits(tokens=1, targets=1)):
         adapted = randomize(model.add_lora(base.model, rank=4, alpha=8, dropout=0.0))
         weights = list(adapter_weights(adapted).values())
         optimizer = torch.optim.SGD(weights, lr=1.0)
-        scores.append(trainer.learn(base, adapted, weights, optimizer, examples, limits, 1.0, 1.0))
+        scores.append(learning.learn(base, adapted, weights, optimizer, examples, 1.0, 1.0, limits))
         learnt.append({name: weight.detach().clone() for name, weight in adapter_weights(adapted).items()})
         adapted.unload()
 

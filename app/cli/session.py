@@ -1,0 +1,33 @@
+"""The database, for commands that need no service."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from app.cli.output import fail
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+
+@contextmanager
+def database_session(settings: Settings, *, read_only: bool = False) -> Generator[Session]:
+    """One transaction; what the service refuses ends the command with one line."""
+    from sqlalchemy.exc import DatabaseError  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+    from app.database import Database  # noqa: PLC0415 - as above
+    from app.errors import ToqueError  # noqa: PLC0415 - as above
+
+    database = Database(settings.sqlalchemy_url)
+    try:
+        with database.reader() if read_only else database.writer() as session:
+            yield session
+    except ToqueError as error:
+        fail(error.body.message)
+    except DatabaseError as error:
+        fail(f"the database cannot be used ({error.orig}); is it there, and did `toque db upgrade` run?")
+    finally:
+        database.dispose()

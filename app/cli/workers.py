@@ -1,0 +1,58 @@
+"""`toque workers`: who trains, straight from the database."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from app.cli.configuration import read_settings
+from app.cli.output import AsJson, print_json, print_table
+from app.cli.session import database_session
+
+if TYPE_CHECKING:
+    from app.fine_tuning.models import Worker
+
+
+def workers(as_json: AsJson = False) -> None:
+    """List the workers of the whole deployment, with what each does; one that was killed is shown for a day.
+
+    Example: toque workers
+    """
+    from app.fine_tuning.workers import is_alive, with_ages  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+    settings = read_settings()
+    with database_session(settings, read_only=True) as session:
+        found = [
+            (worker, age, is_alive(age, settings.heartbeat_seconds)) for worker, age in with_ages(session)
+        ]
+    if as_json:
+        print_json([_plain(*each) for each in found])
+        return
+    rows = [
+        (
+            worker.id,
+            f"{worker.hostname}:{worker.pid}",
+            worker.device,
+            f"{worker.memory_bytes / 2**30:.1f} GiB",
+            worker.job_id,
+            f"{age:.0f} s ago",
+            worker.version,
+            "alive" if alive else "silent",
+        )
+        for worker, age, alive in found
+    ]
+    print_table(("ID", "HOST:PID", "DEVICE", "MEMORY", "JOB", "HEARTBEAT", "VERSION", "STATE"), rows)
+
+
+def _plain(worker: Worker, age: float, alive: bool) -> dict[str, object]:
+    return {
+        "id": worker.id,
+        "hostname": worker.hostname,
+        "pid": worker.pid,
+        "device": worker.device,
+        "memory_bytes": worker.memory_bytes,
+        "job": worker.job_id,
+        "heartbeat_age_seconds": round(age, 1),
+        "version": worker.version,
+        "started_at": int(worker.started_at),
+        "alive": alive,
+    }

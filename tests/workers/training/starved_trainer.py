@@ -1,0 +1,40 @@
+"""The trainer on a machine with room for so many tokens at once: `starved_trainer.py TOKENS [COUNTER]`.
+
+For more than that it asks torch for memory that no machine has; with a COUNTER, the kernel kills it instead,
+and counts that there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workers.training import learning, trainer
+from workers.training.dataset import PackedBatch
+from workers.training.model import target_logits
+
+
+def starved_logits(room: int, model: Any, batch: PackedBatch, counter: Path | None = None) -> Tensor:
+    """Fails in the middle of the forward pass where the examples, each as long as the longest, do not fit."""
+    examples, longest = batch.key_rows.shape
+    if examples * longest > room:
+        if counter is None:
+            torch.empty(1 << 60, dtype=torch.uint8)
+        else:
+            kills = int(counter.read_text().split()[1])
+            counter.write_text(f"oom_kill {kills + 1}\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+    return target_logits(model, batch)
+
+
+if __name__ == "__main__":
+    tokens, *counter = sys.argv[1:]
+    at = Path(counter[0]) if counter else None
+    learning.target_logits = lambda model, batch: starved_logits(int(tokens), model, batch, at)
+    trainer.main()

@@ -1,0 +1,151 @@
+"""What happens in a step: the adapter learns from a batch, and what it has learnt is measured."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from app.chat_template import TokenizedExample
+from workers.training.dataset import BatchLimits, micro_batches
+from workers.training.model import WarmBase, target_logits
+from workers.training.protocol import Hyperparameters, Metrics
+
+
+class TrainingDivergedError(Exception):
+    """The loss or its gradient is no longer a number."""
+
+
+@dataclass(slots=True)
+class Score:
+    """Loss and accuracy over target tokens, summed."""
+
+    loss: float = 0.0
+    correct: int = 0
+    targets: int = 0
+
+    @property
+    def mean_loss(self) -> float:
+        """Nats per target token."""
+        return self.loss / self.targets
+
+    @property
+    def accuracy(self) -> float:
+        """Share of target tokens that are the most likely one."""
+        return self.correct / self.targets
+
+
+class Looks:
+    """When validation examples are looked at: some of them now and then, all at the end of an epoch."""
+
+    def __init__(self, examples: list[TokenizedExample], seed: int, some: int, total_steps: int) -> None:
+        self._all = examples
+        self._some = random.Random(seed).sample(examples, min(some, len(examples)))  # noqa: S311
+        self._every = max(5, math.ceil(total_steps / 10))
+
+    def at(self, step: int, *, epoch_ends: bool) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
+        """At this step: those of the small look, and those of the whole one."""
+        return (
+            self._some if epoch_ends or step % self._every == 0 else [],
+            self._all if epoch_ends else [],
+        )
+
+
+def learn(
+    base: WarmBase,
+    model: nn.Module,
+    weights: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    batch: list[TokenizedExample],
+    rate: float,
+    max_grad_norm: float,
+    limits: BatchLimits,
+) -> Score:
+    """One optimizer step on the mean loss over all target tokens of the batch, however it is cut.
+
+    Raises:
+        TrainingDivergedError: the loss or the gradient's norm is not finite.
+    """
+    model.train()
+    optimizer.zero_grad()  # a try that ran out of memory leaves some
+    score = Score()
+    targets = sum(sum(example.target_mask[1:]) for example in batch)
+    for packed in micro_batches(batch, limits):
+        here = packed.to(base.device)
+        logits = target_logits(base.model, here)
+        loss = F.cross_entropy(logits, here.targets, reduction="sum")
+        cast(Any, loss / targets).backward()
+        add_score(score, loss, logits, here.targets)
+    norm = nn.utils.clip_grad_norm_(weights, max_grad_norm)
+    if not math.isfinite(score.loss) or not math.isfinite(float(norm)):
+        raise TrainingDivergedError
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    return score
+
+
+@torch.no_grad()
+def evaluate(
+    base: WarmBase,
+    model: nn.Module,
+    examples: list[TokenizedExample],
+    limits: BatchLimits,
+    alive: Callable[[], None],
+) -> Score:
+    """The model's loss and accuracy on examples that it does not learn from; `alive` is called on the way."""
+    model.eval()
+    score = Score()
+    for packed in micro_batches(examples, limits):
+        here = packed.to(base.device)
+        logits = target_logits(base.model, here)
+        alive()
+        add_score(score, F.cross_entropy(logits, here.targets, reduction="sum"), logits, here.targets)
+    return score
+
+
+def measure(
+    base: WarmBase,
+    model: nn.Module,
+    step: int,
+    learnt: Score,
+    probe: list[TokenizedExample],
+    whole: list[TokenizedExample],
+    alive: Callable[[], None],
+    limits: BatchLimits,
+) -> Metrics:
+    """The step's metrics, with those of the validation examples, as far as there are any."""
+    metrics = Metrics(step=step, train_loss=learnt.mean_loss, train_mean_token_accuracy=learnt.accuracy)
+    if probe:
+        score = evaluate(base, model, probe, limits, alive)
+        metrics = msgspec.structs.replace(
+            metrics, valid_loss=score.mean_loss, valid_mean_token_accuracy=score.accuracy
+        )
+    if whole:
+        score = evaluate(base, model, whole, limits, alive)
+        metrics = msgspec.structs.replace(
+            metrics, full_valid_loss=score.mean_loss, full_valid_mean_token_accuracy=score.accuracy
+        )
+    return metrics
+
+
+def add_score(score: Score, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
+    """Count a forward pass's summed loss, and its right answers from the same logits."""
+    score.loss += float(loss.detach())
+    score.correct += int((logits.detach().argmax(dim=-1) == targets).sum())
+    score.targets += len(targets)
+
+
+def learning_rate(step: int, total_steps: int, hp: Hyperparameters) -> float:
+    """Linear warm-up, then linear decay towards 0 at the end; `step` counts from 0."""
+    warmup = math.ceil(hp.warmup_ratio * total_steps)
+    rising = (step + 1) / (warmup + 1)
+    falling = (total_steps - step) / max(1, total_steps - warmup)
+    return hp.learning_rate * min(1.0, rising, falling)
