@@ -60,6 +60,7 @@ def create(
     warmup_ratio: Rate = None,
     weight_decay: Rate = None,
     max_length: Number = None,
+    checkpoint_steps: Number = None,
     wait_for_end: Annotated[bool, typer.Option("--wait", help="Wait until the job ends.")] = False,
     timeout: Timeout = None,
     base_url: BaseUrl = DEFAULT_BASE_URL,
@@ -80,6 +81,7 @@ def create(
         "warmup_ratio": warmup_ratio,
         "weight_decay": weight_decay,
         "max_length": max_length,
+        "checkpoint_steps": checkpoint_steps,
     }
     given = {name: value for name, value in hyperparameters.items() if value is not None}
     request: dict[str, Any] = {

@@ -10,6 +10,8 @@ from app.errors import InvalidRequestError
 from app.settings import BaseModelEntry
 
 Auto = Literal["auto"]
+_MOST_CHECKPOINTS = 200
+"""Each is kept, and can be asked."""
 
 Epochs = Annotated[int, Field(ge=1, le=50, strict=True)]
 BatchSize = Annotated[int, Field(ge=1, le=256, strict=True)]
@@ -17,6 +19,7 @@ Positive = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 LearningRate = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Rank = Annotated[int, Field(ge=1, le=512, strict=True)]
 Share = Annotated[float, Field(ge=0, le=0.9, allow_inf_nan=False)]
+Steps = Annotated[int, Field(ge=1, strict=True)]
 Length = Annotated[int, Field(ge=8, strict=True)]
 
 
@@ -34,6 +37,8 @@ class LoraHyperparameters(BaseModel):
     weight_decay: Share | Auto | None = None
     max_length: Length | Auto | None = None
     """Tokens in the longest example; at most the base's context."""
+    checkpoint_steps: Steps | Auto | None = None
+    """Steps between checkpoints that can be served, beside those at the end of every epoch."""
 
 
 class RequestedHyperparameters(LoraHyperparameters):
@@ -62,12 +67,16 @@ def resolve_hyperparameters(
     _at_most(given, "lora_rank", base.max_rank, f"the largest rank that '{base.name}' is served with")
     _at_most(given, "max_length", base.context, f"the context of '{base.name}'")
 
+    n_epochs = given.get("n_epochs", _auto_epochs(examples))
+    batch_size = given.get("batch_size", _auto_batch_size(examples))
+    _check_checkpoints(given.get("checkpoint_steps"), steps=n_epochs * -(-examples // batch_size))
+
     reference_rate = reference_learning_rate(hidden_size)
     multiplier = given.get("learning_rate_multiplier", 1.0)
     learning_rate = given.get("learning_rate", reference_rate * multiplier)
     return {
-        "n_epochs": given.get("n_epochs", _auto_epochs(examples)),
-        "batch_size": given.get("batch_size", _auto_batch_size(examples)),
+        "n_epochs": n_epochs,
+        "batch_size": batch_size,
         "learning_rate_multiplier": round(learning_rate / reference_rate, 6),
         "learning_rate": learning_rate,
         "lora_rank": given.get("lora_rank", min(16, base.max_rank)),
@@ -77,6 +86,7 @@ def resolve_hyperparameters(
         "weight_decay": given.get("weight_decay", 0.0),
         "max_grad_norm": 1.0,
         "max_length": given.get("max_length", base.context),
+        "checkpoint_steps": given.get("checkpoint_steps"),
     }
 
 
@@ -98,6 +108,17 @@ def _auto_epochs(examples: int) -> int:
 def _auto_batch_size(examples: int) -> int:
     """Small batches suit LoRA; larger ones only where there is enough data for many steps."""
     return 4 if examples < 100 else 8 if examples < 4000 else 16
+
+
+def _check_checkpoints(every: int | None, *, steps: int) -> None:
+    if every is not None and steps // every > _MOST_CHECKPOINTS:
+        raise InvalidRequestError(
+            f"Invalid value for 'checkpoint_steps': the job has {steps:,} steps, so that makes "
+            f"{steps // every:,} checkpoints; at most {_MOST_CHECKPOINTS}: set "
+            f"{-(-steps // _MOST_CHECKPOINTS)} or more.",
+            code="invalid_value",
+            param="checkpoint_steps",
+        )
 
 
 def _at_most(given: dict[str, Any], name: str, bound: int, what: str) -> None:

@@ -94,6 +94,7 @@ class ResolvedHyperparameters(BaseModel):
     warmup_ratio: float
     weight_decay: float
     max_length: int
+    checkpoint_steps: int | None = None
 
 
 class JobObject(Identified):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import httpx2
 import openai
 import pytest
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 from sqlalchemy import text
 
 from app.database import Database
-from tests.conftest import API_KEY, BASE_MODEL, OTHER_KEY, Service, training_bytes
+from tests.conftest import API_KEY, BASE_MODEL, OTHER_KEY, Service, training_bytes, wait_until
 
 
 @pytest.fixture
@@ -100,9 +99,12 @@ def test_a_try_that_is_slow_rather_than_lost_creates_no_second(
 ) -> None:
     """The client hangs up and tries again, while its first try waits: before it was known, or half done."""
     created: list[str] = []
+    tries: list[object] = []
 
     def order() -> None:
-        with OpenAI(base_url=f"{service.url}/v1", api_key=API_KEY, timeout=1) as hasty:
+        counting = DefaultHttpxClient(event_hooks={"request": [tries.append]})
+        url = f"{service.url}/v1"
+        with OpenAI(base_url=url, api_key=API_KEY, timeout=1, http_client=counting) as hasty:
             created.append(hasty.fine_tuning.jobs.create(model=BASE_MODEL, training_file=file_id).id)
 
     ordering = threading.Thread(target=order)
@@ -110,7 +112,7 @@ def test_a_try_that_is_slow_rather_than_lost_creates_no_second(
         server = database.engine.dialect.name == "postgresql"
         session.execute(text(f"LOCK TABLE {held_up} IN ACCESS EXCLUSIVE MODE" if server else "SELECT 1"))
         ordering.start()
-        time.sleep(2.0)  # it has tried twice
+        wait_until(lambda: len(tries) >= 2, "it tries again")
     ordering.join()
     assert jobs(client) == created
 

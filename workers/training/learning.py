@@ -42,19 +42,28 @@ class Score:
         return self.correct / self.targets
 
 
-class Looks:
-    """When validation examples are looked at: some of them now and then, all at the end of an epoch."""
+class Milestones:
+    """At which steps the adapter is looked at with validation examples, and becomes a model to serve."""
 
-    def __init__(self, examples: list[TokenizedExample], seed: int, some: int, total_steps: int) -> None:
-        self._all = examples
-        self._some = random.Random(seed).sample(examples, min(some, len(examples)))  # noqa: S311
-        self._every = max(5, math.ceil(total_steps / 10))
+    def __init__(
+        self, hp: Hyperparameters, examples: int, validation: list[TokenizedExample], seed: int
+    ) -> None:
+        self.steps_per_epoch = math.ceil(examples / hp.batch_size)
+        self.total_steps = hp.n_epochs * self.steps_per_epoch
+        self._checkpoint_steps = hp.checkpoint_steps or self.steps_per_epoch
+        self._all = validation
+        self._some = random.Random(seed).sample(validation, min(hp.batch_size, len(validation)))  # noqa: S311
+        self._every = max(5, math.ceil(self.total_steps / 10))
 
-    def at(self, step: int, *, epoch_ends: bool) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
-        """At this step: those of the small look, and those of the whole one."""
+    def is_servable(self, step: int) -> bool:
+        """At the end of every epoch, and every so many steps if that was asked for."""
+        return step > 0 and 0 in (step % self.steps_per_epoch, step % self._checkpoint_steps)
+
+    def looks(self, step: int) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
+        """Some examples now and then, and all at the end of an epoch."""
         return (
-            self._some if epoch_ends or step % self._every == 0 else [],
-            self._all if epoch_ends else [],
+            self._some if self.is_servable(step) or step % self._every == 0 else [],
+            self._all if step % self.steps_per_epoch == 0 else [],
         )
 
 

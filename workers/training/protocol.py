@@ -26,6 +26,8 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     max_grad_norm: float
     max_length: int
     """Tokens; a longer example is an error, never cut."""
+    checkpoint_steps: int | None = None
+    """Steps between checkpoints that can be served; None: at the end of every epoch alone."""
 
 
 class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
@@ -90,7 +92,7 @@ class Working(msgspec.Struct, frozen=True, kw_only=True, tag="working"):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
-    """A complete, durable checkpoint folder with a PEFT adapter in it, at the end of an epoch."""
+    """A complete, durable checkpoint folder with a PEFT adapter in it, which is to be served."""
 
     metrics: Metrics
     path: str

@@ -14,7 +14,6 @@ import os
 os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "2000")
 
 import errno
-import math
 import resource
 import signal
 import sys
@@ -40,7 +39,7 @@ from workers.training.dataset import (
     limits_of,
     load_examples,
 )
-from workers.training.learning import Looks, TrainingDivergedError, learn, learning_rate, measure
+from workers.training.learning import Milestones, TrainingDivergedError, learn, learning_rate, measure
 from workers.training.model import WarmBase, add_lora, batch_limits, load_warm_base
 from workers.training.protocol import (
     Checkpoint,
@@ -142,9 +141,8 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         optimizer = torch.optim.AdamW(weights, lr=hp.learning_rate, weight_decay=hp.weight_decay, fused=True)
         largest = sorted(training, key=length)[-hp.batch_size :]
         limits = batch_limits(base.model, base.device).within(limits_of(largest)).halved(spec.halvings)
-        steps_per_epoch = math.ceil(len(training) / hp.batch_size)
-        total_steps = hp.n_epochs * steps_per_epoch
-        looks = Looks(validation, spec.seed, hp.batch_size, total_steps)
+        milestones = Milestones(hp, len(training), validation, spec.seed)
+        total_steps = milestones.total_steps
         at = resume(Path(spec.resume_from), model, optimizer) if spec.resume_from else Progression()
         send(
             Started(
@@ -157,10 +155,10 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             )
         )
         checkpoints, resumed_step = Checkpoints(spec, model, optimizer), at.step
-        tell_again(at, checkpoints.newest, send, epoch_ended=at.step % steps_per_epoch == 0)
+        tell_again(at, checkpoints.newest, send, servable=milestones.is_servable(at.step))
 
         while at.step < total_steps:
-            epoch, place = divmod(at.step, steps_per_epoch)
+            epoch, place = divmod(at.step, milestones.steps_per_epoch)
             batches = epoch_batches(len(training), hp.batch_size, spec.seed, epoch + 1)
             batch = [training[number] for number in batches[place]]
             rate = learning_rate(at.step, total_steps, hp)
@@ -168,8 +166,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             score, limits = within_memory(step, batch, limits, send)
             at.step += 1
             at.tokens += count_tokens(batch)
-            epoch_ends = at.step % steps_per_epoch == 0
-            part, whole = looks.at(at.step, epoch_ends=epoch_ends)
+            part, whole = milestones.looks(at.step)
             look = partial(measure, base, model, at.step, score, part, whole, SignsOfLife(send))
             at.metrics, limits = within_memory(look, [*part, *whole], limits, send)
             reach("trainer.step")
@@ -183,9 +180,10 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             at.since_checkpoint.append(done)
             send(done)
             stopping = stop.made and at.step < total_steps
-            if epoch_ends or stopping or checkpoints.due:
-                checkpoints.save(at, epoch_ends=epoch_ends)
-            if epoch_ends:
+            servable = milestones.is_servable(at.step)
+            if servable or stopping or checkpoints.due:
+                checkpoints.save(at, for_good=servable)
+            if servable:
                 reach("trainer.checkpoint_saved")
                 send(Checkpoint(metrics=at.metrics, path=str(checkpoints.newest)))
             if stopping:
@@ -206,12 +204,12 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
     )
 
 
-def tell_again(at: Progression, checkpoint: Path, send: Send, *, epoch_ended: bool) -> None:
+def tell_again(at: Progression, checkpoint: Path, send: Send, *, servable: bool) -> None:
     """What the attempt that saved the checkpoint said last: it may never have been recorded."""
     for told in at.since_checkpoint:
         send(told)
     at.since_checkpoint.clear()
-    if at.step and epoch_ended:
+    if servable:
         send(Checkpoint(metrics=at.metrics, path=str(checkpoint)))
 
 

@@ -37,14 +37,14 @@ class Progression:
 
 
 class Checkpoints:
-    """The checkpoints of one attempt: of every epoch's end for good, and within an epoch the last two."""
+    """The checkpoints of one attempt: those that are served, and of the others the last two."""
 
     def __init__(self, spec: TrainingSpec, model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> None:
         self._spec = spec
         self._model = model
         self._optimizer = optimizer
         self._saved_at = time.monotonic()
-        self._within_epoch: list[Path] = []
+        self._others: list[Path] = []
         self.newest = Path(spec.resume_from or spec.output_dir)
         """The folder."""
 
@@ -53,7 +53,7 @@ class Checkpoints:
         """Whether so much was done since the last one that it should be saved."""
         return time.monotonic() - self._saved_at >= self._spec.checkpoint_seconds
 
-    def save(self, at: Progression, *, epoch_ends: bool) -> None:
+    def save(self, at: Progression, *, for_good: bool) -> None:
         """Makes this step the newest checkpoint.
 
         Raises:
@@ -65,10 +65,10 @@ class Checkpoints:
         self.newest = save_checkpoint(folder, at.step, files, first_step=first_step)
         at.since_checkpoint.clear()
         self._saved_at = time.monotonic()
-        if not epoch_ends:
-            self._within_epoch.append(self.newest)
-        if len(self._within_epoch) > 2:  # the newest may turn out to be damaged
-            discard(self._within_epoch.pop(0))
+        if not for_good:
+            self._others.append(self.newest)
+        if len(self._others) > 2:  # the newest may turn out to be damaged
+            discard(self._others.pop(0))
 
 
 def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> Progression:

@@ -57,6 +57,23 @@ def test_a_job_is_queued_with_numbers_for_auto(client: OpenAI) -> None:
     assert client.fine_tuning.jobs.checkpoints.list(job.id).data == []
 
 
+def test_checkpoints_by_steps(client: OpenAI) -> None:
+    job = create(client, extra_body={"checkpoint_steps": 1})
+    assert job.hyperparameters.model_extra is not None
+    assert job.hyperparameters.model_extra["checkpoint_steps"] == 1
+    assert create(client).hyperparameters.model_extra["checkpoint_steps"] is None
+    many = client.files.create(file=("many.jsonl", training_bytes(300)), purpose="fine-tune").id
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(
+            client,
+            training_file=many,
+            extra_body={"checkpoint_steps": 1},
+            hyperparameters={"n_epochs": 3, "batch_size": 1},
+        )
+    assert refused.value.param == "checkpoint_steps"
+    assert "900 steps" in str(refused.value) and "set 5 or more" in str(refused.value)
+
+
 def test_hyperparameters_may_stand_in_three_places(client: OpenAI) -> None:
     job = create(
         client,

@@ -76,6 +76,20 @@ def test_checkpoints_by_time(child: Child, spec: TrainingSpec) -> None:
     assert all(verify(folder) is None for folder in saved)
 
 
+def test_checkpoints_by_steps_are_served_beside_those_of_the_epochs(
+    child: Child, spec: TrainingSpec, jsonl: Lines
+) -> None:
+    hyperparameters = msgspec.structs.replace(spec.hyperparameters, checkpoint_steps=2)
+    valid = str(jsonl(colours(6), "valid.jsonl"))
+    said = child.train(msgspec.structs.replace(spec, hyperparameters=hyperparameters, validation_file=valid))
+    checkpoints = [message for message in said if isinstance(message, Checkpoint)]
+    assert [checkpoint.metrics.step for checkpoint in checkpoints] == [2, 4, 5, 6, 8, 10]
+    assert all(verify(Path(checkpoint.path)) is None for checkpoint in checkpoints), "none is pruned"
+    assert all(checkpoint.metrics.valid_loss is not None for checkpoint in checkpoints)
+    whole = [c.metrics.step for c in checkpoints if c.metrics.full_valid_loss is not None]
+    assert whole == [5, 10]
+
+
 @pytest.fixture
 def job_folder(tmp_path: Path) -> Path:
     """Two attempts with checkpoints at steps 5, 10 and 15."""

@@ -184,6 +184,31 @@ def test_a_drained_worker_hands_over_at_the_step(
     assert [int(message.rsplit(" ", 1)[1]) for message in resumed] == [before]
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_damaged_checkpoint_is_passed_over(
+    client: OpenAI, settings: Settings, long_job: str, tmp_path: Path
+) -> None:
+    with run_worker(settings, tmp_path) as worker:
+        wait_until(lambda: steps_of(client, long_job) > 8, "it trains", 60)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=30) == 0
+    saved = sorted(
+        (settings.storage_root / "jobs" / long_job / "1" / "checkpoints").iterdir(),
+        key=lambda folder: int(folder.name.removeprefix("step-")),
+    )
+    (saved[-1] / "training_state.pt").write_bytes(b"half of it")
+    with run_worker(settings, tmp_path):
+        job = ended(client, long_job)
+    assert job.status == "succeeded"
+    check_record(client, job, steps=300)
+    log = [event.message for event in client.fine_tuning.jobs.list_events(long_job, limit=1000)][::-1]
+    damaged = saved[-1].name.replace("-", " ")
+    problem = "training_state.pt does not match its checksum"
+    assert f"A checkpoint is damaged ({damaged}: {problem}); an earlier one is used" in log
+    [resumed] = [int(line.rsplit(" ", 1)[1]) for line in log if "resumed at step" in line]
+    assert f"step-{resumed}" == saved[-2].name
+
+
 def is_writable(database: Database) -> bool:
     """Nobody holds the lock of the SQLite file; PostgreSQL itself ends what a frozen process has begun."""
     if database.engine.url.database is None or database.engine.dialect.name != "sqlite":
