@@ -7,9 +7,9 @@ from typing import Any, Literal, cast
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
-from sqlalchemy import text
 from sqlalchemy.orm import Session
 
+from app import migrations
 from app.base_models import is_prepared
 from app.completions import service as completions_service
 from app.dependencies import DatabaseDep, ReadSession, SettingsDep
@@ -46,9 +46,9 @@ async def live() -> Live:
 def ready(database: DatabaseDep, settings: SettingsDep) -> Response:
     """Whether jobs can be trained and completions answered, and if not why."""
     try:
+        checks = {"database": migrations.OUTDATED if migrations.is_outdated(database.engine) else "ok"}
         with database.reader() as session:
-            session.execute(text("SELECT 1"))
-            checks = {"database": "ok"} | _deployment_checks(session, settings)
+            checks |= _deployment_checks(session, settings)
     except Exception as error:
         checks = {"database": f"cannot be used: {type(error).__name__}"}
     problems = [f"{name}: {state}" for name, state in checks.items() if state != "ok"]

@@ -29,8 +29,8 @@ from typer.main import get_command
 
 from app.cli.main import app as toque
 from app.database import Database
+from app.fine_tuning import workers
 from app.fine_tuning.models import Worker
-from app.fine_tuning.queue import report_worker
 from app.migrations import upgrade
 from app.settings import Settings
 from tests.conftest import run_service
@@ -269,7 +269,7 @@ def report(hostname: str, url: str) -> None:
     """What a worker on that host writes with every heartbeat."""
     database = Database(url)
     with database.writer() as session:
-        report_worker(
+        workers.report(
             session, Worker(hostname=hostname, pid=1, device="CPU", version="1", started_at=time.time())
         )
     database.dispose()

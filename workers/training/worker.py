@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import __version__
+from app import __version__, migrations
 from app.base_models import is_prepared
 from app.creations import forget_old
 from app.database import Database, new_id
@@ -65,6 +65,7 @@ class TrainingWorker:
         self._stopping = threading.Event()
         self._kept_house_at = self._swept_at = 0.0
         self._database_away_at = -math.inf
+        self._schema_is_known = False
         self._row = Worker(
             id=new_id("worker_"),
             hostname=socket.gethostname(),
@@ -101,6 +102,8 @@ class TrainingWorker:
         if not trainable:
             return None
         try:
+            if not self._knows_schema():
+                return None
             with self._database.writer() as session:
                 job = queue.claim_next(
                     session,
@@ -115,6 +118,14 @@ class TrainingWorker:
             log.warning("the queue cannot be read: %s", error)
             return None
         return job
+
+    def _knows_schema(self) -> bool:
+        """Not in the middle of an upgrade: on an older schema no attempt could end."""
+        if not self._schema_is_known:
+            self._schema_is_known = not migrations.is_outdated(self._database.engine)
+            if not self._schema_is_known:
+                log.warning("%s; no job is taken before", migrations.OUTDATED)
+        return self._schema_is_known
 
     def _train(self, job: FineTuningJob) -> None:
         """One attempt, to its end."""

@@ -6,6 +6,7 @@ import csv
 import signal
 from pathlib import Path
 
+import httpx2
 import psutil
 from openai import OpenAI
 from sqlalchemy import select
@@ -15,7 +16,9 @@ from app.database import Database
 from app.files.models import File
 from app.files.storage import LocalStorage
 from app.fine_tuning.models import FineTuningJob, Worker
+from app.migrations import upgrade
 from app.settings import Settings
+from tests.app.test_migrations import downgrade
 from tests.conftest import training_bytes, wait_until
 from tests.workers.training.conftest import create, ended, run_worker, trainer_of
 
@@ -102,6 +105,21 @@ def test_a_cancelled_job_frees_its_worker(client: OpenAI, settings: Settings, tm
     cancelled = client.fine_tuning.jobs.retrieve(long.id)
     assert (cancelled.status, cancelled.fine_tuned_model, cancelled.result_files) == ("cancelled", None, [])
     assert client.fine_tuning.jobs.checkpoints.list(long.id).data, "finished checkpoints stay"
+
+
+def test_no_job_is_taken_in_the_middle_of_an_upgrade(
+    client: OpenAI, http: httpx2.Client, settings: Settings, tmp_path: Path
+) -> None:
+    job = create(client)
+    downgrade(settings.sqlalchemy_url, "-1")
+    assert "toque db upgrade" in http.get("/health/ready").json()["checks"]["database"]
+    with run_worker(settings, tmp_path):
+        log = tmp_path / "worker.log"
+        wait_until(lambda: "run `toque db upgrade`; no job is taken before" in log.read_text(), "it waits")
+        assert client.fine_tuning.jobs.retrieve(job.id).status == "queued"
+        upgrade(settings.sqlalchemy_url)
+        assert ended(client, job.id).status == "succeeded"
+    assert http.get("/health/ready").json()["checks"]["database"] == "ok"
 
 
 def test_a_trainer_that_dies_is_replaced_and_in_the_end_the_job_fails(
