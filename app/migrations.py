@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.resources import files
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect, text
 
 OUTDATED = "the database's schema is older than this version: run `toque db upgrade`"
 
 
 def upgrade(url: str) -> None:
     """Applies every migration not yet applied; on a current database it changes nothing."""
-    config = _config()
+    from alembic import command  # noqa: PLC0415 - 11 MB that the API need not hold
+    from alembic.config import Config  # noqa: PLC0415 - as above
+
+    config = Config()
+    config.set_main_option("script_location", "migrations:")
     config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
     command.upgrade(config, "head")
 
@@ -27,17 +28,15 @@ def is_outdated(engine: Engine) -> bool:
         sqlalchemy.exc.SQLAlchemyError: the database cannot be read.
     """
     with engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
+        if not inspect(connection).has_table("alembic_version"):
+            return True
+        current = connection.scalar(text("SELECT version_num FROM alembic_version"))
     return current is None or current in _older_revisions()
 
 
 @cache
 def _older_revisions() -> frozenset[str]:
-    scripts = ScriptDirectory.from_config(_config())
-    return frozenset(script.revision for script in scripts.walk_revisions() if not script.is_head)
-
-
-def _config() -> Config:
-    config = Config()
-    config.set_main_option("script_location", "migrations:")
-    return config
+    """All but the newest; the files are named after them, in order."""
+    names = (file.name for file in files("migrations").joinpath("versions").iterdir())
+    revisions = sorted(name.partition("_")[0] for name in names if name.endswith(".py") and name[0].isdigit())
+    return frozenset(revisions[:-1])

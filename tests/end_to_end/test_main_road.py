@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -46,6 +47,15 @@ def test_the_fine_tuned_model_knows_what_the_base_does_not(
     base = [ask(client, BASE_MODEL, question) == question.reference for question in questions]
     assert sum(tuned) / len(tuned) >= 0.75, tuned
     assert sum(base) == 0
+
+
+def test_the_model_is_served_as_it_was_trained(client: OpenAI, trained: Trained) -> None:
+    log = [event.message for event in client.fine_tuning.jobs.list_events(trained.job.id, limit=1000)]
+    [verdict] = [line for line in log if line.startswith("Served as trained")]
+    distance, allowed, base_distance, effect = map(float, re.findall(r"\d+\.\d+", verdict))
+    assert distance <= allowed == 0.15, verdict
+    assert base_distance <= 0.15, verdict
+    assert effect > 5 * distance, verdict
 
 
 def test_a_stream_says_the_same(client: OpenAI, trained: Trained, questions: list[Any]) -> None:

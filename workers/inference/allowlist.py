@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 _ROUTES = frozenset({"/health", "/v1/completions", "/v1/chat/completions"})
+_KEYED = frozenset({"/tokenize", "/metrics"})
+"""vLLM itself asks for no key here."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -21,10 +25,20 @@ class Allowlist:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, or answers 404."""
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in _ROUTES):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and _is_allowed(scope)):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
             await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body", "body": b""})
         else:
             await send({"type": "websocket.close"})
+
+
+def _is_allowed(scope: Scope) -> bool:
+    return scope["path"] in _ROUTES or (scope["path"] in _KEYED and _has_key(scope))
+
+
+def _has_key(scope: Scope) -> bool:
+    key = os.environ.get("VLLM_API_KEY", "")
+    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    return key != "" and secrets.compare_digest(given, f"Bearer {key}".encode())

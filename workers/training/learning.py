@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from app.chat_template import TokenizedExample
-from workers.training.dataset import BatchLimits, micro_batches
+from workers.training.dataset import BatchLimits, micro_batches, pack
 from workers.training.model import WarmBase, target_logits
-from workers.training.protocol import Hyperparameters, Metrics
+from workers.training.protocol import Hyperparameters, Metrics, Sample
+
+_SAMPLES = 3
 
 
 class TrainingDivergedError(Exception):
@@ -143,6 +145,40 @@ def measure(
             metrics, full_valid_loss=score.mean_loss, full_valid_mean_token_accuracy=score.accuracy
         )
     return metrics
+
+
+def draw_samples(training: list[TokenizedExample], context: int, seed: int) -> list[int]:
+    """Numbers of examples to compare trained and served model on: some of the shorter ones."""
+    fitting = [number for number, example in enumerate(training) if len(example.input_ids) < context]
+    drawn = random.Random(seed).sample(fitting, min(4 * _SAMPLES, len(fitting)))  # noqa: S311
+    return sorted(drawn, key=lambda number: len(training[number].input_ids))[:_SAMPLES]
+
+
+@torch.no_grad()
+def target_logprobs(base: WarmBase, model: nn.Module, example: TokenizedExample) -> list[float]:
+    """The log-probability, in nats, of each of the example's targets."""
+    model.eval()
+    packed = pack([example]).to(base.device)
+    scores = torch.log_softmax(target_logits(base.model, packed), dim=-1)
+    return cast(list[float], cast(Any, scores.gather(1, packed.targets[:, None])[:, 0]).tolist())
+
+
+def samples_of(
+    base: WarmBase, training: list[TokenizedExample], trained: dict[int, list[float]]
+) -> list[Sample]:
+    """The drawn examples with what the trained model made of them, and what the base makes of them now."""
+    return [
+        Sample(
+            example=number,
+            input_ids=training[number].input_ids,
+            targets=[
+                place for place, is_target in enumerate(training[number].target_mask) if place and is_target
+            ],
+            trained=logprobs,
+            base=target_logprobs(base, base.model, training[number]),
+        )
+        for number, logprobs in trained.items()
+    ]
 
 
 def add_score(score: Score, loss: Tensor, logits: Tensor, targets: Tensor) -> None:

@@ -110,6 +110,20 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
     step: int
 
 
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """What the trained model makes of one training example, for a comparison with what is served."""
+
+    example: int
+    """Its number in the training file, from 0."""
+    input_ids: list[int]
+    targets: list[int]
+    """Places in `input_ids` of the tokens that were learnt."""
+    trained: list[float]
+    """Log-probability of each target, in nats."""
+    base: list[float]
+    """The same by the base model alone."""
+
+
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     """The job is trained; `path` is the folder of the adapter to publish."""
 
@@ -117,6 +131,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     trained_tokens: int
     elapsed_seconds: float
     peak_memory_bytes: int
+    samples: list[Sample] = []
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):

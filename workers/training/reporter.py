@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from sqlalchemy import select
 from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session
 from tenacity import (
@@ -22,13 +23,16 @@ from tenacity import (
 )
 
 from app.adapters import service as adapters_service
+from app.adapters.models import Adapter
 from app.database import Database, new_id
 from app.files import service as files_service
+from app.files.models import File
 from app.files.storage import LocalStorage
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
 from app.settings import Settings
 from workers.crash_points import reach
+from workers.training.parity import NoAnswerError, Parity, ParityError, compare, find_engine
 from workers.training.protocol import (
     Checkpoint,
     Failed,
@@ -41,6 +45,7 @@ from workers.training.protocol import (
     Warned,
     Working,
 )
+from workers.training.verification import keep_samples
 
 log = logging.getLogger("toque.worker")
 RESULT_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
@@ -67,7 +72,7 @@ class JobReporter:
         self._database = database
         self._storage = storage
         self._epoch = job.lease_epoch
-        self._retry_seconds = settings.retry_seconds
+        self._settings = settings
         self._total_steps = 0
         self.recorded_step = job.recorded_step
         """The last step in the job's log."""
@@ -120,7 +125,12 @@ class JobReporter:
         """Ends an attempt that died; the job waits for the next, or fails after the last."""
         self._write(
             lambda session: queue.retry(
-                session, self.job.id, self._epoch, reason, code=code, retry_seconds=self._retry_seconds
+                session,
+                self.job.id,
+                self._epoch,
+                reason,
+                code=code,
+                retry_seconds=self._settings.retry_seconds,
             )
         )
 
@@ -190,6 +200,11 @@ class JobReporter:
     def _finished(self, finished: Finished) -> None:
         # The files are durable before any row names them; a crash in between leaves files without rows.
         reach("reporter.before_result_file")
+        try:
+            parity, verdict = self._compare_with_served(finished)
+        except ParityError as error:
+            self.fail("parity_failed", f"The served model is not the trained one: {error}.")
+            return
         with self._database.reader() as session:
             metrics = queue.recorded_metrics(session, self.job.id)
         result = self._storage.write(f"files/{new_id('result-')}", _result_csv(metrics))
@@ -201,7 +216,8 @@ class JobReporter:
                 session, self.job.project_id, f"{self.job.id}-metrics.csv", result
             )
             reach("reporter.result_row")
-            adapters_service.publish_model(
+            queue.record_event(session, self.job.id, self._epoch, verdict, level="info" if parity else "warn")
+            name = adapters_service.publish_model(
                 session,
                 self.job,
                 self._epoch,
@@ -209,10 +225,36 @@ class JobReporter:
                 trained_tokens=finished.trained_tokens,
                 result_file_id=file.id,
             )
+            if parity:
+                session.get_one(Adapter, name).parity = msgspec.to_builtins(parity)
             reach("reporter.model_row")
 
         self._write(write)
         reach("reporter.published")
+
+    def _compare_with_served(self, finished: Finished) -> tuple[Parity | None, str]:
+        """How near an engine is to the trainer, and what to tell the job's owner; None if none can be asked.
+
+        The last checkpoint has the same weights as the model, and a name already.
+
+        Raises:
+            ParityError: it serves something else.
+        """
+        if not finished.samples:
+            return None, "No example was short enough to compare the model with an engine's answers"
+        with self._database.reader() as session:
+            file = session.get_one(File, self.job.training_file_id)
+            key = self._storage.key(Path(finished.path))
+            checkpoint = select(Adapter.name).where(Adapter.job_id == self.job.id, Adapter.storage_key == key)
+            name = session.scalars(checkpoint).first() or ""
+        try:
+            with self._database.reader() as session:
+                engine = find_engine(session, self._settings, self.job.model)
+            parity = compare(engine, name, self._storage.path(file.storage_key), finished.samples)
+        except NoAnswerError as reason:
+            keep_samples(self._storage, self.job, finished.samples)
+            return None, f"Not yet compared with an engine's answers: {reason}; it will be once one answers"
+        return parity, f"Served as trained: {parity}"
 
     def _event(self, message: str, *, level: str = "info") -> None:
         self._write(

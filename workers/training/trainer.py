@@ -39,7 +39,16 @@ from workers.training.dataset import (
     limits_of,
     load_examples,
 )
-from workers.training.learning import Milestones, TrainingDivergedError, learn, learning_rate, measure
+from workers.training.learning import (
+    Milestones,
+    TrainingDivergedError,
+    draw_samples,
+    learn,
+    learning_rate,
+    measure,
+    samples_of,
+    target_logprobs,
+)
 from workers.training.model import WarmBase, add_lora, batch_limits, load_warm_base
 from workers.training.protocol import (
     Checkpoint,
@@ -190,6 +199,10 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
                 stop.made = False
                 send(Stopped(step=at.step))
                 return
+        trained = {
+            number: target_logprobs(base, model, training[number])
+            for number in draw_samples(training, hp.max_length, spec.seed)
+        }
     finally:
         model.unload()  # the base as it was, for the next job
 
@@ -200,6 +213,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             trained_tokens=at.tokens,
             elapsed_seconds=time.monotonic() - began,
             peak_memory_bytes=peak_memory(base.device),
+            samples=samples_of(base, training, trained),
         )
     )
 

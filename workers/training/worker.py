@@ -46,6 +46,7 @@ from workers.training.protocol import (
     out_of_memory,
 )
 from workers.training.reporter import JobReporter
+from workers.training.verification import verify_one
 
 log = logging.getLogger("toque.worker")
 
@@ -97,9 +98,13 @@ class TrainingWorker:
         too_long.daemon = True  # an idle worker ends at once
         too_long.start()
 
+    @property
+    def _trainable(self) -> list[str]:
+        """The base models that are prepared on this machine."""
+        return [entry.name for entry in self._settings.base_models if is_prepared(self._settings, entry)]
+
     def _claim(self) -> FineTuningJob | None:
-        trainable = [entry.name for entry in self._settings.base_models if is_prepared(self._settings, entry)]
-        if not trainable:
+        if not (trainable := self._trainable):
             return None
         try:
             if not self._knows_schema():
@@ -229,6 +234,7 @@ class TrainingWorker:
                 self._settings.storage_root.mkdir(parents=True, exist_ok=True)
                 if shutil.disk_usage(self._settings.storage_root).free >= self._settings.storage_room_bytes:
                     queue.resume_with_room(session)
+            verify_one(self._database, self._storage, self._settings, self._trainable)
             if now - self._swept_at > _SWEEP_SECONDS or not self._swept_at:
                 self._swept_at = now
                 with self._database.writer() as session:

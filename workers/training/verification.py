@@ -1,0 +1,85 @@
+"""Models that were published while no engine could be asked: compared once one can be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.adapters.models import Adapter
+from app.database import Database
+from app.files.models import File
+from app.files.storage import LocalStorage
+from app.fine_tuning import queue
+from app.fine_tuning.models import FineTuningJob
+from app.settings import Settings
+from workers.training.parity import NoAnswerError, ParityError, compare, find_engine
+from workers.training.protocol import Sample
+
+
+def keep_samples(storage: LocalStorage, job: FineTuningJob, samples: Sequence[Sample]) -> None:
+    """For `verify_one`."""
+    storage.write(_samples_key(job), msgspec.json.encode(samples))
+
+
+def verify_one(
+    database: Database, storage: LocalStorage, settings: Settings, base_models: Sequence[str]
+) -> None:
+    """Compares one model that waits for it, if an engine of its base answers; one that fails is quarantined.
+
+    Any worker may do it, at any time.
+    """
+    with database.reader() as session:
+        found = _find_unverified(session, base_models)
+        if found is None:
+            return
+        adapter, job = found
+        training_file = session.get_one(File, job.training_file_id)
+        try:
+            engine = find_engine(session, settings, adapter.base_model)
+        except NoAnswerError:
+            return
+    try:
+        samples = msgspec.json.decode(storage.path(_samples_key(job)).read_bytes(), type=list[Sample])
+        parity = compare(engine, adapter.name, storage.path(training_file.storage_key), samples)
+    except FileNotFoundError:  # nothing to compare it with, or any more
+        values, message, level = {"parity": {"tokens": 0}}, "Not compared with an engine's answers", "warn"
+    except NoAnswerError:
+        return
+    except ParityError as error:
+        problem = f"The served model is not the trained one: {error}"
+        values, message, level = {"quarantine_reason": problem[:1024]}, problem, "error"
+    else:
+        values, message, level = (
+            {"parity": msgspec.to_builtins(parity)},
+            f"Served as trained: {parity}",
+            "info",
+        )
+    with database.writer() as session:
+        unverified = update(Adapter).where(Adapter.name == adapter.name, Adapter.parity.is_(None))
+        if session.execute(unverified.values(**values)).rowcount:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+            queue.add_event(session, job.id, message, level=level)
+
+
+def _find_unverified(session: Session, base_models: Sequence[str]) -> tuple[Adapter, FineTuningJob] | None:
+    """Any of them: one that cannot be compared must not keep the others waiting."""
+    query = (
+        select(Adapter, FineTuningJob)
+        .join(FineTuningJob, FineTuningJob.fine_tuned_model == Adapter.name)
+        .where(
+            Adapter.parity.is_(None),
+            Adapter.quarantine_reason.is_(None),
+            Adapter.deleted_at.is_(None),
+            Adapter.base_model.in_(base_models),
+        )
+        .order_by(func.random())
+        .limit(1)
+    )
+    row = session.execute(query).first()
+    return (row[0], row[1]) if row else None
+
+
+def _samples_key(job: FineTuningJob) -> str:
+    return f"jobs/{job.id}/{job.lease_epoch}/samples.json"
