@@ -44,12 +44,16 @@ def _postgresql_now(*_: Any, **__: Any) -> str:
 
 def new_id(prefix: str) -> str:
     """An unguessable id: the prefix and 24 characters, time first so that indexes stay compact."""
-    stamp = int(time.time() * 1000)
-    head = ""
-    for _ in range(8):
-        stamp, digit = divmod(stamp, 36)
-        head = _ALPHABET[digit] + head
-    return prefix + head + "".join(secrets.choice(_ALPHABET) for _ in range(16))
+    return prefix + _digits(int(time.time() * 1000), 8) + _digits(secrets.randbelow(36**16), 16)
+
+
+def _digits(number: int, count: int) -> str:
+    """To base 36, without what is beyond `count` digits."""
+    digits: list[str] = []
+    for _ in range(count):
+        number, digit = divmod(number, 36)
+        digits.append(_ALPHABET[digit])
+    return "".join(reversed(digits))
 
 
 class Database:

@@ -53,13 +53,13 @@ ReadSession = Annotated[Session, Depends(_read_session, scope="function")]
 WriteSession = Annotated[Session, Depends(_write_session, scope="function")]
 """One transaction, committed when the route returns and rolled back when it raises."""
 
-_bearer = HTTPBearer(
+bearer = HTTPBearer(
     auto_error=False, description="An API key: `toque keys create`, or the one printed at first start"
 )
 
 
 def _project(
-    database: DatabaseDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    database: DatabaseDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> Project:
     with database.reader() as session:
         return auth_service.authenticate(session, credentials.credentials if credentials else None)

@@ -18,6 +18,9 @@ from app.errors import ConflictError, ErrorBody, InvalidRequestError, ToqueError
 
 log = logging.getLogger("toque.errors")
 
+_LONGEST_PARAM = 255
+"""Of a path that is quoted: its parts may be a client's own words."""
+
 
 def error_response(error: ToqueError) -> Response:
     """The error as it goes over the wire."""
@@ -50,7 +53,7 @@ async def _on_validation_error(_request: Request, error: Exception) -> Response:
         return error_response(
             InvalidRequestError(f"The body is not valid JSON: {reason}", code="invalid_json")
         )
-    path = _param_path(first["loc"], error.body)
+    path = _param_path(first["loc"], error.body)[:_LONGEST_PARAM]
     code = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}.get(
         first["type"]
     )

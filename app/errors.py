@@ -99,6 +99,17 @@ class UnsupportedMediaTypeError(ToqueError):
     type = "invalid_request_error"
 
 
+class FailedDependencyError(ToqueError):
+    """424: something that the request builds on is broken, and stays so: the response says not to retry."""
+
+    status = 424
+    type = "invalid_request_error"
+
+    def __init__(self, message: str, *, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message, code=code, param=param)
+        self.headers["x-should-retry"] = "false"
+
+
 class UnavailableError(ToqueError):
     """503: nothing wrong with the request; try again after `retry_after` seconds."""
 

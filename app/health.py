@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from app import migrations
 from app.base_models import is_prepared
 from app.completions import service as completions_service
+from app.completions.replicas import Replicas
 from app.dependencies import DatabaseDep, ReadSession, SettingsDep
 from app.errors import ErrorBody
 from app.fine_tuning import service as fine_tuning_service
@@ -43,12 +44,12 @@ async def live() -> Live:
 
 
 @router.get("/health/ready", responses={503: {"model": Ready, "description": "Not ready, with the reasons"}})
-def ready(database: DatabaseDep, settings: SettingsDep) -> Response:
+def ready(request: Request, database: DatabaseDep, settings: SettingsDep) -> Response:
     """Whether jobs can be trained and completions answered, and if not why."""
     try:
         checks = {"database": migrations.OUTDATED if migrations.is_outdated(database.engine) else "ok"}
         with database.reader() as session:
-            checks |= _deployment_checks(session, settings)
+            checks |= _deployment_checks(session, settings, _replicas(request))
     except Exception as error:
         checks = {"database": f"cannot be used: {type(error).__name__}"}
     problems = [f"{name}: {state}" for name, state in checks.items() if state != "ok"]
@@ -67,17 +68,22 @@ def metrics(request: Request, session: ReadSession, settings: SettingsDep) -> Re
         jobs=fine_tuning_service.count_by_status(session),
         workers=workers.with_ages(session),
         heartbeat_seconds=settings.heartbeat_seconds,
-        engines=completions_service.count_ready(session, settings),
+        engines=_replicas(request).count_ready(),
     )
     return Response(content, media_type="text/plain; version=0.0.4")
 
 
-def _deployment_checks(session: Session, settings: Settings) -> dict[str, str]:
+def _replicas(request: Request) -> Replicas:
+    return cast("Replicas", request.app.state.replicas)
+
+
+def _deployment_checks(session: Session, settings: Settings, replicas: Replicas) -> dict[str, str]:
     checks: dict[str, Any] = {}
     alive = workers.alive(session, settings.heartbeat_seconds)
     checks["worker"] = "ok" if alive else "none is running (`toque worker` starts one); jobs wait"
     served = settings.engine_base
-    status = completions_service.engine_status(session, settings, served.name)
+    reported = completions_service.engine_status(session, settings, served.name)
+    status = replicas.status(served.name, reported)
     checks["engine"] = "ok" if status == "ready" else status
     # A worker on another machine has its own copy; without any worker here the question is open.
     if not is_prepared(settings, served) and status != "ready":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
 from app import __version__, health
-from app.adapters.router import router as adapters_router
+from app.adapters.router import adapters_router, models_router
+from app.completions.gateway import Gateway
+from app.completions.replicas import Replicas
 from app.completions.router import router as completions_router
-from app.completions.vllm import VllmClient
 from app.database import Database
 from app.error_handlers import install_error_handlers
 from app.files.router import router as files_router
@@ -19,6 +21,8 @@ from app.fine_tuning.router import router as fine_tuning_router
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware
 from app.settings import Settings
+from app.usage.router import router as usage_router
+from app.usage.tally import Tally
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -32,11 +36,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.database = Database(settings.sqlalchemy_url)
         app.state.storage = LocalStorage(settings.storage_root)
         app.state.metrics = metrics
-        app.state.vllm = VllmClient(settings.upstream_timeout)
+        tally = Tally(app.state.database)
+        replicas = app.state.replicas = Replicas(settings, app.state.database)
+        app.state.gateway = Gateway(settings, app.state.database, replicas, tally)
+        background = [asyncio.create_task(replicas.run()), asyncio.create_task(tally.run())]
         try:
             yield
         finally:
-            await app.state.vllm.close()
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
+            await tally.flush()
+            await replicas.close()
             app.state.database.dispose()
 
     app = FastAPI(
@@ -46,12 +57,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     install_error_handlers(app)
-    for router in (files_router, fine_tuning_router, adapters_router, completions_router, health.router):
+    # Routes are tried in this order: first those that are asked most.
+    for router in (
+        completions_router,
+        files_router,
+        fine_tuning_router,
+        models_router,
+        adapters_router,
+        usage_router,
+        health.router,
+    ):
         app.include_router(router)
     app.add_middleware(
         RequestMiddleware,
         max_body_bytes=settings.max_body_bytes,
-        upload_paths=frozenset({"/v1/files"}),
+        upload_paths=frozenset({"/v1/files", "/v1/adapters"}),
         metrics=metrics,
     )
     return app

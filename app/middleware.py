@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.database import new_id
@@ -16,6 +16,8 @@ from app.error_handlers import error_response
 from app.errors import TooLargeError
 from app.metrics import Metrics
 
+ARRIVED = "toque.arrived"
+"""In a request's scope: when it came, by `time.perf_counter`."""
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
@@ -35,7 +37,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = time.perf_counter()
+        started = scope[ARRIVED] = time.perf_counter()
         status = 500
         headers = Headers(scope=scope)
         request_id = headers.get("x-request-id", "")
@@ -46,10 +48,12 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                response_headers = MutableHeaders(scope=message)
-                response_headers["x-request-id"] = request_id
-                elapsed_ms = (time.perf_counter() - started) * 1000
-                response_headers["openai-processing-ms"] = str(round(elapsed_ms))
+                elapsed_ms = round((time.perf_counter() - started) * 1000)
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", request_id.encode()),
+                    (b"openai-processing-ms", b"%d" % elapsed_ms),
+                ]
             await send(message)
 
         limit = None if scope["path"] in self._upload_paths else self._max_body_bytes

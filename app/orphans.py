@@ -66,9 +66,9 @@ def _wanted_keys(session: Session) -> set[str]:
 
 
 def _stored(session: Session, storage: LocalStorage) -> Iterator[Path]:
-    """Uploads, half-written uploads, and the checkpoints of jobs that have ended or do not exist."""
-    yield from storage.path("files").glob("*")
-    yield from storage.path("tmp").glob("*")
+    """Uploads, imports, half-written ones, and checkpoints of jobs that have ended or do not exist."""
+    for folder in ("files", "adapters", "tmp"):
+        yield from storage.path(folder).glob("*")
     unfinished = set(
         session.scalars(select(FineTuningJob.id).where(FineTuningJob.status.not_in(FINAL_STATUSES)))
     )

@@ -28,6 +28,16 @@ class BaseModelEntry(BaseModel):
     service runs unchanged; answers always carry the real name."""
 
 
+class EngineAddress(BaseModel):
+    """A vLLM server for a base model, and how it is reached."""
+
+    base_model: str
+    """A name in the catalogue, under which the server knows it too."""
+    url: str
+    """`unix:/path/to/socket` or `http://host:port`."""
+    api_key: SecretStr = SecretStr("")
+
+
 class Settings(BaseSettings):
     """Where things are and how much is allowed; every field is an environment variable `TOQUE_<FIELD>`."""
 
@@ -96,6 +106,8 @@ class Settings(BaseSettings):
     """CPU only: memory for the engine's key/value cache."""
     engine_start_timeout: float = Field(default=300.0, gt=0)
     """Seconds until an engine that is not ready is started again."""
+    engine_urls: list[EngineAddress] = []
+    """vLLM servers that others started. JSON: `[{"base_model": …, "url": …, "api_key": …}]`."""
     upstream_timeout: float = Field(default=600.0, gt=0)
     """Seconds without a byte from the engine before a completion is given up."""
 

@@ -10,6 +10,7 @@ from app.database import Base, Database
 from app.files import models as _files  # noqa: F401
 from app.fine_tuning import models as _fine_tuning  # noqa: F401
 from app.settings import Settings
+from app.usage import models as _usage  # noqa: F401
 
 
 def check_references(ctx, **_):

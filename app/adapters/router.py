@@ -1,19 +1,48 @@
-"""`/v1/models`."""
+"""`/v1/models` and `/v1/adapters`."""
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
 
 from app.adapters import service
-from app.adapters.schemas import ModelDeleted, ModelList, ModelObject
+from app.adapters.schemas import ImportAdapter, ModelDeleted, ModelList, ModelObject
+from app.adapters.validation import CONFIG, WEIGHTS
 from app.base_models import find_base_model
-from app.dependencies import CurrentProject, ReadSession, SettingsDep, WriteSession
+from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
 from app.errors import ERROR_RESPONSES
+from app.files.upload_form import UploadForm
 
-router = APIRouter(prefix="/v1/models", tags=["Models"], responses=ERROR_RESPONSES)
+models_router = APIRouter(prefix="/v1/models", tags=["Models"], responses=ERROR_RESPONSES)
+adapters_router = APIRouter(prefix="/v1/adapters", tags=["Adapters"], responses=ERROR_RESPONSES)
+
+_IMPORT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [CONFIG, WEIGHTS, "base_model"],
+                    "properties": {
+                        CONFIG: {"type": "string", "format": "binary"},
+                        WEIGHTS: {"type": "string", "format": "binary"},
+                        "base_model": {"type": "string"},
+                        "suffix": {"type": "string", "minLength": 1, "maxLength": 64},
+                    },
+                }
+            }
+        },
+    }
+}
 
 
-@router.get("")
+@models_router.get("")
 def list_models(project: CurrentProject, session: ReadSession, settings: SettingsDep) -> ModelList:
     """Base models, then the project's fine-tuned models and checkpoints, newest first."""
     bases = [ModelObject.of_base(entry) for entry in settings.base_models]
@@ -21,7 +50,7 @@ def list_models(project: CurrentProject, session: ReadSession, settings: Setting
     return ModelList(data=bases + adapters)
 
 
-@router.get("/{model}")
+@models_router.get("/{model}")
 def retrieve_model(
     model: str, project: CurrentProject, session: ReadSession, settings: SettingsDep
 ) -> ModelObject:
@@ -32,9 +61,59 @@ def retrieve_model(
     )
 
 
-@router.delete("/{model}")
+@models_router.delete("/{model}")
 def delete_model(
     model: str, project: CurrentProject, session: WriteSession, settings: SettingsDep
 ) -> ModelDeleted:
     """Deletes a fine-tuned model or a checkpoint."""
     return ModelDeleted(id=service.delete_adapter(session, settings, project.id, model).name)
+
+
+@adapters_router.post("", openapi_extra=_IMPORT_BODY)
+async def import_adapter(
+    request: Request,
+    creating: Creating,
+    session: WriteSession,
+    storage: StorageDep,
+    settings: SettingsDep,
+) -> ModelObject:
+    """Takes a LoRA adapter as PEFT saves it, and serves it; it is checked whole before it is kept."""
+    with storage.incoming_folder() as incoming:
+        form = UploadForm({name: incoming.file(name) for name in (CONFIG, WEIGHTS)}, settings.max_file_bytes)
+        await form.receive(request.headers.get("content-type", ""), request.stream())
+        adapter = await run_in_threadpool(
+            service.import_adapter,
+            session,
+            settings,
+            storage,
+            creating,
+            incoming=incoming,
+            request=_import_request(form.fields),
+        )
+    return ModelObject.of_adapter(adapter)
+
+
+@adapters_router.get(
+    "/{name}/download",
+    response_class=StreamingResponse,
+    responses={200: {"content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}},
+)
+def download_adapter(
+    name: str, project: CurrentProject, session: ReadSession, storage: StorageDep, settings: SettingsDep
+) -> StreamingResponse:
+    """The adapter as a tar of `adapter_config.json` and `adapter_model.safetensors`, for PEFT."""
+    archive = service.archive_adapter(session, settings, storage, project.id, name)
+    filename = name.replace(":", "-") + ".tar"
+    headers = {
+        "content-length": str(archive.size),
+        "content-disposition": f'attachment; filename="{filename}"',
+    }
+    return StreamingResponse(archive, media_type="application/x-tar", headers=headers)
+
+
+def _import_request(fields: dict[str, str]) -> ImportAdapter:
+    try:
+        return ImportAdapter.model_validate(fields)
+    except ValidationError as error:
+        located = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        raise RequestValidationError(located, body=fields) from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from app.adapters.models import Adapter
+from app.fine_tuning.schemas import Suffix
 from app.settings import BaseModelEntry
 
 
@@ -20,6 +21,9 @@ class ModelObject(BaseModel):
     base_model: str | None = None
     """The base that an adapter sits on; null for a base model."""
     fine_tuning_job_id: str | None = None
+    """Null for a base model, and for an adapter that was imported."""
+    quarantine_reason: str | None = None
+    """Why it is not served any more; null where it is."""
 
     @classmethod
     def of_base(cls, entry: BaseModelEntry) -> ModelObject:
@@ -35,7 +39,17 @@ class ModelObject(BaseModel):
             owned_by=adapter.project_id,
             base_model=adapter.base_model,
             fine_tuning_job_id=adapter.job_id,
+            quarantine_reason=adapter.quarantine_reason,
         )
+
+
+class ImportAdapter(BaseModel):
+    """What a request to import says beside the two files."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    base_model: str
+    suffix: Suffix | None = None
 
 
 class ModelList(BaseModel):

@@ -1,4 +1,4 @@
-"""Rules on models: how an adapter gets its name, is found by it, and ends."""
+"""Rules on models: how an adapter gets its name, is found by it, is set aside when it is bad, and ends."""
 
 from __future__ import annotations
 
@@ -7,13 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from app.adapters.archive import AdapterArchive
 from app.adapters.models import Adapter
+from app.adapters.schemas import ImportAdapter
+from app.adapters.validation import (
+    CONFIG,
+    WEIGHTS,
+    AdapterError,
+    Shapes,
+    check_adapter,
+    describe_adapter,
+    module_shapes,
+)
 from app.auth.models import Project
-from app.base_models import find_base_model
-from app.errors import PermissionDeniedError
+from app.base_models import find_base_model, is_prepared
+from app.creations import CreationRequest
+from app.database import new_id
+from app.errors import (
+    FailedDependencyError,
+    InvalidRequestError,
+    NotFoundError,
+    PermissionDeniedError,
+    UnavailableError,
+)
+from app.files.storage import IncomingFolder, LocalStorage
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
 from app.settings import Settings
@@ -30,8 +50,7 @@ class ServedModel:
 
 def fine_tuned_model_name(session: Session, job: FineTuningJob) -> str:
     """`ft:<base>:<project>:<suffix>:<id>`, unique for ever because the job's id is."""
-    project = session.get_one(Project, job.project_id)
-    return f"ft:{job.model}:{project.name}:{job.suffix or ''}:{job.id.removeprefix('ftjob-')}"
+    return _served_name(session, job.project_id, job.model, job.suffix, job.id.removeprefix("ftjob-"))
 
 
 def publish_checkpoint(
@@ -75,14 +94,99 @@ def publish_model(
     return name
 
 
+def import_adapter(
+    session: Session,
+    settings: Settings,
+    storage: LocalStorage,
+    creating: CreationRequest,
+    *,
+    incoming: IncomingFolder,
+    request: ImportAdapter,
+) -> Adapter:
+    """Publishes an adapter that was trained elsewhere: its weights as they are, its config written anew.
+
+    Where the base model is not on this machine, an engine compares the two before it loads the adapter.
+
+    Raises:
+        NotFoundError: the catalogue has no such base model, or the idempotency key stands for an adapter
+            that was deleted.
+        InvalidRequestError: the adapter cannot be served; nothing is kept.
+    """
+    base = find_base_model(settings, request.base_model, param="base_model")
+    given = [incoming.file_sha256(name) for name in (CONFIG, WEIGHTS)]
+    # What takes long comes before the first look at the database: a transaction may hold up others.
+    try:
+        lora = check_adapter(incoming.finish(), _known_shapes(settings, base.name), base.max_rank)
+    except AdapterError as error:
+        raise InvalidRequestError(
+            f"The adapter cannot be served: {error}.", code=error.code, param=error.file
+        ) from error
+    content = [given, request.model_dump()]
+    if (known := creating.find(session, "adapter", content)) is not None:
+        adapter = _find_imported(session, creating.project_id, known)
+        if adapter is not None:
+            return adapter
+        if creating.idempotency_key is not None:
+            raise NotFoundError("The adapter that this Idempotency-Key stands for was deleted.")
+    adapter_id, suffix = new_id(""), request.suffix.replace(" ", "-") if request.suffix else None
+    incoming.file(CONFIG).write(lora.config(base.name))
+    storage.publish_folder(incoming, f"adapters/{adapter_id}")
+    adapter = Adapter(
+        name=_served_name(session, creating.project_id, base.name, suffix, adapter_id),
+        project_id=creating.project_id,
+        base_model=base.name,
+        storage_key=f"adapters/{adapter_id}",
+    )
+    session.add(adapter)
+    session.flush()
+    creating.remember(session, "adapter", content, adapter_id)
+    return adapter
+
+
+def archive_adapter(
+    session: Session, settings: Settings, storage: LocalStorage, project_id: str, name: str
+) -> AdapterArchive:
+    """The project's adapter, to be taken elsewhere.
+
+    Raises:
+        NotFoundError: no such adapter.
+        FailedDependencyError: it is quarantined, or its files are damaged.
+        UnavailableError: the storage cannot be read now.
+    """
+    adapter = _find_adapter(session, project_id, name)
+    if adapter is None:
+        raise NotFoundError(f"No adapter '{name[:255]}'.", code="model_not_found", param="name")
+    _refuse_quarantined(adapter, "name")
+    folder = storage.path(adapter.storage_key)
+    try:
+        lora = describe_adapter(folder, _known_shapes(settings, adapter.base_model))
+        return AdapterArchive(lora.config(adapter.base_model), folder / WEIGHTS, adapter.created_at)
+    except AdapterError as error:
+        raise FailedDependencyError(
+            f"The model '{name}' is damaged: {error}.", code="model_damaged", param="name"
+        ) from error
+    except OSError as error:
+        raise UnavailableError(
+            f"The files of '{name}' cannot be read now ({error.strerror}).", code="storage_unavailable"
+        ) from error
+
+
+def quarantine(session: Session, name: str, reason: str) -> None:
+    """Has no engine asked for the adapter any more; the first reason stands."""
+    this = update(Adapter).where(Adapter.name == name, Adapter.quarantine_reason.is_(None))
+    session.execute(this.values(quarantine_reason=reason[:1024]))
+
+
 def resolve_model(session: Session, settings: Settings, project_id: str, name: str) -> ServedModel:
     """What a request's `model` stands for.
 
     Raises:
         NotFoundError: no base model, adapter or checkpoint of this project has that name.
+        FailedDependencyError: the adapter is quarantined.
     """
     adapter = _find_adapter(session, project_id, name)
     if adapter is not None:
+        _refuse_quarantined(adapter, "model")
         return ServedModel(adapter.name, adapter.base_model, is_base=False)
     base = find_base_model(settings, name)
     return ServedModel(base.name, base.name, is_base=True)
@@ -137,6 +241,38 @@ def _find_adapter(session: Session, project_id: str, name: str) -> Adapter | Non
         Adapter.name == name, Adapter.project_id == project_id, Adapter.deleted_at.is_(None)
     )
     return session.scalar(query)
+
+
+def _known_shapes(settings: Settings, base_model: str) -> Shapes | None:
+    """Those of the base; None where it is not prepared on this machine."""
+    entry = settings.base_model(base_model)
+    if entry is None or not is_prepared(settings, entry):
+        return None
+    return module_shapes(settings.base_model_dir(entry))
+
+
+def _find_imported(session: Session, project_id: str, adapter_id: str) -> Adapter | None:
+    query = select(Adapter).where(
+        Adapter.project_id == project_id,
+        Adapter.storage_key == f"adapters/{adapter_id}",
+        Adapter.deleted_at.is_(None),
+    )
+    return session.scalar(query)
+
+
+def _refuse_quarantined(adapter: Adapter, param: str) -> None:
+    if adapter.quarantine_reason is not None:
+        raise FailedDependencyError(
+            f"The model '{adapter.name}' is quarantined: {adapter.quarantine_reason}. "
+            "It is served no more: train or import it again.",
+            code="model_quarantined",
+            param=param,
+        )
+
+
+def _served_name(session: Session, project_id: str, base: str, suffix: str | None, adapter_id: str) -> str:
+    project = session.get_one(Project, project_id)
+    return f"ft:{base}:{project.name}:{suffix or ''}:{adapter_id}"
 
 
 def _add_adapter(session: Session, job: FineTuningJob, name: str, storage_key: str) -> None:

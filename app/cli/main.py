@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import chat, db, demo, files, jobs, keys, models, serve, workers
+from app.cli import adapters, chat, db, demo, engines, files, jobs, keys, models, serve, workers
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,10 +37,12 @@ app.command()(demo.demo)
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(adapters.app, name="adapters")
 app.command()(chat.chat)
 app.add_typer(keys.app, name="keys")
 app.add_typer(db.app, name="db")
 app.command()(workers.workers)
+app.command()(engines.engines)
 
 _PARTS = "Parts of `toque serve`"
 app.command(rich_help_panel=_PARTS)(serve.api)

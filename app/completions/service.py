@@ -1,48 +1,30 @@
-"""Rules on engines: which are alive, and which one answers a request."""
+"""Rules on engines: which are alive, and what they say of themselves."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.adapters import service as adapters_service
-from app.adapters.service import ServedModel
 from app.completions.models import Engine
 from app.database import database_now
-from app.errors import UnavailableError
 from app.settings import Settings
 
 
-def route_request(
-    session: Session, settings: Settings, project_id: str, model: str
-) -> tuple[ServedModel, Engine]:
-    """The model that a request names and an engine that serves it.
-
-    Raises:
-        NotFoundError: the project has no such model.
-        UnavailableError: no engine of its base is ready.
-    """
-    served = adapters_service.resolve_model(session, settings, project_id, model)
-    ready = [
-        engine for engine in live_engines(session, settings, served.base_model) if engine.status == "ready"
-    ]
-    if not ready:
-        raise UnavailableError(
-            f"No engine for '{served.base_model}' is ready: "
-            f"{engine_status(session, settings, served.base_model)}.",
-            code="engine_unavailable",
-        )
-    return served, random.choice(ready)  # noqa: S311 - spreads load
-
-
-def live_engines(session: Session, settings: Settings, base_model: str) -> Sequence[Engine]:
-    """Engines of the base that reported themselves within three heartbeats."""
-    recent = Engine.heartbeat_at > database_now() - 3 * settings.heartbeat_seconds
-    query = select(Engine).where(Engine.base_model == base_model, recent)
+def live_engines(session: Session, settings: Settings, base_model: str | None = None) -> Sequence[Engine]:
+    """Engines, of one base or of all, that reported themselves within three heartbeats."""
+    query = select(Engine).where(Engine.heartbeat_at > database_now() - 3 * settings.heartbeat_seconds)
+    if base_model is not None:
+        query = query.where(Engine.base_model == base_model)
     return session.scalars(query.order_by(Engine.started_at)).all()
+
+
+def all_engines(session: Session, settings: Settings) -> Sequence[tuple[Engine, bool]]:
+    """Every engine that has a row, oldest first, and whether it reported itself lately."""
+    alive = Engine.heartbeat_at > database_now() - 3 * settings.heartbeat_seconds
+    rows = session.execute(select(Engine, alive).order_by(Engine.base_model, Engine.started_at))
+    return [(engine, bool(is_alive)) for engine, is_alive in rows]
 
 
 def engine_status(session: Session, settings: Settings, base_model: str) -> str:
@@ -53,11 +35,3 @@ def engine_status(session: Session, settings: Settings, base_model: str) -> str:
     if engines:
         return engines[-1].detail or engines[-1].status
     return "none is running (`toque engine` starts one)"
-
-
-def count_ready(session: Session, settings: Settings) -> dict[str, int]:
-    """Engines ready to answer, by base model."""
-    recent = Engine.heartbeat_at > database_now() - 3 * settings.heartbeat_seconds
-    query = select(Engine.base_model, func.count()).where(Engine.status == "ready", recent)
-    rows = session.execute(query.group_by(Engine.base_model))
-    return {base: count for base, count in rows}  # noqa: C416 - rows are no pairs to the type checker

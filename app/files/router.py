@@ -51,7 +51,7 @@ async def upload_file(
 ) -> FileObject:
     """Uploads a file; one with the purpose `fine-tune` is checked line by line before it is kept."""
     with storage.incoming() as incoming:
-        form = UploadForm(incoming, settings.max_file_bytes)
+        form = UploadForm({"file": incoming}, settings.max_file_bytes)
         await form.receive(request.headers.get("content-type", ""), request.stream())
         file = await run_in_threadpool(
             service.create_file,
@@ -59,7 +59,7 @@ async def upload_file(
             storage,
             creating,
             incoming=incoming,
-            filename=form.filename or "",
+            filename=form.filenames["file"],
             fields=form.fields,
         )
     return FileObject.of(file)

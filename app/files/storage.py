@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import secrets
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -70,6 +72,48 @@ class IncomingFile:
         self._temporary.unlink(missing_ok=True)
 
 
+class IncomingFolder:
+    """A folder being filled under a temporary name."""
+
+    def __init__(self, temporary: Path) -> None:
+        temporary.mkdir()
+        self.path = temporary
+        self._files: dict[str, IncomingFile] = {}
+
+    def file(self, name: str) -> IncomingFile:
+        """A file of it to write; it takes the place of one that is there."""
+        if name in self._files:
+            self._files[name].discard()
+        self._files[name] = IncomingFile(self.path / name)
+        return self._files[name]
+
+    def file_sha256(self, name: str) -> str:
+        """Of what was written to that file, in hexadecimal."""
+        return self._files[name].sha256
+
+    def finish(self) -> Path:
+        """Makes its files durable, under the temporary name, for reading."""
+        for file in self._files.values():
+            file.finish()
+        return self.path
+
+    def publish(self, target: Path) -> None:
+        """Writes the files' checksums last, as `manifest.json`, and gives the folder its name."""
+        manifest = {"sha256": {name: file.sha256 for name, file in self._files.items()}}
+        self.file("manifest.json").write(json.dumps(manifest, indent=2).encode())
+        self.finish()
+        fsync_folder(self.path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self.path.rename(target)
+        fsync_folder(target.parent)
+
+    def discard(self) -> None:
+        """Forgets what was not published."""
+        for file in self._files.values():
+            file.discard()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
 class LocalStorage:
     """Files in a folder."""
 
@@ -102,29 +146,55 @@ class LocalStorage:
         Raises:
             StorageFullError: there is no room left.
         """
-        folder = self._root / "tmp"
-        folder.mkdir(parents=True, exist_ok=True)
-        incoming = IncomingFile(folder / secrets.token_hex(16))
-        try:
-            yield incoming
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise StorageFullError(
-                    "The storage is full; nothing was kept.", code="storage_full"
-                ) from error
-            raise
-        finally:
-            incoming.discard()
+        with _full_storage_named():
+            incoming = IncomingFile(self._temporary())
+            try:
+                yield incoming
+            finally:
+                incoming.discard()
+
+    @contextmanager
+    def incoming_folder(self) -> Generator[IncomingFolder]:
+        """A folder to fill; what is not published when the block ends leaves nothing behind.
+
+        Raises:
+            StorageFullError: there is no room left.
+        """
+        with _full_storage_named():
+            incoming = IncomingFolder(self._temporary())
+            try:
+                yield incoming
+            finally:
+                incoming.discard()
 
     def publish(self, incoming: IncomingFile, key: str) -> StoredFile:
         """Gives an incoming file its key."""
         return incoming.publish(key, self.path(key))
+
+    def publish_folder(self, incoming: IncomingFolder, key: str) -> None:
+        """Gives an incoming folder its key."""
+        incoming.publish(self.path(key))
 
     def write(self, key: str, content: bytes) -> StoredFile:
         """A small file in one go."""
         with self.incoming() as incoming:
             incoming.write(content)
             return self.publish(incoming, key)
+
+    def _temporary(self) -> Path:
+        folder = self._root / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / secrets.token_hex(16)
+
+
+@contextmanager
+def _full_storage_named() -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageFullError("The storage is full; nothing was kept.", code="storage_full") from error
+        raise
 
 
 def fsync_folder(folder: Path) -> None:

@@ -1,11 +1,11 @@
-"""A multipart upload, written to storage as it arrives: the file is never whole in memory, nor copied.
+"""A multipart upload, written to storage as it arrives: its files are never whole in memory, nor copied.
 
 Framework form parsing would spool the file to a temporary place first and copy it afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
@@ -20,18 +20,20 @@ _MAX_FIELDS = 32
 
 @dataclass
 class UploadForm:
-    """The form's text fields and the name of its file part, whose content went to `sink`."""
+    """The form's text fields and the names of its files, whose contents went to `sinks`."""
 
-    sink: IncomingFile
+    sinks: Mapping[str, IncomingFile]
+    """By the name of the part; each must come once."""
     max_file_bytes: int
     fields: dict[str, str] = field(default_factory=dict[str, str])
-    filename: str | None = None
+    filenames: dict[str, str] = field(default_factory=dict[str, str])
+    """What the client calls each file."""
 
     _header_name: bytearray = field(default_factory=bytearray)
     _header_value: bytearray = field(default_factory=bytearray)
     _disposition: bytes = b""
     _part_name: str = ""
-    _part_is_file: bool = False
+    _sink: IncomingFile | None = None
     _part: bytearray = field(default_factory=bytearray)
     _complete: bool = False
 
@@ -40,14 +42,14 @@ class UploadForm:
 
         Raises:
             UnsupportedMediaTypeError: the body is not multipart/form-data.
-            InvalidRequestError: the multipart body is broken, or has no `file` part.
-            TooLargeError: the file is larger than the limit.
+            InvalidRequestError: the multipart body is broken, or lacks a file.
+            TooLargeError: a file is larger than the limit.
         """
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data":
             raise UnsupportedMediaTypeError(
-                "Send the file as multipart/form-data with the parts 'file' and 'purpose'.",
+                f"Send multipart/form-data, with a file in {self._expected}.",
                 code="unsupported_media_type",
             )
         if not boundary:
@@ -78,10 +80,17 @@ class UploadForm:
             raise InvalidRequestError(
                 "The multipart body ends before its last boundary.", code="invalid_multipart"
             )
-        if self.filename is None:
-            raise InvalidRequestError(
-                "Missing required parameter 'file'.", code="missing_required_parameter", param="file"
-            )
+        for name in self.sinks:
+            if name not in self.filenames:
+                raise InvalidRequestError(
+                    f"Missing required parameter '{name}', a file.",
+                    code="missing_required_parameter",
+                    param=name,
+                )
+
+    @property
+    def _expected(self) -> str:
+        return " and ".join(f"'{name}'" for name in self.sinks)
 
     def _on_part_begin(self) -> None:
         self._disposition = b""
@@ -102,38 +111,40 @@ class UploadForm:
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._part_name = _text(options.get(b"name", b""))
-        self._part_is_file = self._part_name == "file"
-        if self._part_is_file:
-            if self.filename is not None:
-                raise InvalidRequestError(
-                    "Send one 'file' part, not several.", code="invalid_multipart", param="file"
-                )
-            if b"filename" not in options:
-                raise InvalidRequestError("The part 'file' is not a file.", code="invalid_type", param="file")
-            self.filename = _text(options[b"filename"])
-        elif len(self.fields) >= _MAX_FIELDS:
-            raise InvalidRequestError("The form has too many fields.", code="invalid_multipart")
+        self._sink = self.sinks.get(self._part_name)
+        if self._sink is None:
+            if len(self.fields) >= _MAX_FIELDS:
+                raise InvalidRequestError("The form has too many fields.", code="invalid_multipart")
+            return
+        name = self._part_name
+        if name in self.filenames:
+            raise InvalidRequestError(
+                f"Send one '{name}' part, not several.", code="invalid_multipart", param=name
+            )
+        if b"filename" not in options:
+            raise InvalidRequestError(f"The part '{name}' is not a file.", code="invalid_type", param=name)
+        self.filenames[name] = _text(options[b"filename"])
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
-        if not self._part_is_file:
+        if self._sink is None:
             if len(self._part) + end - start > _MAX_FIELD_BYTES:
                 raise InvalidRequestError(
-                    f"The field is longer than {_MAX_FIELD_BYTES} bytes.",
+                    f"The field is longer than {_MAX_FIELD_BYTES} bytes; files are sent as {self._expected}.",
                     code="invalid_value",
                     param=self._part_name,
                 )
             self._part += data[start:end]
             return
-        self.sink.write(memoryview(data)[start:end])
-        if self.sink.bytes > self.max_file_bytes:
+        self._sink.write(memoryview(data)[start:end])
+        if self._sink.bytes > self.max_file_bytes:
             raise TooLargeError(
                 f"The file is larger than {self.max_file_bytes:,} bytes (TOQUE_MAX_FILE_BYTES).",
                 code="file_too_large",
-                param="file",
+                param=self._part_name,
             )
 
     def _on_part_end(self) -> None:
-        if not self._part_is_file:
+        if self._sink is None:
             self.fields[self._part_name] = _text(bytes(self._part))
 
     def _on_end(self) -> None:

@@ -94,7 +94,7 @@ def test_rows_and_files_are_compared(settings: Settings, database: Database, cli
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("command", [["workers"], ["db", "check"]])
+@pytest.mark.parametrize("command", [["workers"], ["engines"], ["db", "check"]])
 def test_a_database_that_is_not_there_is_one_line(settings: Settings, command: list[str]) -> None:
     nowhere = settings.model_copy(update={"database_url": "sqlite:////nowhere/toque.db"})
     refused = run(nowhere, *command)

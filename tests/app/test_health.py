@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import httpx2
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import update
 
@@ -12,8 +13,9 @@ from app.database import Database
 from app.fine_tuning import workers
 from app.fine_tuning.models import Worker
 from app.settings import Settings
+from tests.app.completions.engine_stand_in import EngineStandIn, run_engine
 from tests.app.completions.test_gateway import register_engine
-from tests.conftest import BASE_MODEL, Service, run_service
+from tests.conftest import BASE_MODEL, Service, run_service, wait_until
 
 
 def add_worker(database: Database) -> None:
@@ -31,7 +33,9 @@ def add_worker(database: Database) -> None:
         workers.report(session, row)
 
 
-def test_ready_when_it_can_train_and_answer(service: Service, database: Database) -> None:
+def test_ready_when_it_can_train_and_answer(
+    service: Service, database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     with service.http(None) as http:
         assert http.get("/health/live").json() == {"status": "live"}
         waiting = http.get("/health/ready")
@@ -40,8 +44,18 @@ def test_ready_when_it_can_train_and_answer(service: Service, database: Database
         assert set(waiting.json()["checks"]) == {"database", "worker", "engine"}
         assert waiting.json()["error"]["code"] == "not_ready"
         add_worker(database)
-        register_engine(database, "unix:/nowhere")
-        ready = http.get("/health/ready")
+        socket = str(tmp_path_factory.mktemp("engine") / "e.sock")
+        with run_engine(EngineStandIn(), socket):
+            register_engine(database, f"unix:{socket}")
+            ready = http.get("/health/ready")
+            wait_until(
+                lambda: f'toque_engines{{base_model="{BASE_MODEL}"}} 1.0' in http.get("/metrics").text,
+                "the engine is known",
+            )
+        wait_until(
+            lambda: "does not answer" in http.get("/health/ready").json()["checks"]["engine"],
+            "its silence is known",
+        )
     assert ready.status_code == 200
     assert ready.json() == {"status": "ready", "checks": {"database": "ok", "worker": "ok", "engine": "ok"}}
 

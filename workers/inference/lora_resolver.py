@@ -2,24 +2,30 @@
 
 The database says which adapters there are, so any engine serves any of them after any restart, with
 nobody's help. vLLM asks `resolve_lora` once for each name, one caller at a time, then keeps the answer.
+An adapter that must not be loaded is quarantined: its row says why, and gateways ask no engine again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.adapters.service import find_servable
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.adapters import service
+from app.adapters.validation import WEIGHTS, AdapterError, Shapes, check_adapter, module_shapes
 from app.database import Database
 from app.settings import BaseModelEntry, Settings
-from workers.inference.adapter_check import AdapterError, Shapes, check_adapter, module_shapes
 from workers.processes import die_with_parent
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
+
+log = logging.getLogger("toque.lora_resolver")
 
 
 def register() -> None:
@@ -48,7 +54,7 @@ class PublishedAdapters:
         self._base_model = base_model
 
     async def resolve(self, name: str) -> LoRARequest | None:
-        """The adapter of that name, or None if none is published.
+        """The adapter of that name, or None if none is published, or it cannot be read now.
 
         Raises:
             AdapterError: it would harm the engine; vLLM answers 400 with the message.
@@ -60,21 +66,44 @@ class PublishedAdapters:
         return LoRARequest(lora_name=name, lora_int_id=1, lora_path=str(folder)) if folder else None
 
     def folder_of(self, name: str) -> Path | None:
-        """The checked folder of the adapter of that name, or None if none is published.
+        """The checked folder of the adapter of that name, or None if there is none to be had now.
 
         Raises:
             AdapterError: it must not be loaded.
         """
         with self._database.reader() as session:
-            adapter = find_servable(session, self._base_model, name)
+            adapter = service.find_servable(session, self._base_model, name)
         if adapter is None:
             return None
-        folder = self._settings.storage_root / adapter.storage_key
-        try:
-            check_adapter(folder, self._shapes, self._entry.max_rank)
-        except AdapterError as error:
-            raise AdapterError(f"The model {name} cannot be served: {error}") from error
+        reason = adapter.quarantine_reason
+        if reason is None:
+            try:
+                return self._check(adapter.storage_key)
+            except (
+                OSError
+            ) as error:  # a storage that is not mounted, say: it may be there on the next request
+                log.warning("the files of %s cannot be read now: %s", name, error)
+                return None
+            except AdapterError as error:
+                reason = error.message
+                self._quarantine(name, reason)
+        raise AdapterError(WEIGHTS, "quarantined", f"The model {name} cannot be served: {reason}")
+
+    def _check(self, storage_key: str) -> Path:
+        root = self._settings.storage_root.resolve()
+        folder = root / storage_key
+        if not folder.parent.resolve().is_relative_to(root):
+            raise AdapterError(WEIGHTS, "unsafe_files", "its folder is outside the storage")
+        check_adapter(folder, self._shapes, self._entry.max_rank)
         return folder
+
+    def _quarantine(self, name: str, reason: str) -> None:
+        log.warning("%s is quarantined: %s", name, reason)
+        try:
+            with self._database.writer() as session:
+                service.quarantine(session, name, reason)
+        except SQLAlchemyError as error:  # then the next request has it checked, and refused, again
+            log.warning("the quarantine of %s is not recorded: %s", name, error)
 
     @cached_property
     def _settings(self) -> Settings:

@@ -1,12 +1,18 @@
-"""A stand-in engine for faults that a real one does not show on request; real answers are in end_to_end."""
+"""A stand-in engine for faults that a real one does not show on request; real answers are in end_to_end.
+
+As a process of its own, to be frozen or killed: `python -m tests.app.completions.engine_stand_in SOCKET`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,20 +24,53 @@ from starlette.routing import Route
 from tests.conftest import wait_until
 
 ENGINE_KEY = "engine-key"
+USAGE = {"prompt_tokens": 5, "total_tokens": 8, "completion_tokens": 3}
 
 
 class EngineStandIn:
-    """Answers by the request's `user`-visible model name and remembers what it was asked."""
+    """Behaves as it is told and remembers what it was asked."""
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.behaviour = "answer"
         self.chunks_sent = 0
+        self.tokens = 0
         self.disconnected = threading.Event()
-        self.app = Starlette(routes=[Route("/v1/{path:path}", self._answer, methods=["POST"])])
+        self.api_key = ENGINE_KEY
+        self.app = Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/metrics", self._metrics),
+                Route("/v1/{path:path}", self._answer, methods=["POST"]),
+            ]
+        )
 
-    async def _answer(self, request: Request) -> Response:
-        assert request.headers["authorization"] == f"Bearer {ENGINE_KEY}"
+    async def _health(self, request: Request) -> Response:
+        return Response(status_code=503 if self.behaviour == "ill" else 200)
+
+    async def _metrics(self, request: Request) -> Response:
+        """As vLLM writes them; 40 tokens more each time."""
+        assert request.headers["authorization"] == f"Bearer {self.api_key}"
+        self.tokens += 40
+        lines = [
+            "# TYPE vllm:num_requests_running gauge",
+            'vllm:num_requests_running{engine="0"} 3.0',
+            "# TYPE vllm:num_requests_waiting gauge",
+            'vllm:num_requests_waiting{engine="0"} 2.0',
+            "# TYPE vllm:generation_tokens counter",
+            f'vllm:generation_tokens_total{{engine="0"}} {self.tokens}',
+            "# TYPE vllm:lora_requests_info gauge",
+            *(
+                f'vllm:lora_requests_info{{max_lora="2",running_lora_adapters="{names}",'
+                f'waiting_lora_adapters=""}} {at}'
+                for at, names in ((1.0, "a"), (4.0, ""), (3.0, "b"), (2.0, "c,b"))
+            ),
+        ]
+        return Response("\n".join([*lines, ""]), media_type="text/plain")
+
+    async def _answer(self, request: Request) -> Response:  # noqa: PLR0911 - one for each behaviour
+        if request.headers["authorization"] != f"Bearer {self.api_key}":
+            return JSONResponse({"error": "Unauthorized"}, 401)
         body = await request.json()
         self.bodies.append(body)
         if self.behaviour == "refuse":
@@ -45,41 +84,49 @@ class EngineStandIn:
             return JSONResponse({"error": {"message": "The model does not exist.", "code": 404}}, 404)
         if self.behaviour == "fail":
             return Response("Internal Server Error: /secret/path.py line 3", 500)
+        if self.behaviour == "silent":
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            self.disconnected.set()
+            return Response()
         if body.get("stream"):
-            return StreamingResponse(self._chunks(body["model"]), media_type="text/event-stream")
+            return StreamingResponse(self._chunks(body), media_type="text/event-stream")
+        if self.behaviour == "break":
+            return StreamingResponse(self._half(), headers={"content-length": "100"})
         message = {"role": "assistant", "content": "Leek."}
         choice = {"index": 0, "message": message, "text": "Leek.", "finish_reason": "stop"}
-        return JSONResponse(
-            {
-                "id": "c",
-                "object": "chat.completion",
-                "created": 1,
-                "model": body["model"],
-                "choices": [choice],
-            }
-        )
+        return JSONResponse(self._envelope(body, "chat.completion", [choice]) | {"usage": USAGE})
 
-    async def _chunks(self, model: str):
+    def _envelope(self, body: dict[str, Any], kind: str, choices: list[Any]) -> dict[str, Any]:
+        return {"id": "c", "object": kind, "created": 1, "model": body["model"], "choices": choices}
+
+    async def _half(self) -> AsyncIterator[str]:
+        yield '{"id": '
+        raise ConnectionError("the engine dies")
+
+    async def _chunks(self, body: dict[str, Any]) -> AsyncIterator[str]:
         try:
+            if self.behaviour == "break at once":
+                raise ConnectionError("the engine dies")
             count = 10_000 if self.behaviour == "endless" else 3
             for number in range(count):
                 delta = {"index": 0, "delta": {"content": f"{number} "}, "finish_reason": None}
-                chunk = {
-                    "id": "c",
-                    "object": "chat.completion.chunk",
-                    "created": 1,
-                    "model": model,
-                    "choices": [delta],
-                }
-                yield f"data: {json.dumps(chunk)}\n\n"
+                yield self._event(self._envelope(body, "chat.completion.chunk", [delta]))
                 self.chunks_sent += 1
                 if self.behaviour == "break":
                     raise ConnectionError("the engine dies")
+                if self.behaviour == "pause":
+                    await asyncio.Event().wait()
                 await asyncio.sleep(0.01)
+            if body.get("stream_options", {}).get("include_usage"):
+                yield self._event(self._envelope(body, "chat.completion.chunk", []) | {"usage": USAGE})
             yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
             self.disconnected.set()
             raise
+
+    def _event(self, chunk: dict[str, Any]) -> str:
+        return f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n"
 
 
 @contextmanager
@@ -95,3 +142,20 @@ def run_engine(stand_in: EngineStandIn, socket: str) -> Iterator[None]:
         server.should_exit = True
         server.force_exit = True
         thread.join()
+
+
+@contextmanager
+def run_engine_process(socket: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Serves a stand-in that answers, in a process of its own."""
+    command = [sys.executable, "-m", "tests.app.completions.engine_stand_in", socket]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[3])
+    try:
+        wait_until(Path(socket).exists, "the stand-in starts")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    uvicorn.run(EngineStandIn().app, uds=sys.argv[1], log_level="critical", access_log=False)

@@ -13,28 +13,32 @@ import openai
 import pytest
 from openai import OpenAI
 
+from app.adapters.models import Adapter
+from app.auth import service as auth_service
 from app.completions.models import Engine
 from app.database import Database, database_now
 from tests.app.completions.engine_stand_in import ENGINE_KEY, EngineStandIn, run_engine
-from tests.conftest import BASE_MODEL, wait_until
+from tests.conftest import BASE_MODEL, Service, wait_until
 
 ASK: dict[str, Any] = {"model": BASE_MODEL, "messages": [{"role": "user", "content": "Soup?"}]}
 
 
-def register_engine(database: Database, url: str, **columns: Any) -> None:
-    row = {"status": "ready", "heartbeat_at": database_now()} | columns
+def register_engine(database: Database, url: str, **columns: Any) -> str:
+    """The row of an engine that does not report itself again, by default for a long time."""
+    row = {"status": "ready", "heartbeat_at": database_now() + 3600} | columns
     with database.writer() as session:
-        session.add(
-            Engine(
-                base_model=BASE_MODEL,
-                url=url,
-                api_key=ENGINE_KEY,
-                device="cpu",
-                version="0",
-                started_at=time.time(),
-                **row,
-            )
+        engine = Engine(
+            base_model=BASE_MODEL,
+            url=url,
+            api_key=ENGINE_KEY,
+            device="cpu",
+            version="0",
+            started_at=time.time(),
+            **row,
         )
+        session.add(engine)
+        session.flush()
+        return engine.id
 
 
 @pytest.fixture
@@ -85,7 +89,9 @@ def test_what_an_engine_may_see_passes_and_nothing_else(client: OpenAI, engine: 
     client.chat.completions.create(
         **ASK, **passed, user="u", store=True, metadata={"a": "b"}, extra_body={"top_k": 7, "min_p": 0.1}
     )
+    salt = engine.bodies[-1].pop("cache_salt")
     assert engine.bodies[-1] == ASK | passed | {"top_k": 7, "min_p": 0.1}
+    assert salt.startswith("proj_")
 
     call = {"id": "c1", "type": "function", "function": {"name": "stock", "arguments": "{}"}}
     turns = [
@@ -106,6 +112,7 @@ def test_what_an_engine_may_see_passes_and_nothing_else(client: OpenAI, engine: 
         ({"documents": [{}]}, "documents"),
         ({"vllm_xargs": {}}, "vllm_xargs"),
         ({"extra_args": {}}, "extra_args"),
+        ({"cache_salt": "proj_1"}, "cache_salt"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"kv_transfer_params": {}}, "kv_transfer_params"),
         ({"n": 1000}, "n"),
@@ -189,13 +196,52 @@ def test_a_stream_that_breaks_says_so(client: OpenAI, engine: EngineStandIn) -> 
     assert caught.value.code == "engine_unavailable"
 
 
-def test_a_client_that_leaves_stops_the_engine(client: OpenAI, engine: EngineStandIn) -> None:
-    engine.behaviour = "endless"
+@pytest.mark.parametrize("behaviour", ["endless", "pause"])
+def test_a_client_that_leaves_stops_the_engine(client: OpenAI, engine: EngineStandIn, behaviour: str) -> None:
+    engine.behaviour = behaviour
     stream = client.chat.completions.create(**ASK, stream=True)
     next(iter(stream))
     stream.close()
-    assert wait_until(engine.disconnected.is_set, "the engine is told", seconds=5)
+    wait_until(engine.disconnected.is_set, "the engine is told", seconds=1)
     assert engine.chunks_sent < 1000
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_before_the_first_byte_stops_the_engine(
+    service: Service, engine: EngineStandIn, stream: bool
+) -> None:
+    engine.behaviour = "silent"
+    with service.http() as http, pytest.raises(httpx2.ReadTimeout):
+        http.post("/v1/chat/completions", json=ASK | {"stream": stream}, timeout=0.3)
+    wait_until(engine.disconnected.is_set, "the engine is told", seconds=1)
+    with service.http(None) as http:
+        wait_until(lambda: 'status="499"' in http.get("/metrics").text, "the request is counted")
+
+
+def test_what_has_ended_answers_no_more_within_seconds(
+    service: Service, client: OpenAI, database: Database, engine: EngineStandIn
+) -> None:
+    with database.writer() as session:
+        project = auth_service.create_project(session, "default")
+        key, secret = auth_service.create_key(session, project.id, "short-lived")
+        name = f"ft:{BASE_MODEL}:default::1"
+        session.add(Adapter(name=name, project_id=project.id, base_model=BASE_MODEL, storage_key="none"))
+    with service.client(secret) as short_lived:
+
+        def fails(status: int, asking: OpenAI, model: str) -> bool:
+            try:
+                asking.chat.completions.create(**ASK | {"model": model})
+            except openai.APIStatusError as error:
+                return error.status_code == status
+            return False
+
+        assert not fails(404, client, name)
+        client.models.delete(name)
+        wait_until(lambda: fails(404, client, name), "the deleted model is gone", seconds=5)
+        assert not fails(401, short_lived, BASE_MODEL)
+        with database.writer() as session:
+            auth_service.revoke_key(session, key.id)
+        wait_until(lambda: fails(401, short_lived, BASE_MODEL), "the revoked key is gone", seconds=5)
 
 
 def test_echo_with_logprobs_is_refused(client: OpenAI, engine: EngineStandIn) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from sqlalchemy.exc import OperationalError
 
 from app.adapters.models import Adapter
+from app.adapters.validation import AdapterError
 from app.database import Database
 from app.settings import Settings
+from tests.app.adapters.peft_folder import BASE, bad_weights, spoilt, tensors, write_adapter
 from tests.conftest import BASE_MODEL
-from tests.workers.inference.test_adapter_check import BASE, write_adapter
 from workers.inference import lora_resolver
-from workers.inference.adapter_check import AdapterError
 from workers.inference.lora_resolver import PublishedAdapters
 
 pytestmark = pytest.mark.usefixtures("job")
@@ -62,9 +65,122 @@ def test_others_do_not_exist(database: Database, settings: Settings, published: 
         assert published.folder_of(name) is None
 
 
-def test_a_bad_one_is_refused_by_name(
-    database: Database, settings: Settings, published: PublishedAdapters
+def reason(database: Database, name: str) -> str | None:
+    with database.reader() as session:
+        return session.get_one(Adapter, name).quarantine_reason
+
+
+def corrupt(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(next(bad for case, bad, _ in bad_weights(b"") if case == "noise"))
+
+
+def truncate(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def pickle(folder: Path) -> None:
+    torch.save(tensors(), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def link_weights(folder: Path) -> None:
+    weights = folder / "adapter_model.safetensors"
+    weights.rename(folder.parent / "elsewhere")
+    weights.symlink_to(folder.parent / "elsewhere")
+
+
+def link_folder(folder: Path) -> None:
+    folder.rename(folder.parent / "elsewhere")
+    folder.symlink_to(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (corrupt, "has no header"),
+        (truncate, "its header describes"),
+        (pickle, "may run code"),
+        (link_weights, "is a link"),
+        (link_folder, "its folder is a link"),
+        (lambda folder: write_adapter(folder, spoilt(float("nan"))), "not numbers"),
+        (lambda folder: write_adapter(folder, spoilt(float("inf"))), "not numbers"),
+        (lambda folder: write_adapter(folder, tensors({next(iter(BASE)): [12, 9]})), "has shape"),
+        (lambda folder: write_adapter(folder, tensors({"another.base": [12, 8]})), "fits no module"),
+        (lambda folder: write_adapter(folder, tensors(rank=64), r=64), "up to 32 can be served"),
+        (lambda folder: write_adapter(folder, modules_to_save=["lm_head"]), "modules_to_save"),
+    ],
+)
+def test_a_bad_one_is_quarantined(
+    database: Database,
+    settings: Settings,
+    published: PublishedAdapters,
+    spoil: Callable[[Path], object],
+    says: str,
 ) -> None:
-    (publish(database, settings, "ft:bad") / "adapter_model.safetensors").write_bytes(b"no tensors")
+    spoil(publish(database, settings, "ft:bad"))
     with pytest.raises(AdapterError, match="The model ft:bad cannot be served"):
         published.folder_of("ft:bad")
+    assert says in (reason(database, "ft:bad") or "")
+    shutil.rmtree(settings.storage_root)  # it is not looked at again
+    with pytest.raises(AdapterError, match="The model ft:bad cannot be served") as caught:
+        published.folder_of("ft:bad")
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["../outside/a", "inside/outside/a"])
+def test_a_path_out_of_the_storage(
+    database: Database, settings: Settings, published: PublishedAdapters, key: str
+) -> None:
+    publish(database, settings, "ft:bad", storage_key=key)
+    outside = settings.storage_root.parent / "outside"
+    write_adapter(outside / "a")
+    (settings.storage_root / "inside").mkdir()
+    (settings.storage_root / "inside" / "outside").symlink_to(outside)
+    with pytest.raises(AdapterError, match="outside the storage"):
+        published.folder_of("ft:bad")
+    assert reason(database, "ft:bad") == "its folder is outside the storage"
+
+
+def test_a_storage_that_is_away_condemns_nobody(
+    database: Database, settings: Settings, published: PublishedAdapters
+) -> None:
+    folder = publish(database, settings, "ft:mine")
+    for place in (settings.storage_root, folder, folder / "adapter_model.safetensors"):
+        place.rename(settings.data_dir / "away")
+        assert published.folder_of("ft:mine") is None
+        assert reason(database, "ft:mine") is None
+        (settings.data_dir / "away").rename(place)
+    assert published.folder_of("ft:mine") == folder
+
+
+def test_the_first_reason_stands(
+    database: Database, settings: Settings, published: PublishedAdapters
+) -> None:
+    truncate(publish(database, settings, "ft:bad"))
+    published._quarantine("ft:bad", "x" * 2000)
+    published._quarantine("ft:bad", "another")
+    assert reason(database, "ft:bad") == "x" * 1024
+
+
+def test_a_database_that_is_away_only_means_that_it_is_not_written(
+    database: Database,
+    settings: Settings,
+    published: PublishedAdapters,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def away(*_: object) -> None:
+        raise OperationalError("UPDATE", {}, Exception("connection refused"))
+
+    truncate(publish(database, settings, "ft:bad"))
+    with monkeypatch.context() as patch:
+        patch.setattr(lora_resolver.service, "quarantine", away)
+        with pytest.raises(AdapterError, match="its header describes"):
+            published.folder_of("ft:bad")
+    assert "connection refused" in caplog.text
+    assert reason(database, "ft:bad") is None
+    with pytest.raises(AdapterError):
+        published.folder_of("ft:bad")
+    assert reason(database, "ft:bad") is not None

@@ -1,0 +1,112 @@
+"""What engines say of themselves, for people: read from vLLM's own metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+from sqlalchemy.orm import Session
+
+from app.completions import service
+from app.completions.models import Engine
+from app.completions.replicas import given_id
+from app.completions.vllm import VllmConnection
+from app.settings import Settings
+
+_BETWEEN_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class EngineReport:
+    """An engine as the deployment knows it, and as it answers now; None where it says nothing."""
+
+    id: str
+    base_model: str
+    url: str
+    device: str | None
+    version: str | None
+    status: str
+    detail: str
+    running: int | None = None
+    """Requests."""
+    waiting: int | None = None
+    """Requests that are not computed yet."""
+    tokens_per_second: float | None = None
+    adapters: list[str] | None = None
+    """Those that ran last, as many as the engine has slots."""
+
+
+def list_engines(session: Session, settings: Settings) -> Sequence[tuple[EngineReport, VllmConnection]]:
+    """Every engine that has a row or is given by URL, and the way to it."""
+    rows = [
+        (_of_row(engine, is_alive=is_alive), VllmConnection(engine.url, engine.api_key, _BETWEEN_SECONDS))
+        for engine, is_alive in service.all_engines(session, settings)
+    ]
+    given = [
+        (
+            EngineReport(given_id(address), address.base_model, address.url, None, None, "given", ""),
+            VllmConnection(address.url, address.api_key.get_secret_value(), _BETWEEN_SECONDS),
+        )
+        for address in settings.engine_urls
+    ]
+    return [*rows, *given]
+
+
+async def ask_engines(engines: Iterable[tuple[EngineReport, VllmConnection]]) -> None:
+    """Completes the reports; of an engine that does not answer, `detail` says so."""
+    await asyncio.gather(*(_ask(report, connection) for report, connection in engines))
+
+
+async def _ask(report: EngineReport, connection: VllmConnection) -> None:
+    if not connection.url or report.status == "silent":
+        return
+    try:
+        before, _ = _read(await connection.metrics())
+        await asyncio.sleep(_BETWEEN_SECONDS)
+        now, adapters = _read(await connection.metrics())
+    except (TimeoutError, ConnectionError, ValueError) as error:
+        report.detail = report.detail or str(error)
+        return
+    finally:
+        await connection.close()
+    report.running = int(now.get("vllm:num_requests_running", 0))
+    report.waiting = int(now.get("vllm:num_requests_waiting", 0))
+    tokens = "vllm:generation_tokens_total"
+    report.tokens_per_second = round((now.get(tokens, 0) - before.get(tokens, 0)) / _BETWEEN_SECONDS, 1)
+    report.adapters = adapters
+
+
+def _read(text: str) -> tuple[dict[str, float], list[str]]:
+    """Sums by name, and the adapters in slots."""
+    families: Iterable[Metric] = text_string_to_metric_families(text)
+    samples = [sample for family in families for sample in family.samples]
+    sums: dict[str, float] = {}
+    for sample in samples:
+        sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+    return sums, _adapters([sample for sample in samples if sample.name == "vllm:lora_requests_info"])
+
+
+def _adapters(samples: list[Sample]) -> list[str]:
+    """Each sample is a set of adapters that ran together, its value the time when they last did."""
+    found: dict[str, None] = {}
+    slots = 0
+    for sample in sorted(samples, key=lambda sample: sample.value, reverse=True):
+        slots = int(sample.labels["max_lora"])
+        found |= dict.fromkeys(filter(None, sample.labels["running_lora_adapters"].split(",")))
+    return list(found)[:slots]
+
+
+def _of_row(engine: Engine, *, is_alive: bool) -> EngineReport:
+    return EngineReport(
+        id=engine.id,
+        base_model=engine.base_model,
+        url=engine.url,
+        device=engine.device,
+        version=engine.version,
+        status=engine.status if is_alive else "silent",
+        detail=engine.detail,
+    )

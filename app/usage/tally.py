@@ -1,0 +1,59 @@
+"""Counts usage in memory and writes it down every few seconds, so that no request waits for it.
+
+A process that is killed loses what it counted since it last wrote: a few seconds, never a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from anyio import to_thread
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.database import Database
+from app.usage import service
+from app.usage.models import Key, Sums
+
+log = logging.getLogger("toque.usage")
+
+_FLUSH_SECONDS = 3.0
+
+
+class Tally:
+    """What this process has served and not yet written; lives on the event loop's thread."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._counted: dict[Key, Sums] = {}
+
+    def count(self, project_id: str, model: str, input_tokens: int, output_tokens: int) -> None:
+        """Adds one answered request."""
+        self._add((project_id, int(time.time()) // 60 * 60, model), Sums(1, input_tokens, output_tokens))
+
+    async def run(self) -> None:
+        """Writes every few seconds, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Writes what was counted; if the database is away, it is kept for the next time."""
+        counted, self._counted = self._counted, {}
+        if not counted:
+            return
+        try:
+            await to_thread.run_sync(self._write, counted)
+        except SQLAlchemyError as error:
+            log.warning("usage cannot be written yet: %s", type(error).__name__)
+            for key, sums in counted.items():
+                self._add(key, sums)
+
+    def _add(self, key: Key, sums: Sums) -> None:
+        before = self._counted.get(key)
+        self._counted[key] = sums if before is None else before + sums
+
+    def _write(self, counted: dict[Key, Sums]) -> None:
+        with self._database.writer() as session:
+            service.add_usage(session, counted)

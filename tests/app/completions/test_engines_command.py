@@ -1,0 +1,52 @@
+"""`toque engines`: what the database says of each engine, and what the engine says itself."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from app.database import Database, database_now
+from app.settings import Settings
+from tests.app.completions.engine_stand_in import ENGINE_KEY, EngineStandIn, run_engine
+from tests.app.completions.test_gateway import register_engine
+from tests.app.test_deployment_commands import run
+from tests.conftest import BASE_MODEL
+
+
+def test_engines_report_themselves(
+    settings: Settings, database: Database, monkeypatch, tmp_path: Path
+) -> None:
+    assert json.loads(run(settings, "engines", "--json").stdout) == []
+    with tempfile.TemporaryDirectory(prefix="toque-") as folder:
+        socket = str(Path(folder) / "engine.sock")
+        with run_engine(EngineStandIn(), socket):
+            ready = register_engine(database, f"unix:{socket}")
+            starting = register_engine(database, "", status="starting", detail="vLLM is loading the model")
+            silent = register_engine(database, "unix:/nowhere", heartbeat_at=database_now() - 100)
+            unreachable = {"base_model": "other", "url": "http://127.0.0.1:1", "api_key": ENGINE_KEY}
+            monkeypatch.setenv("TOQUE_ENGINE_URLS", json.dumps([unreachable]))
+            shown = json.loads(run(settings, "engines", "--json").stdout)
+            table = run(settings, "engines").stdout
+    engines = {engine["id"]: engine for engine in shown}
+    assert engines[ready] == {
+        "id": ready,
+        "base_model": BASE_MODEL,
+        "url": f"unix:{socket}",
+        "device": "cpu",
+        "version": "0",
+        "status": "ready",
+        "detail": "",
+        "requests_running": 3,
+        "requests_waiting": 2,
+        "tokens_per_second": 40.0,
+        "adapters": ["b", "c"],
+    }
+    assert (engines[starting]["status"], engines[starting]["adapters"]) == ("starting", None)
+    assert engines[starting]["detail"] == "vLLM is loading the model"
+    assert (engines[silent]["status"], engines[silent]["tokens_per_second"]) == ("silent", None)
+    given = shown[-1]
+    assert (given["status"], given["detail"]) == ("given", "it cannot be reached")
+    assert ENGINE_KEY not in table + json.dumps(shown)
+    [line] = [line.split() for line in table.splitlines() if line.startswith(ready)]
+    assert line[4:9] == ["ready", "3", "2", "40", "b"]

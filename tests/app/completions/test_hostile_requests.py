@@ -1,0 +1,115 @@
+"""Names and bodies that mean harm end in the envelope, and never reach an engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.app.completions.engine_stand_in import EngineStandIn
+from tests.app.completions.test_gateway import ASK, engine  # noqa: F401 - a fixture
+from tests.conftest import API_KEY, BASE_MODEL
+
+CHAT = "/v1/chat/completions"
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def error_of(response: httpx2.Response) -> dict[str, Any]:
+    assert 400 <= response.status_code < 500, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert len(error["message"]) < 2000
+    return error
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "../../../etc/passwd",
+        "..%2f..%2fetc%2fpasswd",
+        "/etc/passwd",
+        f"{BASE_MODEL}/../x",
+        f"{BASE_MODEL}\u0000",
+        f"{BASE_MODEL}\n",
+        "\u202e\u0007\u001b[2J",
+        "' OR 1=1 --",
+        "ft:" + "x" * 252,
+        "ft:*",
+        "%",
+        "__proto__",
+    ],
+)
+def test_hostile_model_names(http: httpx2.Client, engine: EngineStandIn, model: str) -> None:  # noqa: F811
+    error = error_of(http.post(CHAT, json=ASK | {"model": model}))
+    assert error["code"] in ("model_not_found", "invalid_value")
+    assert engine.bodies == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b'"text"',
+        b"{",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        DEEP.encode(),
+        json.dumps(ASK)[:-1].encode() + b', "metadata": {"a": ' + DEEP.encode() + b"}}",
+        json.dumps(ASK | {"tools": []})[:-3].encode() + DEEP.encode() + b"}",
+        json.dumps(ASK)[:-1].encode() + b', "temperature": NaN}',
+        json.dumps(ASK)[:-1].encode() + b', "seed": 1' + b"0" * 5000 + b"}",
+        json.dumps(ASK)[:-1].encode() + b', "max_tokens": 1e400}',
+        json.dumps(ASK | {"model": "x" * 1_000_000}).encode(),
+        json.dumps(ASK | {"model": "\ud800"}).encode(),
+        json.dumps(ASK | {"messages": [{"role": "user", "content": "\ud800"}]}).encode(),
+        json.dumps(ASK | {"messages": {"role": "user"}}).encode(),
+        json.dumps(ASK | {"x" * 100_000: 1}).encode(),
+        json.dumps(ASK | {"stream": {"a": 1}}).encode(),
+        json.dumps(ASK | {"stop": ["x"] * 17}).encode(),
+    ],
+    ids=range(20),
+)
+def test_hostile_bodies(http: httpx2.Client, engine: EngineStandIn, body: bytes) -> None:  # noqa: F811
+    headers = {"content-type": "application/json"}
+    error_of(http.post(CHAT, content=body, headers=headers))
+    assert engine.bodies == []
+
+
+def test_a_body_over_the_limit(http: httpx2.Client, engine: EngineStandIn) -> None:  # noqa: F811
+    def chunks():
+        for _ in range(17 * 16):
+            yield b"x" * 65536
+
+    assert error_of(http.post(CHAT, content=b"x" * (17 * 2**20)))["code"] == "body_too_large"
+    assert error_of(http.post(CHAT, content=chunks()))["code"] == "body_too_large"
+    assert engine.bodies == []
+
+
+def test_the_last_of_two_equal_fields_counts_for_the_check_and_for_the_engine(
+    http: httpx2.Client,
+    engine: EngineStandIn,  # noqa: F811
+) -> None:
+    body = b'{"model": "nothing", "cache_salt\\u0000": 1,' + json.dumps(ASK)[1:].encode()
+    error_of(http.post(CHAT, content=body))
+    twice = b'{"model": "nothing", "temperature": 5,' + json.dumps(ASK | {"temperature": 1})[1:].encode()
+    assert http.post(CHAT, content=twice).status_code == 200
+    assert (engine.bodies[-1]["model"], engine.bodies[-1]["temperature"]) == (BASE_MODEL, 1)
+
+
+def test_control_characters_in_a_prompt_are_text(http: httpx2.Client, engine: EngineStandIn) -> None:  # noqa: F811
+    content = "\u0000\u0007\u2028\x1b[2J é 🧑‍🍳"
+    response = http.post(CHAT, json=ASK | {"messages": [{"role": "user", "content": content}]})
+    assert response.status_code == 200
+    assert engine.bodies[-1]["messages"][0]["content"] == content
+
+
+def test_without_a_key_nothing_is_read(service: Any, engine: EngineStandIn) -> None:  # noqa: F811
+    with service.http(None) as http:
+        for authorization in ("", "Bearer", "Basic eA==", f"Basic {API_KEY}", "Bearer \u00e9"):
+            headers = {"authorization": authorization.encode("latin-1")}
+            response = http.post(CHAT, content=b"{", headers=headers)
+            assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")

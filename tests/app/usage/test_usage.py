@@ -1,0 +1,166 @@
+"""Usage: counted off the critical path, summed on both databases, shown to its own project only."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import OpenAI
+from openai.types.admin.organization import UsageCompletionsResponse
+from sqlalchemy import select
+
+from app.auth.models import Project
+from app.database import Database
+from app.settings import Settings
+from app.usage import service as usage_service
+from app.usage.models import Sums
+from tests.app.completions.engine_stand_in import EngineStandIn
+from tests.app.completions.test_gateway import ASK, engine  # noqa: F401 - a fixture
+from tests.conftest import BASE_MODEL, OTHER_KEY, Service, run_service, wait_until
+
+ADAPTER = f"ft:{BASE_MODEL}:default::1"
+
+
+def usage(http: httpx2.Client, **query: Any) -> UsageCompletionsResponse:
+    query = {"start_time": int(time.time()) - 3600, "bucket_width": "1h"} | query
+    response = http.get("/v1/usage", params=query)
+    assert response.status_code == 200, response.text
+    return UsageCompletionsResponse.model_validate(response.json())
+
+
+def totals(page: UsageCompletionsResponse) -> tuple[int, int, int]:
+    results: list[Any] = [result for bucket in page.data for result in bucket.results]
+    return (
+        sum(result.num_model_requests for result in results),
+        sum(result.input_tokens for result in results),
+        sum(result.output_tokens for result in results),
+    )
+
+
+def test_every_kind_of_answer_is_counted(
+    service: Service,
+    client: OpenAI,
+    http: httpx2.Client,
+    engine: EngineStandIn,  # noqa: F811
+) -> None:
+    client.chat.completions.create(**ASK)
+    plain = list(client.chat.completions.create(**ASK, stream=True))
+    assert all(chunk.choices and chunk.usage is None for chunk in plain)
+    asked = list(client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True}))
+    assert asked[-1].usage is not None
+    assert (asked[-1].choices, asked[-1].usage.completion_tokens) == ([], 3)
+    assert asked[:-1] == plain
+    assert all(body["stream_options"] == {"include_usage": True} for body in engine.bodies[1:])
+    client.completions.create(model=BASE_MODEL, prompt="x")
+    wait_until(lambda: totals(usage(http)) == (4, 20, 12), "usage is written", seconds=10)
+    with service.http(OTHER_KEY) as other:
+        assert totals(usage(other)) == (0, 0, 0)
+
+
+def test_what_fails_is_not_counted_and_a_broken_stream_is_a_request(
+    client: OpenAI,
+    http: httpx2.Client,
+    engine: EngineStandIn,  # noqa: F811
+) -> None:
+    engine.behaviour = "refuse"
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**ASK)
+    engine.behaviour = "break"
+    with pytest.raises(openai.APIError):
+        list(client.chat.completions.create(**ASK, stream=True))
+    wait_until(lambda: totals(usage(http)) == (1, 0, 0), "usage is written", seconds=10)
+
+
+def test_what_is_counted_is_written_at_shutdown(
+    settings: Settings,
+    database: Database,
+    engine: EngineStandIn,  # noqa: F811
+) -> None:
+    with run_service(settings) as service, service.client() as client:
+        client.chat.completions.create(**ASK)
+    with run_service(settings) as service, service.http() as http:
+        assert totals(usage(http)) == (1, 5, 3)
+
+
+def test_no_sum_is_lost_between_processes(database: Database, http: httpx2.Client) -> None:
+    with database.reader() as session:
+        project_id = session.scalars(select(Project.id).where(Project.name == "default")).one()
+    minute = int(time.time()) // 60 * 60
+    keys = [(project_id, minute - 60 * n, model) for n in range(3) for model in (BASE_MODEL, ADAPTER)]
+
+    def write(order: int) -> None:
+        for _ in range(10):
+            with database.writer() as session:
+                usage_service.add_usage(session, {key: Sums(1, 2, 3) for key in keys[::order]})
+
+    threads = [threading.Thread(target=write, args=(order,)) for order in (1, -1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert totals(usage(http)) == (120, 240, 360)
+    assert totals(usage(http, models=ADAPTER)) == (60, 120, 180)
+    assert totals(usage(http, models="nothing")) == (0, 0, 0)
+
+    for parameter in ("group_by", "group_by[]"):
+        grouped = usage(http, **{parameter: "model"}, bucket_width="1d", start_time=minute - 86400)
+        [result, *_] = [result for bucket in grouped.data for result in bucket.results]
+        assert (result.model, result.project_id) == (ADAPTER, project_id)  # pyright: ignore
+
+
+def test_buckets_and_pages(database: Database, http: httpx2.Client) -> None:
+    day = 1_700_006_400
+    with database.reader() as session:
+        project_id = session.scalars(select(Project.id).where(Project.name == "default")).one()
+    with database.writer() as session:
+        usage_service.add_usage(
+            session,
+            {
+                (project_id, day, BASE_MODEL): Sums(1, 2, 3),
+                (project_id, day + 86340, BASE_MODEL): Sums(10, 20, 30),
+                (project_id, day + 2 * 86400, BASE_MODEL): Sums(100, 200, 300),
+            },
+        )
+    page = usage(http, start_time=day + 7, end_time=day + 3 * 86400, bucket_width="1d")
+    assert [(bucket.start_time, bucket.end_time) for bucket in page.data] == [
+        (day + n * 86400, day + (n + 1) * 86400) for n in range(3)
+    ]
+    assert [bucket.results and totals_of(bucket.results[0]) for bucket in page.data] == [
+        (11, 22, 33),
+        [],
+        (100, 200, 300),
+    ]
+    assert (page.has_more, page.next_page) == (False, None)
+
+    first = usage(http, start_time=day, end_time=day + 3 * 86400, bucket_width="1d", limit=2)
+    assert (len(first.data), first.has_more) == (2, True)
+    rest = usage(http, start_time=day, end_time=day + 3 * 86400, bucket_width="1d", page=first.next_page)
+    assert [*first.data, *rest.data] == page.data
+
+
+def totals_of(result: Any) -> tuple[int, int, int]:
+    return result.num_model_requests, result.input_tokens, result.output_tokens
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ({}, "start_time"),
+        ({"start_time": -1}, "start_time"),
+        ({"start_time": 10**15}, "start_time"),
+        ({"start_time": 100, "end_time": 100}, "end_time"),
+        ({"start_time": 100, "bucket_width": "1w"}, "bucket_width"),
+        ({"start_time": 100, "limit": 32}, "limit"),
+        ({"start_time": 100, "group_by": "api_key_id"}, "group_by"),
+        ({"start_time": 100, "page": "x"}, "page"),
+        ({"start_time": 100, "page": "9" * 12}, "end_time"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(http: httpx2.Client, query: dict[str, Any], param: str) -> None:
+    response = http.get("/v1/usage", params=query)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"].startswith(param)

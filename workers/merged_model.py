@@ -1,0 +1,135 @@
+"""Merges an adapter into its base: `python -m workers.merged_model FOLDER --into DIR` writes a model that
+stands alone, for vLLM, llama.cpp's converter or a hub.
+
+Tensor by tensor, so that no more than one file of the base's weights is in memory, and every name and file
+is as the base has it. A model is written under a temporary name beside its place, then renamed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, cast
+
+from app.adapters.validation import WEIGHTS, AdapterError, LoraWeights, check_adapter, module_shapes
+from app.settings import Settings
+from workers.base_models import unready
+
+_OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+"""The base's weights in formats that are not written here."""
+
+
+class MergeError(Exception):
+    """The model cannot be written; the message says why and what to do."""
+
+
+def merge(adapter: Path, base: Path, target: Path) -> None:
+    """Writes to `target` the base with the adapter's weights added to its own, in bfloat16.
+
+    Raises:
+        MergeError: the adapter does not fit the base, or the folder cannot be written.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise MergeError(f"{target} exists already; name a folder that does not")
+    if "quantization_config" in _config(base):
+        raise MergeError(f"{base} is quantized: an adapter can be merged into plain weights only")
+    try:
+        lora = check_adapter(adapter, module_shapes(base), None)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            model = Path(scratch) / "model"
+            model.mkdir()
+            for path in base.iterdir():
+                if path.suffix == ".safetensors":
+                    _merge_file(path, adapter / WEIGHTS, lora, model / path.name)
+                elif path.is_file() and path.suffix not in _OTHER_WEIGHTS:
+                    shutil.copyfile(path, model / path.name)
+            config = {name: value for name, value in _config(base).items() if name != "torch_dtype"}
+            text = json.dumps(config | {"dtype": "bfloat16"}, indent=2, ensure_ascii=False)
+            (model / "config.json").write_text(text + "\n", "utf-8")
+            model.rename(target)
+    except AdapterError as error:
+        raise MergeError(f"the adapter in {adapter} cannot be merged: {error}") from error
+    except OSError as error:
+        raise MergeError(f"cannot read {adapter}, or write {target}: {error}") from error
+
+
+def _merge_file(base: Path, adapter: Path, lora: LoraWeights, target: Path) -> None:
+    # Imported here: a machine without torch is told so in one line, see `main`.
+    import safetensors.torch  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415
+
+    merged: dict[str, torch.Tensor] = {}
+    # The library has only partial annotations.
+    with cast(Any, safe_open)(base, "pt") as weights, cast(Any, safe_open)(adapter, "pt") as halves:
+        adapted = set(cast(list[str], halves.keys()))
+        for name in cast(list[str], weights.keys()):
+            tensor = cast(torch.Tensor, weights.get_tensor(name))
+            half = f"base_model.model.{name.removesuffix('.weight')}.lora_{{}}.weight"
+            if half.format("A") in adapted:
+                a, b = (cast(torch.Tensor, halves.get_tensor(half.format(each))).float() for each in "AB")
+                tensor = tensor.float().addmm_(b, a, alpha=lora.scale)
+            merged[name] = tensor.bfloat16() if tensor.is_floating_point() else tensor
+    try:
+        cast(Any, safetensors.torch).save_file(merged, target, {"format": "pt"})
+    except SafetensorError as error:  # its own class, for a full disk too
+        raise OSError(str(error)) from error
+    target.chmod(0o644)
+
+
+def _config(base: Path) -> dict[str, Any]:
+    return json.loads((base / "config.json").read_text("utf-8"))
+
+
+def _claimed_base(adapter: Path) -> str:
+    """What the adapter says its base is."""
+    try:
+        return str(json.loads((adapter / "adapter_config.json").read_bytes())["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.merged_model", description="Merges an adapter into its base model."
+    )
+    parser.add_argument("adapter", type=Path, help="a folder with PEFT's two files")
+    parser.add_argument("--base-model", help="its name in the catalogue, if the adapter does not say it")
+    parser.add_argument("--into", type=Path, required=True, help="the folder to write")
+    chosen = parser.parse_args(arguments)
+    settings = Settings()
+    name = chosen.base_model or _claimed_base(chosen.adapter)
+    entry = settings.base_model(name)
+    try:
+        if entry is None:
+            known = ", ".join(each.name for each in settings.base_models) or "none"
+            raise MergeError(
+                f"{name!r} is not in the catalogue of base models, which has: {known}. "
+                "Name the adapter's base with --base-model"
+            )
+        base = settings.base_model_dir(entry)
+        if problem := unready(base):
+            raise MergeError(f"{problem}: run `toque models pull {entry.name}`")
+        merge(chosen.adapter, base, chosen.into.absolute())
+    except ModuleNotFoundError as error:
+        print(
+            f"merging needs {error.name}, which is not installed here: run it on a machine that trains or "
+            "serves",
+            file=sys.stderr,
+        )
+        return 1
+    except MergeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{chosen.into}: {entry.name} with the adapter's weights, in bfloat16")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
