@@ -5,7 +5,7 @@ MINUTES ?= 10
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo serve test lint openapi lock bench-train bench-api bench-queue bench-soak clean
+.PHONY: help install demo serve test lint openapi lock bench-train bench-api bench-queue bench-serving bench-soak clean
 
 help:
 	@echo "make demo         from a dataset to a custom model, side by side with prompting"
@@ -14,6 +14,7 @@ help:
 	@echo "make bench-train  our trainer against TRL's (DATASET=FILE for your own data)"
 	@echo "make bench-api    the API's answers while a job trains on every core"
 	@echo "make bench-queue  our queue's jobs per second against Procrastinate's"
+	@echo "make bench-serving  many adapters over one base: correct, fast, cheap to reach"
 	@echo "make bench-soak   every job ends once, whatever is killed (MINUTES=10)"
 	@echo "make install lint openapi lock clean"
 
@@ -63,6 +64,10 @@ bench-api: install
 
 bench-queue: .venv/.installed-bench
 	@$(BIN)/python -m benchmarks.queue
+
+bench-serving: .venv/.installed-bench
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.serving
 
 bench-soak: .venv/.installed-dev
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

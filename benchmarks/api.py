@@ -2,7 +2,7 @@
 
 Starts `toque serve`, trains the demo's job, and meanwhile asks for the job 20 times a second. The last line
 is one JSON object: `ready_seconds`, `p50_ms`, `p95_ms`, `requests`, `api_rss_mib`, `left_behind` (processes
-alive after Ctrl-C).
+alive after the service was stopped).
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -83,7 +82,7 @@ def running_service(settings: Settings, folder: Path) -> Generator[ServiceProces
     try:
         yield ServiceProcess(process, f"http://127.0.0.1:{port}", key, log)
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT may be ignored, as under nohup
         process.wait()
 
 

@@ -98,7 +98,5 @@ def file_content(
     file_id: str, project: CurrentProject, session: ReadSession, storage: StorageDep
 ) -> FileResponse:
     """The file's bytes."""
-    file = service.get_file(session, project.id, file_id)
-    return FileResponse(
-        storage.path(file.storage_key), media_type="application/octet-stream", filename=file.filename
-    )
+    file, path = service.find_content(session, storage, project.id, file_id)
+    return FileResponse(path, media_type="application/octet-stream", filename=file.filename)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from sqlalchemy import ColumnElement, or_, select
@@ -11,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.creations import CreationRequest
 from app.database import new_id
-from app.errors import InvalidRequestError, NotFoundError
+from app.errors import InvalidRequestError, NotFoundError, UnavailableError
 from app.files.models import File
 from app.files.schemas import UploadPurpose
 from app.files.storage import IncomingFile, LocalStorage, StoredFile
@@ -93,6 +94,23 @@ def get_file(session: Session, project_id: str, file_id: str, *, param: str | No
     if file is None:
         raise NotFoundError(f"No file '{file_id}'.", code="file_not_found", param=param)
     return file
+
+
+def find_content(session: Session, storage: LocalStorage, project_id: str, file_id: str) -> tuple[File, Path]:
+    """The project's file, and where its bytes are.
+
+    Raises:
+        NotFoundError: not there, deleted, expired, or another project's.
+        UnavailableError: the storage does not have it.
+    """
+    file = get_file(session, project_id, file_id)
+    path = storage.path(file.storage_key)
+    if not path.is_file():
+        raise UnavailableError(
+            f"The content of '{file_id}' cannot be read now: the storage does not have it.",
+            code="storage_unavailable",
+        )
+    return file, path
 
 
 def list_files(

@@ -144,6 +144,14 @@ def test_a_file_over_the_limit_leaves_nothing(settings, database, tmp_path: Path
     assert [path for path in (tmp_path / "storage").rglob("*") if path.is_file()] == []
 
 
+def test_a_file_that_the_storage_has_lost_is_503(http: httpx2.Client, client: OpenAI, settings) -> None:
+    file = client.files.create(file=("train.jsonl", training_bytes()), purpose="fine-tune")
+    (settings.storage_root / "files" / file.id).unlink()
+    answer = http.get(f"/v1/files/{file.id}/content")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
+    assert answer.headers["retry-after"]
+
+
 def test_files_expire(client: OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     file = client.files.create(
         file=("a.jsonl", training_bytes()),

@@ -45,10 +45,17 @@ class Layer:
 
 def wrapper_for(slots: list[int], *, is_prefill: bool = True) -> DenseLoraWrapper:
     wrapper = DenseLoraWrapper(1024, 64, torch.device("cpu"))
-    ids = [slot + 1 if slot >= 0 else 0 for slot in slots]
-    mapping = SimpleNamespace(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=is_prefill)
-    wrapper.update_metadata(mapping, [slot + 1 for slot in range(SLOTS)], SLOTS + 1, 1000)
+    set_rows(wrapper, slots, [slot + 1 for slot in range(SLOTS)], is_prefill=is_prefill)
     return wrapper
+
+
+def set_rows(
+    wrapper: DenseLoraWrapper, slots: list[int], owners: list[int | None], *, is_prefill: bool = True
+) -> None:
+    """`owners` are the ids of the adapters in the slots."""
+    ids = [owners[slot] if slot >= 0 else 0 for slot in slots]
+    mapping = SimpleNamespace(index_mapping=tuple(ids), prompt_mapping=tuple(ids), is_prefill=is_prefill)
+    wrapper.update_metadata(mapping, owners, SLOTS + 1, 1000)
 
 
 def apply(wrapper: DenseLoraWrapper, layer: Layer, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -96,6 +103,47 @@ def test_a_slot_written_again_is_served_anew() -> None:
     for weights in (*layer.a, *layer.b):
         weights[2] = 0  # as `reset_lora`
     assert torch.equal(apply(wrapper, layer, y, x), y)
+
+
+def test_long_runs_and_mixed_rows_in_one_batch() -> None:
+    torch.manual_seed(1)
+    layer = Layer(*LAYERS["gate_up"])
+    for slot in range(SLOTS):
+        layer.set_lora(slot, 8 * (slot + 1))
+    # Answers under way, then prompts: of adapters and of the base model, the same adapter twice.
+    slots = [0, -1, 2, 1, -1, *[3] * 40, *[-1] * 50, 2, 2, *[1] * 33, *[1] * 5, *[0] * 32, -1]
+    y, x = inputs(layer, len(slots))
+    result = apply(wrapper_for(slots), layer, y, x)
+    base = torch.tensor([slot < 0 for slot in slots])
+    assert torch.equal(result[base], y[base])
+    expected = y.float() + layer.reference(x, slots)
+    torch.testing.assert_close(result.float(), expected, rtol=2**-6, atol=2**-5)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_adapters_come_and_go_in_the_slots(kind: str) -> None:
+    rng = random.Random(kind)
+    torch.manual_seed(2)
+    layer, wrapper = Layer(*LAYERS[kind]), wrapper_for([-1])
+    owners: list[int | None] = [None] * SLOTS
+    for number in range(60):
+        for slot in rng.sample(range(SLOTS), rng.choice([0, 1, 1, 1, 2])):
+            if rng.random() < 0.8 or owners[slot] is None:
+                layer.set_lora(slot, rng.choice([4, 8, 16, 32]))
+                # The same adapter written anew is not what vLLM does, but must be right too.
+                owners[slot] = (
+                    owners[slot] if owners[slot] and rng.random() < 0.2 else 100 + number * 10 + slot
+                )
+            else:
+                owners[slot] = None
+        held = [-1, *[slot for slot in range(SLOTS) if owners[slot] is not None]]
+        slots = rng.choices(held, k=rng.choice([3, 16, 40]))
+        set_rows(wrapper, slots, owners)
+        y, x = inputs(layer, len(slots))
+        result = apply(wrapper, layer, y, x)
+        torch.testing.assert_close(
+            result.float(), y.float() + layer.reference(x, slots), rtol=2**-6, atol=2**-5
+        )
 
 
 def test_an_adapter_that_overflows_stays_in_its_rows() -> None:

@@ -1,0 +1,1 @@
+"""Serving many adapters over one base: correct, fast, cheap to reach? `python -m benchmarks.serving`."""
