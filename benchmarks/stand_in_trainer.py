@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import random
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 
@@ -28,14 +25,12 @@ from workers.training.protocol import (
     Failed,
     Finished,
     Metrics,
-    Progress,
     Started,
     Step,
     Stopped,
     TrainingSpec,
 )
-
-Send = Callable[[Progress], None]
+from workers.training.trainer_process import Send, StopRequest, claim_stdout
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 STATE_FILE = "training_state.json"
@@ -60,18 +55,6 @@ class Progression:
 
 def untrained(seed: int) -> Progression:
     return Progression(hashlib.sha256(str(seed).encode()).digest())
-
-
-class StopRequest:
-    """Set by SIGTERM; looked at between steps."""
-
-    def __init__(self) -> None:
-        self.made = False
-        signal.signal(signal.SIGTERM, self._make)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the worker has it blocked
-
-    def _make(self, _number: int, _frame: FrameType | None) -> None:
-        self.made = True
 
 
 def main() -> None:
@@ -164,17 +147,6 @@ def resume(checkpoint: Path) -> tuple[Progression, list[Step]]:
     """How far it is, and what was told about the last steps."""
     told = msgspec.json.decode((checkpoint / STATE_FILE).read_bytes(), type=list[Step])
     return Progression((checkpoint / WEIGHTS_FILE).read_bytes(), told[-1].metrics.step), told
-
-
-def claim_stdout() -> Send:
-    """Keeps stdout for progress alone."""
-    progress = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
-
-    def send(message: Progress) -> None:
-        progress.write(msgspec.json.encode(message) + b"\n")
-
-    return send
 
 
 if __name__ == "__main__":

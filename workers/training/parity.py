@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import aiohttp
 import msgspec
 from sqlalchemy.orm import Session
 
 from app.completions import service as completions_service
 from app.completions.models import Engine
-from app.files.examples import ChatExample, parse_line
+from app.completions.vllm import Unanswered, VllmConnection
+from app.errors import ToqueError
+from app.files.examples import ChatExample, Example, parse_line
 from app.files.validation import read_lines
 from app.settings import Settings
 from workers.training.protocol import Sample
@@ -24,7 +26,7 @@ from workers.training.protocol import Sample
 TOLERANCE = 0.15
 """Mean distance of a target's log-probabilities, in nats. bfloat16 and other kernels make about 0.03 of it
 (measured on random adapters); a wrong template, scale or adapter makes several times as much."""
-_SECONDS = aiohttp.ClientTimeout(total=120)
+_SILENCE_SECONDS = 120.0
 
 
 class ParityError(Exception):
@@ -65,8 +67,8 @@ def compare(engine: Engine, model: str, training_file: Path, samples: Sequence[S
     """
     try:
         return asyncio.run(_compare(engine, model, training_file, samples))
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise NoAnswerError(f"the engine cannot be asked: {error or type(error).__name__}") from error
+    except (Unanswered, ToqueError, OSError) as error:
+        raise NoAnswerError(f"the engine cannot be asked: {str(error)[:200]}") from error
 
 
 def find_engine(session: Session, settings: Settings, base_model: str) -> Engine:
@@ -83,20 +85,17 @@ def find_engine(session: Session, settings: Settings, base_model: str) -> Engine
 
 
 async def _compare(engine: Engine, model: str, training_file: Path, samples: Sequence[Sample]) -> Parity:
-    path = engine.url.removeprefix("unix:")
-    on_socket = path != engine.url
-    async with aiohttp.ClientSession(
-        "http://engine" if on_socket else engine.url,
-        connector=aiohttp.UnixConnector(path) if on_socket else aiohttp.TCPConnector(),
-        headers={"authorization": f"Bearer {engine.api_key}"},
-        timeout=_SECONDS,
-    ) as client:
-        served: list[float] = []
-        served_base: list[float] = []
+    connection = VllmConnection(engine.url, engine.api_key, _SILENCE_SECONDS)
+    examples = _examples(training_file, {sample.example for sample in samples})
+    served: list[float] = []
+    served_base: list[float] = []
+    try:
         for sample in samples:
-            await _check_tokens(client, engine.base_model, training_file, sample)
-            served += await _logprobs(client, model, sample)
-            served_base += await _logprobs(client, engine.base_model, sample)
+            await _check_tokens(connection, engine.base_model, examples[sample.example], sample)
+            served += await _logprobs(connection, model, sample)
+            served_base += await _logprobs(connection, engine.base_model, sample)
+    finally:
+        await connection.close()
 
     trained = [logprob for sample in samples for logprob in sample.trained]
     base = [logprob for sample in samples for logprob in sample.base]
@@ -115,12 +114,14 @@ async def _compare(engine: Engine, model: str, training_file: Path, samples: Seq
     return parity
 
 
-async def _check_tokens(
-    client: aiohttp.ClientSession, base: str, training_file: Path, sample: Sample
-) -> None:
+def _examples(training_file: Path, numbers: Collection[int]) -> dict[int, Example]:
+    """Those of the file, by number."""
+    lines = enumerate(line for _, line in islice(read_lines(training_file), max(numbers) + 1))
+    return {number: parse_line(line) for number, line in lines if number in numbers}
+
+
+async def _check_tokens(connection: VllmConnection, base: str, example: Example, sample: Sample) -> None:
     """The prompt before a chat's last answer must be the tokens that were trained on."""
-    _, line = next(islice(read_lines(training_file), sample.example, None))
-    example = parse_line(line)
     if not isinstance(example, ChatExample) or not example.messages[-1].is_target:
         return
     fields = [msgspec.to_builtins(message) for message in example.messages[:-1]]
@@ -131,7 +132,7 @@ async def _check_tokens(
     body: dict[str, Any] = {"model": base, "messages": prompt, "add_generation_prompt": True}
     if example.tools:
         body["tools"] = example.tools
-    tokens: list[int] = (await _ask(client, "/tokenize", body))["tokens"]
+    tokens: list[int] = (await _ask(connection, "/tokenize", body))["tokens"]
     trained = sample.input_ids[: len(tokens)]
     if tokens != trained:
         place = next(
@@ -144,7 +145,7 @@ async def _check_tokens(
         )
 
 
-async def _logprobs(client: aiohttp.ClientSession, model: str, sample: Sample) -> list[float]:
+async def _logprobs(connection: VllmConnection, model: str, sample: Sample) -> list[float]:
     """Of the sample's targets, each after all the tokens before it."""
     body = {
         "model": model,
@@ -154,17 +155,14 @@ async def _logprobs(client: aiohttp.ClientSession, model: str, sample: Sample) -
         "logprobs": 0,
         "temperature": 0,
     }
-    answer = await _ask(client, "/v1/completions", body)
+    answer = await _ask(connection, "/v1/completions", body)
     logprobs: list[float] = answer["choices"][0]["logprobs"]["token_logprobs"]
     return [logprobs[place] for place in sample.targets]
 
 
-async def _ask(client: aiohttp.ClientSession, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    async with client.post(path, json=body) as response:
-        if response.status != 200:
-            said = (await response.text())[:200]
-            raise NoAnswerError(f"the engine answers {path} with {response.status}: {said}")
-        return await response.json()
+async def _ask(connection: VllmConnection, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    answer = await connection.post(path, msgspec.json.encode(body))
+    return json.loads(await connection.read_all(answer))
 
 
 def _distance(left: Sequence[float], right: Sequence[float]) -> float:

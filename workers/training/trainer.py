@@ -22,7 +22,6 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -55,7 +54,6 @@ from workers.training.protocol import (
     Failed,
     Finished,
     Hyperparameters,
-    Progress,
     Started,
     Step,
     Stopped,
@@ -64,9 +62,9 @@ from workers.training.protocol import (
     Working,
     out_of_memory,
 )
+from workers.training.trainer_process import Send, StopRequest, claim_stdout
 from workers.training.training_state import Checkpoints, Progression, resume
 
-Send = Callable[[Progress], None]
 Result = TypeVar("Result")
 _SIGN_SECONDS = 10.0
 
@@ -91,18 +89,6 @@ class SignsOfLife:
         if time.monotonic() - self._sent_at > _SIGN_SECONDS:
             self._send(Working())
             self._sent_at = time.monotonic()
-
-
-class StopRequest:
-    """Set by SIGTERM; looked at between steps."""
-
-    def __init__(self) -> None:
-        self.made = False
-        signal.signal(signal.SIGTERM, self._make)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the worker has it blocked
-
-    def _make(self, _number: int, _frame: FrameType | None) -> None:
-        self.made = True
 
 
 def main() -> None:
@@ -312,17 +298,6 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def claim_stdout() -> Send:
-    """Keep stdout for progress alone: whatever a library prints goes to stderr."""
-    progress = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
-
-    def send(message: Progress) -> None:
-        progress.write(msgspec.json.encode(message) + b"\n")
-
-    return send
 
 
 if __name__ == "__main__":
