@@ -8,8 +8,9 @@ cd "$(dirname "$0")"
 torch_brings='triton|cuda-(bindings|pathfinder|toolkit)|nvidia-(cublas|cuda-(cupti|nvrtc|runtime)|cudnn-cu13|cufft|cufile|curand|cusolver|cusparse|cusparselt-cu13|nccl-cu13|nvjitlink|nvshmem-cu13|nvtx)'
 
 lock() {
+  cp "$1.txt" "$1.tmp"  # what is pinned stays, unless UPGRADE=1
   uv pip compile -q --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
-    "$1.in" -o "$1.tmp" "${@:2}"
+    "$1.in" -o "$1.tmp" ${UPGRADE:+--upgrade} "${@:2}"
   { echo "# Made by requirements/lock.sh from $1.in."
     sed -E -e "/^($torch_brings)==/d" \
            -e 's/^torch==.*/torch>=2.13,<2.14/' "$1.tmp"; } > "$1.txt"
