@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from workers.inference.spare_cores import SpareCores
+
 _RANK_STEP = 8
 _LONG_RUN = 32
 """So many neighbouring rows of one adapter are worth multiplications of their own."""
@@ -43,8 +45,9 @@ class _Packed(NamedTuple):
     """The largest rank in any slot; 0 if no adapter changes this layer."""
     a: Tensor
     """slots x (slices * rank) x in"""
-    b: tuple[Tensor, ...]
-    """For each slice: slots x rank x out"""
+    b: Tensor
+    """slots x (slices * rank) x (outs of all slices): each slice's weights on the diagonal, else zeros. One
+    multiplication that computes some zeros costs less than one a slice: small ones are all overhead."""
 
 
 class DenseLoraWrapper(PunicaWrapperCPU):
@@ -56,11 +59,14 @@ class DenseLoraWrapper(PunicaWrapperCPU):
         self._owners: tuple[int | None, ...] = ()
         self._rows = 0
         self._stretches: list[_Stretch] = []
+        self._spare_cores = SpareCores(most=torch.get_num_threads())
 
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], *arguments: Any, **options: Any
     ) -> None:
-        """Which slot each row of the next batch has, and which adapter each slot."""
+        """Before every batch: which slot each of its rows has, and which adapter each slot."""
+        if (threads := self._spare_cores.count()) != torch.get_num_threads():
+            torch.set_num_threads(threads)
         super().update_metadata(  # pyright: ignore[reportUnknownMemberType]
             mapping, lora_index_to_id, *arguments, **options
         )
@@ -75,8 +81,8 @@ class DenseLoraWrapper(PunicaWrapperCPU):
         lora_a_stacked: tuple[Tensor, ...],
         lora_b_stacked: tuple[Tensor, ...],
         scale: float,
-        output_slices: tuple[int, ...],
-        **_: Any,
+        *_: Any,
+        **__: Any,
     ) -> None:
         """Adds to `y` what each row's own adapter makes of `x`."""
         if not self._stretches:
@@ -89,7 +95,7 @@ class DenseLoraWrapper(PunicaWrapperCPU):
         if x.size(0) < self._rows:
             raise ValueError(f"{x.size(0)} rows for {self._rows} slot indices")
         for stretch in self._stretches:
-            _add(y[stretch.rows], x[stretch.rows], layer, stretch, scale, output_slices)
+            _add(y[stretch.rows], x[stretch.rows], layer, stretch, scale)
 
     def add_lora_logits(
         self, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, **_: Any
@@ -143,20 +149,12 @@ def _mixed(slots: Tensor, start: int, end: int) -> Iterator[_Stretch]:
         yield _Stretch(slice(start, end), slice(first, last + 1), foreign)
 
 
-def _add(
-    y: Tensor, x: Tensor, layer: _Packed, stretch: _Stretch, scale: float, output_slices: tuple[int, ...]
-) -> None:
-    rows, slots = x.size(0), stretch.slots.stop - stretch.slots.start
+def _add(y: Tensor, x: Tensor, layer: _Packed, stretch: _Stretch, scale: float) -> None:
     hidden = torch.nn.functional.linear(x, layer.a[stretch.slots].flatten(0, 1))
-    hidden = hidden.view(rows, slots, len(layer.b), layer.rank)
     if stretch.foreign is not None:
         # Filled, not multiplied: another adapter's overflow must not reach this row.
-        hidden.masked_fill_(stretch.foreign[:, :, None, None], 0.0)
-    start = 0
-    for index, (width, b) in enumerate(zip(output_slices, layer.b, strict=True)):
-        own = hidden[:, :, index].reshape(rows, slots * layer.rank)
-        y[:, start : start + width].addmm_(own, b[stretch.slots].flatten(0, 1), alpha=scale)
-        start += width
+        hidden.view(*stretch.foreign.shape, -1).masked_fill_(stretch.foreign[:, :, None], 0.0)
+    y.addmm_(hidden, layer.b[stretch.slots].flatten(0, 1), alpha=scale)
 
 
 def _pack(
@@ -168,10 +166,21 @@ def _pack(
     """All slots."""
     rank = _largest_rank(b)
     if rank == 0 or not a:
-        return _Packed(versions, owners, rank, torch.empty(0), ())
+        return _Packed(versions, owners, rank, torch.empty(0), torch.empty(0))
     stacked_a = torch.cat([tensor[:, 0, :rank] for tensor in a], dim=1)
-    stacked_b = tuple(tensor[:, 0, :, :rank].transpose(1, 2).contiguous() for tensor in b)
+    stacked_b = torch.zeros(b[0].size(0), len(b) * rank, sum(t.size(2) for t in b), dtype=b[0].dtype)
+    for place, tensor in _diagonal(stacked_b, rank, b):
+        place.copy_(tensor[:, 0, :, :rank].transpose(1, 2))
     return _Packed(versions, owners, rank, stacked_a, stacked_b)
+
+
+def _diagonal(stacked: Tensor, rank: int, b: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each slice's block of the stacked weights, slots x rank x out, and the slice's own weights."""
+    start = 0
+    for index, tensor in enumerate(b):
+        width = tensor.size(2)
+        yield stacked[:, index * rank : (index + 1) * rank, start : start + width], tensor
+        start += width
 
 
 def _repack(
@@ -189,13 +198,13 @@ def _repack(
     new = [slot for slot, owner in enumerate(owners) if owner not in (None, layer.owners[slot])]
     if any(now - before != 2 * len(new) for now, before in zip(versions, layer.versions, strict=True)):
         return None
-    if not layer.b or any(_largest_rank(tuple(t[slot, None] for t in b)) > layer.rank for slot in new):
+    if not layer.rank or any(_largest_rank(tuple(t[slot, None] for t in b)) > layer.rank for slot in new):
         return None
     for slot in new:
         for index, tensor in enumerate(a):
             layer.a[slot, index * layer.rank : (index + 1) * layer.rank] = tensor[slot, 0, : layer.rank]
-        for stacked, tensor in zip(layer.b, b, strict=True):
-            stacked[slot] = tensor[slot, 0, :, : layer.rank].T
+        for place, tensor in _diagonal(layer.b, layer.rank, b):
+            place[slot] = tensor[slot, 0, :, : layer.rank].T
     return layer._replace(versions=versions, owners=owners)
 
 

@@ -27,6 +27,7 @@ import psutil
 
 from app.settings import BaseModelEntry, Settings
 from workers.device import Device
+from workers.inference.spare_cores import SPINNING
 from workers.processes import die_with_parent, stop_group
 
 _STOP_SECONDS = 10.0
@@ -157,11 +158,9 @@ class Vllm:
         if device.kind == "cpu":
             ours["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.engine_kv_cache_gib)))
             # The model in the core's own process: one process less to start and to hold in memory, and no
-            # shared memory (containers have 64 MB of it). OpenMP is then ours to set, and its threads must
-            # not spin: beside a trainer, two spinning threads on two cores are four times slower.
+            # shared memory (containers have 64 MB of it). OpenMP is then ours to set.
             ours["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            defaults["OMP_NUM_THREADS"] = str(_cores())
-            defaults["OMP_WAIT_POLICY"] = "PASSIVE"
+            defaults |= {"OMP_NUM_THREADS": str(_cores()), **SPINNING}
         return {**defaults, **os.environ, **ours}
 
     def _host_and_port(self) -> tuple[str, int]:
