@@ -84,7 +84,9 @@ def _deployment_checks(session: Session, settings: Settings, replicas: Replicas)
     served = settings.engine_base
     reported = completions_service.engine_status(session, settings, served.name)
     status = replicas.status(served.name, reported)
-    checks["engine"] = "ok" if status == "ready" else status
+    # One that sleeps while a job trains is as it should be, and the API's other routes must go on.
+    lent = any(each.lends_device for each in completions_service.live_engines(session, settings, served.name))
+    checks["engine"] = "ok" if status == "ready" or lent else status
     # A worker on another machine has its own copy; without any worker here the question is open.
     if not is_prepared(settings, served) and status != "ready":
         checks["base_model"] = f"'{served.name}' is not prepared: run `toque models pull {served.name}`"

@@ -108,6 +108,12 @@ class Settings(BaseSettings):
     """Seconds until an engine that is not ready is started again."""
     engine_urls: list[EngineAddress] = []
     """vLLM servers that others started. JSON: `[{"base_model": …, "url": …, "api_key": …}]`."""
+    shared_device: str = Field(default="", max_length=64)
+    """A name for the GPU that this worker or engine shares; empty: it has its own."""
+    shared_device_serving_seconds: float = Field(default=60.0, ge=0)
+    """How long an engine has a shared device at least, between two jobs."""
+    engine_wait_seconds: float = Field(default=0.0, ge=0)
+    """How long a request waits for an engine that sleeps, before it is refused."""
     upstream_timeout: float = Field(default=600.0, gt=0)
     """Seconds without a byte from the engine before a completion is given up."""
 

@@ -93,6 +93,18 @@ async def import_adapter(
     return ModelObject.of_adapter(adapter)
 
 
+@adapters_router.post("/{name}/check")
+def check_adapter(
+    name: str,
+    project: CurrentProject,
+    reading: ReadSession,
+    writing: WriteSession,
+    settings: SettingsDep,
+) -> ModelObject:
+    """Reads all of the adapter again: lifts its quarantine if it can be served now, else sets it."""
+    return ModelObject.of_adapter(service.check_again(reading, writing, settings, project.id, name))
+
+
 @adapters_router.get(
     "/{name}/download",
     response_class=StreamingResponse,

@@ -11,6 +11,21 @@ from app.fine_tuning.schemas import Suffix
 from app.settings import BaseModelEntry
 
 
+class Parity(BaseModel):
+    """How near an engine's answers were to the trainer's, on a few training examples; in nats."""
+
+    tokens: int
+    """Answer tokens that were compared."""
+    distance: float
+    """Mean absolute difference of their log-probabilities, served to trained."""
+    base_distance: float
+    """The same of the base model alone: what rounding makes."""
+    effect: float
+    """The same between the trained model and its base: what training changed."""
+    tolerance: float
+    """What `distance` may be at most."""
+
+
 class ModelObject(BaseModel):
     """OpenAI's model object, and what a base or an adapter is made of."""
 
@@ -24,6 +39,8 @@ class ModelObject(BaseModel):
     """Null for a base model, and for an adapter that was imported."""
     quarantine_reason: str | None = None
     """Why it is not served any more; null where it is."""
+    parity: Parity | None = None
+    """Null for a base model, an import, a checkpoint, and a model that was not compared (yet)."""
 
     @classmethod
     def of_base(cls, entry: BaseModelEntry) -> ModelObject:
@@ -40,6 +57,8 @@ class ModelObject(BaseModel):
             base_model=adapter.base_model,
             fine_tuning_job_id=adapter.job_id,
             quarantine_reason=adapter.quarantine_reason,
+            # Without tokens: there was nothing to compare.
+            parity=Parity.model_validate(adapter.parity) if (adapter.parity or {}).get("tokens") else None,
         )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Update, select, update
 from sqlalchemy.orm import Session
 
 from app.adapters.archive import AdapterArchive
@@ -153,9 +154,7 @@ def archive_adapter(
         FailedDependencyError: it is quarantined, or its files are damaged.
         UnavailableError: the storage cannot be read now.
     """
-    adapter = _find_adapter(session, project_id, name)
-    if adapter is None:
-        raise NotFoundError(f"No adapter '{name[:255]}'.", code="model_not_found", param="name")
+    adapter = _existing(session, project_id, name)
     _refuse_quarantined(adapter, "name")
     folder = storage.path(adapter.storage_key)
     try:
@@ -166,15 +165,66 @@ def archive_adapter(
             f"The model '{name}' is damaged: {error}.", code="model_damaged", param="name"
         ) from error
     except OSError as error:
-        raise UnavailableError(
-            f"The files of '{name}' cannot be read now ({error.strerror}).", code="storage_unavailable"
-        ) from error
+        raise _unreadable(name, error) from error
 
 
-def quarantine(session: Session, name: str, reason: str) -> None:
-    """Has no engine asked for the adapter any more; the first reason stands."""
+def quarantine(session: Session, name: str, reason: str) -> bool:
+    """Has no engine asked for the adapter any more; the first reason stands. Returns whether this is it."""
     this = update(Adapter).where(Adapter.name == name, Adapter.quarantine_reason.is_(None))
-    session.execute(this.values(quarantine_reason=reason[:1024]))
+    return _has_changed(session, this.values(quarantine_reason=reason[:1024]))
+
+
+def record_parity(session: Session, name: str, parity: dict[str, Any]) -> bool:
+    """Notes how near an engine came to the trainer; returns False where it was noted before."""
+    this = update(Adapter).where(Adapter.name == name, Adapter.parity.is_(None))
+    return _has_changed(session, this.values(parity=parity))
+
+
+def check_again(
+    reading: Session, writing: Session, settings: Settings, project_id: str, name: str
+) -> Adapter:
+    """Reads all of an adapter anew: quarantines it if it cannot be served, else lifts its quarantine.
+
+    What only an engine can find out (its answers, its own loader) is found out again: by a worker, and on
+    the first request. The files are read between two transactions, so that neither is held open.
+
+    Raises:
+        NotFoundError: no such adapter, or its base has left the catalogue.
+        UnavailableError: the storage cannot be read now; nothing is changed.
+    """
+    adapter = _existing(reading, project_id, name)
+    base = find_base_model(settings, adapter.base_model)
+    reading.close()
+    problem: str | None = None
+    try:
+        check_files(
+            settings.storage_root, adapter.storage_key, _known_shapes(settings, base.name), base.max_rank
+        )
+    except AdapterError as error:
+        problem = error.message
+    except OSError as error:
+        raise _unreadable(name, error) from error
+    found = writing.get(Adapter, adapter.name, with_for_update=True)
+    if found is None or found.deleted_at is not None:
+        raise _no_adapter(name)
+    if problem is None and found.quarantine_reason is not None:
+        found.parity = None  # of files that were others, perhaps
+    found.quarantine_reason = problem
+    return found
+
+
+def check_files(root: Path, storage_key: str, base: Shapes | None, max_rank: int | None) -> Path:
+    """The folder of a published adapter, if it can be served.
+
+    Raises:
+        AdapterError, OSError: as `check_adapter`.
+    """
+    root = root.resolve()
+    folder = root / storage_key
+    if not folder.parent.resolve().is_relative_to(root):
+        raise AdapterError(WEIGHTS, "unsafe_files", "its folder is outside the storage")
+    check_adapter(folder, base, max_rank)
+    return folder
 
 
 def resolve_model(session: Session, settings: Settings, project_id: str, name: str) -> ServedModel:
@@ -243,6 +293,27 @@ def _find_adapter(session: Session, project_id: str, name: str) -> Adapter | Non
     return session.scalar(query)
 
 
+def _existing(session: Session, project_id: str, name: str) -> Adapter:
+    adapter = _find_adapter(session, project_id, name)
+    if adapter is None:
+        raise _no_adapter(name)
+    return adapter
+
+
+def _no_adapter(name: str) -> NotFoundError:
+    return NotFoundError(f"No adapter '{name[:255]}'.", code="model_not_found", param="name")
+
+
+def _unreadable(name: str, error: OSError) -> UnavailableError:
+    problem = f"The files of '{name}' cannot be read now ({error.strerror})."
+    return UnavailableError(problem, code="storage_unavailable")
+
+
+def _has_changed(session: Session, change: Update) -> bool:
+    session.flush()  # the row may be new
+    return session.connection().execute(change).rowcount == 1
+
+
 def _known_shapes(settings: Settings, base_model: str) -> Shapes | None:
     """Those of the base; None where it is not prepared on this machine."""
     entry = settings.base_model(base_model)
@@ -264,7 +335,7 @@ def _refuse_quarantined(adapter: Adapter, param: str) -> None:
     if adapter.quarantine_reason is not None:
         raise FailedDependencyError(
             f"The model '{adapter.name}' is quarantined: {adapter.quarantine_reason}. "
-            "It is served no more: train or import it again.",
+            "Train or import it again, or have it checked again once it is mended (toque adapters check).",
             code="model_quarantined",
             param=param,
         )

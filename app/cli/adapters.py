@@ -87,6 +87,25 @@ def export_adapter(
 
 
 @app.command()
+def check(name: Name, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = False) -> None:
+    """Have the service read an adapter again: lifts its quarantine if it can be served now, else sets it.
+
+    Example: toque adapters check ft:smollm2-135m-instruct:default::m0x1
+    """
+    from openai.types import Model  # noqa: PLC0415 - as above
+
+    with connect(base_url) as client:
+        model = client.post(f"/adapters/{quote(name, safe='')}/check", cast_to=Model)
+    reason: str | None = (model.model_extra or {}).get("quarantine_reason")
+    if as_json:
+        print_json(model)
+    else:
+        print_fields({"model": model.id, "state": "quarantined" if reason else "served", "reason": reason})
+    if reason:
+        raise typer.Exit(1)
+
+
+@app.command()
 def merge(
     adapter: Annotated[str, typer.Argument(metavar="NAME|FOLDER", show_default=False, callback=not_empty)],
     into: Annotated[

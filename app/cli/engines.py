@@ -42,7 +42,7 @@ def engines(as_json: AsJson = False) -> None:
         )
         for report in reports
     ]
-    columns = ("ID", "BASE", "URL", "DEVICE", "STATUS", "RUNNING", "QUEUE", "TOK/S", "ADAPTERS IN USE")
+    columns = ("ID", "BASE", "URL", "DEVICE", "STATUS", "RUNNING", "QUEUE", "TOK/S", "ADAPTERS")
     print_table(columns, rows)
 
 

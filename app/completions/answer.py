@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import orjson
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -15,8 +17,8 @@ from app.adapters.service import ServedModel
 from app.completions.events import Events, usage_of
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import SamplingParameters
-from app.completions.vllm import Unanswered, broken_off
-from app.errors import ToqueError
+from app.completions.vllm import MODEL_NOT_LOADED, Unanswered, broken_off
+from app.errors import InvalidRequestError, ToqueError
 from app.usage.tally import Tally
 
 _ATTEMPTS = 2
@@ -37,6 +39,7 @@ class Answer(Response):
         replicas: Replicas,
         tally: Tally,
         served: ServedModel,
+        look_up_now: Callable[[], Awaitable[ServedModel]],
         project_id: str,
         path: str,
         body: SamplingParameters,
@@ -46,6 +49,7 @@ class Answer(Response):
         self._replicas = replicas
         self._tally = tally
         self._served = served
+        self._look_up_now = look_up_now
         self._project_id = project_id
         self._path = path
         self._body = _upstream_body(body, served.name, project_id)
@@ -60,6 +64,7 @@ class Answer(Response):
         Raises:
             UnavailableError: no engine is ready, or none answered.
             InvalidRequestError: the engine refused the request.
+            FailedDependencyError: it refused the model, which is quarantined now.
         """
         try:
             async with asyncio.timeout(None) as presence:
@@ -85,9 +90,22 @@ class Answer(Response):
             except Unanswered as unanswered:
                 others = self._replicas.ready(self._served.base_model, asked)
                 if len(asked) == _ATTEMPTS or not others:
-                    raise _named(unanswered.error, replica) from unanswered
+                    raise _named(await self._reason(unanswered.error), replica) from unanswered
             except ToqueError as error:
-                raise _named(error, replica) from None
+                raise _named(await self._reason(error), replica) from None
+
+    async def _reason(self, error: ToqueError) -> ToqueError:
+        """What to say where an engine has refused: perhaps its model was quarantined by that, or deleted."""
+        is_refusal = isinstance(error, InvalidRequestError) or error.body.code == MODEL_NOT_LOADED
+        if self._served.is_base or not is_refusal:
+            return error
+        try:
+            await self._look_up_now()
+        except ToqueError as verdict:
+            return verdict
+        except SQLAlchemyError:
+            pass  # the engine's own words, then
+        return error
 
     async def _ask(self, replica: Replica, send: Send) -> None:
         upstream: aiohttp.ClientResponse | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.types import Scope
 
 from app.adapters import service as adapters_service
@@ -42,8 +44,12 @@ class Gateway:
         Raises:
             NotFoundError: the project has no such model.
         """
-        served = await self._models.get((project_id, body.model))
-        return Answer(self._replicas, self._tally, served, project_id, path, body, scope[ARRIVED])
+        key = (project_id, body.model)
+        served = await self._models.get(key)
+        look_up_now = partial(self._models.look_up_now, key)
+        return Answer(
+            self._replicas, self._tally, served, look_up_now, project_id, path, body, scope[ARRIVED]
+        )
 
     def _find_project(self, secret: str) -> str:
         with self._database.reader() as session:

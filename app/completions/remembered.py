@@ -42,6 +42,11 @@ class Remembered(Generic[K, V]):
                 return value
         return await asyncio.shield(self._renew(key))  # others may wait for it too
 
+    async def look_up_now(self, key: K) -> V:
+        """The value as it is now, whatever is remembered; raises what `look_up` raises."""
+        self._known.pop(key, None)
+        return await to_thread.run_sync(self._look_up, key)
+
     def _renew(self, key: K) -> asyncio.Task[V]:
         task = self._pending.get(key)
         if task is None:

@@ -32,6 +32,11 @@ _WARM_MODELS = 16
 _WORTH_A_LOAD = 8
 """Requests that a warm replica may have more than the idlest; loading an adapter takes about 50 ms."""
 
+_LOOK_SECONDS = 0.1
+_RETRY_SECONDS = 5
+_TRAINING_RETRY_SECONDS = 30
+"""For a client that is refused because a job trains."""
+
 _turns = count()
 
 
@@ -121,6 +126,8 @@ class Replicas:
         self._database = database
         self._by_id: dict[str, Replica] = {}
         self._leaving: list[Replica] = []
+        self._lent: set[str] = set()
+        """Base models with an engine that lets a job train on its device."""
         self._given = {given_id(address): address for address in settings.engine_urls}
 
     async def run(self) -> None:
@@ -144,6 +151,8 @@ class Replicas:
         if not ready and not but:
             await self.refresh()  # perhaps one is, since a moment
             ready = self.ready(base_model, but)
+        if not ready and not but:
+            ready = await self._outwait_training(base_model)
         if not ready:
             raise await self._none_ready(base_model)
         idlest = min(ready, key=lambda replica: replica.load)
@@ -160,6 +169,15 @@ class Replicas:
             for replica in list(self._by_id.values())  # at once, for other threads look too
             if replica.address.base_model == base_model and not replica.is_out and replica not in but
         ]
+
+    async def _outwait_training(self, base_model: str) -> list[Replica]:
+        """Those that answer once a trainer has given their device back, if that is soon enough."""
+        until = time.monotonic() + self._settings.engine_wait_seconds
+        while base_model in self._lent and time.monotonic() < until:
+            await asyncio.sleep(_LOOK_SECONDS)
+            if ready := self.ready(base_model):
+                return ready
+        return []
 
     def count_ready(self) -> dict[str, int]:
         """How many answer, by base model."""
@@ -191,6 +209,7 @@ class Replicas:
     def _registered(self) -> dict[str, EngineAddress]:
         with self._database.reader() as session:
             engines = service.live_engines(session, self._settings)
+        self._lent = {engine.base_model for engine in engines if engine.lends_device}
         return {
             engine.id: EngineAddress(
                 base_model=engine.base_model, url=engine.url, api_key=SecretStr(engine.api_key)
@@ -206,7 +225,9 @@ class Replicas:
 
         reason = self.status(base_model, await to_thread.run_sync(reported))
         return UnavailableError(
-            f"No engine for '{base_model}' is ready: {reason}.", code="engine_unavailable"
+            f"No engine for '{base_model}' is ready: {reason}.",
+            code="engine_unavailable",
+            retry_after=_TRAINING_RETRY_SECONDS if base_model in self._lent else _RETRY_SECONDS,
         )
 
     async def _follow(self) -> None:

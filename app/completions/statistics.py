@@ -37,7 +37,7 @@ class EngineReport:
     """Requests that are not computed yet."""
     tokens_per_second: float | None = None
     adapters: list[str] | None = None
-    """Those that ran last, as many as the engine has slots."""
+    """In its memory; of an engine that does not say, those that ran last."""
 
 
 def list_engines(session: Session, settings: Settings) -> Sequence[tuple[EngineReport, VllmConnection]]:
@@ -67,7 +67,11 @@ async def _ask(report: EngineReport, connection: VllmConnection) -> None:
     try:
         before, _ = _read(await connection.metrics())
         await asyncio.sleep(_BETWEEN_SECONDS)
-        now, adapters = _read(await connection.metrics())
+        now, running = _read(await connection.metrics())
+        try:
+            adapters = await connection.adapters()
+        except ConnectionError:  # somebody else's vLLM
+            adapters = running
     except (TimeoutError, ConnectionError, ValueError) as error:
         report.detail = report.detail or str(error)
         return

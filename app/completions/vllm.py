@@ -12,6 +12,7 @@ from yarl import URL
 
 from app.errors import InvalidRequestError, ToqueError, UnavailableError
 
+MODEL_NOT_LOADED = "model_not_loaded"
 _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 2.0
 _KEEP_ALIVE_SECONDS = 3.0
@@ -93,17 +94,24 @@ class VllmConnection:
             return False
 
     async def metrics(self) -> str:
-        """What the engine counts, in Prometheus's text format.
+        """What the engine counts, in Prometheus's text format; raises as `adapters` does."""
+        return (await self._get("/metrics")).decode("utf-8", "replace")
+
+    async def adapters(self) -> list[str]:
+        """The adapters that the engine has in its memory; only engines of ours say.
 
         Raises:
             ConnectionError: it cannot be reached, or does not say.
             TimeoutError: it says nothing.
         """
+        return list(map(str, orjson.loads(await self._get("/toque/adapters"))["adapters"]))
+
+    async def _get(self, path: str) -> bytes:
         timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
         try:
-            async with self._open_session().get(self._url("/metrics"), timeout=timeout) as answer:
+            async with self._open_session().get(self._url(path), timeout=timeout) as answer:
                 answer.raise_for_status()
-                return await answer.text()
+                return await answer.read()
         except TimeoutError:
             raise TimeoutError("it does not answer") from None
         except aiohttp.ClientResponseError as error:
@@ -175,7 +183,7 @@ async def _refusal(answer: aiohttp.ClientResponse) -> ToqueError:
     finally:
         answer.release()
     if answer.status == 404:
-        return UnavailableError("The engine cannot load this model now.", code="model_not_loaded")
+        return UnavailableError("The engine cannot load this model now.", code=MODEL_NOT_LOADED)
     if answer.status < 500 and answer.status not in (401, 403):
         too_long = "maximum context length" in message or "longer than the maximum model length" in message
         return InvalidRequestError(

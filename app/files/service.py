@@ -104,13 +104,22 @@ def find_content(session: Session, storage: LocalStorage, project_id: str, file_
         UnavailableError: the storage does not have it.
     """
     file = get_file(session, project_id, file_id)
+    return file, content_path(storage, file)
+
+
+def content_path(storage: LocalStorage, file: File) -> Path:
+    """Where the file's bytes are.
+
+    Raises:
+        UnavailableError: the storage does not have it.
+    """
     path = storage.path(file.storage_key)
     if not path.is_file():
         raise UnavailableError(
-            f"The content of '{file_id}' cannot be read now: the storage does not have it.",
+            f"The content of '{file.id}' cannot be read now: the storage does not have it.",
             code="storage_unavailable",
         )
-    return file, path
+    return path
 
 
 def list_files(

@@ -285,7 +285,7 @@ def _check_lengths(
         return  # prepared on the worker's machine only, which checks every example before it trains
     if (file.longest_line or 0) <= longest_safe:
         return
-    for number, line in read_lines(storage.path(file.storage_key)):
+    for number, line in read_lines(files_service.content_path(storage, file)):
         if len(line) <= longest_safe:
             continue
         try:

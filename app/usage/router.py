@@ -36,7 +36,8 @@ def get_usage(
 ) -> UsagePage:
     """The project's own usage of completions, in buckets of a minute, an hour or a day (UTC).
 
-    It may be a few seconds behind.
+    It may be a few seconds behind. What is older than 90 days is kept by the day: narrower buckets show it
+    at the day's beginning.
     """
     buckets, next_start = service.list_buckets(
         session,

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -14,6 +14,8 @@ from app.errors import InvalidRequestError
 from app.usage.models import Bucket, Key, Sums, Usage
 
 BUCKET_SECONDS = {"1m": 60, "1h": 3600, "1d": 86400}
+DAYS_OF_MINUTES = 90
+"""Older usage is kept by the day: it stands at the day's first minute."""
 _DEFAULT_BUCKETS = {"1m": 60, "1h": 24, "1d": 7}
 _MOST_BUCKETS = {"1m": 1440, "1h": 168, "1d": 31}
 
@@ -40,6 +42,31 @@ def add_usage(session: Session, counted: Mapping[Key, Sums]) -> None:
         ),
         rows,
     )
+
+
+def fold_oldest_day(session: Session, now: float) -> bool:
+    """Adds the minutes of one day into that day's first, once they are too old to be kept.
+
+    Any number of processes may do it at once: each row is taken away, and so counted, by one of them.
+
+    Returns:
+        False: there is no such day (any more).
+    """
+    day_seconds = BUCKET_SECONDS["1d"]
+    too_old = (int(now) // day_seconds - DAYS_OF_MINUTES) * day_seconds
+    unfolded = select(func.min(Usage.minute)).where(Usage.minute < too_old, Usage.minute % day_seconds != 0)
+    minute = session.scalar(unfolded)
+    if minute is None:
+        return False
+    day = minute // day_seconds * day_seconds
+    columns = (Usage.project_id, Usage.model, Usage.requests, Usage.input_tokens, Usage.output_tokens)
+    minutes = delete(Usage).where(Usage.minute > day, Usage.minute < day + day_seconds)
+    sums: defaultdict[Key, Sums] = defaultdict(lambda: Sums(0, 0, 0))
+    for project_id, model, *numbers in session.execute(minutes.returning(*columns)):
+        sums[project_id, day, model] += Sums(*numbers)
+    if sums:
+        add_usage(session, sums)
+    return True
 
 
 def list_buckets(

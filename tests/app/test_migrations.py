@@ -155,6 +155,9 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             | {"status": "starting", "detail": "", "device": "cpu", "version": "0.32.0"}
             | {"started_at": now, "heartbeat_at": now}
         ],
+        "shared_devices": [
+            {"name": "gpu-0", "worker_id": "worker_1", "worker_until": now, "engine_until": now}
+        ],
         "usage": [
             project
             | {"minute": int(now) // 60 * 60, "model": MODEL}

@@ -56,6 +56,13 @@ def test_the_model_is_served_as_it_was_trained(client: OpenAI, trained: Trained)
     assert distance <= allowed == 0.15, verdict
     assert base_distance <= 0.15, verdict
     assert effect > 5 * distance, verdict
+    shown = client.models.retrieve(trained.job.fine_tuned_model).model_extra or {}
+    assert {name: round(number, 4) for name, number in shown["parity"].items() if name != "tokens"} == {
+        "distance": distance,
+        "tolerance": allowed,
+        "base_distance": base_distance,
+        "effect": effect,
+    }
 
 
 def test_a_stream_says_the_same(client: OpenAI, trained: Trained, questions: list[Any]) -> None:

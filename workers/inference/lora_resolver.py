@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.adapters import service
-from app.adapters.validation import WEIGHTS, AdapterError, Shapes, check_adapter, module_shapes
+from app.adapters.validation import WEIGHTS, AdapterError, Shapes, module_shapes
 from app.database import Database
 from app.settings import BaseModelEntry, Settings
 from workers.processes import die_with_parent
@@ -45,6 +46,37 @@ def register() -> None:
             return await published.resolve(lora_name)
 
     LoRAResolverRegistry.register_resolver("toque", ToqueResolver())
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager  # noqa: PLC0415
+
+    watch_loader(LRUCacheWorkerLoRAManager, published)
+
+
+def watch_loader(loader: type[Any], published: PublishedAdapters) -> None:
+    """Has what vLLM's own loader refuses quarantined.
+
+    vLLM tells nobody why: its API server logs the reason, and answers that the adapter "could not be loaded".
+    """
+    add: Callable[[Any, LoRARequest], bool] = loader.add_adapter
+
+    def add_adapter(self: Any, lora_request: LoRARequest) -> bool:
+        try:
+            return add(self, lora_request)
+        except Exception as error:
+            if _is_verdict(error):
+                self.remove_adapter(lora_request.lora_int_id)  # it may have come half the way
+                published.quarantine(lora_request.lora_name, f"vLLM cannot load it: {error}")
+            raise
+
+    loader.add_adapter = add_adapter
+
+
+def _is_verdict(error: Exception) -> bool:
+    """Whether it is about the adapter, and not about a storage, a memory or a device in trouble."""
+    from torch import AcceleratorError, OutOfMemoryError  # noqa: PLC0415
+    from vllm.exceptions import LoRAAdapterNotFoundError  # noqa: PLC0415
+
+    passing = (OSError, MemoryError, OutOfMemoryError, AcceleratorError, LoRAAdapterNotFoundError)
+    return not isinstance(error, passing)
 
 
 class PublishedAdapters:
@@ -78,7 +110,8 @@ class PublishedAdapters:
         reason = adapter.quarantine_reason
         if reason is None:
             try:
-                return self._check(adapter.storage_key)
+                root = self._settings.storage_root
+                return service.check_files(root, adapter.storage_key, self._shapes, self._entry.max_rank)
             except (
                 OSError
             ) as error:  # a storage that is not mounted, say: it may be there on the next request
@@ -86,18 +119,11 @@ class PublishedAdapters:
                 return None
             except AdapterError as error:
                 reason = error.message
-                self._quarantine(name, reason)
+                self.quarantine(name, reason)
         raise AdapterError(WEIGHTS, "quarantined", f"The model {name} cannot be served: {reason}")
 
-    def _check(self, storage_key: str) -> Path:
-        root = self._settings.storage_root.resolve()
-        folder = root / storage_key
-        if not folder.parent.resolve().is_relative_to(root):
-            raise AdapterError(WEIGHTS, "unsafe_files", "its folder is outside the storage")
-        check_adapter(folder, self._shapes, self._entry.max_rank)
-        return folder
-
-    def _quarantine(self, name: str, reason: str) -> None:
+    def quarantine(self, name: str, reason: str) -> None:
+        """Has nobody ask for the adapter any more, if the database can be reached."""
         log.warning("%s is quarantined: %s", name, reason)
         try:
             with self._database.writer() as session:

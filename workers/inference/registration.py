@@ -21,12 +21,19 @@ class Registration:
     """This engine's row. A database that cannot be reached is no reason to stop serving."""
 
     def __init__(
-        self, database: Database, base_model: str, device: Device, vllm_version: str, every: float
+        self,
+        database: Database,
+        base_model: str,
+        device: Device,
+        vllm_version: str,
+        every: float,
+        shared_device: str = "",
     ) -> None:
         self._database = database
         self._every = every
         self._id = new_id("engine_")
         self._base_model, self._device, self._version = base_model, device.name[:64], vllm_version
+        self._shared_device = shared_device
         self._started_at = time.time()
         self._status, self._detail, self._url, self._api_key = "starting", "", "", ""
         self._due_at = 0.0
@@ -57,6 +64,7 @@ class Registration:
             status=self._status,
             detail=self._detail,
             device=self._device,
+            shared_device=self._shared_device,
             version=self._version,
             started_at=self._started_at,
             heartbeat_at=database_now(),

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Generator
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -40,13 +42,17 @@ _CACHED_LORAS = 16
 """Adapters kept in memory beside those in slots; loading one again takes about 50 ms."""
 _MEMORY = " (is the machine out of memory?)"
 _GPU_SHARE = 0.5
-"""The rest is for the trainer on the same GPU."""
+"""The rest is for a trainer that may be on the same GPU at the same time."""
+_GPU_SHARE_IN_TURNS = 0.9
 
 
 class Vllm:
     """One vLLM process."""
 
-    def __init__(self, settings: Settings, entry: BaseModelEntry, device: Device) -> None:
+    def __init__(
+        self, settings: Settings, entry: BaseModelEntry, device: Device, *, sleeps: bool = False
+    ) -> None:
+        self._sleeps = sleeps
         self.api_key = secrets.token_urlsafe(32)
         self._name = entry.name
         # Short, wherever TMPDIR may be: a socket's path has 107 bytes at most.
@@ -90,6 +96,38 @@ class Vllm:
         self._has_answered = self._answers("POST", "/v1/completions", body, _COMPLETION_SECONDS)
         return self._has_answered
 
+    def busy(self) -> bool:
+        """Whether it is at work on a request; so too if it does not say."""
+        connection = self._connection(_PROBE_SECONDS)
+        try:
+            connection.request("GET", "/metrics", headers=self._headers)
+            answer = connection.getresponse()
+            counted = re.findall(rb"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)", answer.read(), re.M)
+            return answer.status != 200 or any(float(number) > 0 for number in counted)
+        except (OSError, HTTPException):
+            return True
+        finally:
+            connection.close()
+
+    def order(self, path: str) -> Generator[None]:
+        """Has it do something that may take a while; yields until it has.
+
+        Raises:
+            OSError: it cannot be reached, or has failed.
+        """
+        connection = self._connection(None)
+        try:
+            connection.request("POST", path, b"", self._headers)
+            while not select.select([connection.sock], [], [], 0)[0]:
+                yield
+            status = connection.getresponse().status
+        except HTTPException as error:
+            raise OSError(f"{path}: {error}") from error
+        finally:
+            connection.close()
+        if status != 200:
+            raise OSError(f"{path}: status {status}")
+
     def reason(self) -> str:
         """Why it ended, from what it last said."""
         code = self._process.poll()
@@ -131,14 +169,17 @@ class Vllm:
             f"--max-loras={settings.engine_max_loras}",
             f"--max-lora-rank={rank}",
             f"--max-cpu-loras={max(_CACHED_LORAS, settings.engine_max_loras)}",
-            "--middleware=workers.inference.allowlist.Allowlist",
+            "--middleware=workers.inference.resident_adapters.ResidentAdapters",
+            "--middleware=workers.inference.allowlist.Allowlist",  # the last one is asked first
             "--disable-fastapi-docs",
             "--disable-uvicorn-access-log",
             "--uvicorn-log-level=warning",
             "--no-use-tqdm-on-load",
         ]
         if device.kind == "cuda":
-            command.append(f"--gpu-memory-utilization={_GPU_SHARE}")
+            command.append(f"--gpu-memory-utilization={_GPU_SHARE_IN_TURNS if self._sleeps else _GPU_SHARE}")
+        if self._sleeps:
+            command.append("--enable-sleep-mode")
         return command
 
     def _environment(self, settings: Settings, entry: BaseModelEntry, device: Device) -> dict[str, str]:
@@ -154,6 +195,9 @@ class Vllm:
             "TRANSFORMERS_OFFLINE": "1",
             "PYTHONWARNINGS": "ignore",
         }
+        if self._sleeps:
+            # The routes to sleep and wake up are among those that the allowlist is there for.
+            ours["VLLM_SERVER_DEV_MODE"] = "1"
         defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}
         if device.kind == "cpu":
             ours["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.engine_kv_cache_gib)))
@@ -168,20 +212,24 @@ class Vllm:
         return host or "0.0.0.0", int(port or 0)  # noqa: S104 - the setting's owner asked for it
 
     def _answers(self, method: str, path: str, body: bytes | None, timeout: float) -> bool:
-        host, port = self._host_and_port()
-        connection = (
-            HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host.strip("[]"), port, timeout=timeout)  # noqa: S104
-            if self._listen
-            else _UnixConnection(self._socket, timeout)
-        )
-        headers = {"authorization": f"Bearer {self.api_key}", "content-type": "application/json"}
+        connection = self._connection(timeout)
         try:
-            connection.request(method, path, body, headers)
+            connection.request(method, path, body, self._headers)
             return connection.getresponse().status == 200
         except (OSError, HTTPException):
             return False
         finally:
             connection.close()
+
+    def _connection(self, timeout: float | None) -> HTTPConnection:
+        if not self._listen:
+            return _UnixConnection(self._socket, timeout)
+        host, port = self._host_and_port()
+        return HTTPConnection("127.0.0.1" if host == "0.0.0.0" else host.strip("[]"), port, timeout=timeout)  # noqa: S104
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.api_key}", "content-type": "application/json"}
 
     def _pump(self, output: IO[bytes]) -> None:
         """Passes on what vLLM logs and remembers the end of it."""
@@ -194,7 +242,7 @@ class Vllm:
 
 
 class _UnixConnection(HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
+    def __init__(self, path: Path, timeout: float | None) -> None:
         super().__init__("engine", timeout=timeout)
         self._path = path
 

@@ -97,12 +97,16 @@ class TrainerChild:
         if self._process is not None:
             self._process.kill()
 
-    def close(self) -> None:
-        """Ends the process for good: nothing is trained any more."""
-        self._closed = True
+    def stop(self) -> None:
+        """Ends the process, and waits until it and its memory are gone; the next job starts another."""
         self.kill()
         if self._process is not None:
             self._process.wait()
+
+    def close(self) -> None:
+        """Ends the process for good: nothing is trained any more."""
+        self._closed = True
+        self.stop()
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._oom_kills, self._silent_seconds = _oom_kills(), 0.0

@@ -30,7 +30,10 @@ _SILENCE_SECONDS = 120.0
 
 
 class ParityError(Exception):
-    """The engine serves something else; the message has the numbers."""
+    """The engine serves something else; the message says so, with the numbers."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"The served model is not the trained one: {problem}")
 
 
 class NoAnswerError(Exception):
@@ -51,6 +54,11 @@ class Parity(msgspec.Struct, frozen=True):
     tolerance: float = TOLERANCE
 
     def __str__(self) -> str:
+        return f"Served as trained: {self.figures}"
+
+    @property
+    def figures(self) -> str:
+        """The numbers, for people."""
         return (
             f"log-probabilities of {self.tokens} tokens differ by {self.distance:.4f} in the mean "
             f"(at most {self.tolerance}; the base's by {self.base_distance:.4f}; training changed "
@@ -108,9 +116,9 @@ async def _compare(engine: Engine, model: str, training_file: Path, samples: Seq
     if not math.isfinite(parity.distance):
         raise ParityError("the engine's log-probabilities are not numbers")
     if served == served_base and trained != base:
-        raise ParityError(f"the engine answers as the base alone: {parity}")
+        raise ParityError(f"the engine answers as the base alone: {parity.figures}")
     if parity.distance > TOLERANCE:
-        raise ParityError(f"the engine serves something else: {parity}")
+        raise ParityError(f"the engine serves something else: {parity.figures}")
     return parity
 
 

@@ -109,6 +109,10 @@ class JobReporter:
             case Stopped():
                 self.release()
 
+    def note(self, message: str) -> None:
+        """A line in the job's log."""
+        self._event(message)
+
     def fail(self, code: str, message: str, param: str | None = None) -> None:
         """Ends the job with a reason."""
         self._write(
@@ -203,7 +207,7 @@ class JobReporter:
         try:
             parity, verdict = self._compare_with_served(finished)
         except ParityError as error:
-            self.fail("parity_failed", f"The served model is not the trained one: {error}.")
+            self.fail("parity_failed", f"{error}.")
             return
         with self._database.reader() as session:
             metrics = queue.recorded_metrics(session, self.job.id)
@@ -226,7 +230,7 @@ class JobReporter:
                 result_file_id=file.id,
             )
             if parity:
-                session.get_one(Adapter, name).parity = msgspec.to_builtins(parity)
+                adapters_service.record_parity(session, name, msgspec.to_builtins(parity))
             reach("reporter.model_row")
 
         self._write(write)
@@ -254,7 +258,7 @@ class JobReporter:
         except NoAnswerError as reason:
             keep_samples(self._storage, self.job, finished.samples)
             return None, f"Not yet compared with an engine's answers: {reason}; it will be once one answers"
-        return parity, f"Served as trained: {parity}"
+        return parity, str(parity)
 
     def _event(self, message: str, *, level: str = "info") -> None:
         self._write(

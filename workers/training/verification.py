@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.adapters import service as adapters_service
 from app.adapters.models import Adapter
 from app.database import Database
 from app.files.models import File
@@ -43,24 +44,23 @@ def verify_one(
             return
     try:
         samples = msgspec.json.decode(storage.path(_samples_key(job)).read_bytes(), type=list[Sample])
-        parity = compare(engine, adapter.name, storage.path(training_file.storage_key), samples)
+        compared = compare(engine, adapter.name, storage.path(training_file.storage_key), samples)
     except FileNotFoundError:  # nothing to compare it with, or any more
-        values, message, level = {"parity": {"tokens": 0}}, "Not compared with an engine's answers", "warn"
+        parity, verdict, level = {"tokens": 0}, "Not compared with an engine's answers", "warn"
     except NoAnswerError:
         return
     except ParityError as error:
-        problem = f"The served model is not the trained one: {error}"
-        values, message, level = {"quarantine_reason": problem[:1024]}, problem, "error"
+        parity, verdict, level = None, str(error), "error"
     else:
-        values, message, level = (
-            {"parity": msgspec.to_builtins(parity)},
-            f"Served as trained: {parity}",
-            "info",
-        )
+        parity, verdict, level = msgspec.to_builtins(compared), str(compared), "info"
     with database.writer() as session:
-        unverified = update(Adapter).where(Adapter.name == adapter.name, Adapter.parity.is_(None))
-        if session.execute(unverified.values(**values)).rowcount:  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
-            queue.add_event(session, job.id, message, level=level)
+        is_news = (
+            adapters_service.record_parity(session, adapter.name, parity)
+            if parity
+            else adapters_service.quarantine(session, adapter.name, verdict)
+        )
+        if is_news:
+            queue.add_event(session, job.id, verdict, level=level)
 
 
 def _find_unverified(session: Session, base_models: Sequence[str]) -> tuple[Adapter, FineTuningJob] | None:

@@ -32,8 +32,10 @@ from app.fine_tuning import workers as registry
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.orphans import sweep_orphans
 from app.settings import Settings
+from app.usage.service import fold_oldest_day
 from workers.crash_points import reach
 from workers.device import detect
+from workers.device_sharing import TrainingTurns, shared_device
 from workers.training.checkpoint import newest_resumable
 from workers.training.child import TRAINER, TrainerChild
 from workers.training.heartbeat import Heartbeat
@@ -53,6 +55,7 @@ log = logging.getLogger("toque.worker")
 _DRAIN_SECONDS = 20.0
 """For a checkpoint, when the worker is told to stop; then the trainer is killed."""
 _SWEEP_SECONDS = 3600.0
+_DEVICE_LOOK_SECONDS = 0.2
 
 
 class TrainingWorker:
@@ -75,6 +78,8 @@ class TrainingWorker:
             version=__version__,
             started_at=time.time(),
         )
+        shared = shared_device(settings, detect())
+        self._turns = TrainingTurns(self._database, settings, shared, self._row.id) if shared else None
 
     def run(self) -> None:
         """Trains until `stop`."""
@@ -110,6 +115,8 @@ class TrainingWorker:
             if not self._knows_schema():
                 return None
             with self._database.writer() as session:
+                if self._turns and not self._turns.may_begin(session):
+                    return None
                 job = queue.claim_next(
                     session,
                     self._row.id,
@@ -117,6 +124,8 @@ class TrainingWorker:
                     self._settings.lease_seconds,
                     running_limit=self._settings.max_running_jobs_per_project,
                 )
+                if job and self._turns:
+                    self._turns.begin(session)
                 reach("worker.claim_uncommitted")
         except SQLAlchemyError as error:
             self._database_away_at = time.monotonic()
@@ -141,7 +150,8 @@ class TrainingWorker:
         self._row.job_id = job.id
         try:
             with lease:
-                self._follow_trainer(job, reporter)
+                if self._has_device(reporter):
+                    self._follow_trainer(job, reporter)
         except queue.LeaseLostError as lost:
             log.warning("%s", lost)
             self._child.kill()
@@ -150,6 +160,26 @@ class TrainingWorker:
             self._child.kill()
         finally:
             self._row.job_id = None
+            self._leave_device()
+
+    def _has_device(self, reporter: JobReporter) -> bool:
+        """Waits until the engines on a shared device sleep; False where the job goes back meanwhile."""
+        is_told = False
+        while self._turns and self._turns.engines_awake():
+            if self._stopping.is_set():
+                reporter.release()
+                return False
+            if not is_told:
+                reporter.note("Waits until the engine has left the device to it")
+                is_told = True
+            self._stopping.wait(_DEVICE_LOOK_SECONDS)
+        return True
+
+    def _leave_device(self) -> None:
+        """A shared device is the engine's again: the trainer does not stay warm on it."""
+        if self._turns:
+            self._child.stop()
+            self._turns.end()
 
     def _follow_trainer(self, job: FineTuningJob, reporter: JobReporter) -> None:
         """Trains until there is a last word. Killed for want of memory, it goes on in smaller pieces."""
@@ -178,6 +208,9 @@ class TrainingWorker:
             if self._stopping.is_set() or not owned:
                 self._child.ask_to_stop()  # again: what it was asked before it began, it has not heard
             if owned:
+                if self._turns and isinstance(progress, Finished):
+                    self._leave_device()  # for the comparison with an engine's answers
+                    self._turns.await_engine(job.model, self._stopping)
                 try:
                     reporter.report(progress)
                 except queue.LeaseLostError as lost:
@@ -242,15 +275,23 @@ class TrainingWorker:
                     registry.forget_silent(session)
                 with self._database.reader() as session:
                     sweep_orphans(session, self._storage)
+                while self._fold_usage():
+                    pass
         except SQLAlchemyError as error:
             self._database_away_at = now
             log.warning("housekeeping: %s", error)
         except OSError as error:
             log.warning("housekeeping: %s", error)
 
+    def _fold_usage(self) -> bool:
+        with self._database.writer() as session:
+            return fold_oldest_day(session, time.time())
+
     def _renew(self, job: FineTuningJob) -> None:
         with self._database.writer() as session:
             queue.renew_lease(session, job.id, job.lease_epoch, self._settings.lease_seconds)
+            if self._turns and not self._turns.renew(session):
+                raise queue.LeaseLostError(job.id, job.lease_epoch, "without its device")
 
     def _report_worker(self) -> None:
         self._child.kill_if_silent(self._settings.trainer_silence_seconds)

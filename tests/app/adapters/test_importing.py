@@ -345,3 +345,80 @@ def test_folders_without_rows_are_swept_by_age(
         assert find_orphans(session, storage).missing == []
     assert swept == sorted([nobodys, storage.path(keys[deleted])])
     assert sorted(stored(settings)) == sorted([young, storage.path(keys[kept])])
+
+
+def check(http: httpx2.Client, name: str) -> dict[str, Any]:
+    response = http.post(f"/v1/adapters/{name}/check")
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def ask_for(http: httpx2.Client, name: str) -> int:
+    body = {"model": name, "messages": [{"role": "user", "content": "Soup?"}]}
+    return http.post("/v1/chat/completions", json=body).status_code
+
+
+def test_a_mended_adapter_is_checked_again(
+    http: httpx2.Client, client: OpenAI, adapter: Path, settings: Settings, database: Database
+) -> None:
+    name = send(http, adapter).json()["id"]
+    assert check(http, name)["quarantine_reason"] is None
+    weights = stored(settings)[0] / FILES[1]
+    content = weights.read_bytes()
+
+    weights.write_bytes(content[:-4])
+    found = check(http, name)
+    assert "its header describes" in found["quarantine_reason"]
+    assert client.models.retrieve(name).to_dict() == found
+    assert ask_for(http, name) == 424
+
+    weights.write_bytes(content[:-4] + b"\0\0\0\0")
+    assert "is not as it was written" in check(http, name)["quarantine_reason"], "the reason is today's"
+    weights.unlink()
+    away = http.post(f"/v1/adapters/{name}/check")
+    assert (away.status_code, away.json()["error"]["code"]) == (503, "storage_unavailable")
+    assert "is not as it was written" in (rows(database)[0].quarantine_reason or ""), "that is no verdict"
+
+    weights.write_bytes(content)
+    with database.writer() as session:
+        session.get_one(Adapter, name).parity = {"tokens": 0}
+    mended = check(http, name)
+    assert (mended["quarantine_reason"], rows(database)[0].parity) == (None, None)
+    wait_until(lambda: ask_for(http, name) == 503, "only an engine is missing", 5)
+
+
+def test_a_raised_limit_lifts_the_quarantine(
+    settings: Settings, database: Database, http: httpx2.Client, tmp_path: Path, base: Shapes
+) -> None:
+    name = send(http, write_adapter(tmp_path / "wide", tensors(base, 32), r=32)).json()["id"]
+    entry = settings.base_models[0]
+
+    def with_rank(rank: int) -> Settings:
+        return settings.model_copy(update={"base_models": [entry.model_copy(update={"max_rank": rank})]})
+
+    with run_service(with_rank(16)) as service, service.http() as lowered:
+        assert "its rank is 32; up to 16" in check(lowered, name)["quarantine_reason"]
+        assert ask_for(lowered, name) == 424
+    with run_service(with_rank(64)) as service, service.http() as raised:
+        assert check(raised, name)["quarantine_reason"] is None
+        assert ask_for(raised, name) == 503
+
+
+def test_nobody_checks_what_is_not_theirs(http: httpx2.Client, service: Service, adapter: Path) -> None:
+    name = send(http, adapter).json()["id"]
+    with service.http(OTHER_KEY) as other:
+        assert other.post(f"/v1/adapters/{name}/check").status_code == 404
+    for nobodys in (BASE_MODEL, "none", "%2e%2e%2fetc", "%00"):
+        assert http.post(f"/v1/adapters/{nobodys}/check").status_code in (400, 404)
+
+
+def test_a_models_parity(http: httpx2.Client, client: OpenAI, adapter: Path, database: Database) -> None:
+    name = send(http, adapter).json()["id"]
+    parity = {"tokens": 12, "distance": 0.03, "base_distance": 0.02, "effect": 1.5, "tolerance": 0.15}
+    for recorded, shown in ((None, None), ({"tokens": 0}, None), (parity, parity)):
+        with database.writer() as session:
+            session.get_one(Adapter, name).parity = recorded
+        extra = client.models.retrieve(name).model_extra or {}
+        assert extra["parity"] == shown
+    base = client.models.retrieve(BASE_MODEL).model_extra or {}
+    assert base["parity"] is None

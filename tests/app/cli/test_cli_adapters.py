@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.adapters.models import Adapter
 from app.adapters.validation import module_shapes
 from tests.app.adapters.peft_folder import tensors, write_adapter
 from tests.app.cli.running_service import Service
@@ -26,7 +27,7 @@ def imported(service: Service, folder: Path, *options: str) -> str:
     return json.loads(done.stdout)["id"]
 
 
-@pytest.mark.parametrize("command", ["import", "export", "merge"])
+@pytest.mark.parametrize("command", ["import", "export", "check", "merge"])
 def test_every_command_has_an_example(service: Service, command: str) -> None:
     assert f"Example: toque adapters {command}" in service.run("adapters", command, "--help").output
 
@@ -71,6 +72,27 @@ def test_what_is_refused_is_one_line(service: Service, adapter: Path, tmp_path: 
         assert gone.exit_code == 1
         assert "code model_not_found" in gone.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_checked_again(service: Service, adapter: Path) -> None:
+    name = imported(service, adapter)
+    fine = service.run("adapters", "check", name)
+    assert (fine.exit_code, fine.stdout.split()) == (0, ["model", name, "state", "served"])
+    with service.database.writer() as session:
+        row = session.get_one(Adapter, name)
+        row.storage_key, key = "adapters/../../elsewhere/a", row.storage_key
+    bad = service.run("adapters", "check", name)
+    assert bad.exit_code == 1
+    assert [word.strip() for word in bad.stdout.split(maxsplit=5)[3:]] == [
+        "quarantined",
+        "reason",
+        "its folder is outside the storage",
+    ]
+    with service.database.writer() as session:
+        session.get_one(Adapter, name).storage_key = key
+    again = service.run("adapters", "check", name, "--json")
+    assert (again.exit_code, json.loads(again.stdout)["quarantine_reason"]) == (0, None)
+    assert "code model_not_found" in service.run("adapters", "check", "ft:none").stderr
 
 
 def test_a_model_that_stands_alone(service: Service, base_models_dir: Path, tmp_path: Path) -> None:

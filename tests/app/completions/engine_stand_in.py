@@ -10,12 +10,13 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -33,6 +34,10 @@ class EngineStandIn:
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.behaviour = "answer"
+        self.adapters: list[str] | None = None
+        """In its memory; None: it does not say, as others' vLLM."""
+        self.on_request: Callable[[], object] = lambda: None
+        """What happens before it answers."""
         self.chunks_sent = 0
         self.tokens = 0
         self.disconnected = threading.Event()
@@ -41,12 +46,19 @@ class EngineStandIn:
             routes=[
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
+                Route("/toque/adapters", self._adapters),
                 Route("/v1/{path:path}", self._answer, methods=["POST"]),
             ]
         )
 
     async def _health(self, request: Request) -> Response:
         return Response(status_code=503 if self.behaviour == "ill" else 200)
+
+    async def _adapters(self, request: Request) -> Response:
+        assert request.headers["authorization"] == f"Bearer {self.api_key}"
+        return (
+            Response(status_code=404) if self.adapters is None else JSONResponse({"adapters": self.adapters})
+        )
 
     async def _metrics(self, request: Request) -> Response:
         """As vLLM writes them; 40 tokens more each time."""
@@ -73,6 +85,7 @@ class EngineStandIn:
             return JSONResponse({"error": "Unauthorized"}, 401)
         body = await request.json()
         self.bodies.append(body)
+        await to_thread.run_sync(self.on_request)
         if self.behaviour == "refuse":
             error = {
                 "message": "This model's maximum context length is 2048 tokens.",

@@ -20,7 +20,8 @@ def test_engines_report_themselves(
     assert json.loads(run(settings, "engines", "--json").stdout) == []
     with tempfile.TemporaryDirectory(prefix="toque-") as folder:
         socket = str(Path(folder) / "engine.sock")
-        with run_engine(EngineStandIn(), socket):
+        stand_in = EngineStandIn()
+        with run_engine(stand_in, socket):
             ready = register_engine(database, f"unix:{socket}")
             starting = register_engine(database, "", status="starting", detail="vLLM is loading the model")
             silent = register_engine(database, "unix:/nowhere", heartbeat_at=database_now() - 100)
@@ -28,6 +29,8 @@ def test_engines_report_themselves(
             monkeypatch.setenv("TOQUE_ENGINE_URLS", json.dumps([unreachable]))
             shown = json.loads(run(settings, "engines", "--json").stdout)
             table = run(settings, "engines").stdout
+            stand_in.adapters = ["a", "b", "c", "d"]
+            told = {engine["id"]: engine for engine in json.loads(run(settings, "engines", "--json").stdout)}
     engines = {engine["id"]: engine for engine in shown}
     assert engines[ready] == {
         "id": ready,
@@ -42,6 +45,8 @@ def test_engines_report_themselves(
         "tokens_per_second": 40.0,
         "adapters": ["b", "c"],
     }
+    assert told[ready]["adapters"] == ["a", "b", "c", "d"], "all in its memory, not only those that ran last"
+    assert (told[ready]["requests_waiting"], told[ready]["tokens_per_second"]) == (2, 40.0)
     assert (engines[starting]["status"], engines[starting]["adapters"]) == ("starting", None)
     assert engines[starting]["detail"] == "vLLM is loading the model"
     assert (engines[silent]["status"], engines[silent]["tokens_per_second"]) == ("silent", None)

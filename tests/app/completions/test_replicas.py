@@ -254,3 +254,27 @@ def test_engines_of_others_are_given_by_url(database: Database, folder: Path, se
             assert http.get("/health/ready").json()["checks"]["engine"] == "ok"
         wait_until(lambda: http.post(CHAT, json=ASK).status_code == 503, "it is gone", seconds=10)
     assert API_KEY not in str(stand_in.bodies)
+
+
+def test_while_a_job_trains_requests_wait_or_are_refused(settings: Settings, database: Database) -> None:
+    engine = EngineStandIn()
+    patient = settings.model_copy(update={"engine_wait_seconds": 20.0})
+    with tempfile.TemporaryDirectory(prefix="toque-") as folder:
+        socket = str(Path(folder) / "engine.sock")
+        with run_engine(engine, socket):
+            row = register_engine(database, f"unix:{socket}", status="asleep", detail="a job trains")
+            with run_service(settings) as service, service.http() as http:
+                refused = http.post("/v1/chat/completions", json=ASK)
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+                assert "a job trains" in refused.json()["error"]["message"]
+                assert "engine" not in http.get("/health/ready").json().get("error", {}).get("message", "")
+                assert http.get("/health/ready").json()["checks"]["engine"] == "ok"
+            with run_service(patient) as service, ThreadPoolExecutor() as waiting, service.http() as http:
+                answer = waiting.submit(http.post, "/v1/chat/completions", json=ASK)
+                with pytest.raises(TimeoutError):
+                    answer.result(timeout=0.5)
+                with database.writer() as session:
+                    session.get_one(Engine, row).status = "ready"
+                response = answer.result(timeout=10)
+                assert response.status_code == 200
+                assert float(response.headers["x-toque-queue-ms"]) > 500

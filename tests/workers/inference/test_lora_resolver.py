@@ -6,6 +6,8 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -159,8 +161,8 @@ def test_the_first_reason_stands(
     database: Database, settings: Settings, published: PublishedAdapters
 ) -> None:
     truncate(publish(database, settings, "ft:bad"))
-    published._quarantine("ft:bad", "x" * 2000)
-    published._quarantine("ft:bad", "another")
+    published.quarantine("ft:bad", "x" * 2000)
+    published.quarantine("ft:bad", "another")
     assert reason(database, "ft:bad") == "x" * 1024
 
 
@@ -184,3 +186,57 @@ def test_a_database_that_is_away_only_means_that_it_is_not_written(
     with pytest.raises(AdapterError):
         published.folder_of("ft:bad")
     assert reason(database, "ft:bad") is not None
+
+
+class Loader:
+    """As vLLM's, which finds what our own checks do not."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self.error = error
+        self.held: set[int] = set()
+
+    def add_adapter(self, lora_request: Any) -> bool:
+        self.held.add(lora_request.lora_int_id)
+        if self.error:
+            raise self.error
+        return True
+
+    def remove_adapter(self, adapter_id: int) -> None:
+        self.held.discard(adapter_id)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_verdict"),
+    [
+        (None, False),
+        (ValueError("LoRA rank 64 is greater than max_lora_rank 32."), True),
+        (RuntimeError("The size of tensor a (8) must match"), True),
+        (AssertionError(), True),
+        (KeyError("r"), True),
+        (OSError(5, "Input/output error"), False),
+        (MemoryError(), False),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+    ],
+)
+def test_what_vllm_cannot_load_is_quarantined(
+    database: Database,
+    settings: Settings,
+    published: PublishedAdapters,
+    error: Exception | None,
+    is_verdict: bool,
+) -> None:
+    pytest.importorskip("vllm")
+    publish(database, settings, "ft:mine")
+    watched = type("Watched", (Loader,), {})
+    lora_resolver.watch_loader(watched, published)
+    loader = watched(error)
+    request = SimpleNamespace(lora_name="ft:mine", lora_int_id=7)
+    if error is None:
+        assert loader.add_adapter(request)
+    else:
+        with pytest.raises(type(error)):
+            loader.add_adapter(request)
+    assert (reason(database, "ft:mine") is not None) == is_verdict
+    if is_verdict:
+        assert (reason(database, "ft:mine") or "").startswith("vLLM cannot load it: ")
+        assert loader.held == set()

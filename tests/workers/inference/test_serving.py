@@ -21,6 +21,7 @@ from sqlalchemy import select
 
 from app.adapters.models import Adapter
 from app.completions.models import Engine as EngineRow
+from app.completions.vllm import VllmConnection
 from app.database import Database
 from app.settings import Settings
 from tests.conftest import BASE_MODEL, wait_until
@@ -32,6 +33,19 @@ torch = pytest.importorskip("torch")
 START_SECONDS = 240
 ADAPTERS = {"ft:one": (8, 1), "ft:two": (16, 2), "ft:three": (32, 3)}
 """Rank and seed."""
+BLIND = """
+from app.adapters import validation
+
+check = validation.check_adapter
+
+
+def check_adapter(folder, base, max_rank):
+    return check(folder, base, None if folder.name == "ft:wide" else max_rank)
+
+
+validation.check_adapter = check_adapter
+"""
+"""Has the engine's processes overlook the rank of one adapter, so that vLLM's own loader finds it."""
 PROMPTS = [
     "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital",
     "<|im_start|>user\nName a soup.<|im_end|>\n<|im_start|>assistant\nLeek and potato, with a little cream.",
@@ -121,6 +135,9 @@ def serving(
     environment = {"TOQUE_DATA_DIR": str(data), "TOQUE_MODELS_DIR": str(base_models_dir)}
     # Few slots and a small cache, so that tests reach their ends.
     environment |= {"TOQUE_HEARTBEAT_SECONDS": "1", "TOQUE_ENGINE_MAX_LORAS": "2"}
+    blind = tmp_path_factory.mktemp("blind")
+    (blind / "sitecustomize.py").write_text(BLIND)
+    environment["PYTHONPATH"] = os.pathsep.join([str(blind), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, "-m", "workers.inference.engine"], env={**os.environ, **environment}
     )
@@ -199,6 +216,32 @@ async def test_bad_adapters_are_quarantined_and_harm_nobody(serving: Serving) ->
     assert_near(after[1], before[1])
 
 
+async def test_what_only_vllm_finds_bad_is_quarantined_and_harms_nobody(serving: Serving) -> None:
+    make_adapter(serving.base, serving.publish("ft:wide"), 64, 4)
+    good_ones = [(BASE_MODEL, PROMPTS[0]), ("ft:one", PROMPTS[0])]
+    before = await serving.prompt_logprobs(*good_ones)
+    names = (BASE_MODEL, "ft:wide", "ft:one", "ft:wide")
+    answers = await serving.post(*({"model": name, "prompt": "Hello", "max_tokens": 4} for name in names))
+    assert [status for status, _ in answers] == [200, 400, 200, 400]
+    reason = serving.quarantine_reason("ft:wide") or ""
+    assert reason == "vLLM cannot load it: LoRA rank 64 is greater than max_lora_rank 32."
+    ((status, refusal),) = await serving.post({"model": "ft:wide", "prompt": "Hello", "max_tokens": 4})
+    assert (status, reason in refusal["error"]["message"]) == (400, True)
+    after = await serving.prompt_logprobs(*good_ones)
+    for served, served_before in zip(after, before, strict=True):
+        assert_near(served, served_before)
+
+
+async def test_what_is_in_memory(serving: Serving) -> None:
+    row = serving.row()
+    await serving.post(*({"model": name, "prompt": "Hello", "max_tokens": 1} for name in ADAPTERS))
+    connection = VllmConnection(row.url, row.api_key, 10)
+    resident = await connection.adapters()
+    await connection.close()
+    assert set(ADAPTERS) <= set(resident), "also those that have no slot"
+    assert not {"ft:corrupt", "ft:nan", "ft:wide"} & set(resident)
+
+
 async def test_only_what_the_gateway_needs_answers(serving: Serving) -> None:
     row = serving.row()
     connector = aiohttp.UnixConnector(row.url.removeprefix("unix:"))
@@ -208,6 +251,8 @@ async def test_only_what_the_gateway_needs_answers(serving: Serving) -> None:
             "/v1/completions": 401,
             "/invocations": 404,
             "/v1/load_lora_adapter": 404,
+            "/sleep": 404,
+            "/toque/adapters": 404,
         }.items():
             async with client.post(f"http://engine{path}", json=body) as answer:
                 assert answer.status == status, path

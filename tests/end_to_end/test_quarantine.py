@@ -1,0 +1,60 @@
+"""A model whose files are damaged, from the first request to the repair, with the real engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from app.adapters.validation import module_shapes
+from tests.app.adapters.peft_folder import tensors, write_adapter
+from tests.conftest import BASE_MODEL
+from tests.end_to_end.conftest import Deployment
+
+SOUP: Any = [{"role": "user", "content": "Soup?"}]
+
+
+def imported(deployment: Deployment, folder: Path) -> tuple[str, Path]:
+    """Its name, and the file of its weights in the storage."""
+    done = deployment.toque("adapters", "import", str(folder), "--base-model", BASE_MODEL, "--json")
+    assert done.returncode == 0, done.stderr
+    name: str = json.loads(done.stdout)["id"]
+    storage = Path(deployment.environment["TOQUE_DATA_DIR"]) / "storage"
+    return name, storage / "adapters" / name.rpartition(":")[2] / "adapter_model.safetensors"
+
+
+def test_from_the_first_request_to_the_repair(
+    deployment: Deployment, client: OpenAI, base_models_dir: Path, tmp_path: Path
+) -> None:
+    shapes = module_shapes(base_models_dir / BASE_MODEL)
+    some = {name: shape for name, shape in shapes.items() if ".layers.3." in name}
+    folder = write_adapter(tmp_path / "mine", tensors(some))
+    bad, weights = imported(deployment, folder)
+    good, _ = imported(deployment, folder)
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
+
+    for stream in (True, False):
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(model=bad, messages=SOUP, max_tokens=4, stream=stream)
+        assert (caught.value.status_code, caught.value.code) == (424, "model_quarantined")
+        assert "its header describes" in caught.value.message
+    for other in (good, BASE_MODEL):
+        assert client.chat.completions.create(model=other, messages=SOUP, max_tokens=4).choices
+
+    assert deployment.toque("adapters", "check", bad).returncode == 1
+    weights.write_bytes(content)
+    assert deployment.toque("adapters", "check", bad).returncode == 0
+    answers = {
+        client.chat.completions.create(model=name, messages=SOUP, max_tokens=4, temperature=0)
+        .choices[0]
+        .message.content
+        for name in (bad, good)
+    }
+    assert len(answers) == 1, "they have the same weights"
+    [engine] = json.loads(deployment.toque("engines", "--json").stdout)
+    assert {bad, good} <= set(engine["adapters"])

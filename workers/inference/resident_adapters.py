@@ -1,0 +1,30 @@
+"""Which adapters vLLM has in its memory: its own list of models never forgets one that it has dropped."""
+
+from __future__ import annotations
+
+import json
+
+from workers.inference.allowlist import App, Receive, Scope, Send
+
+PATH = "/toque/adapters"
+
+
+class ResidentAdapters:
+    """ASGI middleware, given to vLLM with --middleware: answers `GET /toque/adapters`."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers, or passes the request on."""
+        if scope["type"] != "http" or scope["path"] != PATH:
+            await self._app(scope, receive, send)
+            return
+        state = scope["app"].state
+        resident: set[int] = await state.engine_client.list_loras()
+        known = state.openai_serving_models.lora_requests.values()
+        names = sorted(str(lora.lora_name) for lora in known if lora.lora_int_id in resident)
+        body = json.dumps({"adapters": names}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
