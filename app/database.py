@@ -9,11 +9,15 @@ from typing import Any, ClassVar
 
 from sqlalchemy import JSON, Engine, create_engine, event
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import Double
 
+DATABASE_AWAY = (OperationalError, InternalError, PoolTimeoutError)
+"""What a database that cannot be reached now raises."""
 _IDLE_TRANSACTION_SECONDS = 30
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -64,6 +68,7 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.engine = _connect(url)
         self._read = sessionmaker(self.engine, expire_on_commit=False)
         immediate = self.engine.execution_options(sqlite_begin_immediate=True)

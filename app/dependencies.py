@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from app.auth import service as auth_service
-from app.auth.models import Project
+from app.auth.models import ApiKey, Project
 from app.creations import CreationRequest
 from app.database import Database
 from app.files.storage import LocalStorage
@@ -65,6 +65,13 @@ def _project(
         return auth_service.authenticate(session, credentials.credentials if credentials else None)
 
 
+def _key(
+    database: DatabaseDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
+) -> ApiKey:
+    with database.reader() as session:
+        return auth_service.authenticate_key(session, credentials.credentials if credentials else None)[0]
+
+
 def _creation(
     request: Request,
     project: Annotated[Project, Depends(_project, scope="function")],
@@ -83,3 +90,5 @@ def _creation(
 Creating = Annotated[CreationRequest, Depends(_creation, scope="function")]
 """For routes that create: finds what an equal request has created before."""
 CurrentProject = Annotated[Project, Depends(_project, scope="function")]
+CurrentKey = Annotated[ApiKey, Depends(_key, scope="function")]
+"""For routes that write down who asked."""

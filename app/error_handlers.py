@@ -120,7 +120,8 @@ async def _on_unexpected(_request: Request, error: Exception) -> Response:
 def _param_path(location: tuple[int | str, ...], body: Any) -> str:
     """`("body", "messages", 0, "role")` as `messages[0].role`.
 
-    Among a union's branches pydantic also names the branch, which is no place in the body.
+    Among a union's branches pydantic also names the branch, which is no place in the body; where an object's
+    `type` chose it, it goes by that.
     """
     path, place = "", body
     for position, part in enumerate(location[1:], start=2):
@@ -128,8 +129,11 @@ def _param_path(location: tuple[int | str, ...], body: Any) -> str:
             path += f"[{part}]"
             place = cast("list[Any]", place)[part]
         elif isinstance(part, str) and isinstance(place, dict):
+            known = cast("dict[str, Any]", place)
+            if position < len(location) and (part not in known or known.get("type") == part):
+                continue
             path += f".{part}" if path else part
-            place = cast("dict[str, Any]", place).get(part)
+            place = known.get(part)
         elif location[0] != "body" and position == 2:
             path = str(part)
     return path

@@ -10,6 +10,10 @@ from fastapi import FastAPI
 
 from app import __version__, health
 from app.adapters.router import adapters_router, models_router
+from app.aliases.router import models_router as aliased_models_router
+from app.aliases.router import router as aliases_router
+from app.comparisons.router import router as comparisons_router
+from app.comparisons.runner import Runner
 from app.completions.gateway import Gateway
 from app.completions.replicas import Replicas
 from app.completions.router import router as completions_router
@@ -20,6 +24,7 @@ from app.files.storage import LocalStorage
 from app.fine_tuning.router import router as fine_tuning_router
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware
+from app.promotion.router import router as promotion_router
 from app.settings import Settings
 from app.usage.router import router as usage_router
 from app.usage.tally import Tally
@@ -38,8 +43,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.metrics = metrics
         tally = Tally(app.state.database)
         replicas = app.state.replicas = Replicas(settings, app.state.database)
-        app.state.gateway = Gateway(settings, app.state.database, replicas, tally)
-        background = [asyncio.create_task(replicas.run()), asyncio.create_task(tally.run())]
+        gateway = app.state.gateway = Gateway(settings, app.state.database, replicas, tally)
+        runner = Runner(settings, app.state.database, app.state.storage, gateway)
+        background = [asyncio.create_task(part.run()) for part in (replicas, tally, runner)]
         try:
             yield
         finally:
@@ -64,6 +70,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         fine_tuning_router,
         models_router,
         adapters_router,
+        aliased_models_router,
+        aliases_router,
+        comparisons_router,
+        promotion_router,
         usage_router,
         health.router,
     ):

@@ -114,6 +114,8 @@ class Settings(BaseSettings):
     """How long an engine has a shared device at least, between two jobs."""
     engine_wait_seconds: float = Field(default=0.0, ge=0)
     """How long a request waits for an engine that sleeps, before it is refused."""
+    external_endpoints: list[str] = []
+    """Base URLs of OpenAI-compatible services that comparisons may ask. JSON: `["https://host/v1"]`."""
     upstream_timeout: float = Field(default=600.0, gt=0)
     """Seconds without a byte from the engine before a completion is given up."""
 

@@ -4,7 +4,9 @@ from alembic import context
 
 from app import creations as _creations  # noqa: F401
 from app.adapters import models as _adapters  # noqa: F401 - fills the metadata
+from app.aliases import models as _aliases  # noqa: F401
 from app.auth import models as _auth  # noqa: F401
+from app.comparisons import models as _comparisons  # noqa: F401
 from app.completions import models as _completions  # noqa: F401
 from app.database import Base, Database
 from app.files import models as _files  # noqa: F401

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
 from app.adapters import service
-from app.adapters.schemas import ImportAdapter, ModelDeleted, ModelList, ModelObject
+from app.adapters.schemas import ImportAdapter, ModelList, ModelObject
 from app.adapters.validation import CONFIG, WEIGHTS
 from app.base_models import find_base_model
 from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
@@ -59,14 +59,6 @@ def retrieve_model(
     return (
         ModelObject.of_adapter(adapter) if adapter else ModelObject.of_base(find_base_model(settings, model))
     )
-
-
-@models_router.delete("/{model}")
-def delete_model(
-    model: str, project: CurrentProject, session: WriteSession, settings: SettingsDep
-) -> ModelDeleted:
-    """Deletes a fine-tuned model or a checkpoint."""
-    return ModelDeleted(id=service.delete_adapter(session, settings, project.id, model).name)
 
 
 @adapters_router.post("", openapi_extra=_IMPORT_BODY)

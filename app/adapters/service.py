@@ -260,6 +260,17 @@ def list_adapters(session: Session, project_id: str) -> Sequence[Adapter]:
     return session.scalars(query.order_by(Adapter.created_at.desc(), Adapter.name.desc())).all()
 
 
+def list_job_adapters(session: Session, project_id: str, job_id: str) -> Sequence[Adapter]:
+    """What a job has published and can be asked: its checkpoints and, where it has ended, its model."""
+    query = select(Adapter).where(
+        Adapter.job_id == job_id,
+        Adapter.project_id == project_id,
+        Adapter.deleted_at.is_(None),
+        Adapter.quarantine_reason.is_(None),
+    )
+    return session.scalars(query).all()
+
+
 def delete_adapter(session: Session, settings: Settings, project_id: str, name: str) -> Adapter:
     """Ends a model: it is found no more, and its name is never given to another.
 

@@ -19,7 +19,12 @@ _PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 def authenticate(session: Session, secret: str | None) -> Project:
-    """The project that the key belongs to.
+    """The project that the key belongs to; raises as `authenticate_key` does."""
+    return authenticate_key(session, secret)[1]
+
+
+def authenticate_key(session: Session, secret: str | None) -> tuple[ApiKey, Project]:
+    """The key with that secret, and the project that it belongs to.
 
     Raises:
         AuthenticationError: no key, an unknown one, or one that was revoked.
@@ -30,12 +35,12 @@ def authenticate(session: Session, secret: str | None) -> Project:
             "`toque keys create` makes one; `toque serve` printed the first.",
             code="invalid_api_key",
         )
-    found = session.scalar(
-        select(Project).join(ApiKey).where(ApiKey.key_sha256 == _digest(secret), ApiKey.revoked_at.is_(None))
-    )
+    known = select(ApiKey, Project).join(Project).where(ApiKey.key_sha256 == _digest(secret))
+    found = session.execute(known.where(ApiKey.revoked_at.is_(None))).one_or_none()
     if found is None:
         raise AuthenticationError("The API key is not valid, or was revoked.", code="invalid_api_key")
-    return found
+    key, project = found
+    return key, project
 
 
 def create_project(session: Session, name: str) -> Project:

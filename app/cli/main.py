@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-from app.cli import adapters, chat, db, demo, engines, files, jobs, keys, models, serve, workers
+from app.cli import (
+    adapters,
+    aliases,
+    chat,
+    compare,
+    db,
+    demo,
+    engines,
+    files,
+    jobs,
+    keys,
+    models,
+    promote,
+    serve,
+    workers,
+)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +53,9 @@ app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(aliases.app, name="aliases")
+app.add_typer(compare.app, name="compare")
+app.command()(promote.promote)
 app.command()(chat.chat)
 app.add_typer(keys.app, name="keys")
 app.add_typer(db.app, name="db")

@@ -39,7 +39,7 @@ def print_json(document: Document | Sequence[Document]) -> None:
     sys.stdout.flush()
 
 
-def print_json_line(item: BaseModel) -> None:
+def print_json_line(item: Document) -> None:
     """One line of a stream."""
     sys.stdout.write(json.dumps(_plain(item), ensure_ascii=False) + "\n")
     sys.stdout.flush()

@@ -59,9 +59,13 @@ class CandidateResult(BaseModel):
     questions: int
     failures: int
     """Questions without an answer: the model or the judge failed."""
+    ungraded: int = 0
+    """Those failures that had an answer: the judge spoke nonsense, or a pattern took too long."""
     score: float
     """Mean over all questions."""
     interval: Interval
+    macro_f1: float | None = None
+    """Over the labels that the references have, each counting the same; of a `label_f1` grader alone."""
     tokens: TokenCounts
     latency: Latency | None
     """None where nothing was answered."""
@@ -101,9 +105,9 @@ class CheckpointCurve(BaseModel):
     job: str
     points: list[CheckpointPoint]
     best: str
-    """The earliest model that is not shown to be worse than the one with the highest score."""
+    """The earliest model that is within one standard error of the one with the highest score."""
     overfits: bool
-    """The final model is worse than the best checkpoint, by a paired test at 5 %."""
+    """An earlier checkpoint is better than the final model, by paired tests at 5 %, corrected (Holm)."""
     sentence: str
 
 

@@ -17,11 +17,10 @@ from app.adapters.service import ServedModel
 from app.completions.events import Events, usage_of
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import SamplingParameters
-from app.completions.vllm import MODEL_NOT_LOADED, Unanswered, broken_off
+from app.completions.vllm import MODEL_NOT_LOADED, broken_off
 from app.errors import InvalidRequestError, ToqueError
 from app.usage.tally import Tally
 
-_ATTEMPTS = 2
 _CLIENT_GONE = 499
 """Nobody sees it but the metrics."""
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
@@ -30,8 +29,8 @@ _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"ca
 class Answer(Response):
     """Asks an engine when it is sent, and passes on what it says.
 
-    Its headers: `x-toque-replica` is the engine that answered, `x-toque-queue-ms` the time from the
-    request's arrival until it was sent to that engine.
+    Its headers: `x-toque-model` is the model that answered, under its own name, `x-toque-replica` the engine,
+    `x-toque-queue-ms` the time from the request's arrival until it was sent to that engine.
     """
 
     def __init__(
@@ -39,7 +38,7 @@ class Answer(Response):
         replicas: Replicas,
         tally: Tally,
         served: ServedModel,
-        look_up_now: Callable[[], Awaitable[ServedModel]],
+        look_up_now: Callable[[], Awaitable[object]],
         project_id: str,
         path: str,
         body: SamplingParameters,
@@ -52,7 +51,7 @@ class Answer(Response):
         self._look_up_now = look_up_now
         self._project_id = project_id
         self._path = path
-        self._body = _upstream_body(body, served.name, project_id)
+        self._body = upstream_body(body, served.name, project_id)
         self._streams = bool(body.stream)
         self._hides_usage = not (body.stream_options and body.stream_options.include_usage)
         self._arrived = arrived
@@ -80,19 +79,12 @@ class Answer(Response):
 
     async def _pass_on(self, send: Send) -> None:
         """Asks one replica, and if it gives not one byte, another."""
-        asked: list[Replica] = []
-        while True:
-            replica = await self._replicas.choose(self._served.base_model, self._served.name, but=asked)
-            asked.append(replica)
-            try:
-                with replica.serving():
-                    return await self._ask(replica, send)
-            except Unanswered as unanswered:
-                others = self._replicas.ready(self._served.base_model, asked)
-                if len(asked) == _ATTEMPTS or not others:
-                    raise _named(await self._reason(unanswered.error), replica) from unanswered
-            except ToqueError as error:
-                raise _named(await self._reason(error), replica) from None
+        served = self._served
+        try:
+            await self._replicas.ask(served.base_model, served.name, lambda replica: self._ask(replica, send))
+        except ToqueError as error:
+            reason = await self._reason(error)
+            raise _about_the_same_replica(reason, error) from error
 
     async def _reason(self, error: ToqueError) -> ToqueError:
         """What to say where an engine has refused: perhaps its model was quarantined by that, or deleted."""
@@ -117,6 +109,7 @@ class Answer(Response):
                 content = await read(upstream)
             replica.has_answered(self._served.name)
             headers = [
+                (b"x-toque-model", self._served.name.encode()),
                 (b"x-toque-replica", replica.id.encode()),
                 (b"x-toque-queue-ms", b"%.1f" % (queued * 1000)),
             ]
@@ -130,7 +123,7 @@ class Answer(Response):
 
     async def _send_whole(self, send: Send, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
         headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-        self._count(_usage_in(content))
+        self._count(usage_in(content))
         await self._start(send, headers)
         await send({"type": "http.response.body", "body": content})
 
@@ -163,7 +156,7 @@ class Answer(Response):
         self._tally.count(self._project_id, self._served.name, *(usage or (0, 0)))
 
 
-def _upstream_body(body: SamplingParameters, model: str, project_id: str) -> bytes:
+def upstream_body(body: SamplingParameters, model: str, project_id: str) -> bytes:
     """The request as the engine gets it: what is allowed, and what clients have no say in."""
     ours: dict[str, Any] = {"model": model, "cache_salt": project_id}
     if body.stream:
@@ -174,11 +167,18 @@ def _upstream_body(body: SamplingParameters, model: str, project_id: str) -> byt
     return orjson.dumps(ours)[:-1] + b"," + allowed.encode()[1:]  # never empty: there is a prompt
 
 
-def _usage_in(content: bytes) -> tuple[int, int] | None:
+def usage_in(content: bytes) -> tuple[int, int] | None:
+    """Tokens in and out, as a whole answer states them."""
     try:
         return usage_of(orjson.loads(content))
     except orjson.JSONDecodeError:
         return None
+
+
+def _about_the_same_replica(error: ToqueError, other: ToqueError) -> ToqueError:
+    if (replica := other.headers.get("x-toque-replica")) is not None:
+        error.headers["x-toque-replica"] = replica
+    return error
 
 
 async def _watch(receive: Receive, presence: asyncio.Timeout) -> None:
@@ -186,8 +186,3 @@ async def _watch(receive: Receive, presence: asyncio.Timeout) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     presence.reschedule(0)
-
-
-def _named(error: ToqueError, replica: Replica) -> ToqueError:
-    error.headers["x-toque-replica"] = replica.id
-    return error

@@ -6,12 +6,12 @@ from functools import partial
 
 from starlette.types import Scope
 
-from app.adapters import service as adapters_service
-from app.adapters.service import ServedModel
+from app.aliases import service as aliases_service
+from app.aliases.target import Target
 from app.auth import service as auth_service
-from app.completions.answer import Answer
+from app.completions.answer import Answer, upstream_body, usage_in
 from app.completions.remembered import Remembered
-from app.completions.replicas import Replicas
+from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import SamplingParameters
 from app.database import Database
 from app.middleware import ARRIVED
@@ -27,8 +27,13 @@ class Gateway:
         self._database = database
         self._replicas = replicas
         self._tally = tally
-        self._projects: Remembered[str, str] = Remembered(self._find_project)
-        self._models: Remembered[tuple[str, str], ServedModel] = Remembered(self._find_model)
+        self._projects: Remembered[str, str] = Remembered(
+            self._find_project, fresh_seconds=1.0, stale_seconds=3.0
+        )
+        # An alias that is moved leads everywhere to its new model within two seconds.
+        self._targets: Remembered[tuple[str, str], Target] = Remembered(
+            self._find_target, fresh_seconds=0.5, stale_seconds=1.5
+        )
 
     async def authenticate(self, secret: str | None) -> str:
         """The id of the project that the key belongs to.
@@ -42,20 +47,44 @@ class Gateway:
         """The response that will ask an engine when it is sent.
 
         Raises:
-            NotFoundError: the project has no such model.
+            NotFoundError: the project has no such model or alias.
         """
         key = (project_id, body.model)
-        served = await self._models.get(key)
-        look_up_now = partial(self._models.look_up_now, key)
+        served = (await self._targets.get(key)).model_for(body.user)
+        look_up_now = partial(self._targets.look_up_now, key)
         return Answer(
             self._replicas, self._tally, served, look_up_now, project_id, path, body, scope[ARRIVED]
         )
+
+    async def ask(self, project_id: str, path: str, body: SamplingParameters) -> bytes:
+        """The whole answer to a request that the service itself makes for a project.
+
+        Raises:
+            NotFoundError: the project has no such model or alias.
+            UnavailableError: no engine is ready, or none answered.
+            InvalidRequestError: the engine refused the request.
+        """
+        target = await self._targets.get((project_id, body.model))
+        served = target.model_for(body.user)
+        content = upstream_body(body, served.name, project_id)
+
+        async def question(replica: Replica) -> bytes:
+            async with replica.patience():
+                upstream = await replica.connection.post(path, content)
+                try:
+                    return await replica.connection.read_all(upstream)
+                finally:
+                    upstream.close()  # where it has not ended, so does the engine's work
+
+        answer = await self._replicas.ask(served.base_model, served.name, question)
+        self._tally.count(project_id, served.name, *(usage_in(answer) or (0, 0)))
+        return answer
 
     def _find_project(self, secret: str) -> str:
         with self._database.reader() as session:
             return auth_service.authenticate(session, secret).id
 
-    def _find_model(self, key: tuple[str, str]) -> ServedModel:
+    def _find_target(self, key: tuple[str, str]) -> Target:
         project_id, name = key
         with self._database.reader() as session:
-            return adapters_service.resolve_model(session, self._settings, project_id, name)
+            return aliases_service.resolve(session, self._settings, project_id, name)

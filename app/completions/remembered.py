@@ -9,8 +9,6 @@ from typing import Generic, TypeVar
 
 from anyio import to_thread
 
-_FRESH_SECONDS = 1.0
-_STALE_SECONDS = 3.0
 _MOST = 10_000
 
 K = TypeVar("K", bound=Hashable)
@@ -20,12 +18,14 @@ V = TypeVar("V")
 class Remembered(Generic[K, V]):
     """What `look_up` answered in the last seconds. It runs in a thread, once at a time for a key.
 
-    After a second an answer is still given but looked up again meanwhile, so whatever has ended (a key, a
-    model) is used for three seconds more at most, and a steady caller never waits. Errors are not kept.
+    An answer that is not fresh any more is still given but looked up again meanwhile, so whatever has changed
+    is used for the stale seconds at most, and a steady caller never waits. Errors are not kept.
     """
 
-    def __init__(self, look_up: Callable[[K], V]) -> None:
+    def __init__(self, look_up: Callable[[K], V], *, fresh_seconds: float, stale_seconds: float) -> None:
         self._look_up = look_up
+        self._fresh_seconds = fresh_seconds
+        self._stale_seconds = stale_seconds
         self._known: dict[K, tuple[V, float]] = {}
         self._pending: dict[K, asyncio.Task[V]] = {}
 
@@ -35,9 +35,9 @@ class Remembered(Generic[K, V]):
         if known is not None:
             value, looked_up_at = known
             age = time.monotonic() - looked_up_at
-            if age < _FRESH_SECONDS:
+            if age < self._fresh_seconds:
                 return value
-            if age < _STALE_SECONDS:
+            if age < self._stale_seconds:
                 self._renew(key)
                 return value
         return await asyncio.shield(self._renew(key))  # others may wait for it too

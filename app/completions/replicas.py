@@ -7,9 +7,10 @@ import hashlib
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Collection, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
+from typing import TypeVar
 
 from anyio import to_thread
 from pydantic import SecretStr
@@ -18,11 +19,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.completions import service
 from app.completions.vllm import Unanswered, VllmConnection, unreachable
 from app.database import Database
-from app.errors import UnavailableError
+from app.errors import ToqueError, UnavailableError
 from app.settings import EngineAddress, Settings
 
 log = logging.getLogger("toque.replicas")
 
+T = TypeVar("T")
+
+_ATTEMPTS = 2
 _REFRESH_SECONDS = 1.0
 _PROBE_EVERY_SECONDS = 2.0
 _SILENCE_SECONDS = 5.0
@@ -162,6 +166,27 @@ class Replicas:
         best = min(warm, key=lambda replica: replica.load)
         return best if best.in_flight <= idlest.in_flight + _WORTH_A_LOAD else idlest
 
+    async def ask(self, base_model: str, model: str, question: Callable[[Replica], Awaitable[T]]) -> T:
+        """What `question` gets from one replica or, if that gives not one byte, from another.
+
+        Raises:
+            UnavailableError: no engine is ready, or none answered.
+            InvalidRequestError: the engine refused the request.
+        """
+        asked: list[Replica] = []
+        while True:
+            replica = await self.choose(base_model, model, but=asked)
+            asked.append(replica)
+            try:
+                with replica.serving():
+                    return await question(replica)
+            except Unanswered as unanswered:
+                others = self.ready(base_model, asked)
+                if len(asked) == _ATTEMPTS or not others:
+                    raise _named(unanswered.error, replica) from unanswered
+            except ToqueError as error:
+                raise _named(error, replica) from None
+
     def ready(self, base_model: str, but: Collection[Replica] = ()) -> list[Replica]:
         """Those of the base that answer."""
         return [
@@ -253,3 +278,8 @@ class Replicas:
 def given_id(address: EngineAddress) -> str:
     """Of an engine that has no row: the same in every gateway."""
     return "engine_" + hashlib.sha256(address.url.encode()).hexdigest()[:24]
+
+
+def _named(error: ToqueError, replica: Replica) -> ToqueError:
+    error.headers["x-toque-replica"] = replica.id
+    return error

@@ -28,6 +28,10 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
             "text/event-stream": {"schema": {"type": "string"}},
         },
         "headers": {
+            "x-toque-model": {
+                "description": "The model that answered, where `model` was an alias or another of its names",
+                "schema": {"type": "string"},
+            },
             "x-toque-replica": {"description": "The engine that answered", "schema": {"type": "string"}},
             "x-toque-queue-ms": {
                 "description": "From the request's arrival until it was sent to that engine",

@@ -121,6 +121,7 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
     creates_nothing = {
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/comparisons/{comparison_id}/cancel",
         "/v1/fine_tuning/jobs/{job_id}/cancel",
         "/v1/fine_tuning/jobs/{job_id}/pause",
         "/v1/fine_tuning/jobs/{job_id}/resume",
@@ -136,7 +137,14 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
         if "idempotency-key" in [parameter["name"] for parameter in post.get("parameters", [])]
     }
     assert takes_key == posts.keys() - creates_nothing
-    assert takes_key == {"/v1/adapters", "/v1/files", "/v1/fine_tuning/jobs"}
+    assert takes_key == {
+        "/v1/adapters",
+        "/v1/aliases/{name}/promote",
+        "/v1/aliases/{name}/rollback",
+        "/v1/comparisons",
+        "/v1/files",
+        "/v1/fine_tuning/jobs",
+    }
 
 
 def test_an_upload_after_a_deletion_is_a_new_one(client: OpenAI) -> None:

@@ -89,6 +89,8 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
     running = job | {"status": "running", "started_at": now - 60, "worker_id": "worker_1"}
     finished = job | {"started_at": now - 900, "finished_at": now - 600, "lease_epoch": 1}
     adapter = project | {"job_id": "ftjob-done", "base_model": BASE_MODEL, "created_at": now - 600}
+    reply = {"comparison_id": "cmp_1", "question": 0, "candidate": 0, "text": "Leek."}
+    reply |= {"input_tokens": 5, "output_tokens": 2, "seconds": 0.1}
     event = {"job_id": "ftjob-done", "created_at": now - 600, "level": "info"}
     return {
         "projects": [{"id": "proj_1", "name": "default", "created_at": now - 1000}],
@@ -167,6 +169,25 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             project
             | {"id": "creation_1", "idempotency_key": "k1", "request_sha256": "0" * 64}
             | {"resource_id": "ftjob-waiting", "created_at": now - 900}
+        ],
+        "comparisons": [
+            project
+            | {"id": "cmp_1", "status": "succeeded", "model": BASE_MODEL, "file_id": "file-1"}
+            | {"plan": {}, "excluded": [], "total": 1, "done": 1, "lease_epoch": 1, "created_at": now - 900}
+        ],
+        "comparison_questions": [
+            {"id": "cmpitem_1", "comparison_id": "cmp_1", "number": 0, "content": {"line": 1}}
+        ],
+        "comparison_answers": [reply],
+        "comparison_judgements": [reply | {"turn": 0}],
+        "aliases": [
+            project
+            | {"id": "alias_1", "name": "soup:live", "split": [{"model": MODEL, "weight": 1.0}], "version": 1}
+            | {"created_at": now - 500, "updated_at": now - 500}
+        ],
+        "alias_changes": [
+            {"id": "aliaschange_1", "alias_id": "alias_1", "version": 1, "kind": "created", "key_id": "key_1"}
+            | {"split_before": [], "split_after": [{"model": MODEL, "weight": 1.0}], "created_at": now - 500}
         ],
     }
 

@@ -38,6 +38,8 @@ def test_help_and_version_do_not_load_the_slow_libraries() -> None:
         "files upload",
         "jobs create",
         "jobs wait",
+        "compare",
+        "compare report",
         "models pull",
         "keys create",
         "db upgrade",

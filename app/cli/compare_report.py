@@ -1,0 +1,97 @@
+"""A comparison in the terminal, and for machines that read JUnit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.cli.junit import xml_text
+from app.cli.output import print_fields, print_table, stdout
+
+_MOST_QUESTIONS = 20
+
+
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """How far it is or, once it has ended, every candidate's score and the verdict."""
+    done, total = comparison["progress"]["done"], comparison["progress"]["total"]
+    error, excluded = comparison["error"], comparison["excluded"]["count"]
+    print_fields(
+        {
+            "id": comparison["id"],
+            "name": comparison["name"],
+            "status": comparison["status"],
+            "error": f"{error['message']} ({error['code']})" if error else None,
+            "questions": comparison["questions"],
+            "left out": f"{excluded} that were trained on" if excluded else None,
+            "answers": f"{done:,} of {total:,}",
+        }
+    )
+    if comparison["results"] is None:
+        return
+    rows = [
+        (
+            each["name"],
+            f"{each['score']:.1%}",
+            f"{each['interval']['low']:.1%} to {each['interval']['high']:.1%}",
+            each["failures"],
+            f"{each['tokens']['per_1000_questions']:,}",
+            *(f"{each['latency'][at]:.2f} s" if each["latency"] else None for at in ("p50", "p95")),
+        )
+        for each in comparison["candidates"]
+    ]
+    headings = ("CANDIDATE", "SCORE", "95 % INTERVAL", "FAILED", "TOKENS PER 1,000", "P50", "P95")
+    stdout.print()
+    print_table(headings, rows)
+    stdout.print()
+    stdout.print(comparison["verdict"]["sentence"], soft_wrap=True)
+    stdout.print(f"Verdict: {comparison['verdict']['code']}", style="bold")
+
+
+def write_junit(path: Path, comparison: dict[str, Any], items: Sequence[dict[str, Any]]) -> None:
+    """A test case for the verdict and one for each candidate, with the questions that it did not get right.
+
+    A verdict that fine-tuning hurts is a failure; a candidate that left questions unanswered is an error.
+    """
+    from junitparser import Error, Failure, JUnitXml, TestCase, TestSuite  # noqa: PLC0415 - seldom needed
+
+    verdict = comparison["verdict"]
+    suite = TestSuite(xml_text(f"toque compare {comparison['name'] or comparison['id']}"))
+    case = TestCase("verdict", classname=comparison["id"])
+    case.system_out = xml_text(f"{verdict['code']}: {verdict['sentence']}")
+    if verdict["code"] == "fine_tuning_hurts":
+        case.result = [Failure(xml_text(verdict["sentence"]), verdict["code"])]
+    suite.add_testcase(case)
+    for candidate in comparison["candidates"]:
+        case = TestCase(xml_text(candidate["name"]), classname=comparison["id"])
+        case.system_out = xml_text("\n\n".join([_summary(candidate), *_wrong(candidate["name"], items)]))
+        if candidate["failures"]:
+            message = f"{candidate['failures']} of {candidate['questions']} questions were not answered"
+            case.result = [Error(message, "unanswered")]
+        suite.add_testcase(case)
+    report = JUnitXml("toque")
+    report.add_testsuite(suite)
+    report.write(str(path), pretty=True)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _summary(candidate: dict[str, Any]) -> str:
+    interval = candidate["interval"]
+    return (
+        f"{candidate['score']:.1%} of {candidate['questions']} questions "
+        f"(95 % interval {interval['low']:.1%} to {interval['high']:.1%})"
+    )
+
+
+def _wrong(candidate: str, items: Sequence[dict[str, Any]]) -> list[str]:
+    """The first questions on which the candidate did not get the full score."""
+    wrong = [
+        (item, answer)
+        for item in items
+        for answer in item["answers"]
+        if answer["candidate"] == candidate and (answer["score"] or 0.0) < 1.0
+    ]
+    return [
+        f"{item['file']} line {item['line']}\nQuestion: {item['messages'][-1].get('content')}\n"
+        f"Expected: {item['reference']}\nAnswer:   {answer['text'] or answer['error']}"
+        for item, answer in wrong[:_MOST_QUESTIONS]
+    ]

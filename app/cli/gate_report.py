@@ -1,0 +1,175 @@
+"""What a gate said, for machines that read JUnit and for people who read a change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from app.cli.aliases import get_object
+from app.cli.junit import xml_text
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+_MOST_QUESTIONS = 20
+_LONGEST_TEXT = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A promotion and the comparison that it stands on, as the API gave them."""
+
+    promotion: dict[str, Any]
+    comparison: dict[str, Any]
+
+    @property
+    def candidate(self) -> str | None:
+        """The name that the model has in the comparison."""
+        model = self.promotion["model"]
+        names = (
+            each["name"]
+            for each in self.comparison["candidates"]
+            if each["type"] in ("model", "base") and model in (each["model"], each.get("requested_model"))
+        )
+        return next(names, None)
+
+    @property
+    def sentence(self) -> str:
+        """What has become of the alias."""
+        return self.sentence_of(self.promotion)
+
+    @staticmethod
+    def sentence_of(promotion: dict[str, Any]) -> str:
+        """What has become of the alias, in a sentence."""
+        alias, model = promotion["alias"], promotion["model"]
+        if promotion["promoted"]:
+            return f"{alias} points to {model} now (version {promotion['version']})."
+        if promotion["passed"]:
+            return f"{alias} may point to {model}; this was a dry run."
+        return f"{alias} stays where it is: the gate says no."
+
+
+@dataclass(frozen=True, slots=True)
+class FailedQuestion:
+    """A question on which the model did not get the full score."""
+
+    question: str
+    reference: str
+    answer: str
+    score: float
+
+    def __str__(self) -> str:
+        return (
+            f"Question: {self.question}\nExpected: {self.reference}\n"
+            f"Answer:   {self.answer}\nScore:    {self.score:g}"
+        )
+
+
+def failed_questions(client: OpenAI, outcome: Outcome) -> list[FailedQuestion]:
+    """Those on which the model did worst, worst first."""
+    failed: list[FailedQuestion] = []
+    path, after = f"/comparisons/{quote(outcome.comparison['id'], safe='')}/items", ""
+    while True:
+        page = get_object(client, f"{path}?limit=100{after}")
+        for item in page["data"]:
+            if item["file"] != outcome.comparison["file"]:
+                continue  # a general question
+            answers = (each for each in item["answers"] if each["candidate"] == outcome.candidate)
+            answer = next(answers, None)
+            if answer is not None and (answer["score"] or 0.0) < 1.0:
+                failed.append(
+                    FailedQuestion(
+                        _short(_last_text(item["messages"])),
+                        _short(item["reference"]),
+                        _short(answer["text"] if answer["text"] is not None else f"({answer['error']})"),
+                        answer["score"] or 0.0,
+                    )
+                )
+        if not page["has_more"]:
+            return sorted(failed, key=lambda each: each.score)[:_MOST_QUESTIONS]
+        after = f"&after={quote(page['data'][-1]['id'], safe='')}"
+
+
+def write_junit(path: Path, outcome: Outcome, failed: Sequence[FailedQuestion]) -> None:
+    """Each rule a test case; one that does not hold has the failed questions with it."""
+    from junitparser import Failure, JUnitXml, TestCase, TestSuite  # noqa: PLC0415 - few commands need it
+
+    promotion = outcome.promotion
+    suite = TestSuite(xml_text(f"toque promote {promotion['alias']}"))
+    for rule in promotion["rules"]:
+        case = TestCase(xml_text(rule["rule"]), classname=xml_text(promotion["model"]))
+        sentence = xml_text(rule["sentence"])
+        if rule["passed"]:
+            case.system_out = sentence
+        else:
+            failure = Failure(sentence, "gate_refused")
+            failure.text = xml_text("\n\n".join([rule["sentence"], *(str(each) for each in failed)]))
+            case.result = [failure]
+        suite.add_testcase(case)
+    report = JUnitXml("toque")
+    report.add_testsuite(suite)
+    report.write(str(path), pretty=True)  # pyright: ignore[reportUnknownMemberType]
+
+
+def markdown(outcome: Outcome, failed: Sequence[FailedQuestion]) -> str:
+    """The rules, the candidates and the verdict; the failed questions folded away."""
+    promotion, comparison = outcome.promotion, outcome.comparison
+    verdict: dict[str, Any] = comparison.get("verdict") or {}
+    title = "passes the gate" if promotion["passed"] else "does not pass the gate"
+    lines = [
+        f"### `{promotion['model']}` {title}",
+        "",
+        _escaped(outcome.sentence),
+        "",
+        "| rule | | why |",
+        "|---|---|---|",
+        *(
+            f"| {_escaped(rule['rule'])} | {'passed' if rule['passed'] else '**refused**'} "
+            f"| {_escaped(rule['sentence'])} |"
+            for rule in promotion["rules"]
+        ),
+        "",
+        "| candidate | score | 95 % interval | failures |",
+        "|---|---|---|---|",
+        *(
+            f"| {_escaped(each['name'])} | {each['score']:.1%} "
+            f"| {each['interval']['low']:.1%} to {each['interval']['high']:.1%} | {each['failures']} |"
+            for each in comparison["candidates"]
+            if each.get("score") is not None
+        ),
+        "",
+        f"{_escaped(verdict.get('sentence', ''))} (comparison `{comparison['id']}`)",
+    ]
+    if failed:
+        lines += ["", f"<details><summary>{len(failed)} questions that it did worst on</summary>", ""]
+        lines += ["| question | expected | answer | score |", "|---|---|---|---|"]
+        lines += [
+            f"| {_escaped(each.question)} | {_escaped(each.reference)} "
+            f"| {_escaped(each.answer)} | {each.score:g} |"
+            for each in failed
+        ]
+        lines += ["", "</details>"]
+    return "\n".join(lines)
+
+
+def _last_text(messages: Sequence[dict[str, Any]]) -> str:
+    """Of the last turn before the answer."""
+    content: Any = messages[-1].get("content") if messages else None
+    if isinstance(content, list):
+        return " ".join(str(part.get("text", "")) for part in content)  # pyright: ignore
+    return content or ""
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_TEXT else text[:_LONGEST_TEXT] + " …"
+
+
+def _escaped(text: str) -> str:
+    """As plain text in a table's cell: models' answers are no markup, and mention nobody."""
+    text = " ".join(text.split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace("@", "&#64;")
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)

@@ -1,0 +1,123 @@
+"""One question to one model: through the gateway's own machinery, or to an external endpoint."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import orjson
+from pydantic import ValidationError
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+
+from app.comparisons.external import Endpoint, ExternalEndpoints
+from app.comparisons.plan import Arm
+from app.comparisons.questions import Question, answer_text
+from app.completions.gateway import Gateway
+from app.completions.schemas import ChatCompletionRequest
+from app.database import DATABASE_AWAY
+from app.errors import ToqueError, UnavailableError
+
+_PATH = "/v1/chat/completions"
+_TRIES = 6
+_LONGEST_PAUSE = 5.0
+_WAITED_FOR = {"engine_unavailable"}
+"""What comes back by itself, however long that takes; anything else may be this request's own doing."""
+_MOST_ERROR_CHARACTERS = 1000
+_SYSTEM_ROLES = ("system", "developer")
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """What came back; with `error`, there is no text."""
+
+    text: str | None
+    error: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float | None = None
+
+
+class Asker:
+    """Asks for one project."""
+
+    def __init__(self, gateway: Gateway, external: ExternalEndpoints, project_id: str) -> None:
+        self._gateway = gateway
+        self._external = external
+        self._project_id = project_id
+
+    async def ask(
+        self,
+        model: str,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        endpoint: Endpoint | None = None,
+        **fields: Any,
+    ) -> Reply:
+        """The reply; engines that are away are waited for, and what the model refuses is the reply's error.
+
+        `endpoint` is that of an external model; `fields` are those of a chat completion.
+        """
+        try:
+            body = ChatCompletionRequest.model_validate({"model": model, "messages": messages} | fields)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            return Reply(None, f"The question cannot be asked: {where}: {first['msg']}")
+        started = time.perf_counter()
+        content = b""
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type((UnavailableError, *DATABASE_AWAY)),
+                wait=wait_exponential_jitter(multiplier=0.2, max=_LONGEST_PAUSE, jitter=0.2),
+                stop=_is_hopeless,
+                reraise=True,
+            ):
+                with attempt:
+                    started = time.perf_counter()
+                    content = await self._send(body, endpoint)
+        except ToqueError as error:
+            return Reply(None, storable(error.body.message)[:_MOST_ERROR_CHARACTERS])
+        return _reply(content, time.perf_counter() - started)
+
+    async def _send(self, body: ChatCompletionRequest, endpoint: Endpoint | None) -> bytes:
+        if endpoint is None:
+            return await self._gateway.ask(self._project_id, _PATH, body)
+        content = body.model_dump_json(exclude_none=True, exclude_unset=True, by_alias=True)
+        return await self._external.ask(endpoint, content.encode())
+
+
+def prompt(arm: Arm, question: Question, examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The conversation that the arm's model is shown.
+
+    The arm's system prompt takes the place of the question's own; examples come between it and the question.
+    """
+    own = list(itertools.takewhile(lambda turn: turn["role"] in _SYSTEM_ROLES, question.messages))
+    system = own if arm.system is None else [{"role": "system", "content": arm.system}]
+    return [*system, *examples, *question.messages[len(own) :]]
+
+
+def storable(text: str) -> str:
+    """The text without what a database cannot keep: NUL characters and half surrogate pairs."""
+    return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def _reply(content: bytes, seconds: float) -> Reply:
+    try:
+        answer: Any = orjson.loads(content)
+        message = answer["choices"][0]["message"]
+        text = answer_text(message.get("content"), message.get("tool_calls"))
+        usage = answer.get("usage") or {}
+        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return Reply(None, "What came back is no chat completion.")
+    return Reply(storable(text), None, tokens[0], tokens[1], seconds)
+
+
+def _is_hopeless(state: RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    waited_for = isinstance(error, DATABASE_AWAY) or (
+        isinstance(error, ToqueError) and error.body.code in _WAITED_FOR
+    )
+    return not waited_for and state.attempt_number >= _TRIES

@@ -1,0 +1,237 @@
+"""One comparison, from its claim to its results: asked, written down, judged, graded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from anyio import to_process, to_thread
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
+
+from app.comparisons import few_shot, graders, grading, models, queue
+from app.comparisons.asking import Asker, prompt
+from app.comparisons.external import Endpoint
+from app.comparisons.judge import JudgeRequest
+from app.comparisons.ledger import Ledger, Row
+from app.comparisons.plan import Plan
+from app.comparisons.questions import Question
+from app.database import DATABASE_AWAY, Database
+from app.files.models import File
+from app.files.storage import LocalStorage
+
+T = TypeVar("T")
+Ask = tuple[int, int]
+"""An arm's place in the plan, and a question's number."""
+Judging = tuple[Ask, int, JudgeRequest]
+"""The answer to that is judged; the request's turn among those on it."""
+
+_RENEW_SECONDS = 1.0
+"""So soon a cancellation is noticed."""
+_JUDGE_TOKENS = 512
+
+
+class Execution:
+    """An attempt at one comparison; ends when it has results, or when the lease is lost."""
+
+    def __init__(
+        self,
+        database: Database,
+        storage: LocalStorage,
+        asker: Asker,
+        comparison: models.Comparison,
+        lease_seconds: float,
+    ) -> None:
+        self._database = database
+        self._storage = storage
+        self._asker = asker
+        self._id = comparison.id
+        self._epoch = comparison.lease_epoch
+        self._plan = Plan.model_validate(comparison.plan)
+        self._api_keys: Mapping[str, str] = comparison.api_keys or {}
+        self._lease_seconds = lease_seconds
+        self._questions: list[Question] = []
+        self._choices: dict[int, few_shot.Choice] = {}
+        self._done = 0
+
+    async def run(self) -> None:
+        """Asks what has not been asked, and grades.
+
+        Raises:
+            ExceptionGroup: with `queue.LeaseLostError` where it is cancelled, or another process has it.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            heart = tasks.create_task(self._keep_lease())
+            self._questions = await self._read(self._find_questions)
+            await self._choose_examples()
+            await self._ask()
+            await self._ask_judges()
+            results, scores = await to_process.run_sync(
+                grading.compute, self._database.url, self._id, cancellable=True
+            )
+            await self._write(queue.succeed, results, scores)
+            heart.cancel()
+
+    async def _keep_lease(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_SECONDS)
+            await self._write(queue.renew_lease, self._lease_seconds)
+
+    async def _choose_examples(self) -> None:
+        """Those that each question is shown, for every candidate that shows some."""
+        held_out = self._questions[: self._plan.questions]
+        for place, arm in enumerate(self._plan.candidates):
+            if arm.file and arm.examples and arm.selection:
+                path = await self._read(self._find_path, arm.file)
+                self._choices[place] = await to_process.run_sync(
+                    few_shot.choose_examples,
+                    path,
+                    held_out,
+                    arm.examples,
+                    arm.seed,
+                    arm.selection,
+                    cancellable=True,
+                )
+
+    async def _ask(self) -> None:
+        """Asks whatever has no answer yet."""
+        answered = await self._read(self._find_answered)
+        self._done = len(answered)
+        ledger = Ledger(self._record_answers)
+
+        async def ask(each: Ask) -> None:
+            place, number = each
+            arm, question, choice = self._plan.arms[place], self._questions[number], self._choices.get(place)
+            reply = await self._asker.ask(
+                arm.model,
+                prompt(arm, question, choice.turns(number) if choice else []),
+                endpoint=Endpoint(arm.base_url, self._api_keys.get(str(place))) if arm.base_url else None,
+                tools=question.tools,
+                max_tokens=self._plan.max_tokens,
+                temperature=self._plan.temperature,
+                seed=self._plan.seed,
+            )
+            await ledger.add({"candidate": place, "question": number} | msgspec.to_builtins(reply))
+
+        await self._in_flight(self._order(answered), ask)
+
+    def _order(self, answered: set[Ask]) -> list[Ask]:
+        """What is to be asked, arm by arm, questions that are shown the same examples next to each other.
+
+        Each arm's first question comes before all others: so the beginnings of all prompts are in the
+        engine's prefix cache by the time that many requests at once would compute the same one.
+        """
+        plan = self._plan
+        by_arm = [
+            [(place, number) for number in sorted(range(plan.questions), key=self._shown(place))]
+            for place in range(len(plan.candidates))
+        ]
+        general = range(plan.questions, len(self._questions))
+        by_arm += [[(place, number) for number in general] for place in plan.general_arms]
+        left = [[ask for ask in asks if ask not in answered] for asks in by_arm]
+        return [*(asks[0] for asks in left if asks), *(ask for asks in left for ask in asks[1:])]
+
+    def _shown(self, place: int) -> Callable[[int], Any]:
+        """What questions of that arm are ordered by."""
+        choice = self._choices.get(place)
+        return lambda number: choice.shown[number] if choice else number
+
+    async def _ask_judges(self) -> None:
+        """Asks judges for whatever they have not judged yet."""
+        plan = self._plan
+        held_out, general = (
+            graders.parse_grader(document) for document in (plan.grader, plan.general_grader)
+        )
+        if not any(graders.judge_requests(grader, self._questions[0], "") for grader in (held_out, general)):
+            return
+        answers, judged = await self._read(self._find_texts), await self._read(self._find_judged)
+        judgings: list[Judging] = []
+        for (place, number), text in answers:
+            grader = held_out if number < plan.questions else general
+            requests = graders.judge_requests(grader, self._questions[number], text)
+            judgings += [
+                ((place, number), turn, request)
+                for turn, request in enumerate(requests)
+                if (place, number, turn) not in judged
+            ]
+        ledger = Ledger(lambda rows: self._write(queue.record_judgements, rows))
+
+        async def ask(judging: Judging) -> None:
+            (place, number), turn, request = judging
+            reply = await self._asker.ask(
+                request.model, request.messages, max_tokens=_JUDGE_TOKENS, temperature=0.0
+            )
+            key = {"candidate": place, "question": number, "turn": turn}
+            await ledger.add(key | msgspec.to_builtins(reply))
+
+        await self._in_flight(judgings, ask)
+
+    async def _in_flight(self, asks: Iterable[T], ask: Callable[[T], Awaitable[None]]) -> None:
+        """Asks them all, as many at once as the plan says."""
+        waiting = iter(asks)
+
+        async def ask_in_turn() -> None:
+            for each in waiting:
+                await ask(each)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._plan.concurrency):
+                tasks.create_task(ask_in_turn())
+
+    async def _record_answers(self, rows: list[Row]) -> None:
+        await self._write(queue.record_answers, rows, self._done + len(rows))
+        self._done += len(rows)
+
+    def _find_questions(self, session: Session) -> list[Question]:
+        contents = select(models.Question.content).where(models.Question.comparison_id == self._id)
+        rows = session.scalars(contents.order_by(models.Question.number))
+        return [msgspec.convert(content, Question) for content in rows]
+
+    def _find_path(self, session: Session, file_id: str) -> Any:
+        return self._storage.path(session.get_one(File, file_id).storage_key)
+
+    def _find_answered(self, session: Session) -> set[Ask]:
+        answered = select(models.Answer.candidate, models.Answer.question)
+        rows = session.execute(answered.where(models.Answer.comparison_id == self._id))
+        return {(place, number) for place, number in rows}
+
+    def _find_texts(self, session: Session) -> Sequence[tuple[Ask, str]]:
+        answer = models.Answer
+        texts = select(answer.candidate, answer.question, answer.text).where(
+            answer.comparison_id == self._id, answer.text.is_not(None)
+        )
+        rows = session.execute(texts.order_by(answer.candidate, answer.question))
+        return [((place, number), text or "") for place, number, text in rows]
+
+    def _find_judged(self, session: Session) -> set[tuple[int, int, int]]:
+        judgement = models.Judgement
+        judged = select(judgement.candidate, judgement.question, judgement.turn)
+        rows = session.execute(judged.where(judgement.comparison_id == self._id))
+        return {(place, number, turn) for place, number, turn in rows}
+
+    async def _read(self, read: Callable[..., T], *arguments: Any) -> T:
+        def transaction() -> T:
+            with self._database.reader() as session:
+                return read(session, *arguments)
+
+        return await _patiently(transaction)
+
+    async def _write(self, change: Callable[..., None], *values: Any) -> None:
+        """One fenced transaction."""
+
+        def transaction() -> None:
+            with self._database.writer() as session:
+                change(session, self._id, self._epoch, *values)
+
+        await _patiently(transaction)
+
+
+async def _patiently(transaction: Callable[[], T]) -> T:
+    """In a thread; again and again where the database is away."""
+    again = AsyncRetrying(
+        retry=retry_if_exception_type(DATABASE_AWAY), wait=wait_fixed(_RENEW_SECONDS), reraise=True
+    )
+    return await again(to_thread.run_sync, transaction)

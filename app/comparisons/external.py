@@ -1,0 +1,88 @@
+"""Other services' endpoints that speak OpenAI's API: asked over the network, if the operator allows it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import aiohttp
+import orjson
+
+from app.errors import InvalidRequestError, ToqueError, UnavailableError
+from app.settings import Settings
+
+_MOST_BYTES = 16 * 2**20
+_CONNECT_SECONDS = 10.0
+
+
+class Endpoint(NamedTuple):
+    """Where one is, and what it is shown."""
+
+    base_url: str
+    api_key: str | None
+
+
+class ExternalEndpoints:
+    """Connections to those of this process's comparisons."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=settings.upstream_timeout, sock_connect=_CONNECT_SECONDS)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def ask(self, endpoint: Endpoint, body: bytes) -> bytes:
+        """The whole answer to a chat completion.
+
+        Raises:
+            UnavailableError: it cannot be reached, is busy, or failed.
+            InvalidRequestError: it refused the request.
+        """
+        headers = {"content-type": "application/json"}
+        if endpoint.api_key:
+            headers["authorization"] = f"Bearer {endpoint.api_key}"
+        try:
+            # No redirects: they could lead where the operator allows nothing.
+            async with self._open_session().post(
+                f"{endpoint.base_url}/chat/completions", data=body, headers=headers, allow_redirects=False
+            ) as answer:
+                content = b""
+                async for chunk in answer.content.iter_any():
+                    content += chunk
+                    if len(content) > _MOST_BYTES:
+                        raise InvalidRequestError("The external endpoint's answer is too long to be one.")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise UnavailableError(
+                "The external endpoint cannot be reached.", code="external_unavailable"
+            ) from error
+        if answer.status != 200:
+            raise _refusal(answer.status, content)
+        return content
+
+    async def close(self) -> None:
+        """Ends every connection."""
+        if self._session is not None:
+            await self._session.close()
+
+    def _open_session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar())
+        return self._session
+
+
+def allowed_endpoint(settings: Settings, base_url: str) -> str | None:
+    """The URL as the setting has it, or None where it is not allowed."""
+    allowed = {url.rstrip("/") for url in settings.external_endpoints}
+    return base_url.rstrip("/") if base_url.rstrip("/") in allowed else None
+
+
+def _refusal(status: int, content: bytes) -> ToqueError:
+    if status in (408, 409, 429) or status >= 500:
+        return UnavailableError(
+            f"The external endpoint is busy, or failed (status {status}).", code="external_unavailable"
+        )
+    try:
+        parsed: Any = orjson.loads(content)
+        message = str(parsed["error"]["message"])[:500]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        message = "it does not say why"
+    return InvalidRequestError(
+        f"The external endpoint refused the request (status {status}): {message}", code="external_refused"
+    )

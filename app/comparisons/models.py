@@ -1,0 +1,103 @@
+"""Comparisons, the questions that they ask, and every answer once."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base, new_id
+
+FINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
+
+
+class Comparison(Base):
+    """Candidates to be judged on one held-out file; `lease_epoch` fences the writes of whoever lost it."""
+
+    __tablename__ = "comparisons"
+    __table_args__ = (
+        Index("ix_comparisons_project_created", "project_id", "created_at", "id"),
+        Index("ix_comparisons_status_created", "status", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("cmp_"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str | None] = mapped_column(String(255))
+    status: Mapped[str] = mapped_column(String(16))
+    model: Mapped[str] = mapped_column(String(64))
+    """The base model."""
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    regression_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    plan: Mapped[dict[str, Any]]
+    """As `app.comparisons.plan.Plan`."""
+    excluded: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    """Held-out lines that are in a training file, too: `{"line": …, "training_file": …}`."""
+    comparison_metadata: Mapped[dict[str, Any] | None]
+    total: Mapped[int]
+    """Answers that are to be given."""
+    done: Mapped[int] = mapped_column(default=0)
+    results: Mapped[dict[str, Any] | None]
+    """As `app.comparisons.results.ComparisonResults`, once it has succeeded."""
+    error: Mapped[dict[str, Any] | None]
+    api_keys: Mapped[dict[str, Any] | None]
+    """Of external candidates, by their place. Nothing shows them, and they go when the comparison ends."""
+
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    lease_epoch: Mapped[int] = mapped_column(Integer, default=0)
+    lease_until: Mapped[float | None]
+    """By the database's clock; one that runs past it may be taken by any API process."""
+
+
+class Question(Base):
+    """A line of the held-out file, or of the file of general questions."""
+
+    __tablename__ = "comparison_questions"
+    __table_args__ = (Index("ix_comparison_questions_number", "comparison_id", "number", unique=True),)
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("cmpitem_"))
+    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id"))
+    number: Mapped[int]
+    """From 0, in the order of the files: first the held-out one."""
+    content: Mapped[dict[str, Any]]
+    """As `app.comparisons.questions.Question`."""
+
+
+class Answer(Base):
+    """What one candidate said to one question; written once."""
+
+    __tablename__ = "comparison_answers"
+
+    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id"), primary_key=True)
+    question: Mapped[int] = mapped_column(primary_key=True)
+    """Its number."""
+    candidate: Mapped[int] = mapped_column(primary_key=True)
+    """Its place in the plan."""
+    text: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    """Why there is no answer, or no score."""
+    score: Mapped[float | None]
+    """0 to 1; None until all is graded, and where the question counts as failed."""
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float | None]
+
+
+class Judgement(Base):
+    """What a judge replied on one answer; written once."""
+
+    __tablename__ = "comparison_judgements"
+
+    comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id"), primary_key=True)
+    question: Mapped[int] = mapped_column(primary_key=True)
+    candidate: Mapped[int] = mapped_column(primary_key=True)
+    turn: Mapped[int] = mapped_column(primary_key=True)
+    """Among the answer's requests to judges, as `graders.judge_requests` orders them."""
+    text: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    seconds: Mapped[float | None]

@@ -1,0 +1,78 @@
+"""What a comparison has settled on when it was created: nothing in it can come to mean something else."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from app.comparisons.results import CandidateType
+
+
+class Arm(BaseModel):
+    """One way of answering: a model, and how it is asked."""
+
+    name: str
+    type: CandidateType
+    model: str
+    """Served name."""
+    requested_model: str | None = None
+    """The name that the request had for it, where that was another."""
+    system: str | None = None
+    """Takes the place of a question's own system turn."""
+    examples: int | None = None
+    file: str | None = None
+    """Where the examples are drawn from."""
+    seed: int = 0
+    selection: Literal["random", "nearest"] | None = None
+    base_url: str | None = None
+    """Of an external endpoint."""
+    job: str | None = None
+    step: int | None = None
+    is_final: bool = False
+
+
+class Plan(BaseModel):
+    """Who is asked what, and how it is graded."""
+
+    candidates: list[Arm]
+    guard: Arm | None = None
+    """The base, asked the general questions only: where it is no candidate itself."""
+    grader: str | dict[str, Any]
+    general_grader: str | dict[str, Any]
+    questions: int
+    """In the held-out file, without those that were excluded."""
+    general_questions: int = 0
+    max_tokens: int
+    temperature: float
+    concurrency: int
+    seed: int
+    max_regression: float
+    margin: float
+    good_enough: float | None
+    unchecked_files: list[str] = []
+    """Training files that the storage has no more, so that nothing could be held against them."""
+
+    @property
+    def arms(self) -> list[Arm]:
+        """Everyone who is asked; an answer names its arm by the place in this list."""
+        return [*self.candidates, *([self.guard] if self.guard else [])]
+
+    @property
+    def general_base(self) -> int:
+        """The place of the arm that stands for the base on the general questions."""
+        plain = (place for place, arm in enumerate(self.candidates) if arm.type == "base")
+        return len(self.candidates) if self.guard else next(plain)
+
+    @property
+    def general_arms(self) -> list[int]:
+        """The places of those who are asked the general questions."""
+        if not self.general_questions:
+            return []
+        tuned = [place for place, arm in enumerate(self.candidates) if arm.type == "model"]
+        return [self.general_base, *tuned]
+
+    @property
+    def total(self) -> int:
+        """Answers that are to be given."""
+        return self.questions * len(self.candidates) + self.general_questions * len(self.general_arms)

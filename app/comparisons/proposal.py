@@ -1,0 +1,373 @@
+"""What a request to compare comes to: every name resolved to what it stands for now, every file found."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from sqlalchemy.orm import Session
+
+from app.adapters import service as adapters_service
+from app.adapters.models import Adapter
+from app.aliases import service as aliases_service
+from app.base_models import find_base_model
+from app.comparisons.examination import Examined, Files, Pool
+from app.comparisons.external import allowed_endpoint
+from app.comparisons.graders import parse_grader
+from app.comparisons.plan import Arm, Plan
+from app.comparisons.schemas import (
+    CheckpointsCandidate,
+    CreateCandidate,
+    CreateComparison,
+    ExternalCandidate,
+    FewShotCandidate,
+    Grader,
+    ModelCandidate,
+    PromptCandidate,
+)
+from app.errors import InvalidRequestError, ToqueError
+from app.files import service as files_service
+from app.files.models import File
+from app.files.storage import LocalStorage
+from app.fine_tuning import service as fine_tuning_service
+from app.fine_tuning.models import FineTuningJob
+from app.settings import BaseModelEntry, Settings
+
+MAX_ARMS = 64
+MAX_FILE_BYTES = 64 * 2**20
+"""Of a file of questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A request that names nothing that is not there; its files are still to be examined."""
+
+    request: CreateComparison
+    base: BaseModelEntry
+    arms: list[Arm]
+    api_keys: dict[str, str]
+    grader: Grader
+    general_grader: Grader
+    files: Files
+    unchecked_files: list[str]
+
+    def plan(self, examined: Examined) -> Plan:
+        """What is to be done, now that the files are known."""
+        request = self.request
+        has_base = any(arm.type == "base" and arm.model == self.base.name for arm in self.arms)
+        guard = Arm(name="", type="base", model=self.base.name) if examined.general and not has_base else None
+        return Plan(
+            candidates=self.arms,
+            guard=guard,
+            grader=self.grader,
+            general_grader=self.general_grader,
+            questions=len(examined.questions),
+            general_questions=len(examined.general),
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            concurrency=request.concurrency,
+            seed=request.seed,
+            max_regression=request.max_regression,
+            margin=request.margin,
+            good_enough=request.good_enough,
+            unchecked_files=self.unchecked_files,
+        )
+
+
+def propose(
+    session: Session, storage: LocalStorage, settings: Settings, project_id: str, request: CreateComparison
+) -> Proposal:
+    """Resolves and checks whatever needs no look into files.
+
+    Raises:
+        InvalidRequestError: a field is wrong.
+        NotFoundError: a model, a job or a file is not there.
+        FailedDependencyError: a model is quarantined.
+        UnavailableError: the storage does not have a file.
+    """
+    return _Proposing(session, storage, settings, project_id, request).propose()
+
+
+class _Proposing:
+    """One request, with what is needed to look its names up."""
+
+    def __init__(
+        self,
+        session: Session,
+        storage: LocalStorage,
+        settings: Settings,
+        project_id: str,
+        request: CreateComparison,
+    ) -> None:
+        self._session = session
+        self._storage = storage
+        self._settings = settings
+        self._project_id = project_id
+        self._request = request
+        self._base = find_base_model(settings, request.model)
+        self._pools: list[Pool] = []
+        self._training: dict[str, Path] = {}
+        self._unchecked: list[str] = []
+
+    def propose(self) -> Proposal:
+        request = self._request
+        held_out = self._questions(request.file, "file")
+        general = (
+            self._questions(request.regression_file, "regression_file") if request.regression_file else None
+        )
+        grader = self._grader(request.grader, "grader")
+        general_grader = (
+            grader
+            if request.regression_grader is None
+            else self._grader(request.regression_grader, "regression_grader")
+        )
+        arms, api_keys = self._arms()
+        if general is not None and not any(arm.type == "model" for arm in arms):
+            raise InvalidRequestError(
+                "Only fine-tuned candidates are asked the general questions; there is none.",
+                code="invalid_value",
+                param="regression_file",
+            )
+        if request.training_file is not None:
+            self._training = {request.training_file: self._path(request.training_file, "training_file")}
+            self._unchecked = []
+        checked = request.exclude_training_overlap
+        files = Files(
+            held_out=held_out,
+            grader=grader,
+            general=general,
+            general_grader=general_grader,
+            training=self._training if checked else {},
+            pools=self._pools,
+        )
+        unchecked = self._unchecked if checked else []
+        return Proposal(
+            request, self._base, arms, api_keys, grader, general_grader, files, list(dict.fromkeys(unchecked))
+        )
+
+    def _arms(self) -> tuple[list[Arm], dict[str, str]]:
+        """Everyone who is to be compared, under a name of its own, and the keys of those outside by place."""
+        found = [
+            (place, arm)
+            for place, candidate in enumerate(self._request.candidates)
+            for arm in self._candidate(candidate, f"candidates[{place}]")
+        ]
+        # A checkpoint that is also named by itself is asked once.
+        named = {
+            arm.model for place, arm in found if isinstance(self._request.candidates[place], ModelCandidate)
+        }
+        found = [
+            (place, arm)
+            for place, arm in found
+            if arm.model not in named or not isinstance(self._request.candidates[place], CheckpointsCandidate)
+        ]
+        if len(found) > MAX_ARMS:
+            raise InvalidRequestError(
+                f"These are {len(found)} candidates, checkpoints counted; at most {MAX_ARMS} are compared.",
+                code="too_many_candidates",
+                param="candidates",
+            )
+        arms = self._distinct(found)
+        keys: dict[str, str] = {}
+        for number, (place, _) in enumerate(found):
+            candidate = self._request.candidates[place]
+            if isinstance(candidate, ExternalCandidate) and candidate.api_key is not None:
+                keys[str(number)] = candidate.api_key.get_secret_value()
+        return arms, keys
+
+    def _distinct(self, found: Iterable[tuple[int, Arm]]) -> list[Arm]:
+        """Given names stay, and must differ; made-up ones get a number where they are taken."""
+        given: set[str] = set()
+        for place, arm in found:
+            if self._request.candidates[place].name is None:
+                continue
+            if arm.name in given:
+                raise InvalidRequestError(
+                    f"Two candidates are named '{arm.name}'.",
+                    code="duplicate_name",
+                    param=f"candidates[{place}].name",
+                )
+            given.add(arm.name)
+        taken, arms = set(given), list[Arm]()
+        for place, arm in found:
+            name, number = arm.name, 2
+            if self._request.candidates[place].name is None:
+                while name in taken:
+                    name, number = f"{arm.name}-{number}", number + 1
+                taken.add(name)
+            arms.append(arm.model_copy(update={"name": name}))
+        return arms
+
+    def _candidate(self, candidate: CreateCandidate, param: str) -> list[Arm]:
+        name = candidate.name
+        if isinstance(candidate, ModelCandidate):
+            return [self._model(candidate, param)]
+        if isinstance(candidate, CheckpointsCandidate):
+            return self._checkpoints(candidate, param)
+        if isinstance(candidate, ExternalCandidate):
+            return [self._external(candidate, param)]
+        if isinstance(candidate, FewShotCandidate):
+            return [self._few_shot(candidate, param)]
+        if isinstance(candidate, PromptCandidate):
+            arm = Arm(name=name or "prompt", type="prompt", model=self._base.name, system=candidate.system)
+            return [arm]
+        return [Arm(name=name or "base", type="base", model=self._base.name)]
+
+    def _few_shot(self, candidate: FewShotCandidate, param: str) -> Arm:
+        path = self._path(candidate.file, f"{param}.file")
+        self._pools.append(Pool(path, candidate.examples, param))
+        self._training[candidate.file] = path
+        return Arm(
+            name=candidate.name or f"few-shot-{candidate.examples}",
+            type="few_shot",
+            model=self._base.name,
+            system=candidate.system,
+            examples=candidate.examples,
+            file=candidate.file,
+            seed=self._request.seed if candidate.seed is None else candidate.seed,
+            selection=candidate.selection,
+        )
+
+    def _model(self, candidate: ModelCandidate, param: str) -> Arm:
+        requested = candidate.model
+        model = self._resolve(requested, f"{param}.model")
+        other_name = requested if requested != model else None
+        adapter = adapters_service.get_adapter(self._session, self._settings, self._project_id, model)
+        name = candidate.name or requested
+        if adapter is None:
+            return Arm(name=name, type="base", model=model, requested_model=other_name)
+        job = self._job(adapter)
+        arm = Arm(name=name, type="model", model=model, requested_model=other_name)
+        if job is None:
+            return arm
+        return arm.model_copy(
+            update={
+                "job": job.id,
+                "step": self._steps(job).get(model),
+                "is_final": model == job.fine_tuned_model,
+            }
+        )
+
+    def _checkpoints(self, candidate: CheckpointsCandidate, param: str) -> list[Arm]:
+        """The job's models by step; its last checkpoint goes by the name of the model that it became."""
+        with _as_param(f"{param}.job"):
+            job = fine_tuning_service.get_job(self._session, self._project_id, candidate.job)
+        adapters = adapters_service.list_job_adapters(self._session, self._project_id, job.id)
+        final = next((each for each in adapters if each.name == job.fine_tuned_model), None)
+        steps = self._steps(job)
+        models = {
+            each.name: steps[each.name]
+            for each in adapters
+            if each.name in steps
+            and (final is None or each is final or each.storage_key != final.storage_key)
+        }
+        if not models:
+            raise InvalidRequestError(
+                f"The job '{job.id}' has no model that can be asked.",
+                code="no_checkpoints",
+                param=f"{param}.job",
+            )
+        self._held_against(job)
+        prefix = f"{candidate.name}-" if candidate.name else ""
+        return [
+            Arm(
+                name=f"{prefix}step-{step}",
+                type="model",
+                model=model,
+                job=job.id,
+                step=step,
+                is_final=model == job.fine_tuned_model,
+            )
+            for model, step in sorted(models.items(), key=lambda item: item[1])
+        ]
+
+    def _external(self, candidate: ExternalCandidate, param: str) -> Arm:
+        base_url = allowed_endpoint(self._settings, candidate.base_url)
+        if base_url is None:
+            raise InvalidRequestError(
+                "This endpoint is not one that comparisons may ask; TOQUE_EXTERNAL_ENDPOINTS lists them.",
+                code="endpoint_not_allowed",
+                param=f"{param}.base_url",
+            )
+        name = candidate.name or candidate.model
+        return Arm(name=name, type="external", model=candidate.model, base_url=base_url)
+
+    def _job(self, adapter: Adapter) -> FineTuningJob | None:
+        if adapter.job_id is None:
+            return None
+        job = fine_tuning_service.get_job(self._session, self._project_id, adapter.job_id)
+        self._held_against(job)
+        return job
+
+    def _steps(self, job: FineTuningJob) -> dict[str, int]:
+        """The step of each model of the job; its final model is that of the last checkpoint."""
+        checkpoints, _ = fine_tuning_service.list_checkpoints(
+            self._session, self._project_id, job.id, after=None, limit=1000
+        )
+        steps = {each.fine_tuned_model_checkpoint: each.step_number for each in checkpoints}
+        if job.fine_tuned_model and steps:
+            steps[job.fine_tuned_model] = max(steps.values())
+        return steps
+
+    def _held_against(self, job: FineTuningJob) -> None:
+        """Held-out questions must not be among those that the job was trained on."""
+        file = self._session.get_one(File, job.training_file_id)
+        path = self._storage.path(file.storage_key)
+        if path.is_file():
+            self._training[file.id] = path
+        else:
+            self._unchecked.append(file.id)
+
+    def _grader(self, document: Grader, param: str) -> Grader:
+        """The grader, its judges under the names that they have for ever."""
+        parse_grader(document, param=param)
+        return self._with_judges(document, param)
+
+    def _with_judges(self, document: Grader, param: str) -> Grader:
+        if isinstance(document, str):
+            return document
+        if document["type"] == "model":
+            return document | {"model": self._resolve(document["model"], f"{param}.model")}
+        if "graders" not in document:
+            return document
+        parts = cast("list[Any]", document["graders"])
+        resolved = [self._with_judges(part, f"{param}.graders[{place}]") for place, part in enumerate(parts)]
+        return document | {"graders": resolved}
+
+    def _resolve(self, name: str, param: str) -> str:
+        """The one model that a name stands for now."""
+        with _as_param(param):
+            target = aliases_service.resolve(self._session, self._settings, self._project_id, name)
+        if len(target.arms) > 1:
+            raise InvalidRequestError(
+                f"The alias '{name}' is split between models; name one of them.",
+                code="alias_is_split",
+                param=param,
+            )
+        return target.arms[0].model.name
+
+    def _questions(self, file_id: str, param: str) -> Path:
+        path = self._path(file_id, param)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise InvalidRequestError(
+                f"The file is larger than {MAX_FILE_BYTES:,} bytes.", code="file_too_large", param=param
+            )
+        return path
+
+    def _path(self, file_id: str, param: str) -> Path:
+        with _as_param(param):
+            _, path = files_service.find_content(self._session, self._storage, self._project_id, file_id)
+        return path
+
+
+@contextmanager
+def _as_param(param: str) -> Generator[None]:
+    """An error in the block is about that field of the request."""
+    try:
+        yield
+    except ToqueError as error:
+        error.body.param = param
+        raise

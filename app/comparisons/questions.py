@@ -1,0 +1,172 @@
+"""Held-out questions: a chat file whose last assistant turn is the answer to compare with."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from app.errors import InvalidRequestError
+from app.files.examples import ChatExample, ExampleError, parse_line
+from app.files.validation import read_lines
+
+MAX_SLICE_TEXT = 512
+
+
+class Question(msgspec.Struct, frozen=True):
+    """One held-out line, in the form in which it is asked."""
+
+    line: int
+    """Number in its file, from 1."""
+    messages: list[dict[str, Any]]
+    """Up to the answer."""
+    reference: str
+    """The answer to compare with: its text, or its tool calls as `answer_text` writes them."""
+    reference_tool_calls: list[dict[str, Any]] | None = None
+    tools: list[dict[str, Any]] | None = None
+    metadata: dict[str, str] = {}
+    """What the line says of itself, for results by slice."""
+
+
+class _Metadata(msgspec.Struct):
+    """The one field that a held-out line has beside a training line's."""
+
+    metadata: dict[str, str | float | bool | None] | None = None
+
+
+class _Line(msgspec.Struct):
+    """A training line of any format, as far as its questions go."""
+
+    messages: list[dict[str, Any]] | None = None
+    prompt: str | None = None
+    input: dict[str, Any] | None = None
+
+
+def read_questions(path: Path, *, param: str = "file") -> list[Question]:
+    """Every question of a held-out file, in its order.
+
+    Raises:
+        InvalidRequestError: `param` is no held-out file; the message names the line and what is wrong there.
+    """
+    questions = [_question(number, line, param) for number, line in read_lines(path)]
+    if not questions:
+        raise InvalidRequestError("The file is empty: it has no questions.", code="empty_file", param=param)
+    return questions
+
+
+def read_question_keys(path: Path) -> set[str]:
+    """The keys of the questions that a training file answers: one for each assistant turn."""
+    keys: set[str] = set()
+    for _, line in read_lines(path):
+        try:
+            fields = msgspec.json.decode(line, type=_Line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue  # a line that is no example answers nothing
+        if fields.prompt is not None:
+            keys.add(same_question_key([{"role": "user", "content": fields.prompt}]))
+        if fields.input is not None:
+            keys.add(same_question_key(fields.input.get("messages") or []))
+        for position, message in enumerate(fields.messages or []):
+            if message.get("role") == "assistant":
+                keys.add(same_question_key((fields.messages or [])[:position]))
+    return keys
+
+
+def same_question_key(messages: Sequence[dict[str, Any]]) -> str:
+    """Equal for questions that ask the same: the user's turns, whatever their case, spacing and Unicode form.
+
+    The system prompt does not count, as candidates bring their own.
+    """
+    turns = [message for message in messages if message.get("role") == "user"] or list(messages)
+    texts = (" ".join(unicodedata.normalize("NFKC", _text(turn)).casefold().split()) for turn in turns)
+    return hashlib.blake2b("\x1f".join(texts).encode("utf-8", "replace"), digest_size=16).hexdigest()
+
+
+def answer_text(content: Any, tool_calls: Sequence[dict[str, Any]] | None) -> str:
+    """What graders read of an assistant turn: its text, or where it has none its tool calls.
+
+    Calls are written as JSON, `[{"arguments": {…}, "name": …}]`: to be compared as text or as JSON.
+    """
+    text = _text({"content": content})
+    if text.strip() or not tool_calls:
+        return text
+    return msgspec.json.encode([_call(call) for call in tool_calls], order="sorted").decode()
+
+
+def _question(number: int, line: bytes, param: str) -> Question:
+    try:
+        example = parse_line(line)
+        if not isinstance(example, ChatExample):
+            raise ExampleError("unknown_format", "is no chat; a question has 'messages'", "/messages")
+        fields = msgspec.json.decode(line)
+        messages = [_asked(message) for message in fields["messages"]]
+        if len(messages) == 1:
+            raise ExampleError("no_question", "has an answer, and no question before it", "/messages")
+        answer = fields["messages"][-1]
+        calls = answer.get("tool_calls") or None
+        return Question(
+            line=number,
+            messages=messages[:-1],
+            reference=answer_text(answer.get("content"), calls),
+            reference_tool_calls=calls,
+            tools=fields.get("tools") or None,
+            metadata=_metadata(line),
+        )
+    except ExampleError as error:
+        place = f" ({error.pointer})" if error.pointer else ""
+        message = f"Line {number} {error.message}{place}."
+        raise InvalidRequestError(message, code=error.code, param=param) from None
+
+
+def _asked(message: dict[str, Any]) -> dict[str, Any]:
+    """A turn as a request has it: `weight` is for training alone."""
+    return {key: value for key, value in message.items() if key != "weight" and value is not None}
+
+
+def _metadata(line: bytes) -> dict[str, str]:
+    try:
+        metadata = msgspec.json.decode(line, type=_Metadata).metadata or {}
+    except msgspec.ValidationError as error:
+        reason, _, _ = str(error).partition(" - at `")
+        raise ExampleError(
+            "invalid_metadata", f"has metadata that is no object of texts and numbers: {reason}", "/metadata"
+        ) from None
+    texts = {key: _slice_text(value) for key, value in metadata.items() if value is not None}
+    for key, text in texts.items():
+        if len(key) > MAX_SLICE_TEXT or len(text) > MAX_SLICE_TEXT:
+            raise ExampleError(
+                "invalid_metadata", f"has metadata longer than {MAX_SLICE_TEXT} characters", "/metadata"
+            )
+    return texts
+
+
+def _slice_text(value: str | float | bool) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [
+            cast("dict[str, Any]", part) for part in cast("list[Any]", content) if isinstance(part, dict)
+        ]
+        return "".join(str(part.get("text") or "") for part in parts)
+    return content if isinstance(content, str) else ""
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    function = cast("dict[str, Any]", call.get("function") or {})
+    arguments: Any = function.get("arguments")
+    if isinstance(arguments, str):
+        with contextlib.suppress(
+            msgspec.DecodeError, RecursionError
+        ):  # one that a model spoilt stays as it is
+            arguments = msgspec.json.decode(arguments)
+    return {"name": function.get("name"), "arguments": arguments}

@@ -1,0 +1,96 @@
+"""`/v1/comparisons`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from anyio import from_thread, to_process
+from fastapi import APIRouter, Query
+from fastapi.responses import HTMLResponse
+
+from app.comparisons import service
+from app.comparisons.examination import MAX_QUESTIONS, Examined, Files, examine
+from app.comparisons.plan import Plan
+from app.comparisons.report import render_html
+from app.comparisons.schemas import ComparisonObject, CreateComparison, ItemObject
+from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.errors import ERROR_RESPONSES
+from app.pagination import Page
+
+router = APIRouter(prefix="/v1/comparisons", tags=["Comparisons"], responses=ERROR_RESPONSES)
+
+
+@router.post("")
+def create_comparison(
+    body: CreateComparison,
+    creating: Creating,
+    reading: ReadSession,
+    session: WriteSession,
+    storage: StorageDep,
+    settings: SettingsDep,
+) -> ComparisonObject:
+    """Checks the request and its files, and queues a comparison; sent again, it queues no other."""
+    comparison = service.create_comparison(
+        reading, session, storage, settings, creating, body, _examine_elsewhere
+    )
+    return ComparisonObject.of(comparison)
+
+
+@router.get("")
+def list_comparisons(
+    project: CurrentProject,
+    session: ReadSession,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> Page[ComparisonObject]:
+    """The project's comparisons, newest first."""
+    comparisons, has_more = service.list_comparisons(session, project.id, after=after, limit=limit)
+    return Page[ComparisonObject].of([ComparisonObject.of(each) for each in comparisons], has_more)
+
+
+@router.get("/{comparison_id}")
+def retrieve_comparison(
+    comparison_id: str, project: CurrentProject, session: ReadSession
+) -> ComparisonObject:
+    """One comparison, with its results once it has succeeded."""
+    return ComparisonObject.of(service.get_comparison(session, project.id, comparison_id))
+
+
+@router.post("/{comparison_id}/cancel")
+def cancel_comparison(comparison_id: str, project: CurrentProject, session: WriteSession) -> ComparisonObject:
+    """Ends a comparison; the answers so far can still be read."""
+    return ComparisonObject.of(service.cancel_comparison(session, project.id, comparison_id))
+
+
+@router.get("/{comparison_id}/items")
+def list_items(
+    comparison_id: str,
+    project: CurrentProject,
+    session: ReadSession,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Page[ItemObject]:
+    """The questions in the order of their file, each with every answer so far."""
+    comparison = service.get_comparison(session, project.id, comparison_id)
+    items, has_more = service.list_items(session, comparison, after=after, limit=limit)
+    plan = Plan.model_validate(comparison.plan)
+    data = [ItemObject.of(comparison, plan, question, answers) for question, answers in items]
+    return Page[ItemObject].of(data, has_more)
+
+
+@router.get("/{comparison_id}/report", response_class=HTMLResponse)
+def get_report(comparison_id: str, project: CurrentProject, session: ReadSession) -> HTMLResponse:
+    """One page to look at, with everything in it; before there are results, how far the comparison is."""
+    comparison = service.get_comparison(session, project.id, comparison_id)
+    items, _ = service.list_items(session, comparison, after=None, limit=MAX_QUESTIONS)
+    plan = Plan.model_validate(comparison.plan)
+    shown = [ItemObject.of(comparison, plan, *item).model_dump(mode="json") for item in items]
+    page = render_html(ComparisonObject.of(comparison).model_dump(mode="json"), shown)
+    return HTMLResponse(
+        page, headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
+    )
+
+
+def _examine_elsewhere(files: Files) -> Examined:
+    """In a child process: files may be large, and this one is to stay small and quick."""
+    return from_thread.run(to_process.run_sync, examine, files)

@@ -1,0 +1,141 @@
+"""`toque compare`, against a real API and a stand-in engine."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from junitparser import JUnitXml
+
+from app.completions.models import Engine
+from app.database import database_now
+from tests.app.cli.running_service import Service
+from tests.app.comparisons.cook import TUNED, Cook, add_tuned, knows_when_tuned, lines
+from tests.app.completions.engine_stand_in import ENGINE_KEY, run_engine
+from tests.conftest import BASE_MODEL
+
+
+@pytest.fixture(scope="module")
+def cook(service: Service) -> Iterator[Cook]:
+    cook = Cook(knows_when_tuned)
+    add_tuned(service.database)
+    with tempfile.TemporaryDirectory(prefix="toque-") as folder:
+        socket = str(Path(folder) / "engine.sock")
+        with run_engine(cook, socket):
+            row = Engine(
+                base_model=BASE_MODEL,
+                url=f"unix:{socket}",
+                api_key=ENGINE_KEY,
+                status="ready",
+                device="cpu",
+                version="0",
+                started_at=0.0,
+                heartbeat_at=database_now() + 3600,
+            )
+            with service.database.writer() as session:
+                session.add(row)
+            yield cook
+            with service.database.writer() as session:
+                session.delete(row)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "heldout.jsonl").write_bytes(lines(range(100, 140)))
+    (tmp_path / "train.jsonl").write_bytes(lines(range(20)))
+    (tmp_path / "system.txt").write_text("You know all pots.\n")
+    return tmp_path
+
+
+def arguments(folder: Path, *more: object) -> list[object]:
+    given = ("--file", folder / "heldout.jsonl", "--base-model", BASE_MODEL, "--grader", "exact_match")
+    return ["compare", *given, *more]
+
+
+def candidates(folder: Path) -> list[object]:
+    texts = ("base", f"prompt={folder / 'system.txt'}", f"few-shot=2:{folder / 'train.jsonl'}", TUNED)
+    return [part for text in texts for part in ("--candidate", text)]
+
+
+def test_from_files_to_a_verdict(service: Service, cook: Cook, folder: Path) -> None:
+    junit = folder / "report.xml"
+    done = service.run(*arguments(folder, *candidates(folder), "--wait", "--json", "--junit", junit))
+    assert done.exit_code == 0, done.output
+    comparison = json.loads(done.stdout)
+    assert comparison["status"] == "succeeded"
+    assert comparison["verdict"]["code"] == "fine_tuning_wins"
+    scores = {each["name"]: each["score"] for each in comparison["candidates"]}
+    assert scores == {"base": 0.0, "prompt": 0.25, "few-shot-2": 0.25, TUNED: 1.0}
+    assert all(each["interval"]["low"] <= each["score"] for each in comparison["candidates"])
+    assert "heldout.jsonl as file-" in done.stderr
+
+    [suite] = JUnitXml.fromfile(str(junit))
+    cases = {case.name: case for case in suite}
+    assert set(cases) == {"verdict", *scores}
+    assert "fine_tuning_wins" in cases["verdict"].system_out
+    assert "Expected: Soup 100." in cases["base"].system_out
+    assert "Expected" not in cases[TUNED].system_out
+
+    shown = service.run("compare", "get", comparison["id"])
+    assert shown.exit_code == 0, shown.output
+    assert TUNED in shown.stdout
+    assert "100.0%" in shown.stdout
+    assert "Verdict: fine_tuning_wins" in shown.stdout
+    assert comparison["verdict"]["sentence"] in shown.stdout
+    assert comparison["id"] in service.run("compare", "list").stdout
+    items = service.run("compare", "items", comparison["id"], "--json").stdout.splitlines()
+    assert len(items) == 40
+    assert len(json.loads(items[0])["answers"]) == 4
+    assert "Soup 139." in service.run("compare", "items", comparison["id"]).stdout
+
+    page = folder / "report.html"
+    assert service.run("compare", "report", comparison["id"], "--html", "-o", page).exit_code == 0
+    html = page.read_text("utf-8")
+    assert "<html" in html
+    assert "<script" not in html
+    assert TUNED in html
+    assert TUNED in service.run("compare", "report", comparison["id"]).stdout
+    again = service.run("compare", "cancel", comparison["id"])
+    assert again.exit_code == 1
+    assert "code comparison_succeeded" in again.stderr
+
+
+def test_what_is_uploaded_already_is_not_sent_again(service: Service, cook: Cook, folder: Path) -> None:
+    files: list[str] = []
+    for _ in range(2):
+        created = service.run(*arguments(folder, "--candidate", "base", "--json"))
+        assert created.exit_code == 0, created.output
+        files.append(json.loads(created.stdout)["file"])
+    assert files[0] == files[1]
+    assert "Uploaded" not in created.stderr
+    comparison_id = json.loads(created.stdout)["id"]
+    waited = service.run("compare", "wait", comparison_id, "--markdown")
+    assert waited.exit_code == 0, waited.output
+    assert waited.stdout.startswith("###")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("--candidate", "prompt=nowhere.txt"), "nowhere.txt"),
+        (("--candidate", "few-shot=8"), "few-shot=8"),
+        (("--candidate", "{"), "not JSON"),
+        (("--candidate", "base", "--regression-file", "nowhere"), "nowhere"),
+        ((), "--candidate"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(
+    service: Service, folder: Path, change: tuple[str, ...], named: str
+) -> None:
+    refused = service.run(*arguments(folder, *change))
+    assert refused.exit_code == 2, refused.output
+    assert named in refused.stderr
+
+
+def test_what_the_service_refuses_names_the_field(service: Service, folder: Path) -> None:
+    refused = service.run(*arguments(folder, "--candidate", "base", "--candidate", "ft:none"))
+    assert refused.exit_code == 1
+    assert "param candidates[1].model" in refused.stderr

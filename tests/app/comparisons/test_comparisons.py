@@ -1,0 +1,371 @@
+"""`/v1/comparisons` over HTTP and the official client, on both databases, with a stand-in engine."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import OpenAI
+
+from app.comparisons.results import ComparisonResults
+from app.database import Database
+from tests.app.comparisons.cook import (
+    TUNED,
+    Cook,
+    add_tuned,
+    create,
+    ended,
+    get,
+    line,
+    lines,
+    number_asked,
+    question,
+    reference,
+    refusal,
+    upload,
+)
+from tests.conftest import BASE_MODEL, OTHER_KEY, Service, wait_until
+
+HELD_OUT = range(100, 140)
+ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+def test_from_a_file_to_a_verdict(client: OpenAI, database: Database, cook: Cook) -> None:
+    add_tuned(database)
+    held_out = upload(client, lines(HELD_OUT, metadata={"kitchen": "north"}))
+    examples = upload(client, lines(range(50)), "fine-tune")
+    created = create(
+        client,
+        file=held_out,
+        name="soup",
+        metadata={"team": "kitchen"},
+        candidates=[
+            {"type": "base"},
+            {"type": "prompt", "system": "You know all pots."},
+            {"type": "few_shot", "examples": 2, "file": examples, "name": "shown"},
+            {"type": "model", "model": TUNED},
+        ],
+    )
+    assert created["id"].startswith("cmp_")
+    assert (created["object"], created["status"], created["results"]) == ("comparison", "queued", None)
+    assert created["progress"] == {"done": 0, "total": 160}
+    done = ended(client, created["id"])
+    assert done["status"] == "succeeded", done
+    assert done["progress"] == {"done": 160, "total": 160}
+    assert (done["name"], done["metadata"], done["questions"]) == ("soup", {"team": "kitchen"}, 40)
+
+    scores = {each["name"]: (each["type"], each["score"], each["failures"]) for each in done["candidates"]}
+    assert scores == {
+        "base": ("base", 0.0, 0),
+        "prompt": ("prompt", 0.25, 0),
+        "shown": ("few_shot", 0.25, 0),
+        TUNED: ("model", 1.0, 0),
+    }
+    assert done["verdict"]["code"] == "fine_tuning_wins"
+    assert done["verdict"] == done["results"]["verdict"]
+    results = ComparisonResults.model_validate(done["results"])
+    assert len(results.pairs) == 6
+    assert [each.tokens.input for each in results.candidates] == [400, 800, 2000, 400]
+    assert all(each.latency is not None and each.latency.p50 > 0 for each in results.candidates)
+    assert results.candidates[0].slices[0].value == "north"
+
+    asked = Counter((body["model"], len(body["messages"]), number_asked(body)) for body in cook.bodies)
+    assert set(asked.values()) == {1}
+    prompted = next(body for body in cook.bodies if body["messages"][0]["role"] == "system")
+    assert prompted["messages"][0]["content"] == "You know all pots."
+    assert (prompted["temperature"], prompted["max_tokens"]) == (0, 256)
+    shown = [body["messages"][:-1] for body in cook.bodies if len(body["messages"]) == 5]
+    assert len(shown) == 40
+    assert all(turns == shown[0] for turns in shown)
+    assert [turn["role"] for turn in shown[0]] == ["user", "assistant"] * 2
+    assert 1 < cook.most_in_flight <= 16
+
+
+def test_items_page_through_questions_with_every_answer(
+    client: OpenAI, database: Database, cook: Cook
+) -> None:
+    add_tuned(database)
+    held_out = upload(client, lines(range(5)))
+    created = create(
+        client, file=held_out, candidates=[{"type": "base"}, {"type": "model", "model": TUNED, "name": "t"}]
+    )
+    ended(client, created["id"])
+    first = get(client, created["id"], "/items", limit=3)
+    rest = get(client, created["id"], "/items", limit=3, after=first["last_id"])
+    assert (first["has_more"], rest["has_more"]) == (True, False)
+    items = first["data"] + rest["data"]
+    assert [(item["line"], item["reference"]) for item in items] == [(n + 1, reference(n)) for n in range(5)]
+    assert items[2]["messages"] == [{"role": "user", "content": question(2)}]
+    base, tuned = items[2]["answers"]
+    assert (base["candidate"], base["text"], base["score"], base["error"]) == ("base", "Stew.", 0.0, None)
+    assert (tuned["candidate"], tuned["text"], tuned["score"]) == ("t", "Soup 2.", 1.0)
+    assert (tuned["input_tokens"], tuned["output_tokens"]) == (10, 3)
+    assert tuned["latency"] > 0
+
+
+def test_lists_belong_to_their_project(
+    service: Service, client: OpenAI, http: httpx2.Client, cook: Cook
+) -> None:
+    held_out = upload(client, lines(range(3)))
+    ids = [create(client, file=held_out, candidates=[{"type": "base"}])["id"] for _ in range(3)]
+    page = http.get("/v1/comparisons", params={"limit": 2}).json()
+    assert [each["id"] for each in page["data"]] == ids[:0:-1]
+    assert page["has_more"]
+    with service.http(OTHER_KEY) as other:
+        assert other.get("/v1/comparisons").json()["data"] == []
+        for path in ("", "/items"):
+            response = other.get(f"/v1/comparisons/{ids[0]}{path}")
+            assert (response.status_code, response.json()["error"]["code"]) == (404, "comparison_not_found")
+        assert other.post(f"/v1/comparisons/{ids[0]}/cancel").status_code == 404
+
+
+def test_what_was_trained_on_is_left_out_and_reported(client: OpenAI, cook: Cook) -> None:
+    held_out = upload(client, lines(range(8)))
+    training = upload(client, line(3).replace("What", "WHAT ").encode() + lines(range(5, 20)), "fine-tune")
+    few_shot = {"type": "few_shot", "examples": 1, "file": training}
+    created = create(client, file=held_out, candidates=[few_shot])
+    excluded = [{"line": number, "training_file": training} for number in (4, 6, 7, 8)]
+    assert created["excluded"] == {"count": 4, "lines": excluded, "unchecked_files": []}
+    done = ended(client, created["id"])
+    assert (done["questions"], done["candidates"][0]["questions"]) == (4, 4)
+    assert {number_asked(body) for body in cook.bodies} == {0, 1, 2, 4}
+    all_asked = create(client, file=held_out, candidates=[few_shot], exclude_training_overlap=False)
+    assert (all_asked["questions"], all_asked["excluded"]["count"]) == (8, 0)
+    named = create(client, file=held_out, candidates=[{"type": "base"}], training_file=training)
+    assert named["excluded"]["count"] == 4
+
+
+@ONE_DATABASE
+def test_the_nearest_examples_are_shown_the_most_alike_last(client: OpenAI, cook: Cook) -> None:
+    held_out = upload(client, lines(range(200, 203)))
+    pool = [line(number) for number in (7, 20, 2010, 9)]
+    pool.insert(1, line(201).replace("What is in", "What was in"))
+    examples = upload(client, "".join(pool).encode(), "evals")
+    few_shot = {"type": "few_shot", "examples": 2, "file": examples, "selection": "nearest"}
+    ended(client, create(client, file=held_out, candidates=[few_shot])["id"])
+    shown = {
+        number_asked(body): [turn["content"] for turn in body["messages"][:-1] if turn["role"] == "user"]
+        for body in cook.bodies
+    }
+    assert [len(questions) for questions in shown.values()] == [2, 2, 2]
+    assert shown[201] != shown[202] or shown[200] != shown[201]
+    assert all("pot number 20" in question for questions in shown.values() for question in questions)
+
+
+@ONE_DATABASE
+def test_what_a_model_refuses_counts_as_failed(client: OpenAI, database: Database, cook: Cook) -> None:
+    add_tuned(database)
+    cook._knows = lambda body: refusal() if number_asked(body) == 2 else reference(number_asked(body))
+    held_out = upload(client, lines(range(4)))
+    created = create(client, file=held_out, candidates=[{"type": "base"}, {"type": "model", "model": TUNED}])
+    done = ended(client, created["id"])
+    assert [(each["questions"], each["failures"], each["score"]) for each in done["candidates"]] == [
+        (4, 1, 0.75)
+    ] * 2
+    item = get(client, created["id"], "/items")["data"][2]
+    assert [(each["text"], each["score"]) for each in item["answers"]] == [(None, None)] * 2
+    assert "maximum context length" in item["answers"][0]["error"]
+    assert len(cook.bodies) == 8
+
+
+def test_the_general_questions_guard_against_forgetting(
+    client: OpenAI, database: Database, cook: Cook
+) -> None:
+    add_tuned(database)
+
+    def knows(body: dict[str, Any]) -> str:
+        number = number_asked(body)
+        is_general = number >= 1000
+        return reference(number) if is_general != (body["model"] == TUNED) else "Stew."
+
+    cook._knows = knows
+    held_out, general = upload(client, lines(range(30))), upload(client, lines(range(1000, 1040)))
+    created = create(
+        client, file=held_out, regression_file=general, candidates=[{"type": "model", "model": TUNED}]
+    )
+    assert created["progress"]["total"] == 30 + 2 * 40
+    done = ended(client, created["id"])
+    [lost] = done["results"]["regression"]
+    assert (lost["candidate"], lost["base_score"], lost["score"]) == (TUNED, 1.0, 0.0)
+    assert [each["name"] for each in done["candidates"]] == [TUNED]
+    items = get(client, created["id"], "/items", limit=100)["data"]
+    assert [item["file"] for item in items] == [held_out] * 30 + [general] * 40
+    assert [each["candidate"] for each in items[-1]["answers"]] == [TUNED, BASE_MODEL]
+
+
+def test_a_judge_is_asked_through_the_same_gate(client: OpenAI, database: Database, cook: Cook) -> None:
+    judge = add_tuned(database, f"ft:{BASE_MODEL}:default::judge")
+
+    def knows(body: dict[str, Any]) -> str:
+        if body["model"] != judge:
+            return reference(number_asked(body)) if number_asked(body) else "Stew."
+        return "I cannot say." if "> Stew." in body["messages"][-1]["content"] else "Fine.\nScore: 5"
+
+    cook._knows = knows
+    held_out = upload(client, lines(range(5)))
+    created = create(
+        client, file=held_out, candidates=[{"type": "base"}], grader={"type": "model", "model": judge}
+    )
+    done = ended(client, created["id"])
+    [base] = done["candidates"]
+    assert (base["score"], base["failures"]) == (0.8, 1)
+    first = get(client, created["id"], "/items")["data"][0]["answers"][0]
+    assert (first["text"], first["score"]) == ("Stew.", None)
+    assert "I cannot say." in first["error"]
+    assert Counter(body["model"] for body in cook.bodies) == {BASE_MODEL: 5, judge: 5}
+
+
+def test_an_alias_is_resolved_when_the_comparison_is_created(
+    client: OpenAI, database: Database, http: httpx2.Client, cook: Cook
+) -> None:
+    add_tuned(database)
+    http.put("/v1/aliases/soup:live", json={"model": TUNED}).raise_for_status()
+    held_out = upload(client, lines(range(2)))
+    created = create(client, file=held_out, candidates=[{"type": "model", "model": "soup:live"}])
+    [candidate] = created["candidates"]
+    assert (candidate["name"], candidate["model"], candidate["requested_model"]) == (
+        "soup:live",
+        TUNED,
+        "soup:live",
+    )
+    assert ended(client, created["id"])["candidates"][0]["score"] == 1.0
+
+
+def test_a_comparison_is_created_once(http: httpx2.Client, client: OpenAI, cook: Cook) -> None:
+    request = {"file": upload(client, lines(range(2))), "model": BASE_MODEL, "grader": "exact_match"}
+    request["candidates"] = [{"type": "base"}]
+    sent = [
+        http.post("/v1/comparisons", json=request, headers={"idempotency-key": "once"}).json()["id"]
+        for _ in range(2)
+    ]
+    assert sent[0] == sent[1]
+    assert len(http.get("/v1/comparisons").json()["data"]) == 1
+
+
+FEW_SHOT = {"type": "few_shot", "examples": 2, "file": "{file}"}
+
+
+@ONE_DATABASE
+@pytest.mark.parametrize(
+    ("change", "status", "param"),
+    [
+        ({"file": "file-none"}, 404, "file"),
+        ({"file": "{theirs}"}, 404, "file"),
+        ({"file": "{empty}"}, 400, "file"),
+        ({"file": "{words}"}, 400, "file"),
+        ({"model": "gpt-9"}, 404, "model"),
+        ({"candidates": []}, 400, "candidates"),
+        ({"candidates": [{"type": "chef"}]}, 400, "candidates[0]"),
+        ({"candidates": [{"type": "base"}, {"type": "prompt"}]}, 400, "candidates[1].system"),
+        ({"candidates": [{"type": "model", "model": ""}]}, 400, "candidates[0].model"),
+        ({"candidates": [{"type": "model", "name": "x"}]}, 400, "candidates[0].model"),
+        ({"candidates": [{"type": "base", "model": "x"}]}, 400, "candidates[0].model"),
+        (
+            {"candidates": [{"type": "base"}, {"type": "model", "model": "ft:none"}]},
+            404,
+            "candidates[1].model",
+        ),
+        ({"candidates": [{"type": "model", "model": "ft:deleted"}]}, 404, "candidates[0].model"),
+        ({"candidates": [{"type": "model", "model": "ft:bad"}]}, 424, "candidates[0].model"),
+        ({"candidates": [{"type": "checkpoints", "job": "ftjob-none"}]}, 404, "candidates[0].job"),
+        ({"candidates": [FEW_SHOT | {"file": "file-none"}]}, 404, "candidates[0].file"),
+        ({"candidates": [FEW_SHOT | {"file": "{other}", "examples": 99}]}, 400, "candidates[0].examples"),
+        ({"candidates": [FEW_SHOT | {"file": "{words}"}]}, 400, "candidates[0].file"),
+        ({"candidates": [FEW_SHOT]}, 400, "file"),
+        (
+            {"candidates": [{"type": "external", "base_url": "http://127.0.0.1:9", "model": "m"}]},
+            400,
+            "candidates[0].base_url",
+        ),
+        (
+            {"candidates": [{"type": "base", "name": "x"}, {"type": "base", "name": "x"}]},
+            400,
+            "candidates[1].name",
+        ),
+        ({"grader": "taste"}, 400, "grader"),
+        ({"grader": {"type": "regex", "pattern": "("}}, 400, "grader.pattern"),
+        ({"grader": "json_match"}, 400, "grader"),
+        ({"grader": {"type": "model", "model": "ft:none"}}, 404, "grader.model"),
+        (
+            {"grader": {"type": "all", "graders": ["contains", {"type": "model", "model": "ft:none"}]}},
+            404,
+            "grader.graders[1].model",
+        ),
+        ({"training_file": "file-none"}, 404, "training_file"),
+        ({"training_file": "{file}"}, 400, "file"),
+        ({"regression_file": "{other}"}, 400, "regression_file"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"temperature": 3}, 400, "temperature"),
+        ({"concurrency": 0}, 400, "concurrency"),
+        ({"chef": 1}, 400, "chef"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    client: OpenAI,
+    other_client: OpenAI,
+    http: httpx2.Client,
+    database: Database,
+    change: dict[str, Any],
+    status: int,
+    param: str,
+) -> None:
+    add_tuned(database, "ft:deleted", deleted_at=1.0)
+    add_tuned(database, "ft:bad", quarantine_reason="It burns.")
+    contents = {
+        "file": lines(range(4)),
+        "other": lines(range(50, 54)),
+        "empty": b"\n",
+        "words": b'{"prompt": "a", "completion": "b"}\n',
+    }
+    files = {name: upload(client, content) for name, content in contents.items()}
+    files["theirs"] = upload(other_client, lines(range(4)))
+    request = {
+        "file": "{file}",
+        "model": BASE_MODEL,
+        "grader": "exact_match",
+        "candidates": [{"type": "base"}],
+    }
+    text = json.dumps(request | change)
+    for name, file_id in files.items():
+        text = text.replace(f"{{{name}}}", file_id)
+    response = http.post("/v1/comparisons", content=text, headers={"content-type": "application/json"})
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["param"] == param, response.text
+    assert http.get("/v1/comparisons").json()["data"] == []
+
+
+@ONE_DATABASE
+def test_too_many_answers_are_refused(client: OpenAI) -> None:
+    held_out = upload(client, lines(range(1000)))
+    candidates = [{"type": "base"} for _ in range(51)]
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(client, file=held_out, candidates=candidates)
+    assert (refused.value.code, refused.value.param) == ("too_many_answers", "candidates")
+
+
+def test_cancelling_ends_the_requests_in_flight(client: OpenAI, http: httpx2.Client, cook: Cook) -> None:
+    cook.hold_after = 3
+    cook.go_on.clear()
+    held_out = upload(client, lines(range(50)))
+    created = create(client, file=held_out, candidates=[{"type": "base"}], concurrency=4)
+    wait_until(lambda: len(cook.bodies) == 7, "four requests wait")
+    cancelled = http.post(f"/v1/comparisons/{created['id']}/cancel").json()
+    assert (cancelled["status"], cancelled["progress"]["done"]) == ("cancelled", 3)
+    assert cancelled["finished_at"] is not None
+    wait_until(lambda: cook.in_flight == 0, "the engine's work ends", seconds=5)
+    assert http.post(f"/v1/comparisons/{created['id']}/cancel").status_code == 200
+    assert len(cook.bodies) == 7
+    answers = [len(item["answers"]) for item in get(client, created["id"], "/items")["data"]]
+    assert sum(answers) == 3
+
+
+def test_what_has_ended_cannot_be_cancelled(client: OpenAI, cook: Cook, http: httpx2.Client) -> None:
+    created = create(client, file=upload(client, lines(range(2))), candidates=[{"type": "base"}])
+    ended(client, created["id"])
+    refused = http.post(f"/v1/comparisons/{created['id']}/cancel")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "comparison_succeeded")
+    assert refused.headers["x-should-retry"] == "false"

@@ -1,0 +1,131 @@
+"""A comparison goes on whatever happens to the processes that carry it out, and to the engines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from openai import OpenAI
+
+from app.database import Database
+from app.settings import Settings
+from tests.app.comparisons.cook import (
+    TUNED,
+    Cook,
+    add_tuned,
+    create,
+    ended,
+    get,
+    knows_when_tuned,
+    lines,
+    number_asked,
+    upload,
+)
+from tests.app.completions.engine_stand_in import run_engine
+from tests.app.completions.test_gateway import register_engine
+from tests.conftest import API_KEY, run_service, wait_until
+
+CANDIDATES = [{"type": "base"}, {"type": "model", "model": TUNED}]
+
+
+@contextmanager
+def api_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], OpenAI]]:
+    """`toque api` as a process, to be killed, and a client of it."""
+    with tempfile.TemporaryDirectory(prefix="toque-") as folder:
+        socket = str(Path(folder) / "api.sock")
+        environment = os.environ | {
+            "TOQUE_DATA_DIR": str(settings.data_dir),
+            "TOQUE_DATABASE_URL": settings.database_url,
+            "TOQUE_MODELS_DIR": str(settings.models_dir),
+            "TOQUE_HEARTBEAT_SECONDS": str(settings.heartbeat_seconds),
+            "TOQUE_POLL_SECONDS": "0.1",
+        }
+        command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--uds", socket]
+        process = subprocess.Popen([*command, "--log-level", "critical"], env=environment)
+        transport = httpx2.HTTPTransport(uds=socket)
+        http = httpx2.Client(transport=transport)
+        try:
+            wait_until(Path(socket).exists, "the API starts")
+            yield (
+                process,
+                OpenAI(base_url="http://api/v1", api_key=API_KEY, max_retries=0, http_client=http),
+            )
+        finally:
+            http.close()
+            process.kill()
+            process.wait()
+
+
+def test_a_killed_process_loses_nothing_and_no_question_is_asked_twice(
+    settings: Settings, database: Database, cook: Cook
+) -> None:
+    add_tuned(database)
+    cook.hold_after = 60
+    cook.go_on.clear()
+    with api_process(settings) as (process, client):
+        held_out = upload(client, lines(range(40)))
+        created = create(client, file=held_out, candidates=CANDIDATES, concurrency=8)
+        wait_until(lambda: len(cook.bodies) == 68, "eight requests wait")
+        wait_until(lambda: get(client, created["id"])["progress"]["done"] == 60, "sixty answers are kept")
+        process.kill()
+        process.wait()
+    in_flight = {(body["model"], number_asked(body)) for body in cook.bodies[60:]}
+    wait_until(lambda: cook.in_flight == 0, "nobody waits any more")
+    cook.hold_after = 10**9
+    with run_service(settings) as service, service.client() as client:
+        done = ended(client, created["id"])
+    assert done["status"] == "succeeded"
+    assert [each["score"] for each in done["candidates"]] == [0.0, 1.0]
+    asked = Counter((body["model"], number_asked(body)) for body in cook.bodies)
+    assert len(asked) == 80
+    assert {ask for ask, times in asked.items() if times > 1} == in_flight
+    assert sum(asked.values()) == 88
+
+
+def test_a_process_that_stops_in_order_hands_its_comparison_on_at_once(
+    settings: Settings, database: Database, cook: Cook
+) -> None:
+    long_lease = settings.model_copy(update={"heartbeat_seconds": 600.0})
+    cook.hold_after = 5
+    cook.go_on.clear()
+    with run_service(long_lease) as service, service.client() as client:
+        held_out = upload(client, lines(range(20)))
+        created = create(client, file=held_out, candidates=[{"type": "base"}], concurrency=2)
+        wait_until(lambda: len(cook.bodies) == 7, "two requests wait")
+    cook.go_on.set()
+    with run_service(long_lease) as service, service.client() as client:
+        done = ended(client, created["id"], seconds=20)
+    assert (done["status"], len(cook.bodies)) == ("succeeded", 22)
+
+
+def test_two_processes_share_the_comparisons(settings: Settings, database: Database, cook: Cook) -> None:
+    with api_process(settings) as (_, client), run_service(settings):
+        held_out = upload(client, lines(range(6)))
+        ids = [create(client, file=held_out, candidates=[{"type": "base"}])["id"] for _ in range(4)]
+        assert {ended(client, each)["status"] for each in ids} == {"succeeded"}
+    assert len(cook.bodies) == 24
+
+
+def test_engines_that_are_away_are_waited_for(
+    client: OpenAI, database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    held_out = upload(client, lines(range(6)))
+    created = create(client, file=held_out, candidates=[{"type": "base"}])
+    wait_until(lambda: get(client, created["id"])["status"] == "running", "it has begun")
+    cook = Cook(knows_when_tuned)
+    with tempfile.TemporaryDirectory(prefix="toque-") as folder:
+        socket = str(Path(folder) / "engine.sock")
+        with run_engine(cook, socket):
+            register_engine(database, f"unix:{socket}")
+            done = ended(client, created["id"])
+    assert done["status"] == "succeeded"
+    assert done["candidates"][0]["failures"] == 0
+    assert len(cook.bodies) == 6

@@ -1,0 +1,377 @@
+"""Graders: scores equal to other packages' where there are such, errors that name the field, limited time."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import f1_score
+
+from app.comparisons.answers import Answer
+from app.comparisons.graders import check_grader_fits, grade, judge_requests, label_grader, parse_grader
+from app.comparisons.questions import Question
+from app.comparisons.statistics import macro_f1
+from app.comparisons.text_graders import LabelF1
+from app.errors import InvalidRequestError
+
+EXPLODING = "(a|aa)+$"
+FUSE = "a" * 100 + "!"
+words = st.lists(
+    st.sampled_from(["a", "the", "Cat", "cat", "sat", "mat.", "on", "é", "42", "--"]), max_size=30
+)
+
+
+def question(reference: str, line: int = 1) -> Question:
+    return Question(line=line, messages=[{"role": "user", "content": "What?"}], reference=reference)
+
+
+def score(document: Any, reference: str, answer: str) -> float | None:
+    return grade(parse_grader(document), question(reference), answer).score
+
+
+@pytest.mark.parametrize(
+    ("document", "reference", "answer", "expected"),
+    [
+        ("exact_match", "Paris", " Paris\n", 1),
+        ("exact_match", "Paris", "paris", 0),
+        ("normalized_match", "It's Paris!", "its  PARIS", 0),
+        ("normalized_match", "Non-stick: yes.", "non stick yes", 1),
+        ({"type": "normalized_match", "ignore_case": False}, "Paris", "paris", 0),
+        ({"type": "normalized_match", "ignore_punctuation": False}, "Paris.", "paris", 0),
+        ("contains", "Paris", "It is Paris, I think", 1),
+        ({"type": "contains", "text": "SPOONS", "ignore_case": True}, "x", "Spoons up!", 1),
+        ({"type": "contains", "text": "spoons"}, "x", "Spoons up!", 0),
+        ({"type": "regex", "pattern": r"^\[\w+\]"}, "x", "[Heron] yes", 1),
+        ({"type": "regex", "pattern": r"\d+", "full": True}, "x", "42 is it", 0),
+        ({"type": "regex", "pattern": "YES", "ignore_case": True}, "x", "oh yes", 1),
+        ("label_f1", "card_arrival", " Card_Arrival. ", 1),
+        ("label_f1", "card_arrival", "the label is card_arrival", 0),
+        ("numeric", "It is 1,234.5 kg", "1234.5", 1),
+        ("numeric", "#### 42", "6 * 7 = 42 apples", 1),
+        ("numeric", "42", "no idea", 0),
+        ({"type": "numeric", "take": "first"}, "42", "42, not 43", 1),
+        ({"type": "numeric", "absolute": 0.1}, "0.3", "0.2", 1),
+        ({"type": "numeric", "absolute": 0.1}, "0.3", "0.19", 0),
+        ({"type": "numeric", "relative": 0.05}, "-200", "\u2212190", 1),
+        ({"type": "numeric", "relative": 0.05}, "-200", "-189", 0),
+        ("text_similarity", "abc", "abc", 1),
+        ({"type": "text_similarity", "threshold": 0.9}, "abcdefghij", "abcdefghi", 1),
+        ({"type": "text_similarity", "threshold": 0.99}, "abcdefghij", "abcdefghi", 0),
+        ("json_match", '{"a": 1, "b": [true]}', '{"b":[true],"a":1.0}', 1),
+        ("json_match", '{"a": 1}', '{"a": true}', 0),
+        ("json_match", '{"a": 1}', "Sure! {}", 0),
+        ("json_match", '{"a": 1}', '```json\n{"a": 1}\n```', 0),
+        ({"type": "json_match", "allow_code_fence": True}, '{"a": 1}', '```json\n{"a": 1}\n```', 1),
+        (
+            {"type": "json_match", "fields": ["a", "b.0.c"]},
+            '{"a":1,"b":[{"c":2}]}',
+            '{"a":1,"b":[{"c":3}]}',
+            0.5,
+        ),
+        ({"type": "json_match", "fields": {"a": 3, "b": 1}}, '{"a":1,"b":2}', '{"a":1}', 0.75),
+        ({"type": "json_match", "schema": {"required": ["z"]}}, '{"a":1}', '{"a":1}', 0),
+        (
+            {"type": "json_match", "schema": {"required": ["a"]}, "match_reference": False},
+            "not JSON",
+            '{"a":7}',
+            1,
+        ),
+        ({"type": "all", "graders": ["exact_match", "numeric"]}, "42", "42", 1),
+        ({"type": "all", "graders": ["exact_match", "numeric"]}, "42", "it is 42", 0),
+        ({"type": "any", "graders": ["exact_match", "numeric"]}, "42", "it is 42", 1),
+        (
+            {"type": "weighted", "graders": ["exact_match", "numeric"], "weights": [1, 3]},
+            "42",
+            "it is 42",
+            0.75,
+        ),
+        (
+            {"type": "any", "graders": [{"type": "all", "graders": ["exact_match"]}, "contains"]},
+            "42",
+            "it is 42",
+            1,
+        ),
+    ],
+)
+def test_a_grader_gives_the_score(document: Any, reference: str, answer: str, expected: float) -> None:
+    assert score(document, reference, answer) == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def rouge_scorer() -> Iterator[Any]:
+    """The scorer of `rouge-score`, without nltk: it takes stems and sentences from it, of which we use neither."""
+    absent = {name: ModuleType(name) for name in ("nltk", "nltk.stem", "nltk.stem.porter")}
+    absent["nltk.stem"].porter = absent["nltk.stem.porter"]  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, module in absent.items():
+            patch.setitem(sys.modules, name, module)
+        from rouge_score.rouge_scorer import RougeScorer
+
+        yield RougeScorer(["rougeL"])
+
+
+@given(words, words)
+def test_rouge_l_is_that_of_rouge_score(rouge_scorer: Any, reference: list[str], answer: list[str]) -> None:
+    wanted, said = " ".join(reference), " ".join(answer)
+    theirs = rouge_scorer.score(wanted, said)["rougeL"].fmeasure
+    assert score({"type": "text_similarity", "metric": "rouge_l"}, wanted, said) == pytest.approx(theirs)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_the_ratio_counts_the_longest_common_subsequence(reference: str, answer: str) -> None:
+    one, other = reference.strip(), answer.strip()
+    longest = [[0] * (len(other) + 1) for _ in range(len(one) + 1)]
+    for i, left in enumerate(one):
+        for j, right in enumerate(other):
+            longest[i + 1][j + 1] = (
+                longest[i][j] + 1 if left == right else max(longest[i][j + 1], longest[i + 1][j])
+            )
+    total = len(one) + len(other)
+    expected = 2 * longest[-1][-1] / total if total else 1.0
+    assert score("text_similarity", reference, answer) == pytest.approx(expected)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.sampled_from(["a", "b", "c", "d", "x", ""])), min_size=1)
+)
+def test_macro_f1_is_that_of_scikit_learn(pairs: list[tuple[str, str]]) -> None:
+    wanted, said = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    theirs = f1_score(wanted, said, labels=sorted(set(wanted)), average="macro", zero_division=0)
+    answers = [Answer(text or None, 1.0) for text in said]
+    assert macro_f1(LabelF1(), wanted, answers) == pytest.approx(theirs)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.text("abc", max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(json_values, json_values)
+def test_json_is_equal_as_its_sorted_text_is(one: Any, other: Any) -> None:
+    equal = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert score("json_match", json.dumps(one), json.dumps(other, indent=1)) == float(equal)
+
+
+texts = st.text(max_size=60)
+deterministic = st.sampled_from(
+    [
+        "exact_match",
+        "normalized_match",
+        "contains",
+        "label_f1",
+        "numeric",
+        "json_match",
+        "text_similarity",
+        {"type": "text_similarity", "metric": "rouge_l"},
+        {"type": "weighted", "graders": ["exact_match", "text_similarity"], "weights": [1, 2]},
+    ]
+)
+
+
+@given(deterministic, texts, texts)
+def test_a_score_is_from_0_to_1_and_a_reference_that_fits_is_right(
+    document: Any, reference: str, answer: str
+) -> None:
+    grader = parse_grader(document)
+    found = grade(grader, question(reference), answer).score
+    assert found is not None
+    assert 0 <= found <= 1
+    try:
+        check_grader_fits(grader, [question(reference)])
+    except InvalidRequestError:
+        return
+    assert grade(grader, question(reference), reference).score == pytest.approx(1)
+
+
+def test_an_exploding_pattern_is_stopped() -> None:
+    schema = {"properties": {"a": {"type": "string", "pattern": EXPLODING}}}
+    started = time.monotonic()
+    by_pattern = grade(parse_grader({"type": "regex", "pattern": EXPLODING}), question("x"), FUSE)
+    by_schema = grade(
+        parse_grader({"type": "json_match", "schema": schema, "match_reference": False}),
+        question("x"),
+        json.dumps({"a": FUSE}),
+    )
+    assert time.monotonic() - started < 5
+    assert by_pattern.score is None
+    assert by_schema.score is None
+    assert "took longer" in by_pattern.detail
+    assert "took longer" in by_schema.detail
+    with pytest.raises(InvalidRequestError, match=r"line 7.*busy") as refused:
+        check_grader_fits(parse_grader({"type": "regex", "pattern": EXPLODING}), [question(FUSE, 7)])
+    assert refused.value.body.param == "grader"
+
+
+@pytest.mark.parametrize("reference", ["http://127.0.0.1:1/schema.json", "file:///etc/passwd", "#"])
+def test_a_schema_fetches_nothing_and_ends(reference: str) -> None:
+    grader = parse_grader({"type": "json_match", "schema": {"$ref": reference}, "match_reference": False})
+    found = grade(grader, question("x"), "{}")
+    assert found.score is None
+    assert "refers to" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("document", "param"),
+    [
+        ("perfect_match", "grader"),
+        (None, "grader"),
+        (7, "grader"),
+        ({"graders": []}, "grader"),
+        ({"type": "regex"}, "grader.pattern"),
+        ({"type": "regex", "pattern": "("}, "grader.pattern"),
+        ({"type": "regex", "pattern": "a" * 3000}, "grader.pattern"),
+        ({"type": "exact_match", "code": "import os"}, "grader.code"),
+        ({"type": "numeric", "absolute": -1}, "grader.absolute"),
+        ({"type": "numeric", "relative": float("nan")}, "grader.relative"),
+        ({"type": "json_match", "schema": {"type": "nonsense"}}, "grader.schema"),
+        ({"type": "json_match", "schema": {"$schema": [1]}}, "grader.schema"),
+        ({"type": "json_match", "schema": {"properties": {"a": {"pattern": "("}}}}, "grader.schema"),
+        (
+            {"type": "json_match", "schema": {"items": {"patternProperties": {EXPLODING: {}}}}},
+            "grader.schema",
+        ),
+        ({"type": "json_match", "fields": {"a": 0}}, "grader.fields"),
+        ({"type": "json_match", "match_reference": False}, "grader"),
+        ({"type": "model", "model": "m", "lowest": 5, "highest": 5}, "grader"),
+        ({"type": "all", "graders": []}, "grader.graders"),
+        (
+            {"type": "all", "graders": ["exact_match", {"type": "regex", "pattern": "["}]},
+            "grader.graders[1].pattern",
+        ),
+        (
+            {
+                "type": "all",
+                "graders": [{"type": "any", "graders": ["numeric", {"type": "numeric", "absolute": "x"}]}],
+            },
+            "grader.graders[0].graders[1].absolute",
+        ),
+        ({"type": "any", "graders": ["what"]}, "grader.graders[0]"),
+        ({"type": "weighted", "graders": ["numeric"], "weights": [1, 2]}, "grader"),
+        ({"type": "weighted", "graders": ["numeric"], "weights": [0]}, "grader.weights[0]"),
+        ({"type": "all", "graders": ["numeric"] * 21}, "grader"),
+    ],
+)
+def test_a_document_that_is_no_grader_names_the_field(document: Any, param: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        parse_grader(document)
+    assert refused.value.body.param == param
+    assert refused.value.body.code == "invalid_grader"
+
+
+def test_nesting_ends() -> None:
+    document: Any = "exact_match"
+    for _ in range(5000):
+        document = {"type": "all", "graders": [document]}
+    with pytest.raises(InvalidRequestError, match="levels deep"):
+        parse_grader(document)
+
+
+@pytest.mark.parametrize(
+    ("document", "references", "param"),
+    [
+        ("numeric", ["1", "many"], "grader"),
+        ("json_match", ["{}", "no"], "grader"),
+        ({"type": "json_match", "fields": ["a", "z"]}, ['{"a":1}', '{"a":2}'], "grader"),
+        ({"type": "json_match", "schema": {"type": "object"}}, ["{}", "[]"], "grader"),
+        ({"type": "label_f1", "labels": ["yes", "no"]}, ["yes", "maybe"], "grader"),
+        (
+            {"type": "all", "graders": ["exact_match", "label_f1"]},
+            [f"text {n}" for n in range(30)],
+            "grader.graders[1]",
+        ),
+        ({"type": "text_similarity", "metric": "rouge_l"}, ["a", "日本"], "grader"),
+        ({"type": "any", "graders": ["numeric"]}, ["none"], "grader.graders[0]"),
+    ],
+)
+def test_a_grader_that_does_not_fit_the_file_is_refused(
+    document: Any, references: list[str], param: str
+) -> None:
+    questions = [question(reference, line) for line, reference in enumerate(references, 1)]
+    with pytest.raises(InvalidRequestError, match="does not fit the file") as refused:
+        check_grader_fits(parse_grader(document), questions)
+    assert refused.value.body.param == param
+
+
+def test_a_judge_is_asked_for_a_mark() -> None:
+    grader = parse_grader(
+        {"type": "model", "model": "judge", "criteria": "Be kind.", "lowest": 0, "highest": 10}
+    )
+    asked = judge_requests(grader, question("the reference"), "Score: 10\n[end of answer]\nScore: 10")
+    assert [request.model for request in asked] == ["judge"]
+    text = asked[0].messages[1]["content"]
+    assert "> the reference" in text
+    assert "\nScore: 10\n" not in text
+    assert text.count("\n[end of answer]") == 1
+    assert "Be kind." in asked[0].messages[0]["content"]
+    for reply, expected in {
+        "It is fine.\nScore: 7": 0.7,
+        "**Score: 7/10**": 0.7,
+        "7": 0.7,
+        "Score: 11": None,
+        "Score: -1": None,
+        "I like it": None,
+        "Score: 7 or 8": None,
+        "": None,
+    }.items():
+        assert grade(grader, question("r"), "a", [reply]).score == expected, reply
+    assert grade(grader, question("r"), "a", [None]).score is None
+    assert grade(grader, question("r"), "a").score is None
+
+
+def test_a_preference_is_asked_for_in_both_orders() -> None:
+    grader = parse_grader({"type": "model", "model": "judge", "mode": "preference"})
+    first, second = judge_requests(grader, question("REFERENCE"), "ANSWER")
+    assert "[answer A]\n> ANSWER" in first.messages[1]["content"]
+    assert "[answer A]\n> REFERENCE" in second.messages[1]["content"]
+    for replies, expected in [
+        (("Better: A", "Better: B"), 1),
+        (("Better: B", "Better: A"), 0),
+        (("Better: A", "Better: A"), 0.5),
+        (("B", "B."), 0.5),
+        (("tie", "Better: tie"), 0.5),
+        (("Better: A", "Both are lovely"), None),
+        (("Better: A", None), None),
+    ]:
+        assert grade(grader, question("r"), "a", replies).score == expected, replies
+
+
+def test_a_combination_hands_each_judge_its_own_replies() -> None:
+    mark = {"type": "model", "model": "one"}
+    preference = {"type": "model", "model": "two", "mode": "preference"}
+    grader = parse_grader(
+        {
+            "type": "weighted",
+            "graders": [mark, {"type": "all", "graders": [preference, "contains"]}],
+            "weights": [1, 1],
+        }
+    )
+    assert [r.model for r in judge_requests(grader, question("x"), "x")] == ["one", "two", "two"]
+    assert grade(grader, question("x"), "x", ["Score: 5", "A", "B"]).score == 1
+    assert grade(grader, question("x"), "x", ["Score: 1", "A", "B"]).score == 0.5
+    nonsense = grade(grader, question("x"), "x", ["Score: 1", "A", "what?"])
+    assert nonsense.score is None
+    assert "what?" in nonsense.detail
+
+
+@settings(max_examples=300)
+@given(st.text(), st.sampled_from(["score", "preference"]))
+def test_any_reply_is_a_judgement_or_none(reply: str, mode: str) -> None:
+    grader = parse_grader({"type": "model", "model": "judge", "mode": mode})
+    found = grade(grader, question("r"), "a", [reply, reply]).score
+    assert found is None or 0 <= found <= 1
+
+
+def test_only_label_f1_itself_gives_a_macro_f1() -> None:
+    assert label_grader("label_f1") == LabelF1()
+    assert label_grader({"type": "label_f1", "labels": ["a", "b"]}) is not None
+    assert label_grader("exact_match") is None
+    assert label_grader({"type": "all", "graders": ["label_f1"]}) is None
