@@ -5,7 +5,7 @@ MINUTES ?= 10
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo serve test lint openapi lock bench-train bench-api bench-queue bench-serving bench-comparison bench-soak bench-verdict clean
+.PHONY: help install demo serve test lint openapi lock bench-train bench-api bench-queue bench-serving bench-comparison bench-soak bench-upload bench-verdict clean
 
 help:
 	@echo "make demo         from a dataset to a custom model, side by side with prompting"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench-queue  our queue's jobs per second against Procrastinate's"
 	@echo "make bench-serving  many adapters over one base: correct, fast, cheap to reach"
 	@echo "make bench-comparison  what a comparison costs beyond the engine's own time"
+	@echo "make bench-upload  1 GB comes in, against a plain FastAPI handler"
 	@echo "make bench-soak   every job ends once, whatever is killed (MINUTES=10)"
 	@echo "make bench-verdict  how often a comparison's verdict is wrong, on simulated ones"
 	@echo "make install lint openapi lock clean"
@@ -74,6 +75,9 @@ bench-serving: .venv/.installed-bench
 bench-comparison: .venv/.installed-dev
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.comparison
+
+bench-upload: install
+	@$(BIN)/python -m benchmarks.upload
 
 bench-soak: .venv/.installed-dev
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

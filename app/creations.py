@@ -16,10 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String, delete, func, select
+from sqlalchemy import ForeignKey, Index, String, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from app.database import Base, new_id
+from app.database import Base, new_id, take_turn
 from app.errors import UnavailableError, UnprocessableError
 
 KEY_SECONDS = 24 * 3600.0
@@ -82,7 +82,7 @@ class CreationRequest:
             return known.resource_id
         if self.retry_count is None:
             return None
-        _take_turns(session, self.project_id, digest)
+        take_turn(session, f"{self.project_id} {digest}")  # until no other may be creating the same
         if self.retry_count > 0:
             recent = query.where(
                 Creation.request_sha256 == digest, Creation.created_at > time.time() - RETRY_SECONDS
@@ -110,13 +110,6 @@ class CreationRequest:
 def forget_old(session: Session) -> None:
     """Removes what no request can ask for any more."""
     session.execute(delete(Creation).where(Creation.created_at < time.time() - KEY_SECONDS))
-
-
-def _take_turns(session: Session, project_id: str, digest: str) -> None:
-    """Waits until no other transaction may be creating the same; SQLite has one writer at a time anyway."""
-    if session.get_bind().dialect.name == "postgresql":
-        lock = int.from_bytes(hashlib.sha256(f"{project_id} {digest}".encode()).digest()[:8], signed=True)
-        session.execute(select(func.pg_advisory_xact_lock(lock)))
 
 
 def _digest(kind: str, content: Any) -> str:

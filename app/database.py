@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, Engine, create_engine, event
+from sqlalchemy import JSON, Engine, create_engine, event, func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -85,6 +86,17 @@ class Database:
     def dispose(self) -> None:
         """Closes the pool."""
         self.engine.dispose()
+
+
+def take_turn(session: Session, name: str) -> None:
+    """Waits until no other transaction has the turn of this name, and keeps it until the transaction ends.
+
+    SQLite has one writer at a time anyway: there the transaction of a writer just begins.
+    """
+    connection = session.connection()
+    if connection.dialect.name == "postgresql":
+        lock = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+        session.execute(select(func.pg_advisory_xact_lock(lock)))
 
 
 def _bound_idle_transactions(connection: Any, _record: Any) -> None:

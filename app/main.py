@@ -26,6 +26,7 @@ from app.metrics import Metrics
 from app.middleware import RequestMiddleware
 from app.promotion.router import router as promotion_router
 from app.settings import Settings
+from app.uploads.router import router as uploads_router
 from app.usage.router import router as usage_router
 from app.usage.tally import Tally
 
@@ -67,6 +68,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     for router in (
         completions_router,
         files_router,
+        uploads_router,
         fine_tuning_router,
         models_router,
         adapters_router,
@@ -78,10 +80,5 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         health.router,
     ):
         app.include_router(router)
-    app.add_middleware(
-        RequestMiddleware,
-        max_body_bytes=settings.max_body_bytes,
-        upload_paths=frozenset({"/v1/files", "/v1/adapters"}),
-        metrics=metrics,
-    )
+    app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes, metrics=metrics)
     return app

@@ -18,18 +18,17 @@ from app.metrics import Metrics
 
 ARRIVED = "toque.arrived"
 """In a request's scope: when it came, by `time.perf_counter`."""
+_UPLOADS = re.compile(r"/v1/(files|adapters|uploads/[^/]+/parts)")
+"""Their bodies are as large as their own limits allow."""
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
 class RequestMiddleware:
     """Adds `x-request-id` and `openai-processing-ms` and refuses bodies over the limit."""
 
-    def __init__(
-        self, app: ASGIApp, *, max_body_bytes: int, upload_paths: frozenset[str], metrics: Metrics
-    ) -> None:
+    def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: Metrics) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
-        self._upload_paths = upload_paths
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +55,7 @@ class RequestMiddleware:
                 ]
             await send(message)
 
-        limit = None if scope["path"] in self._upload_paths else self._max_body_bytes
+        limit = None if _UPLOADS.fullmatch(scope["path"]) else self._max_body_bytes
         try:
             if limit is not None and _declared_length(headers) > limit:
                 await error_response(_too_large(limit))(scope, receive, send_with_headers)

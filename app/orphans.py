@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
 from app.adapters.models import Adapter
+from app.database import Database, take_turn
 from app.files.models import File
 from app.files.storage import LocalStorage
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
+from app.uploads.models import Upload, parts_key
 
 AGE_SECONDS = 24 * 3600.0
 """Younger files may belong to a transaction that is about to commit."""
@@ -31,44 +33,91 @@ class Orphans:
 
 
 def find_orphans(session: Session, storage: LocalStorage, age_seconds: float = AGE_SECONDS) -> Orphans:
-    """Compares every row with storage; files younger than `age_seconds` are left out."""
-    wanted = _wanted_keys(session)
-    missing = sorted(key for key in wanted if not storage.path(key).exists())
-    before = time.time() - age_seconds
+    """Compares every row with storage; what is younger than `age_seconds` or was needed then is left out."""
+    now = time.time()
+    before = now - age_seconds
+    missing = sorted(key for key in _wanted_keys(session, now) if not storage.path(key).exists())
+    open_uploads = select(Upload.id).where(Upload.status == "pending", Upload.expires_at > before)
+    wanted = _wanted_keys(session, before) | {parts_key(upload) for upload in session.scalars(open_uploads)}
     unnamed = [
         path
         for path in _stored(session, storage)
-        if storage.key(path) not in wanted and path.stat().st_mtime < before
+        if storage.key(path) not in wanted and _is_older(path, before)
     ]
     return Orphans(missing, sorted(unnamed))
 
 
-def sweep_orphans(session: Session, storage: LocalStorage, age_seconds: float = AGE_SECONDS) -> list[Path]:
+def sweep_orphans(database: Database, storage: LocalStorage, age_seconds: float = AGE_SECONDS) -> list[Path]:
     """Removes what no row needs and is old enough; returns it."""
-    unnamed = find_orphans(session, storage, age_seconds).unnamed
+    with database.reader() as session:
+        unnamed = find_orphans(session, storage, age_seconds).unnamed
+    swept: list[Path] = []
     for path in unnamed:
+        if path.is_relative_to(storage.path("objects")):
+            if sweep_object(database, storage, path, age_seconds):
+                swept.append(path)
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    return unnamed
+        swept.append(path)
+    return swept
 
 
-def _wanted_keys(session: Session) -> set[str]:
-    """Files that are not deleted, or that a job may still read; adapters that are not deleted."""
-    unfinished = select(FineTuningJob.training_file_id, FineTuningJob.validation_file_id).where(
-        FineTuningJob.status.not_in(FINAL_STATUSES)
-    )
-    needed = {file for pair in session.execute(unfinished) for file in pair if file is not None}
-    files = select(File.storage_key).where(or_(File.deleted_at.is_(None), File.id.in_(needed)))
+def sweep_object(
+    database: Database, storage: LocalStorage, path: Path, age_seconds: float = AGE_SECONDS
+) -> bool:
+    """Removes bytes that files may share, unless a file needs them by now; returns whether it did.
+
+    An upload of equal bytes commits before, and is seen here, or publishes them again after.
+    """
+    key, before = storage.key(path), time.time() - age_seconds
+    with database.writer() as session:
+        take_turn(session, key)
+        needed = session.scalar(select(File.id).where(File.storage_key == key, _needed(before)).limit(1))
+        if needed is not None or not _is_older(path, before):
+            return False
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _wanted_keys(session: Session, before: float) -> set[str]:
+    """Files whose bytes are needed; adapters that are not deleted."""
+    files = select(File.storage_key).where(_needed(before))
     adapters = select(Adapter.storage_key).where(Adapter.deleted_at.is_(None))
     return {*session.scalars(files), *session.scalars(adapters)}
 
 
+def _needed(before: float) -> ColumnElement[bool]:
+    """Files that were there after that moment, or that a job may still read."""
+    unfinished = FineTuningJob.status.not_in(FINAL_STATUSES)
+    kept = and_(
+        or_(File.deleted_at.is_(None), File.deleted_at > before),
+        or_(File.expires_at.is_(None), File.expires_at > before),
+    )
+    return or_(
+        kept,
+        File.id.in_(select(FineTuningJob.training_file_id).where(unfinished)),
+        File.id.in_(
+            select(FineTuningJob.validation_file_id).where(
+                unfinished, FineTuningJob.validation_file_id.is_not(None)
+            )
+        ),
+    )
+
+
+def _is_older(path: Path, before: float) -> bool:
+    try:
+        return path.stat().st_mtime < before
+    except FileNotFoundError:  # swept by another
+        return False
+
+
 def _stored(session: Session, storage: LocalStorage) -> Iterator[Path]:
-    """Uploads, imports, half-written ones, and checkpoints of jobs that have ended or do not exist."""
-    for folder in ("files", "adapters", "tmp"):
-        yield from storage.path(folder).glob("*")
+    """Files, parts, imports, half-written ones, and checkpoints of jobs that have ended or do not exist."""
+    for pattern in ("objects/*/*", "files/*", "uploads/*", "adapters/*", "tmp/*"):
+        yield from storage.path("").glob(pattern)
     unfinished = set(
         session.scalars(select(FineTuningJob.id).where(FineTuningJob.status.not_in(FINAL_STATUSES)))
     )

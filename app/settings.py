@@ -69,7 +69,9 @@ class Settings(BaseSettings):
     """The catalogue. JSON: `[{"name": …, "source": …, "context": …, "max_rank": …}]`."""
 
     max_file_bytes: int = Field(default=512 * 2**20, ge=1)
-    """Largest upload."""
+    """Largest upload in one request."""
+    max_upload_bytes: int = Field(default=8 * 2**30, ge=1)
+    """Largest upload in parts."""
     max_body_bytes: int = Field(default=16 * 2**20, ge=1)
     """Largest request body other than an upload."""
 

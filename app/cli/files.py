@@ -11,6 +11,7 @@ from rich.progress import open as open_with_progress
 
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr
+from app.cli.uploads import LARGE_BYTES, upload_in_parts
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -30,6 +31,8 @@ def upload(
     as_json: AsJson = False,
 ) -> None:
     """Upload a file; a dataset is checked line by line first.
+
+    Above 64 MB it goes up in parts: after a broken connection, the same command sends what is missing.
 
     Example: toque files upload training.jsonl
     """
@@ -114,7 +117,9 @@ def download(
 
 
 def upload_file(client: OpenAI, path: Path, purpose: str) -> FileObject:
-    """Streams the file from disk, with a progress bar where there is a terminal."""
+    """Streams the file from disk, or its parts, with a progress bar where there is a terminal."""
+    if path.stat().st_size > LARGE_BYTES:
+        return upload_in_parts(client, path, purpose)
     with open_with_progress(
         path,
         "rb",

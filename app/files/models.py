@@ -14,7 +14,10 @@ class File(Base):
     """A file in storage; its bytes never change."""
 
     __tablename__ = "files"
-    __table_args__ = (Index("ix_files_project_created", "project_id", "created_at", "id"),)
+    __table_args__ = (
+        Index("ix_files_project_created", "project_id", "created_at", "id"),
+        Index("ix_files_storage_key", "storage_key"),
+    )
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("file-"))
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
@@ -23,7 +26,7 @@ class File(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
     storage_key: Mapped[str] = mapped_column(String(512))
-    """Where the bytes are, relative to the storage root."""
+    """Where the bytes are, relative to the storage root; files with equal bytes share them."""
     examples: Mapped[int | None]
     """Training examples in it; None where the purpose is not fine-tune."""
     longest_line: Mapped[int | None]

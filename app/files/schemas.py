@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.files.models import File
 from app.pagination import Identified
 
 UploadPurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+
+SHORTEST_LIFE, LONGEST_LIFE = 3600, 30 * 86400
+"""Seconds that `expires_after` may give."""
+
+
+class ExpiresAfter(BaseModel):
+    """When a file is to be gone."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=SHORTEST_LIFE, le=LONGEST_LIFE, strict=True)]
 
 
 class FileObject(Identified):

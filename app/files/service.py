@@ -11,15 +11,13 @@ from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from app.creations import CreationRequest
-from app.database import new_id
+from app.database import take_turn
 from app.errors import InvalidRequestError, NotFoundError, UnavailableError
 from app.files.models import File
-from app.files.schemas import UploadPurpose
-from app.files.storage import IncomingFile, LocalStorage, StoredFile
-from app.files.validation import check_training_file
+from app.files.schemas import LONGEST_LIFE, SHORTEST_LIFE, UploadPurpose
+from app.files.storage import IncomingFile, LocalStorage, StoredFile, object_key
+from app.files.validation import TrainingFileSummary, check_training_file
 from app.pagination import Order, fetch_page
-
-_SHORTEST_LIFE, _LONGEST_LIFE = 3600, 30 * 86400
 
 
 def create_file(
@@ -49,12 +47,41 @@ def create_file(
         except NotFoundError:  # deleted since: without a key, this upload is a new one
             if creating.idempotency_key is not None:
                 raise
-    file_id = new_id("file-")
-    stored = storage.publish(incoming, f"files/{file_id}")
-    file = File(
-        id=file_id,
+    file = keep_file(
+        session,
+        storage,
+        incoming,
         project_id=creating.project_id,
-        filename=_plain_filename(filename),
+        filename=filename,
+        purpose=purpose,
+        expires_at=expires_at,
+        summary=summary,
+    )
+    creating.remember(session, "file", content, file.id)
+    return file
+
+
+def keep_file(
+    session: Session,
+    storage: LocalStorage,
+    incoming: IncomingFile,
+    *,
+    project_id: str,
+    filename: str,
+    purpose: str,
+    expires_at: float | None,
+    summary: TrainingFileSummary | None,
+) -> File:
+    """Publishes finished bytes, and adds the row that names them; equal bytes are stored once.
+
+    A sweep of the same bytes has its turn before or after this transaction. If before, they are here again.
+    """
+    key = object_key(incoming.sha256)
+    take_turn(session, key)
+    stored = storage.publish(incoming, key)
+    file = File(
+        project_id=project_id,
+        filename=plain_filename(filename),
         purpose=purpose,
         bytes=stored.bytes,
         sha256=stored.sha256,
@@ -65,7 +92,6 @@ def create_file(
     )
     session.add(file)
     session.flush()
-    creating.remember(session, "file", content, file.id)
     return file
 
 
@@ -141,6 +167,12 @@ def delete_file(session: Session, project_id: str, file_id: str) -> File:
     return file
 
 
+def plain_filename(name: str) -> str:
+    """The name without folders and control characters: it is shown to people, never opened."""
+    plain = name.replace("\\", "/").rsplit("/", 1)[-1]
+    return "".join(character for character in plain if character.isprintable())[:255] or "file"
+
+
 def _visible_to(project_id: str) -> tuple[ColumnElement[bool], ...]:
     alive = or_(File.expires_at.is_(None), File.expires_at > time.time())
     return File.project_id == project_id, File.deleted_at.is_(None), alive
@@ -175,16 +207,10 @@ def _expiry(fields: dict[str, str]) -> float | None:
         life = 0
     else:
         life = int(seconds)
-    if not _SHORTEST_LIFE <= life <= _LONGEST_LIFE:
+    if not SHORTEST_LIFE <= life <= LONGEST_LIFE:
         raise InvalidRequestError(
-            f"Invalid value for 'expires_after[seconds]': from {_SHORTEST_LIFE} to {_LONGEST_LIFE}.",
+            f"Invalid value for 'expires_after[seconds]': from {SHORTEST_LIFE} to {LONGEST_LIFE}.",
             code="invalid_value",
             param="expires_after[seconds]",
         )
     return time.time() + life
-
-
-def _plain_filename(name: str) -> str:
-    """The name without folders and control characters: it is shown to people, never opened."""
-    plain = name.replace("\\", "/").rsplit("/", 1)[-1]
-    return "".join(character for character in plain if character.isprintable())[:255] or "file"

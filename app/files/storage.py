@@ -1,7 +1,7 @@
 """Where large things are: immutable files under one root, complete or not there at all.
 
-A local (or shared) folder now. Callers name things by key (`files/file-…`), so that an object
-store can stand behind the same methods.
+A local (or shared) folder now. Callers name things by key (`adapters/…`), or let their content name
+them (`objects/…`), so that an object store can stand behind the same methods.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import StorageFullError
+
+_WRITEBACK_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,9 @@ class IncomingFile:
 
     def __init__(self, temporary: Path) -> None:
         self._temporary = temporary
-        self._file = temporary.open("xb", buffering=2**20)
+        self._file = temporary.open("xb")
         self._digest = hashlib.sha256()
+        self._on_its_way = 0
         self.bytes = 0
 
     def write(self, chunk: bytes | memoryview) -> None:
@@ -43,6 +47,8 @@ class IncomingFile:
         self._file.write(chunk)
         self._digest.update(chunk)
         self.bytes += len(chunk)
+        if self.bytes - self._on_its_way >= _WRITEBACK_BYTES:
+            self._begin_writeback()
 
     @property
     def sha256(self) -> str:
@@ -57,12 +63,22 @@ class IncomingFile:
             self._file.close()
         return self._temporary
 
+    def _begin_writeback(self) -> None:
+        """Has the disk begin now with what it would otherwise get all at once, when the file is finished.
+
+        Linux takes the advice that way (`generic_fadvise` in its mm/fadvise.c), and keeps what is on its
+        way to the disk in memory until it is there.
+        """
+        self._file.flush()
+        if sys.platform == "linux":
+            length = self.bytes - self._on_its_way
+            os.posix_fadvise(self._file.fileno(), self._on_its_way, length, os.POSIX_FADV_DONTNEED)
+        self._on_its_way = self.bytes
+
     def publish(self, key: str, target: Path) -> StoredFile:
         """Gives the bytes, once they are durable, their name."""
         self.finish()
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary.rename(target)
-        fsync_folder(target.parent)
+        _rename(self._temporary, target)
         return StoredFile(key, self.bytes, self.sha256)
 
     def discard(self) -> None:
@@ -103,9 +119,7 @@ class IncomingFolder:
         self.file("manifest.json").write(json.dumps(manifest, indent=2).encode())
         self.finish()
         fsync_folder(self.path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.path.rename(target)
-        fsync_folder(target.parent)
+        _rename(self.path, target)
 
     def discard(self) -> None:
         """Forgets what was not published."""
@@ -168,7 +182,7 @@ class LocalStorage:
                 incoming.discard()
 
     def publish(self, incoming: IncomingFile, key: str) -> StoredFile:
-        """Gives an incoming file its key."""
+        """Gives an incoming file its key; a file that has it already makes room in the same instant."""
         return incoming.publish(key, self.path(key))
 
     def publish_folder(self, incoming: IncomingFolder, key: str) -> None:
@@ -181,10 +195,28 @@ class LocalStorage:
             incoming.write(content)
             return self.publish(incoming, key)
 
+    def remove_folder(self, key: str) -> None:
+        """Removes a folder and what is in it, if it is there."""
+        shutil.rmtree(self.path(key), ignore_errors=True)
+
     def _temporary(self) -> Path:
         folder = self._root / "tmp"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / secrets.token_hex(16)
+
+
+def object_key(sha256: str) -> str:
+    """Where the bytes with that SHA-256 are, once for all files that have them."""
+    return f"objects/{sha256[:2]}/{sha256}"
+
+
+def _rename(temporary: Path, target: Path) -> None:
+    """Gives what is durable its name, durably."""
+    if not target.parent.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fsync_folder(target.parent.parent)
+    temporary.rename(target)
+    fsync_folder(target.parent)
 
 
 @contextmanager

@@ -5,26 +5,68 @@ Framework form parsing would spool the file to a temporary place first and copy 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
+from fastapi.concurrency import run_in_threadpool
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import ClientDisconnect
 
-from app.errors import InvalidRequestError, TooLargeError, UnsupportedMediaTypeError
+from app.errors import InvalidRequestError, TooLargeError, UnavailableError, UnsupportedMediaTypeError
 from app.files.storage import IncomingFile
 
 _MAX_FIELD_BYTES = 4096
 _MAX_FIELDS = 32
+_BLOCK_BYTES = 2**20
+
+
+class _Sink:
+    """A file that is hashed and written in a thread, one block while the next arrives.
+
+    Blocks are large, because the thread has to wait for the event loop's GIL after each.
+    """
+
+    def __init__(self, file: IncomingFile) -> None:
+        self._file = file
+        self._chunks: list[memoryview] = []
+        self._gathered = 0
+        self._writing: asyncio.Task[None] | None = None
+        self.bytes = 0
+
+    def add(self, chunk: memoryview) -> None:
+        """Takes what has just arrived."""
+        self._chunks.append(chunk)
+        self._gathered += len(chunk)
+        self.bytes += len(chunk)
+
+    async def hand_over(self, at_least: int = _BLOCK_BYTES) -> None:
+        """Has what was gathered written, if it is a block, once the block before it is."""
+        if self._gathered < at_least:
+            return
+        block = b"".join(self._chunks)
+        self._chunks.clear()
+        self._gathered = 0
+        await self.settle()
+        self._writing = asyncio.create_task(run_in_threadpool(self._file.write, block))
+
+    async def settle(self) -> None:
+        """Waits for the block that is being written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            await writing
 
 
 @dataclass
 class UploadForm:
-    """The form's text fields and the names of its files, whose contents went to `sinks`."""
+    """The form's text fields and the names of its files, whose contents went to `files`."""
 
-    sinks: Mapping[str, IncomingFile]
+    files: Mapping[str, IncomingFile]
     """By the name of the part; each must come once."""
     max_file_bytes: int
+    limit_name: str = "TOQUE_MAX_FILE_BYTES"
+    """The setting that the limit comes from."""
     fields: dict[str, str] = field(default_factory=dict[str, str])
     filenames: dict[str, str] = field(default_factory=dict[str, str])
     """What the client calls each file."""
@@ -33,7 +75,8 @@ class UploadForm:
     _header_value: bytearray = field(default_factory=bytearray)
     _disposition: bytes = b""
     _part_name: str = ""
-    _sink: IncomingFile | None = None
+    _sinks: dict[str, _Sink] = field(default_factory=dict[str, _Sink])
+    _sink: _Sink | None = None
     _part: bytearray = field(default_factory=bytearray)
     _complete: bool = False
 
@@ -44,6 +87,7 @@ class UploadForm:
             UnsupportedMediaTypeError: the body is not multipart/form-data.
             InvalidRequestError: the multipart body is broken, or lacks a file.
             TooLargeError: a file is larger than the limit.
+            UnavailableError: the client has hung up.
         """
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
@@ -72,15 +116,24 @@ class UploadForm:
             )
             async for chunk in body:
                 parser.write(chunk)
+                if self._sink is not None:
+                    await self._sink.hand_over()
+            for sink in self._sinks.values():
+                await sink.hand_over(1)
         except FormParserError as error:
             raise InvalidRequestError(
                 f"The multipart body is broken: {error}", code="invalid_multipart"
             ) from error
+        except ClientDisconnect:
+            raise UnavailableError("The client has hung up; nothing was kept.", code="client_gone") from None
+        finally:
+            for sink in self._sinks.values():
+                await sink.settle()
         if not self._complete:
             raise InvalidRequestError(
                 "The multipart body ends before its last boundary.", code="invalid_multipart"
             )
-        for name in self.sinks:
+        for name in self.files:
             if name not in self.filenames:
                 raise InvalidRequestError(
                     f"Missing required parameter '{name}', a file.",
@@ -90,7 +143,7 @@ class UploadForm:
 
     @property
     def _expected(self) -> str:
-        return " and ".join(f"'{name}'" for name in self.sinks)
+        return " and ".join(f"'{name}'" for name in self.files)
 
     def _on_part_begin(self) -> None:
         self._disposition = b""
@@ -111,8 +164,8 @@ class UploadForm:
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
         self._part_name = _text(options.get(b"name", b""))
-        self._sink = self.sinks.get(self._part_name)
-        if self._sink is None:
+        self._sink = None
+        if self._part_name not in self.files:
             if len(self.fields) >= _MAX_FIELDS:
                 raise InvalidRequestError("The form has too many fields.", code="invalid_multipart")
             return
@@ -124,6 +177,7 @@ class UploadForm:
         if b"filename" not in options:
             raise InvalidRequestError(f"The part '{name}' is not a file.", code="invalid_type", param=name)
         self.filenames[name] = _text(options[b"filename"])
+        self._sink = self._sinks[name] = _Sink(self.files[name])
 
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._sink is None:
@@ -135,10 +189,10 @@ class UploadForm:
                 )
             self._part += data[start:end]
             return
-        self._sink.write(memoryview(data)[start:end])
+        self._sink.add(memoryview(data)[start:end])
         if self._sink.bytes > self.max_file_bytes:
             raise TooLargeError(
-                f"The file is larger than {self.max_file_bytes:,} bytes (TOQUE_MAX_FILE_BYTES).",
+                f"The file is larger than {self.max_file_bytes:,} bytes ({self.limit_name}).",
                 code="file_too_large",
                 param=self._part_name,
             )

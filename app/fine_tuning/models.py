@@ -6,9 +6,10 @@ import time
 from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, text
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.database import Base, new_id
+from app.files.models import File
 
 ALLOWED_MOVES: dict[str, frozenset[str]] = {
     "validating_files": frozenset({"queued", "failed", "cancelled"}),
@@ -85,6 +86,10 @@ class FineTuningJob(Base):
     lease_until: Mapped[float | None]
     """By the database's clock; a running job whose lease has passed may be claimed by any worker."""
     worker_id: Mapped[str | None] = mapped_column(String(64))
+
+    training_file: Mapped[File] = relationship(foreign_keys=training_file_id, viewonly=True)
+    validation_file: Mapped[File | None] = relationship(foreign_keys=validation_file_id, viewonly=True)
+    """These two are there for good: a file that is deleted keeps its row."""
 
 
 class Event(Base):

@@ -123,7 +123,10 @@ class JobObject(Identified):
     suffix: str | None
     trained_tokens: int | None
     training_file: str
+    training_file_sha256: str
+    """Of the bytes that it is trained on, whatever becomes of the file."""
     validation_file: str | None
+    validation_file_sha256: str | None
 
     @classmethod
     def of(cls, job: FineTuningJob) -> JobObject:
@@ -149,7 +152,9 @@ class JobObject(Identified):
             suffix=job.suffix,
             trained_tokens=job.trained_tokens,
             training_file=job.training_file_id,
+            training_file_sha256=job.training_file.sha256,
             validation_file=job.validation_file_id,
+            validation_file_sha256=job.validation_file.sha256 if job.validation_file else None,
         )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from app.base_models import chat_template, find_base_model, hidden_size
 from app.creations import CreationRequest
@@ -108,7 +108,8 @@ def list_jobs(
     session: Session, project_id: str, *, metadata: dict[str, str], after: str | None, limit: int
 ) -> tuple[Sequence[FineTuningJob], bool]:
     """A page of the project's jobs, newest first, and whether more follow."""
-    query = select(FineTuningJob).where(FineTuningJob.project_id == project_id)
+    files = selectinload(FineTuningJob.training_file), selectinload(FineTuningJob.validation_file)
+    query = select(FineTuningJob).where(FineTuningJob.project_id == project_id).options(*files)
     for key, value in metadata.items():
         query = query.where(FineTuningJob.job_metadata[key].as_string() == value)
     return fetch_page(

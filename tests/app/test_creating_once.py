@@ -122,6 +122,7 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/comparisons/{comparison_id}/cancel",
+        "/v1/uploads/{upload_id}/cancel",
         "/v1/fine_tuning/jobs/{job_id}/cancel",
         "/v1/fine_tuning/jobs/{job_id}/pause",
         "/v1/fine_tuning/jobs/{job_id}/resume",
@@ -144,6 +145,9 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
         "/v1/comparisons",
         "/v1/files",
         "/v1/fine_tuning/jobs",
+        "/v1/uploads",
+        "/v1/uploads/{upload_id}/complete",
+        "/v1/uploads/{upload_id}/parts",
     }
 
 

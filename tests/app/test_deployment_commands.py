@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from app.cli.main import app
 from app.database import Database
-from app.files.storage import LocalStorage
+from app.files.storage import LocalStorage, object_key
 from app.fine_tuning import workers
 from app.fine_tuning.models import Worker
 from app.settings import Settings
@@ -65,11 +65,12 @@ def test_workers_report_themselves(settings: Settings, database: Database) -> No
 
 def test_rows_and_files_are_compared(settings: Settings, database: Database, client: OpenAI) -> None:
     kept, lost = (
-        client.files.create(file=("t.jsonl", training_bytes()), purpose="fine-tune").id for _ in range(2)
+        client.files.create(file=("t.jsonl", training_bytes(n)), purpose="fine-tune").to_dict()["sha256"]
+        for n in (12, 13)
     )
     assert run(settings, "db", "check").exit_code == 0
     storage = LocalStorage(settings.storage_root)
-    storage.path(f"files/{lost}").unlink()
+    storage.path(object_key(lost)).unlink()
     storage.write("files/file-nobodys", b"left by a crash")
     day_ago = time.time() - 86400 - 60
     os.utime(storage.path("files/file-nobodys"), (day_ago, day_ago))
@@ -78,7 +79,7 @@ def test_rows_and_files_are_compared(settings: Settings, database: Database, cli
     found = run(settings, "db", "check", "--json")
     assert found.exit_code == 1
     assert json.loads(found.stdout) == {
-        "rows_without_files": [f"files/{lost}"],
+        "rows_without_files": [object_key(lost)],
         "files_without_rows": ["files/file-nobodys"],
     }
     shown = run(settings, "db", "check", "--older-than", "0").stdout
@@ -86,7 +87,7 @@ def test_rows_and_files_are_compared(settings: Settings, database: Database, cli
         "1",
         "2",
         "KEY",
-        f"files/{lost}",
+        object_key(lost),
         "files/file-nobodys",
         "files/file-young",
     ]

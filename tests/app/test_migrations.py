@@ -112,6 +112,15 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             | {"id": "file-2", "filename": "metrics.csv", "storage_key": "files/file-2"}
             | {"purpose": "fine-tune-results", "bytes": 7, "created_at": now - 600},
         ],
+        "uploads": [
+            project
+            | {"id": "upload_1", "filename": "train.jsonl", "purpose": "fine-tune", "bytes": 7}
+            | {"mime_type": "text/jsonl", "status": "pending"}
+            | {"created_at": now - 60, "expires_at": now + 3540}
+        ],
+        "upload_parts": [
+            {"id": "part_1", "upload_id": "upload_1", "bytes": 7, "sha256": "0" * 64, "created_at": now - 30}
+        ],
         "fine_tuning_jobs": [
             job | {"id": "ftjob-waiting", "status": "queued", "created_at": now - 900},
             running

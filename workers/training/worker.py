@@ -273,8 +273,7 @@ class TrainingWorker:
                 with self._database.writer() as session:
                     forget_old(session)
                     registry.forget_silent(session)
-                with self._database.reader() as session:
-                    sweep_orphans(session, self._storage)
+                sweep_orphans(self._database, self._storage)
                 while self._fold_usage():
                     pass
         except SQLAlchemyError as error:

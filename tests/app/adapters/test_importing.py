@@ -340,8 +340,8 @@ def test_folders_without_rows_are_swept_by_age(
         write_adapter(folder)
     for folder in (nobodys, storage.path(keys[kept]), storage.path(keys[deleted])):
         os.utime(folder, (day_ago, day_ago))
-    with database.writer() as session:
-        swept = sweep_orphans(session, storage)
+    swept = sweep_orphans(database, storage)
+    with database.reader() as session:
         assert find_orphans(session, storage).missing == []
     assert swept == sorted([nobodys, storage.path(keys[deleted])])
     assert sorted(stored(settings)) == sorted([young, storage.path(keys[kept])])

@@ -146,7 +146,8 @@ def test_a_file_over_the_limit_leaves_nothing(settings, database, tmp_path: Path
 
 def test_a_file_that_the_storage_has_lost_is_503(http: httpx2.Client, client: OpenAI, settings) -> None:
     file = client.files.create(file=("train.jsonl", training_bytes()), purpose="fine-tune")
-    (settings.storage_root / "files" / file.id).unlink()
+    [stored] = (settings.storage_root / "objects").glob("*/*")
+    stored.unlink()
     answer = http.get(f"/v1/files/{file.id}/content")
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "storage_unavailable")
     assert answer.headers["retry-after"]

@@ -1,0 +1,168 @@
+"""A large file goes up in parts, several at once; after a break, only the parts that are not there yet.
+
+What is known of an upload between two commands is its id, in a small file in the user's state folder; the
+service knows the parts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from platformdirs import user_state_path
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from app.cli.output import fail, stderr
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+    from openai.types import FileObject, Upload
+
+LARGE_BYTES = 64 * 10**6
+"""Smaller files go up in one request."""
+PART_BYTES = 16 * 2**20
+_AT_ONCE = 4
+_RETRIES = 6
+"""Of a part: the client waits longer before each, half a minute in all."""
+_FORGOTTEN_SECONDS = 86400.0
+
+
+def upload_in_parts(client: OpenAI, path: Path, purpose: str) -> FileObject:
+    """Uploads the file; where an earlier command was broken off, goes on with its upload."""
+    from openai import APIConnectionError  # noqa: PLC0415 - takes a second to import
+
+    size = path.stat().st_size
+    record = _record(client, path, purpose)
+    patient = client.with_options(max_retries=_RETRIES)
+    with _progress(path, size) as advance:
+        try:
+            upload = _find(client, record) or _create(client, record, path, size, purpose)
+            if upload.status == "pending":
+                part_ids = _send_parts(patient, upload, path, size, advance)
+                upload = patient.uploads.complete(
+                    upload.id,
+                    part_ids=part_ids,
+                    extra_headers={"Idempotency-Key": f"{upload.id} complete"},
+                )
+        except APIConnectionError:
+            stderr.print("What has arrived is kept for an hour: run the command again, and it goes on there.")
+            raise
+    record.unlink(missing_ok=True)
+    if upload.file is None:
+        fail(f"the upload {upload.id} is {upload.status}, but its file was deleted")
+    return upload.file
+
+
+def _find(client: OpenAI, record: Path) -> Upload | None:
+    """The upload of an earlier command: one that takes parts still, or whose file nobody was told of."""
+    from openai import NotFoundError  # noqa: PLC0415 - as above
+    from openai.types import Upload  # noqa: PLC0415 - as above
+
+    try:
+        upload_id = json.loads(record.read_text("utf-8"))["upload_id"]
+        upload = client.get(f"/uploads/{upload_id}", cast_to=Upload)
+    except (OSError, ValueError, KeyError, TypeError, NotFoundError):
+        return None
+    return upload if upload.status == "pending" or upload.file is not None else None
+
+
+def _create(client: OpenAI, record: Path, path: Path, size: int, purpose: str) -> Upload:
+    upload = client.uploads.create(
+        bytes=size,
+        filename=path.name,
+        mime_type="application/octet-stream",
+        purpose=purpose,  # pyright: ignore[reportArgumentType] - checked by the service
+        extra_headers={"Idempotency-Key": str(uuid.uuid4())},
+    )
+    record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    record.write_text(json.dumps({"upload_id": upload.id, "path": str(path.absolute())}), "utf-8")
+    return upload
+
+
+def _send_parts(
+    client: OpenAI, upload: Upload, path: Path, size: int, advance: Callable[[int], None]
+) -> list[str]:
+    """Sends the parts that are not there yet; returns the ids of all, in order."""
+    arrived, lock = _arrived(upload), Lock()
+
+    def send(offset: int) -> str:
+        content = os.pread(descriptor, PART_BYTES, offset)
+        sha256 = hashlib.sha256(content).hexdigest()
+        with lock:
+            part_id = arrived[sha256].pop() if arrived[sha256] else None
+        if part_id is None:
+            part = client.uploads.parts.create(
+                upload.id,
+                data=(path.name, content),
+                extra_headers={"Idempotency-Key": f"{upload.id} {offset} {sha256}"},
+            )
+            part_id = part.id
+        advance(len(content))
+        return part_id
+
+    descriptor = os.open(path, os.O_RDONLY)
+    executor = ThreadPoolExecutor(_AT_ONCE)
+    try:
+        return list(executor.map(send, range(0, size, PART_BYTES)))
+    finally:
+        executor.shutdown(cancel_futures=True)
+        os.close(descriptor)
+
+
+def _arrived(upload: Upload) -> dict[str, list[str]]:
+    """The ids of the parts that the service has, by the SHA-256 of what is in them."""
+    parts: list[dict[str, Any]] = (upload.model_extra or {}).get("parts") or []
+    ids: defaultdict[str, list[str]] = defaultdict(list)
+    for part in parts:
+        ids[part["sha256"]].append(part["id"])
+    return ids
+
+
+def _record(client: OpenAI, path: Path, purpose: str) -> Path:
+    """Where the id of this file's upload is kept; another version of it, or another service, has its own."""
+    status = path.stat()
+    name = [
+        str(client.base_url),
+        hashlib.sha256(client.api_key.encode()).hexdigest(),
+        str(path.resolve()),
+        status.st_size,
+        status.st_mtime_ns,
+        purpose,
+    ]
+    folder = user_state_path("toque") / "uploads"
+    for old in folder.glob("*.json"):
+        if old.stat().st_mtime < time.time() - _FORGOTTEN_SECONDS:
+            old.unlink(missing_ok=True)
+    return folder / f"{hashlib.sha256(json.dumps(name).encode()).hexdigest()}.json"
+
+
+@contextmanager
+def _progress(path: Path, size: int) -> Generator[Callable[[int], None]]:
+    """A bar where there is a terminal; yields what moves it on by so many bytes."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+        task = progress.add_task(f"Uploading {path.name}", total=size)
+        yield lambda count: progress.advance(task, count)
