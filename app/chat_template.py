@@ -17,7 +17,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from app.files.examples import ChatExample, CompletionExample, Example, ExampleError, Message
+from app.files.examples import ChatExample, CompletionExample, ExampleError, Message
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class ChatTemplate:
                 "template_refused", f"does not fit the base model's chat template: {error}"
             ) from None
 
-    def tokenize(self, example: Example) -> TokenizedExample:
+    def tokenize(self, example: ChatExample | CompletionExample) -> TokenizedExample:
         """The example's tokens; targets are the assistant's words and the token that ends its turn.
 
         Raises:

@@ -83,9 +83,13 @@ def sweep_object(
 
 
 def _wanted_keys(session: Session, before: float) -> set[str]:
-    """Files whose bytes are needed; adapters that are not deleted."""
+    """Files whose bytes are needed; adapters that are not deleted, or that a job goes on from."""
     files = select(File.storage_key).where(_needed(before))
-    adapters = select(Adapter.storage_key).where(Adapter.deleted_at.is_(None))
+    parents = select(FineTuningJob.parent).where(
+        FineTuningJob.status.not_in(FINAL_STATUSES), FineTuningJob.parent.is_not(None)
+    )
+    # In one statement: a model may be deleted right after a job on it was created.
+    adapters = select(Adapter.storage_key).where(or_(Adapter.deleted_at.is_(None), Adapter.name.in_(parents)))
     return {*session.scalars(files), *session.scalars(adapters)}
 
 

@@ -22,6 +22,8 @@ class Adapter(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     job_id: Mapped[str | None] = mapped_column(ForeignKey("fine_tuning_jobs.id"), index=True)
     """None: it was trained elsewhere and imported."""
+    parent: Mapped[str | None] = mapped_column(String(255))
+    """The adapter that its training went on from; None: it began with the base model, or elsewhere."""
     base_model: Mapped[str] = mapped_column(String(64))
     storage_key: Mapped[str] = mapped_column(String(512))
     """The PEFT folder, relative to the storage root."""

@@ -54,11 +54,12 @@ def list_models(project: CurrentProject, session: ReadSession, settings: Setting
 def retrieve_model(
     model: str, project: CurrentProject, session: ReadSession, settings: SettingsDep
 ) -> ModelObject:
-    """One model."""
+    """One model, and what it was trained from."""
     adapter = service.get_adapter(session, settings, project.id, model)
-    return (
-        ModelObject.of_adapter(adapter) if adapter else ModelObject.of_base(find_base_model(settings, model))
-    )
+    if adapter is None:
+        base = ModelObject.of_base(find_base_model(settings, model))
+        return base.model_copy(update={"lineage": [base.id]})
+    return ModelObject.of_adapter(adapter).model_copy(update={"lineage": service.lineage(session, adapter)})
 
 
 @adapters_router.post("", openapi_extra=_IMPORT_BODY)

@@ -37,6 +37,10 @@ class ModelObject(BaseModel):
     """The base that an adapter sits on; null for a base model."""
     fine_tuning_job_id: str | None = None
     """Null for a base model, and for an adapter that was imported."""
+    parent: str | None = None
+    """The fine-tuned model that its training went on from; null where it began with the base."""
+    lineage: list[str] | None = None
+    """From the base to this model, each trained from the one before, deleted or not; null in a list."""
     quarantine_reason: str | None = None
     """Why it is not served any more; null where it is."""
     parity: Parity | None = None
@@ -56,6 +60,7 @@ class ModelObject(BaseModel):
             owned_by=adapter.project_id,
             base_model=adapter.base_model,
             fine_tuning_job_id=adapter.job_id,
+            parent=adapter.parent,
             quarantine_reason=adapter.quarantine_reason,
             # Without tokens: there was nothing to compare.
             parity=Parity.model_validate(adapter.parity) if (adapter.parity or {}).get("tokens") else None,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Update, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Update, literal, select, update
+from sqlalchemy.orm import Session, aliased
 
 from app.adapters.archive import AdapterArchive
 from app.adapters.models import Adapter
@@ -18,6 +18,7 @@ from app.adapters.validation import (
     CONFIG,
     WEIGHTS,
     AdapterError,
+    LoraWeights,
     Shapes,
     check_adapter,
     describe_adapter,
@@ -37,6 +38,7 @@ from app.errors import (
 from app.files.storage import IncomingFolder, LocalStorage
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
+from app.fine_tuning.parents import Parent
 from app.settings import Settings
 
 
@@ -155,17 +157,48 @@ def archive_adapter(
         UnavailableError: the storage cannot be read now.
     """
     adapter = _existing(session, project_id, name)
-    _refuse_quarantined(adapter, "name")
-    folder = storage.path(adapter.storage_key)
+    lora = _describe(settings, storage, adapter, "name")
+    weights = storage.path(adapter.storage_key) / WEIGHTS
     try:
-        lora = describe_adapter(folder, _known_shapes(settings, adapter.base_model))
-        return AdapterArchive(lora.config(adapter.base_model), folder / WEIGHTS, adapter.created_at)
-    except AdapterError as error:
-        raise FailedDependencyError(
-            f"The model '{name}' is damaged: {error}.", code="model_damaged", param="name"
-        ) from error
+        return AdapterArchive(lora.config(adapter.base_model), weights, adapter.created_at)
     except OSError as error:
         raise _unreadable(name, error) from error
+
+
+def find_parent(
+    settings: Settings, storage: LocalStorage, session: Session, project_id: str, name: str
+) -> Parent | None:
+    """The project's adapter of that name, for training to go on from; None where it has none.
+
+    It is not deleted before the caller's transaction ends.
+
+    Raises:
+        FailedDependencyError: it is quarantined, or its files are damaged.
+        UnavailableError: the storage cannot be read now.
+    """
+    adapter = _find_adapter(session, project_id, name)
+    if adapter is None:
+        return None
+    session.refresh(adapter, with_for_update={"read": True})
+    if adapter.deleted_at is not None:
+        return None
+    lora = _describe(settings, storage, adapter, "model")
+    return Parent(adapter.name, adapter.base_model, lora.rank, lora.alpha)
+
+
+def lineage(session: Session, adapter: Adapter) -> list[str]:
+    """The base model, then every adapter that training went on from, up to this one."""
+    line = (
+        select(Adapter.name, Adapter.parent, literal(0).label("generations"))
+        .where(Adapter.name == adapter.name)
+        .cte(recursive=True)
+    )
+    ancestor = aliased(Adapter)
+    line = line.union_all(
+        select(ancestor.name, ancestor.parent, line.c.generations + 1).where(ancestor.name == line.c.parent)
+    )
+    names = session.scalars(select(line.c.name).order_by(line.c.generations.desc()))
+    return [adapter.base_model, *names]
 
 
 def quarantine(session: Session, name: str, reason: str) -> bool:
@@ -333,6 +366,27 @@ def _known_shapes(settings: Settings, base_model: str) -> Shapes | None:
     return module_shapes(settings.base_model_dir(entry))
 
 
+def _describe(settings: Settings, storage: LocalStorage, adapter: Adapter, param: str) -> LoraWeights:
+    """What is known of an adapter that is not quarantined.
+
+    Raises:
+        FailedDependencyError: it is, or its files are damaged.
+        UnavailableError: the storage cannot be read now.
+    """
+    _refuse_quarantined(adapter, param)
+    try:
+        return describe_adapter(
+            storage.path(adapter.storage_key), _known_shapes(settings, adapter.base_model)
+        )
+    except AdapterError as error:
+        raise FailedDependencyError(
+            f"The model '{adapter.name}' is damaged: {error}.", code="model_damaged", param=param
+        ) from error
+    except OSError as error:
+        raise _unreadable(adapter.name, error) from error
+
+
+
 def _find_imported(session: Session, project_id: str, adapter_id: str) -> Adapter | None:
     query = select(Adapter).where(
         Adapter.project_id == project_id,
@@ -365,6 +419,7 @@ def _add_adapter(session: Session, job: FineTuningJob, name: str, storage_key: s
                 project_id=job.project_id,
                 job_id=job.id,
                 base_model=job.model,
+                parent=job.parent,
                 storage_key=storage_key,
             )
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,6 +32,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB_ID", show_default=False, call
 Timeout = Annotated[
     float | None, typer.Option(min=0, show_default=False, help="Seconds to wait, then exit code 4.")
 ]
+Method = Literal["supervised", "dpo"]
 Number = Annotated[int | None, typer.Option(min=1, show_default=False, rich_help_panel="Hyperparameters")]
 Rate = Annotated[float | None, typer.Option(min=0, show_default=False, rich_help_panel="Hyperparameters")]
 
@@ -39,7 +40,13 @@ Rate = Annotated[float | None, typer.Option(min=0, show_default=False, rich_help
 @app.command()
 def create(
     training_file: Annotated[str, typer.Option(show_default=False, help="A file's id, or a path to upload.")],
-    model: Annotated[str, typer.Option(show_default=False, help="Base model: see `toque models list`.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            show_default=False,
+            help="Base model (see `toque models list`), or a fine-tuned one to go on from.",
+        ),
+    ],
     validation_file: Annotated[
         str | None, typer.Option(show_default=False, help="As --training-file.")
     ] = None,
@@ -50,6 +57,7 @@ def create(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", show_default=False, help="May be given again.")
     ] = None,
+    method: Annotated[Method, typer.Option(help="`dpo` learns from preference pairs.")] = "supervised",
     n_epochs: Number = None,
     batch_size: Number = None,
     learning_rate_multiplier: Rate = None,
@@ -61,6 +69,10 @@ def create(
     weight_decay: Rate = None,
     max_length: Number = None,
     checkpoint_steps: Number = None,
+    beta: Annotated[
+        float | None,
+        typer.Option(min=0, show_default=False, help="DPO alone.", rich_help_panel="Hyperparameters"),
+    ] = None,
     wait_for_end: Annotated[bool, typer.Option("--wait", help="Wait until the job ends.")] = False,
     timeout: Timeout = None,
     base_url: BaseUrl = DEFAULT_BASE_URL,
@@ -82,6 +94,7 @@ def create(
         "weight_decay": weight_decay,
         "max_length": max_length,
         "checkpoint_steps": checkpoint_steps,
+        "beta": beta,
     }
     given = {name: value for name, value in hyperparameters.items() if value is not None}
     request: dict[str, Any] = {
@@ -89,7 +102,7 @@ def create(
         "suffix": suffix,
         "seed": seed,
         "metadata": _pairs(metadata or []) or None,
-        "method": {"type": "supervised", "supervised": {"hyperparameters": given}} if given else None,
+        "method": {"type": method, method: {"hyperparameters": given}},
     }
     with connect(base_url) as client:
         request["training_file"] = _file_id(client, training_file, "--training-file")

@@ -82,12 +82,29 @@ class CompletionExample(msgspec.Struct):
     completion: str
 
 
-Example = ChatExample | CompletionExample
+class PreferenceInput(msgspec.Struct):
+    """A conversation that the assistant has yet to answer."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    parallel_tool_calls: bool | None = None
+
+
+class PreferenceExample(msgspec.Struct):
+    """A conversation and two answers to it, of which one is better."""
+
+    input: PreferenceInput
+    preferred_output: list[Message]
+    non_preferred_output: list[Message]
+
+
+Example = ChatExample | CompletionExample | PreferenceExample
 T = TypeVar("T")
 
 _line_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _chat_decoder = msgspec.json.Decoder(ChatExample)
 _completion_decoder = msgspec.json.Decoder(CompletionExample)
+_preference_decoder = msgspec.json.Decoder(PreferenceExample)
 
 
 def parse_line(line: bytes) -> Example:
@@ -114,9 +131,13 @@ def parse_line(line: bytes) -> Example:
         if not pair.completion.strip():
             raise ExampleError("empty_completion", "has an empty completion: nothing to learn", "/completion")
         return pair
+    if "input" in fields and "preferred_output" in fields:
+        preference = _decode(_preference_decoder, line)
+        _check_preference(preference)
+        return preference
     raise ExampleError(
         "unknown_format",
-        "has neither 'messages' (chat) nor 'prompt' and 'completion'; "
+        "has neither 'messages' (chat), nor 'prompt' and 'completion', nor 'input' and 'preferred_output'; "
         f"it has {', '.join(repr(name[:40]) for name in list(fields)[:5]) or 'no fields'}",
     )
 
@@ -166,6 +187,19 @@ def _check_chat(chat: ChatExample) -> None:
         raise ExampleError(
             "nothing_to_learn", "has weight 0 on every assistant turn: nothing to learn", "/messages"
         )
+
+
+def _check_preference(preference: PreferenceExample) -> None:
+    if not preference.input.messages:
+        raise ExampleError("no_messages", "has no messages", "/input/messages")
+    for name in ("preferred_output", "non_preferred_output"):
+        output: list[Message] = getattr(preference, name)
+        if not output or output[-1].role != "assistant":
+            raise ExampleError(
+                "last_turn_not_assistant", f"has a {name} that is not the assistant's answer", f"/{name}"
+            )
+        if not any(message.text.strip() or message.tool_calls for message in output):
+            raise ExampleError("empty_content", f"has an empty {name}", f"/{name}")
 
 
 def _is_json_object(text: str) -> bool:

@@ -22,8 +22,10 @@ ALLOWED_MOVES: dict[str, frozenset[str]] = {
 }
 """The only moves a job may make; a status without moves is final."""
 
-SPEC_VERSION = 1
-"""Of the jobs that this version writes."""
+SPEC_VERSION = 2
+"""What this version's workers understand."""
+METHODS_SPEC_VERSION = 2
+"""Of jobs by DPO, or that go on from a fine-tuned model: an older worker would train something else."""
 
 FINAL_STATUSES = frozenset(status for status, moves in ALLOWED_MOVES.items() if not moves)
 
@@ -51,6 +53,9 @@ class FineTuningJob(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     status: Mapped[str] = mapped_column(String(32))
     model: Mapped[str] = mapped_column(String(255))
+    """The base."""
+    parent: Mapped[str | None] = mapped_column(String(255))
+    """The name of the adapter that training goes on from; None: a fresh one. Its row stays for ever."""
     training_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
     validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     suffix: Mapped[str | None] = mapped_column(String(64))
@@ -61,7 +66,7 @@ class FineTuningJob(Base):
     job_metadata: Mapped[dict[str, Any] | None]
     rank: Mapped[int] = mapped_column(default=0, server_default="0")
     """Among the waiting jobs of its project, lower goes first: the priority, turned round for the index."""
-    spec_version: Mapped[int] = mapped_column(default=SPEC_VERSION, server_default="1")
+    spec_version: Mapped[int] = mapped_column(default=1, server_default="1")
     """What a worker must understand to train it; one that is older leaves it in the queue."""
 
     created_at: Mapped[float] = mapped_column(default=time.time)

@@ -2,30 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from sqlalchemy.orm import Session
 
 from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
 from app.errors import ERROR_RESPONSES
 from app.fine_tuning import service
 from app.fine_tuning.models import FineTuningJob
+from app.fine_tuning.parents import FindParent
 from app.fine_tuning.schemas import CheckpointObject, CreateJob, EventObject, JobObject
 from app.pagination import Page
 from app.settings import Settings
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], responses=ERROR_RESPONSES)
 
+
+def _find_parent(request: Request) -> FindParent:
+    return cast("FindParent", request.app.state.find_parent)
+
+
+FindParentDep = Annotated[FindParent, Depends(_find_parent)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.post("")
 def create_job(
-    body: CreateJob, creating: Creating, session: WriteSession, storage: StorageDep, settings: SettingsDep
+    body: CreateJob,
+    creating: Creating,
+    session: WriteSession,
+    storage: StorageDep,
+    settings: SettingsDep,
+    find_parent: FindParentDep,
 ) -> JobObject:
     """Checks the request and the files, and queues a job; the same request sent again queues no other."""
-    return _shown(session, settings, service.create_job(session, storage, settings, creating, body))
+    job = service.create_job(session, storage, settings, find_parent, creating, body)
+    return _shown(session, settings, job)
 
 
 @router.get("")

@@ -9,7 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from app.fine_tuning.hyperparameters import LoraHyperparameters, RequestedHyperparameters
+from app.fine_tuning.hyperparameters import (
+    DpoHyperparameters,
+    LoraHyperparameters,
+    RequestedHyperparameters,
+)
 from app.fine_tuning.models import Checkpoint, Event, FineTuningJob
 from app.pagination import Identified
 
@@ -20,8 +24,6 @@ MetadataKey = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\u000
 MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\u0000]*$")]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
-SUPPORTED_METHODS = ("supervised",)
-
 
 class MethodSettings(BaseModel):
     """A method's own object."""
@@ -29,6 +31,14 @@ class MethodSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     hyperparameters: RequestedHyperparameters | None = None
+
+
+class DpoSettings(BaseModel):
+    """DPO's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    hyperparameters: DpoHyperparameters | None = None
 
 
 class UnsupportedMethodSettings(BaseModel):
@@ -44,7 +54,7 @@ class Method(BaseModel):
 
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: MethodSettings | None = None
-    dpo: UnsupportedMethodSettings | None = None
+    dpo: DpoSettings | None = None
     reinforcement: UnsupportedMethodSettings | None = None
 
 
@@ -60,6 +70,7 @@ class CreateJob(LoraHyperparameters):
     """A request to fine-tune; what `LoraHyperparameters` adds may be given here or with the others."""
 
     model: str
+    """A base model, or a fine-tuned model or checkpoint to go on from."""
     training_file: str
     validation_file: str | None = None
     suffix: Suffix | None = None
@@ -89,12 +100,14 @@ class ResolvedHyperparameters(BaseModel):
     learning_rate_multiplier: float
     learning_rate: float
     lora_rank: int
-    lora_alpha: int
+    lora_alpha: int | float
     lora_dropout: float
     warmup_ratio: float
     weight_decay: float
     max_length: int
     checkpoint_steps: int | None = None
+    beta: float | None = None
+    """DPO alone."""
 
 
 class JobObject(Identified):
@@ -111,6 +124,9 @@ class JobObject(Identified):
     metadata: dict[str, str] | None
     method: dict[str, Any]
     model: str
+    """As it was asked for: the base, or the parent."""
+    parent: str | None
+    """The fine-tuned model that training goes on from; null where it begins with the base."""
     priority: int
     pause_reason: str | None
     queue_position: int | None = None
@@ -132,6 +148,7 @@ class JobObject(Identified):
     def of(cls, job: FineTuningJob) -> JobObject:
         """The row as the API shows it."""
         hyperparameters = ResolvedHyperparameters.model_validate(job.hyperparameters)
+        of_method = hyperparameters.model_dump(exclude=None if job.method == "dpo" else {"beta"})
         return cls(
             id=job.id,
             created_at=int(job.created_at),
@@ -141,8 +158,9 @@ class JobObject(Identified):
             finished_at=_seconds(job.finished_at),
             hyperparameters=hyperparameters,
             metadata=job.job_metadata,
-            method={"type": job.method, job.method: {"hyperparameters": hyperparameters.model_dump()}},
-            model=job.model,
+            method={"type": job.method, job.method: {"hyperparameters": of_method}},
+            model=job.parent or job.model,
+            parent=job.parent,
             priority=-job.rank,
             pause_reason=job.pause_reason,
             organization_id=job.project_id,
@@ -182,7 +200,7 @@ class EventObject(Identified):
 
 
 class CheckpointMetrics(BaseModel):
-    """Metrics at the checkpoint's step."""
+    """Metrics at the checkpoint's step; those of rewards are DPO's."""
 
     step: int
     train_loss: float | None = None
@@ -191,6 +209,12 @@ class CheckpointMetrics(BaseModel):
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    train_reward_accuracy: float | None = None
+    train_reward_margin: float | None = None
+    valid_reward_accuracy: float | None = None
+    valid_reward_margin: float | None = None
+    full_valid_reward_accuracy: float | None = None
+    full_valid_reward_margin: float | None = None
 
 
 class CheckpointObject(Identified):

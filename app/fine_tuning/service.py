@@ -6,6 +6,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import func, select
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from app.base_models import chat_template, find_base_model, hidden_size
 from app.creations import CreationRequest
-from app.errors import ConflictError, InvalidRequestError, NotFoundError
+from app.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
 from app.files import service as files_service
 from app.files.examples import ExampleError
 from app.files.models import File
@@ -25,8 +26,10 @@ from app.fine_tuning.hyperparameters import (
     RequestedHyperparameters,
     resolve_hyperparameters,
 )
-from app.fine_tuning.models import ALLOWED_MOVES, Checkpoint, Event, FineTuningJob
-from app.fine_tuning.schemas import SUPPORTED_METHODS, CreateJob
+from app.fine_tuning.methods import SUPPORTED_METHODS, check_format, tokenize
+from app.fine_tuning.models import ALLOWED_MOVES, METHODS_SPEC_VERSION, Checkpoint, Event, FineTuningJob
+from app.fine_tuning.parents import FindParent
+from app.fine_tuning.schemas import CreateJob
 from app.pagination import fetch_page
 from app.settings import BaseModelEntry, Settings
 
@@ -36,19 +39,26 @@ _TEMPLATE_ALLOWANCE = 256
 
 
 def create_job(
-    session: Session, storage: LocalStorage, settings: Settings, creating: CreationRequest, request: CreateJob
+    session: Session,
+    storage: LocalStorage,
+    settings: Settings,
+    find_parent: FindParent,
+    creating: CreationRequest,
+    request: CreateJob,
 ) -> FineTuningJob:
     """Checks everything that can be checked without a GPU, and queues the job.
 
     Raises:
         InvalidRequestError: a parameter or a training example is wrong; nothing is kept.
-        NotFoundError: the base model or a file does not exist.
+        NotFoundError: the model or a file does not exist.
+        FailedDependencyError: the model to go on from is quarantined or damaged.
     """
     project_id, content = creating.project_id, request.model_dump(exclude_unset=True)
     if (known := creating.find(session, "fine_tuning.job", content)) is not None:
         return get_job(session, project_id, known)
     method, requested = _method(request)
-    base = find_base_model(settings, request.model)
+    parent = find_parent(session, project_id, request.model)
+    base = find_base_model(settings, parent.base_model if parent else request.model)
     training_file = _training_file(session, project_id, request.training_file, "training_file")
     validation_file = None
     if request.validation_file is not None:
@@ -60,16 +70,23 @@ def create_job(
             param="training_file",
         )
     hyperparameters = resolve_hyperparameters(
-        requested, examples=training_file.examples or 0, base=base, hidden_size=hidden_size(settings, base)
+        requested,
+        examples=training_file.examples or 0,
+        base=base,
+        hidden_size=hidden_size(settings, base),
+        method=method,
+        parent=parent,
     )
     for file, param in ((training_file, "training_file"), (validation_file, "validation_file")):
         if file is not None:
-            _check_lengths(settings, storage, base, file, hyperparameters["max_length"], param)
+            _check_format(storage, method, file, param)
+            _check_lengths(settings, storage, base, method, file, hyperparameters["max_length"], param)
 
     job = FineTuningJob(
         project_id=project_id,
         status="queued",
         model=base.name,
+        parent=parent.name if parent else None,
         training_file_id=training_file.id,
         validation_file_id=validation_file.id if validation_file else None,
         suffix=request.suffix.replace(" ", "-") if request.suffix else None,
@@ -78,12 +95,16 @@ def create_job(
         hyperparameters=hyperparameters,
         job_metadata=request.metadata,
         rank=-(request.priority or 0),
+        spec_version=1 if method == "supervised" and parent is None else METHODS_SPEC_VERSION,
     )
     session.add(job)
     session.flush()
     creating.remember(session, "fine_tuning.job", content, job.id)
     queue.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
-    if request.model != base.name:
+    if parent is not None:
+        inherited = f"rank {parent.rank}, alpha {parent.alpha:g}"
+        queue.add_event(session, job.id, f"Training goes on from '{parent.name}' ({inherited})")
+    elif request.model != base.name:
         queue.add_event(
             session, job.id, f"'{request.model}' is '{base.name}' here: that model is trained.", level="warn"
         )
@@ -235,7 +256,7 @@ def _method(request: CreateJob) -> tuple[str, dict[str, Any]]:
             param="integrations",
         )
     places: list[tuple[str, LoraHyperparameters | None]] = [
-        ("method.supervised.hyperparameters.", _supervised(request)),
+        (f"method.{method}.hyperparameters.", _of_method(request, method)),
         ("hyperparameters.", request.hyperparameters),
         (
             "",
@@ -257,8 +278,15 @@ def _method(request: CreateJob) -> tuple[str, dict[str, Any]]:
     return method, merged
 
 
-def _supervised(request: CreateJob) -> RequestedHyperparameters | None:
-    settings = request.method.supervised if request.method else None
+def _of_method(request: CreateJob, method: str) -> RequestedHyperparameters | None:
+    for name in SUPPORTED_METHODS:
+        if name != method and request.method and getattr(request.method, name) is not None:
+            raise InvalidRequestError(
+                f"The method is '{method}': it takes no settings of '{name}'.",
+                code="invalid_value",
+                param=f"method.{name}",
+            )
+    settings = getattr(request.method, method) if request.method else None
     return settings.hyperparameters if settings else None
 
 
@@ -273,8 +301,29 @@ def _training_file(session: Session, project_id: str, file_id: str, param: str) 
     return file
 
 
+def _check_format(storage: LocalStorage, method: str, file: File, param: str) -> None:
+    """The file's first line is an example of the method's; the worker looks at every line."""
+    try:
+        first = list(islice(read_lines(storage.path(file.storage_key)), 1))
+    except OSError as error:
+        raise UnavailableError(
+            f"The file '{file.id}' cannot be read now ({error.strerror}).", code="storage_unavailable"
+        ) from error
+    for number, line in first:
+        try:
+            check_format(method, parse_numbered_line(number, line, param=param))
+        except ExampleError as error:
+            raise line_error(number, error, param=param) from None
+
+
 def _check_lengths(
-    settings: Settings, storage: LocalStorage, base: BaseModelEntry, file: File, max_length: int, param: str
+    settings: Settings,
+    storage: LocalStorage,
+    base: BaseModelEntry,
+    method: str,
+    file: File,
+    max_length: int,
+    param: str,
 ) -> None:
     """No example is longer than `max_length` tokens: an example is never cut in silence.
 
@@ -290,9 +339,10 @@ def _check_lengths(
         if len(line) <= longest_safe:
             continue
         try:
-            tokens = len(template.tokenize(parse_numbered_line(number, line, param=param)).input_ids)
+            parts = tokenize(template, method, parse_numbered_line(number, line, param=param))
         except ExampleError as error:
             raise line_error(number, error, param=param) from None
+        tokens = max(len(part.input_ids) for part in parts)
         if tokens > max_length:
             raise InvalidRequestError(
                 f"Line {number} has {tokens:,} tokens; at most {max_length:,} fit. "

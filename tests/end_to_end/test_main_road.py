@@ -65,6 +65,49 @@ def test_the_model_is_served_as_it_was_trained(client: OpenAI, trained: Trained)
     }
 
 
+def test_dpo_goes_on_from_the_model(
+    client: OpenAI, trained: Trained, training_file: Path, questions: list[Any]
+) -> None:
+    pairs: list[str] = []
+    for line in training_file.read_text("utf-8").split("\n")[:12]:
+        *asked, answer = json.loads(line)["messages"]
+        unwanted = {"role": "assistant", "content": "I am sorry, but I cannot help with that."}
+        pair = {
+            "input": {"messages": asked},
+            "preferred_output": [answer],
+            "non_preferred_output": [unwanted],
+        }
+        pairs.append(json.dumps(pair))
+    file = client.files.create(file=("pairs.jsonl", "\n".join(pairs).encode()), purpose="fine-tune")
+    parent = trained.job.fine_tuned_model
+    numbers = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 5}
+    job = client.fine_tuning.jobs.create(
+        model=parent, training_file=file.id, method={"type": "dpo", "dpo": {"hyperparameters": numbers}}
+    )
+
+    def look() -> Any:
+        seen = client.fine_tuning.jobs.retrieve(job.id)
+        return seen if seen.status in ("succeeded", "failed", "cancelled") else None
+
+    ended = wait_until(look, "the job ends", seconds=240)
+    assert ended.status == "succeeded", json.dumps(ended.to_dict(), indent=1)
+    log = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=1000)]
+    assert any(line.startswith("Served as trained") for line in log), log
+    child = ended.fine_tuned_model
+    record = client.models.retrieve(child).to_dict()
+    assert (record["parent"], record["lineage"]) == (parent, [BASE_MODEL, parent, child])
+
+    def logprobs(model: str) -> list[float]:
+        answer = client.chat.completions.create(
+            model=model, messages=questions[0].turns, temperature=0, max_tokens=8, logprobs=True
+        )
+        assert answer.choices[0].logprobs is not None
+        return [token.logprob for token in answer.choices[0].logprobs.content or []]
+
+    assert logprobs(child) != logprobs(parent)
+    assert ask(client, child, questions[0]) != ""
+
+
 def test_a_stream_says_the_same(client: OpenAI, trained: Trained, questions: list[Any]) -> None:
     question = questions[0]
     chunks = list(

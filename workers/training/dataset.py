@@ -1,8 +1,9 @@
 """Training files as tensors: examples of tokens, the order they are learnt in, and packed batches.
 
-A packed batch is one row without padding. Tokens that all its examples begin with (the system prompt,
-as a rule) stand in it once: causal attention gives them the same hidden states in every example, so
-computing them once is exact, and their gradients add up by themselves.
+A packed batch is one row without padding. Tokens that all its sequences begin with (the system prompt,
+as a rule), or a sequence and the one before it (two answers to one prompt), stand in it once: causal
+attention gives them the same hidden states in every sequence, so computing them once is exact, and their
+gradients add up by themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from app.chat_template import ChatTemplate, TokenizedExample
 from app.files.examples import ExampleError, parse_line
+from app.fine_tuning.methods import tokenize
 
 
 class InvalidExampleError(ValueError):
@@ -34,7 +36,7 @@ class BatchLimits:
     """What one forward pass may hold, so that memory stays bounded whatever the file holds."""
 
     tokens: int
-    """Examples times the longest of them."""
+    """Sequences times the longest of them."""
     targets: int
     """Rows of logits, each as wide as the vocabulary."""
 
@@ -47,29 +49,45 @@ class BatchLimits:
         return BatchLimits(tokens=max(1, self.tokens >> times), targets=max(1, self.targets >> times))
 
 
+@dataclass(slots=True)
+class Pair:
+    """Two answers to one prompt, of which the first is preferred."""
+
+    preferred: TokenizedExample
+    other: TokenizedExample
+    reference: float | None = None
+    """How much likelier the preferred answer was than the other, in nats, before the first step."""
+
+
+TrainingExample = TokenizedExample | Pair
+"""What a line of a training file is to the trainer, by the job's method."""
+
+
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Examples in one row: the tokens they share first, then what is each one's own.
+    """Sequences in one row: the tokens they all share first, then what is each one's own.
 
-    N tokens in the row, T targets, B examples, P shared tokens, L own tokens of the longest example.
+    N tokens in the row, T targets, B sequences, P shared tokens, L further tokens of the longest sequence.
     """
 
     input_ids: Tensor
     """[1, N]"""
     position_ids: Tensor
-    """[1, N]: each token's place in its own example."""
+    """[1, N]: each token's place in its own sequence."""
     predicting: Tensor
     """[T]: the row's tokens whose logits predict the targets."""
     targets: Tensor
     """[T]: token ids."""
+    sequence: Tensor
+    """[T]: the number of each target's sequence."""
     shared: int
     """P"""
     query_rows: Tensor
-    """[B, L]: where each example's own tokens stand in the row; past an example's end, any token."""
+    """[B, L]: where each sequence's further tokens stand in the row; past its end, any token."""
     key_rows: Tensor
     """[B, P + L]: the same after the shared tokens."""
     own_places: Tensor
-    """[N - P]: where each of the row's own tokens stands in `query_rows`, flattened."""
+    """[N - P]: where each of the row's further tokens stands in `query_rows`, flattened."""
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same on another device."""
@@ -83,38 +101,46 @@ class PackedBatch:
         return PackedBatch(shared=self.shared, **tensors)
 
 
-def load_examples(path: Path, template: ChatTemplate, max_length: int) -> list[TokenizedExample]:
-    """Every example of a JSONL file, tokenized.
+def load_examples(
+    path: Path, template: ChatTemplate, max_length: int, method: str = "supervised"
+) -> list[TrainingExample]:
+    """Every example of a JSONL file, tokenized as the method learns it.
 
     Raises:
-        InvalidExampleError: a line is not an example, is longer than `max_length` tokens, or has no target.
+        InvalidExampleError: a line is not an example, or one of another method, is longer than `max_length`
+            tokens, or has no target.
     """
-    examples: list[TokenizedExample] = []
+    examples: list[TrainingExample] = []
     # On b"\n" only: str.splitlines() would also cut at U+2028 inside a string.
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            example = template.tokenize(parse_line(line))
+            parts = tokenize(template, method, parse_line(line))
         except ExampleError as error:
             raise InvalidExampleError(number, f"{error.message}.") from error
-        if len(example.input_ids) > max_length:
-            raise InvalidExampleError(
-                number,
-                f"has {len(example.input_ids)} tokens, more than max_length ({max_length}). "
-                "Shorten or split the example, or raise max_length.",
-            )
-        # The first token is never predicted, so it cannot be a target.
-        if not any(example.target_mask[1:]):
-            raise InvalidExampleError(
-                number,
-                f"has {len(example.input_ids)} tokens but none to learn from. "
-                "Give it an assistant message with content and without weight 0.",
-            )
-        examples.append(example)
+        for part in parts:
+            _check_sequence(number, part, max_length)
+        examples.append(parts[0] if len(parts) == 1 else Pair(parts[0], parts[1]))
     if not examples:
         raise InvalidExampleError(1, "has no example: the file is empty.")
     return examples
+
+
+def _check_sequence(line: int, sequence: TokenizedExample, max_length: int) -> None:
+    if len(sequence.input_ids) > max_length:
+        raise InvalidExampleError(
+            line,
+            f"has {len(sequence.input_ids)} tokens, more than max_length ({max_length}). "
+            "Shorten or split the example, or raise max_length.",
+        )
+    # The first token is never predicted, so it cannot be a target.
+    if not any(sequence.target_mask[1:]):
+        raise InvalidExampleError(
+            line,
+            f"has {len(sequence.input_ids)} tokens but none to learn from. "
+            "Give it an assistant message with content and without weight 0.",
+        )
 
 
 @lru_cache(maxsize=1)
@@ -128,43 +154,57 @@ def epoch_batches(examples: int, batch_size: int, seed: int, epoch: int) -> list
     return [order[start : start + batch_size] for start in range(0, examples, batch_size)]
 
 
-def micro_batches(examples: Sequence[TokenizedExample], limits: BatchLimits) -> Iterator[PackedBatch]:
-    """The examples in as few packed batches as the limits allow, examples of like length together.
+def micro_batches(
+    examples: Sequence[TrainingExample], limits: BatchLimits
+) -> Iterator[list[TrainingExample]]:
+    """The examples in as few pieces as the limits allow, examples of like length together.
 
-    An example that exceeds the limits by itself gets a batch of its own.
+    An example that exceeds the limits by itself is a piece of its own: a pair is never cut.
     """
-    group: list[TokenizedExample] = []
-    targets = 0
+    piece: list[TrainingExample] = []
+    count = targets = 0
     for example in sorted(examples, key=length):
-        more = sum(example.target_mask)
-        tokens = (len(group) + 1) * len(example.input_ids)
-        if group and (tokens > limits.tokens or targets + more > limits.targets):
-            yield pack(group)
-            group, targets = [], 0
-        group.append(example)
+        parts = sequences(example)
+        more = count_targets(example)
+        tokens = (count + len(parts)) * length(example)
+        if piece and (tokens > limits.tokens or targets + more > limits.targets):
+            yield piece
+            piece, count, targets = [], 0, 0
+        piece.append(example)
+        count += len(parts)
         targets += more
-    if group:
-        yield pack(group)
+    if piece:
+        yield piece
 
 
-def length(example: TokenizedExample) -> int:
-    """In tokens."""
-    return len(example.input_ids)
+def sequences(example: TrainingExample) -> tuple[TokenizedExample, ...]:
+    """What is computed of it; for a pair both, the preferred first."""
+    return (example.preferred, example.other) if isinstance(example, Pair) else (example,)
 
 
-def limits_of(examples: Sequence[TokenizedExample]) -> BatchLimits:
+def length(example: TrainingExample) -> int:
+    """In tokens; for a pair, of the longer."""
+    return max(len(part.input_ids) for part in sequences(example))
+
+
+def count_targets(example: TrainingExample) -> int:
+    """Tokens to predict."""
+    return sum(sum(part.target_mask[1:]) for part in sequences(example))
+
+
+def limits_of(examples: Sequence[TrainingExample]) -> BatchLimits:
     """What one piece that holds them all takes."""
     return BatchLimits(
-        tokens=len(examples) * max(map(length, examples), default=0),
-        targets=sum(sum(example.target_mask) for example in examples),
+        tokens=sum(len(sequences(example)) for example in examples) * max(map(length, examples), default=0),
+        targets=sum(map(count_targets, examples)),
     )
 
 
-def pack(examples: Sequence[TokenizedExample]) -> PackedBatch:
+def pack(examples: Sequence[TrainingExample]) -> PackedBatch:
     """The examples in one row, their common beginning once; what follows the last target is left out."""
-    ends = [last_target(example) for example in examples]
-    inputs = [example.input_ids[:end] for example, end in zip(examples, ends, strict=True)]
-    # At least one token of each example is its own, even where two examples are equal.
+    parts = [part for example in examples for part in sequences(example)]
+    inputs = [part.input_ids[: last_target(part)] for part in parts]
+    # At least one token of each sequence is its own, even where two are equal.
     shared = min(common_prefix(inputs), min(map(len, inputs)) - 1) if len(inputs) > 1 else 0
     longest = max(map(len, inputs)) - shared
 
@@ -172,19 +212,24 @@ def pack(examples: Sequence[TokenizedExample]) -> PackedBatch:
     positions = list(range(shared))
     predicting: list[int] = []
     targets: list[int] = []
+    sequence: list[int] = []
     query_rows: list[list[int]] = []
     own_places: list[int] = []
-    for number, (example, tokens) in enumerate(zip(examples, inputs, strict=True)):
-        start = len(row) - shared  # where token 0 would stand, were the shared ones repeated
+    before, places = inputs[0][:shared], list(range(shared))
+    for number, (part, tokens) in enumerate(zip(parts, inputs, strict=True)):
+        # What it has in common with the one before it stands in the row already.
+        begun = min(shared + common_prefix([before[shared:], tokens[shared:]]), len(tokens) - 1)
+        places = [*places[:begun], *range(len(row), len(row) + len(tokens) - begun)]
         for place in range(1, len(tokens) + 1):
-            if example.target_mask[place]:
-                predicting.append(place - 1 if place <= shared else start + place - 1)
-                targets.append(example.input_ids[place])
-        own = len(tokens) - shared
-        query_rows.append([*range(len(row), len(row) + own), *[len(row)] * (longest - own)])
-        own_places.extend(range(number * longest, number * longest + own))
-        row.extend(tokens[shared:])
-        positions.extend(range(shared, len(tokens)))
+            if part.target_mask[place]:
+                predicting.append(places[place - 1])
+                targets.append(part.input_ids[place])
+                sequence.append(number)
+        query_rows.append([*places[shared:], *[places[-1]] * (longest + shared - len(tokens))])
+        own_places.extend(number * longest + place - shared for place in range(begun, len(tokens)))
+        row.extend(tokens[begun:])
+        positions.extend(range(begun, len(tokens)))
+        before = tokens
 
     queries = torch.tensor(query_rows)
     return PackedBatch(
@@ -192,6 +237,7 @@ def pack(examples: Sequence[TokenizedExample]) -> PackedBatch:
         position_ids=torch.tensor([positions]),
         predicting=torch.tensor(predicting),
         targets=torch.tensor(targets),
+        sequence=torch.tensor(sequence),
         shared=shared,
         query_rows=queries,
         key_rows=torch.cat([torch.arange(shared).expand(len(inputs), shared), queries], dim=1),

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-import msgspec
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from app.chat_template import TokenizedExample
-from workers.training.dataset import BatchLimits, micro_batches, pack
+from workers.training.dataset import (
+    BatchLimits,
+    Pair,
+    TrainingExample,
+    length,
+    micro_batches,
+    pack,
+    sequences,
+)
 from workers.training.model import WarmBase, target_logits
+from workers.training.objectives import Objective, Score, advantages
 from workers.training.protocol import Hyperparameters, Metrics, Sample
 
 _SAMPLES = 3
@@ -25,30 +30,11 @@ class TrainingDivergedError(Exception):
     """The loss or its gradient is no longer a number."""
 
 
-@dataclass(slots=True)
-class Score:
-    """Loss and accuracy over target tokens, summed."""
-
-    loss: float = 0.0
-    correct: int = 0
-    targets: int = 0
-
-    @property
-    def mean_loss(self) -> float:
-        """Nats per target token."""
-        return self.loss / self.targets
-
-    @property
-    def accuracy(self) -> float:
-        """Share of target tokens that are the most likely one."""
-        return self.correct / self.targets
-
-
 class Milestones:
     """At which steps the adapter is looked at with validation examples, and becomes a model to serve."""
 
     def __init__(
-        self, hp: Hyperparameters, examples: int, validation: list[TokenizedExample], seed: int
+        self, hp: Hyperparameters, examples: int, validation: list[TrainingExample], seed: int
     ) -> None:
         self.steps_per_epoch = math.ceil(examples / hp.batch_size)
         self.total_steps = hp.n_epochs * self.steps_per_epoch
@@ -61,7 +47,7 @@ class Milestones:
         """At the end of every epoch, and every so many steps if that was asked for."""
         return step > 0 and 0 in (step % self.steps_per_epoch, step % self._checkpoint_steps)
 
-    def looks(self, step: int) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
+    def looks(self, step: int) -> tuple[list[TrainingExample], list[TrainingExample]]:
         """Some examples now and then, and all at the end of an epoch."""
         return (
             self._some if self.is_servable(step) or step % self._every == 0 else [],
@@ -69,123 +55,120 @@ class Milestones:
         )
 
 
-def learn(
-    base: WarmBase,
-    model: nn.Module,
-    weights: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    batch: list[TokenizedExample],
-    rate: float,
-    max_grad_norm: float,
-    limits: BatchLimits,
-) -> Score:
-    """One optimizer step on the mean loss over all target tokens of the batch, however it is cut.
+class Learner:
+    """The adapter on its base model, its optimizer, and what it is to learn."""
 
-    Raises:
-        TrainingDivergedError: the loss or the gradient's norm is not finite.
-    """
-    model.train()
-    optimizer.zero_grad()  # a try that ran out of memory leaves some
-    score = Score()
-    targets = sum(sum(example.target_mask[1:]) for example in batch)
-    for packed in micro_batches(batch, limits):
-        here = packed.to(base.device)
-        logits = target_logits(base.model, here)
-        loss = F.cross_entropy(logits, here.targets, reduction="sum")
-        cast(Any, loss / targets).backward()
-        add_score(score, loss, logits, here.targets)
-    norm = nn.utils.clip_grad_norm_(weights, max_grad_norm)
-    if not math.isfinite(score.loss) or not math.isfinite(float(norm)):
-        raise TrainingDivergedError
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    return score
+    def __init__(
+        self, base: WarmBase, model: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.base = base
+        self.model = model
+        self.objective = objective
+        self.optimizer = optimizer
+
+    def learn(
+        self, batch: list[TrainingExample], rate: float, max_grad_norm: float, limits: BatchLimits
+    ) -> Score:
+        """One optimizer step on the objective's mean over the batch, however it is cut.
+
+        Raises:
+            TrainingDivergedError: the loss or the gradient's norm is not finite.
+        """
+        self.model.train()
+        self.optimizer.zero_grad()  # a try that ran out of memory leaves some
+        score = Score()
+        weight = self.objective.weight(batch)
+        for piece in micro_batches(batch, limits):
+            loss, of_piece = self._judge(piece)
+            cast(Any, loss / weight).backward()
+            score.add(of_piece)
+        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        if not math.isfinite(score.loss) or not math.isfinite(float(norm)):
+            raise TrainingDivergedError
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        return score
+
+    @torch.no_grad()
+    def evaluate(
+        self, examples: list[TrainingExample], alive: Callable[[], None], limits: BatchLimits
+    ) -> Score:
+        """The score on examples that it does not learn from; `alive` is called on the way."""
+        self.model.eval()
+        score = Score()
+        for piece in micro_batches(examples, limits):
+            score.add(self._judge(piece)[1])
+            alive()
+        return score
+
+    def measure(
+        self,
+        step: int,
+        learnt: Score,
+        probe: list[TrainingExample],
+        whole: list[TrainingExample],
+        alive: Callable[[], None],
+        limits: BatchLimits,
+    ) -> Metrics:
+        """The step's metrics, with those of the validation examples, as far as there are any."""
+        measured = learnt.metrics("train")
+        for name, examples in (("valid", probe), ("full_valid", whole)):
+            if examples:
+                measured |= self.evaluate(examples, alive, limits).metrics(name)
+        return Metrics(step=step, **measured)
+
+    @torch.no_grad()
+    def fix_reference(
+        self, examples: Sequence[TrainingExample], alive: Callable[[], None], limits: BatchLimits
+    ) -> None:
+        """Has every pair that does not know its reference keep what the model makes of it now."""
+        self.model.eval()
+        unknown = [each for each in examples if isinstance(each, Pair) and each.reference is None]
+        for piece in micro_batches(unknown, limits):
+            packed = pack(piece).to(self.base.device)
+            found = advantages(target_logits(self.base.model, packed), packed)
+            for pair, reference in zip(piece, cast(list[float], cast(Any, found).tolist()), strict=True):
+                cast(Pair, pair).reference = reference
+            alive()
+
+    def _judge(self, piece: list[TrainingExample]) -> tuple[Tensor, Score]:
+        packed = pack(piece).to(self.base.device)
+        return self.objective.judge(target_logits(self.base.model, packed), packed, piece)
 
 
-@torch.no_grad()
-def evaluate(
-    base: WarmBase,
-    model: nn.Module,
-    examples: list[TokenizedExample],
-    limits: BatchLimits,
-    alive: Callable[[], None],
-) -> Score:
-    """The model's loss and accuracy on examples that it does not learn from; `alive` is called on the way."""
-    model.eval()
-    score = Score()
-    for packed in micro_batches(examples, limits):
-        here = packed.to(base.device)
-        logits = target_logits(base.model, here)
-        alive()
-        add_score(score, F.cross_entropy(logits, here.targets, reduction="sum"), logits, here.targets)
-    return score
-
-
-def measure(
-    base: WarmBase,
-    model: nn.Module,
-    step: int,
-    learnt: Score,
-    probe: list[TokenizedExample],
-    whole: list[TokenizedExample],
-    alive: Callable[[], None],
-    limits: BatchLimits,
-) -> Metrics:
-    """The step's metrics, with those of the validation examples, as far as there are any."""
-    metrics = Metrics(step=step, train_loss=learnt.mean_loss, train_mean_token_accuracy=learnt.accuracy)
-    if probe:
-        score = evaluate(base, model, probe, limits, alive)
-        metrics = msgspec.structs.replace(
-            metrics, valid_loss=score.mean_loss, valid_mean_token_accuracy=score.accuracy
-        )
-    if whole:
-        score = evaluate(base, model, whole, limits, alive)
-        metrics = msgspec.structs.replace(
-            metrics, full_valid_loss=score.mean_loss, full_valid_mean_token_accuracy=score.accuracy
-        )
-    return metrics
-
-
-def draw_samples(training: list[TokenizedExample], context: int, seed: int) -> list[int]:
+def draw_samples(training: list[TrainingExample], context: int, seed: int) -> list[int]:
     """Numbers of examples to compare trained and served model on: some of the shorter ones."""
-    fitting = [number for number, example in enumerate(training) if len(example.input_ids) < context]
+    fitting = [number for number, example in enumerate(training) if length(example) < context]
     drawn = random.Random(seed).sample(fitting, min(4 * _SAMPLES, len(fitting)))  # noqa: S311
-    return sorted(drawn, key=lambda number: len(training[number].input_ids))[:_SAMPLES]
+    return sorted(drawn, key=lambda number: length(training[number]))[:_SAMPLES]
 
 
 @torch.no_grad()
-def target_logprobs(base: WarmBase, model: nn.Module, example: TokenizedExample) -> list[float]:
-    """The log-probability, in nats, of each of the example's targets."""
+def target_logprobs(base: WarmBase, model: nn.Module, example: TrainingExample) -> list[float]:
+    """The log-probability, in nats, of each target of the example; of a pair, of the preferred answer's."""
     model.eval()
-    packed = pack([example]).to(base.device)
+    packed = pack(sequences(example)[:1]).to(base.device)
     scores = torch.log_softmax(target_logits(base.model, packed), dim=-1)
     return cast(list[float], cast(Any, scores.gather(1, packed.targets[:, None])[:, 0]).tolist())
 
 
 def samples_of(
-    base: WarmBase, training: list[TokenizedExample], trained: dict[int, list[float]]
+    base: WarmBase, training: list[TrainingExample], trained: dict[int, list[float]]
 ) -> list[Sample]:
     """The drawn examples with what the trained model made of them, and what the base makes of them now."""
-    return [
-        Sample(
-            example=number,
-            input_ids=training[number].input_ids,
-            targets=[
-                place for place, is_target in enumerate(training[number].target_mask) if place and is_target
-            ],
-            trained=logprobs,
-            base=target_logprobs(base, base.model, training[number]),
+    samples: list[Sample] = []
+    for number, logprobs in trained.items():
+        learnt = sequences(training[number])[0]
+        targets = [place for place, is_target in enumerate(learnt.target_mask) if place and is_target]
+        of_base = target_logprobs(base, base.model, learnt)
+        samples.append(
+            Sample(
+                example=number, input_ids=learnt.input_ids, targets=targets, trained=logprobs, base=of_base
+            )
         )
-        for number, logprobs in trained.items()
-    ]
-
-
-def add_score(score: Score, loss: Tensor, logits: Tensor, targets: Tensor) -> None:
-    """Count a forward pass's summed loss, and its right answers from the same logits."""
-    score.loss += float(loss.detach())
-    score.correct += int((logits.detach().argmax(dim=-1) == targets).sum())
-    score.targets += len(targets)
+    return samples
 
 
 def learning_rate(step: int, total_steps: int, hp: Hyperparameters) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import peft
+import safetensors.torch
 import torch
 from peft.tuners import lora
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from app.adapters.validation import WEIGHTS
 from app.chat_template import ChatTemplate
 from workers.training.dataset import BatchLimits, PackedBatch
 
@@ -67,20 +69,43 @@ def batch_limits(base: PreTrainedModel, device: torch.device) -> BatchLimits:
     return BatchLimits(tokens=tokens, targets=logits // vocabulary)
 
 
-def add_lora(base: PreTrainedModel, rank: int, alpha: int, dropout: float) -> peft.PeftModel:
-    """A fresh adapter on every linear layer but the output layer, drawn from torch's random numbers."""
-    output = cast(nn.Module | None, cast(Any, base).get_output_embeddings())
-    modules = cast(Iterator[tuple[str, nn.Module]], nn.Module.named_modules(base))
-    linear = {name for name, module in modules if isinstance(module, nn.Linear) and module is not output}
+def add_lora(
+    base: PreTrainedModel,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    modules: Sequence[str] = (),
+    *,
+    use_rslora: bool = False,
+) -> peft.PeftModel:
+    """A fresh adapter, drawn from torch's random numbers.
+
+    It is on the modules of these names, or on every linear layer but the output layer.
+    """
     config = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=cast(int, alpha),  # PEFT only divides it
         lora_dropout=dropout,
-        target_modules=sorted({name.rpartition(".")[2] for name in linear}),
+        target_modules=list(modules) or linear_modules(base),
+        use_rslora=use_rslora,
     )
     config._register_custom_module({nn.Linear: LoraLinear})  # pyright: ignore[reportPrivateUsage]
     return cast(peft.PeftModel, peft.get_peft_model(base, config))
+
+
+def linear_modules(base: PreTrainedModel) -> list[str]:
+    """The last names of all linear layers but the output layer."""
+    output = cast(nn.Module | None, cast(Any, base).get_output_embeddings())
+    modules = cast(Iterator[tuple[str, nn.Module]], nn.Module.named_modules(base))
+    linear = {name for name, module in modules if isinstance(module, nn.Linear) and module is not output}
+    return sorted({name.rpartition(".")[2] for name in linear})
+
+
+def load_weights(model: peft.PeftModel, folder: Path) -> None:
+    """Puts a saved adapter's weights in place of the model's."""
+    tensors = safetensors.torch.load((folder / WEIGHTS).read_bytes())
+    cast(Any, peft).set_peft_model_state_dict(model, tensors)
 
 
 def target_logits(model: nn.Module, batch: PackedBatch) -> Tensor:

@@ -18,8 +18,9 @@ from app.completions import service as completions_service
 from app.completions.models import Engine
 from app.completions.vllm import Unanswered, VllmConnection
 from app.errors import ToqueError
-from app.files.examples import ChatExample, Example, parse_line
+from app.files.examples import Example, parse_line
 from app.files.validation import read_lines
+from app.fine_tuning.methods import chat_of
 from app.settings import Settings
 from workers.training.protocol import Sample
 
@@ -130,16 +131,17 @@ def _examples(training_file: Path, numbers: Collection[int]) -> dict[int, Exampl
 
 async def _check_tokens(connection: VllmConnection, base: str, example: Example, sample: Sample) -> None:
     """The prompt before a chat's last answer must be the tokens that were trained on."""
-    if not isinstance(example, ChatExample) or not example.messages[-1].is_target:
+    chat = chat_of(example)
+    if chat is None or not chat.messages[-1].is_target:
         return
-    fields = [msgspec.to_builtins(message) for message in example.messages[:-1]]
+    fields = [msgspec.to_builtins(message) for message in chat.messages[:-1]]
     prompt = [
         {name: value for name, value in message.items() if value is not None and name != "weight"}
         for message in fields
     ]
     body: dict[str, Any] = {"model": base, "messages": prompt, "add_generation_prompt": True}
-    if example.tools:
-        body["tools"] = example.tools
+    if chat.tools:
+        body["tools"] = chat.tools
     tokens: list[int] = (await _ask(connection, "/tokenize", body))["tokens"]
     trained = sample.input_ids[: len(tokens)]
     if tokens != trained:

@@ -19,7 +19,7 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     learning_rate: float
     """Peak learning rate, reached after the warm-up."""
     lora_rank: int
-    lora_alpha: int
+    lora_alpha: int | float
     lora_dropout: float
     warmup_ratio: float
     weight_decay: float
@@ -28,6 +28,8 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens; a longer example is an error, never cut."""
     checkpoint_steps: int | None = None
     """Steps between checkpoints that can be served; None: at the end of every epoch alone."""
+    beta: float | None = None
+    """DPO alone: how dearly the model pays for leaving its reference."""
 
 
 class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
@@ -49,10 +51,14 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     halvings: int
     """How often the pieces that a batch is computed in were halved, because larger ones ran out of memory."""
     hyperparameters: Hyperparameters
+    method: str = "supervised"
+    """Or `dpo`."""
+    parent: str | None = None
+    """The folder of the adapter that training goes on from; None: a fresh one."""
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """OpenAI's checkpoint metrics; what was not measured at this step is None."""
+    """OpenAI's checkpoint metrics, and for DPO the rewards; what was not measured at this step is None."""
 
     step: int
     train_loss: float | None = None
@@ -61,6 +67,12 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
     valid_mean_token_accuracy: float | None = None
     full_valid_loss: float | None = None
     full_valid_mean_token_accuracy: float | None = None
+    train_reward_accuracy: float | None = None
+    train_reward_margin: float | None = None
+    valid_reward_accuracy: float | None = None
+    valid_reward_margin: float | None = None
+    full_valid_reward_accuracy: float | None = None
+    full_valid_reward_margin: float | None = None
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
@@ -85,6 +97,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     tokens: int
     """Tokens seen since the start of the job, padding not counted."""
     elapsed_seconds: float
+    """In steps alone; those of earlier attempts are reckoned at this one's pace."""
 
 
 class Working(msgspec.Struct, frozen=True, kw_only=True, tag="working"):
@@ -116,6 +129,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     example: int
     """Its number in the training file, from 0."""
     input_ids: list[int]
+    """Of a pair, with the preferred answer."""
     targets: list[int]
     """Places in `input_ids` of the tokens that were learnt."""
     trained: list[float]

@@ -163,6 +163,8 @@ class JobReporter:
         message = f"Step {number}/{self._total_steps}: training loss={step.metrics.train_loss:.4f}"
         if step.metrics.valid_loss is not None:
             message += f", validation loss={step.metrics.valid_loss:.4f}"
+        if step.metrics.train_reward_margin is not None:
+            message += f", reward margin={step.metrics.train_reward_margin:.4f}"
         data = _numbers(step.metrics) | {
             "total_steps": self._total_steps,
             "epoch": step.epoch,

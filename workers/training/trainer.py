@@ -26,34 +26,37 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 import torch
+from peft import PeftModel
 
-from app.chat_template import ChatTemplate, TokenizedExample
+from app.adapters.validation import AdapterError
+from app.chat_template import ChatTemplate
 from workers.crash_points import reach
 from workers.processes import die_with_parent
 from workers.training.dataset import (
     BatchLimits,
     InvalidExampleError,
+    TrainingExample,
     epoch_batches,
     length,
     limits_of,
     load_examples,
+    sequences,
 )
 from workers.training.learning import (
+    Learner,
     Milestones,
     TrainingDivergedError,
     draw_samples,
-    learn,
     learning_rate,
-    measure,
     samples_of,
     target_logprobs,
 )
-from workers.training.model import WarmBase, add_lora, batch_limits, load_warm_base
+from workers.training.model import WarmBase, batch_limits, load_warm_base
+from workers.training.objectives import objective_of
 from workers.training.protocol import (
     Checkpoint,
     Failed,
     Finished,
-    Hyperparameters,
     Started,
     Step,
     Stopped,
@@ -63,18 +66,23 @@ from workers.training.protocol import (
     out_of_memory,
 )
 from workers.training.trainer_process import Send, StopRequest, claim_stdout
-from workers.training.training_state import Checkpoints, Progression, resume
+from workers.training.training_state import Checkpoints, Progression, begin, resume
 
 Result = TypeVar("Result")
 _SIGN_SECONDS = 10.0
 
 
-class InvalidFileError(Exception):
-    """One of the job's files cannot be trained on; `param` says which."""
+class UntrainableError(Exception):
+    """What the job names cannot be trained on, or from; `param` says which."""
 
-    def __init__(self, param: str, reason: InvalidExampleError) -> None:
-        super().__init__(str(reason))
+    def __init__(self, code: str, message: str, param: str) -> None:
+        super().__init__(message)
+        self.code = code
         self.param = param
+
+
+class NothingToSaveError(Exception):
+    """The attempt was asked to stop while there was nothing yet to resume from."""
 
 
 class SignsOfLife:
@@ -108,9 +116,11 @@ def main() -> None:
             reach("trainer.base_loaded")
             stop.made = False  # whoever wants this job to stop asks until it does
             train(spec, base, send, stop)
+        except NothingToSaveError:
+            send(Stopped(step=0))
         except Exception as error:
             traceback.print_exc()
-            if not isinstance(error, InvalidFileError | TrainingDivergedError):
+            if not isinstance(error, UntrainableError | TrainingDivergedError):
                 base = None  # whatever state it is in
             send(explain(error, spec))
 
@@ -119,29 +129,26 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
     """One attempt at a job, from its files (or an earlier attempt's checkpoint) to its adapter.
 
     Raises:
-        InvalidFileError: a file has a line that cannot be trained on.
+        UntrainableError: a file has a line that cannot be trained on, or the model to go on from is damaged.
         TrainingDivergedError: the loss is no longer a number.
+        NothingToSaveError: it was asked to stop before the first step.
     """
     hp = spec.hyperparameters
     began = time.monotonic()
-    training = load_file(spec.training_file, "training_file", base.template, hp)
-    validation = (
-        load_file(spec.validation_file, "validation_file", base.template, hp) if spec.validation_file else []
-    )
-
+    training, validation = load_files(spec, base.template)
     cast(Any, torch).manual_seed(spec.seed)
-    model = add_lora(base.model, hp.lora_rank, hp.lora_alpha, hp.lora_dropout)
+    model = begin_adapter(spec, base)
     try:
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=hp.learning_rate, weight_decay=hp.weight_decay, fused=True)
+        learner = Learner(base, model, objective_of(spec), optimizer)
         largest = sorted(training, key=length)[-hp.batch_size :]
         limits = batch_limits(base.model, base.device).within(limits_of(largest)).halved(spec.halvings)
         milestones = Milestones(hp, len(training), validation, spec.seed)
-        total_steps = milestones.total_steps
         at = resume(Path(spec.resume_from), model, optimizer) if spec.resume_from else Progression()
         send(
             Started(
-                total_steps=total_steps,
+                total_steps=milestones.total_steps,
                 examples=len(training),
                 tokens_per_epoch=count_tokens(training),
                 trainable_parameters=sum(weight.numel() for weight in weights),
@@ -149,20 +156,21 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
                 resumed_step=at.step,
             )
         )
-        checkpoints, resumed_step = Checkpoints(spec, model, optimizer), at.step
+        limits = fix_references(learner, at, [*training, *validation], limits, send, stop)
+        checkpoints, resumed_step, ready = Checkpoints(spec, model, optimizer), at.step, time.monotonic()
         tell_again(at, checkpoints.newest, send, servable=milestones.is_servable(at.step))
 
-        while at.step < total_steps:
+        while at.step < milestones.total_steps:
             epoch, place = divmod(at.step, milestones.steps_per_epoch)
             batches = epoch_batches(len(training), hp.batch_size, spec.seed, epoch + 1)
             batch = [training[number] for number in batches[place]]
-            rate = learning_rate(at.step, total_steps, hp)
-            step = partial(learn, base, model, weights, optimizer, batch, rate, hp.max_grad_norm)
+            rate = learning_rate(at.step, milestones.total_steps, hp)
+            step = partial(learner.learn, batch, rate, hp.max_grad_norm)
             score, limits = within_memory(step, batch, limits, send)
             at.step += 1
             at.tokens += count_tokens(batch)
             part, whole = milestones.looks(at.step)
-            look = partial(measure, base, model, at.step, score, part, whole, SignsOfLife(send))
+            look = partial(learner.measure, at.step, score, part, whole, SignsOfLife(send))
             at.metrics, limits = within_memory(look, [*part, *whole], limits, send)
             reach("trainer.step")
             done = Step(
@@ -170,11 +178,11 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
                 epoch=epoch + 1,
                 learning_rate=rate,
                 tokens=at.tokens,
-                elapsed_seconds=(time.monotonic() - began) * at.step / (at.step - resumed_step),
+                elapsed_seconds=(time.monotonic() - ready) * at.step / (at.step - resumed_step),
             )
             at.since_checkpoint.append(done)
             send(done)
-            stopping = stop.made and at.step < total_steps
+            stopping = stop.made and at.step < milestones.total_steps
             servable = milestones.is_servable(at.step)
             if servable or stopping or checkpoints.due:
                 checkpoints.save(at, for_good=servable)
@@ -204,6 +212,48 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
     )
 
 
+def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
+    """The adapter before its first step.
+
+    Raises:
+        UntrainableError: the one that it goes on from is damaged.
+    """
+    try:
+        return begin(spec, base)
+    except AdapterError as error:
+        message = f"The model that training goes on from is damaged: {error}."
+        raise UntrainableError("model_damaged", message, "model") from error
+
+
+def fix_references(
+    learner: Learner,
+    at: Progression,
+    examples: Sequence[TrainingExample],
+    limits: BatchLimits,
+    send: Send,
+    stop: StopRequest,
+) -> BatchLimits:
+    """Has every pair know what the model made of it before the first step: from the checkpoint, or computed.
+
+    Returns the limits that were kept to.
+
+    Raises:
+        NothingToSaveError: it was asked to stop on the way.
+    """
+    at.share_references(examples)
+    sign = SignsOfLife(send)
+
+    def go_on() -> None:
+        if stop.made:
+            raise NothingToSaveError
+        sign()
+
+    _, limits = within_memory(partial(learner.fix_reference, examples, go_on), examples, limits, send)
+    at.share_references(examples)
+    reach("trainer.references_fixed")
+    return limits
+
+
 def tell_again(at: Progression, checkpoint: Path, send: Send, *, servable: bool) -> None:
     """What the attempt that saved the checkpoint said last: it may never have been recorded."""
     for told in at.since_checkpoint:
@@ -215,7 +265,7 @@ def tell_again(at: Progression, checkpoint: Path, send: Send, *, servable: bool)
 
 def within_memory(
     work: Callable[[BatchLimits], Result],
-    examples: Sequence[TokenizedExample],
+    examples: Sequence[TrainingExample],
     limits: BatchLimits,
     send: Send,
 ) -> tuple[Result, BatchLimits]:
@@ -228,7 +278,8 @@ def within_memory(
             return work(limits), limits
         except (MemoryError, RuntimeError) as error:
             limits = limits.within(limits_of(examples))  # what was really needed
-            if not is_out_of_memory(error) or limits.tokens <= max(map(length, examples)):
+            least = max(limits_of([example]).tokens for example in examples)
+            if not is_out_of_memory(error) or limits.tokens <= least:
                 raise
         limits = limits.halved()
         send(
@@ -238,21 +289,28 @@ def within_memory(
         )
 
 
-def load_file(path: str, param: str, template: ChatTemplate, hp: Hyperparameters) -> list[TokenizedExample]:
-    """The file's examples.
+def load_files(
+    spec: TrainingSpec, template: ChatTemplate
+) -> tuple[list[TrainingExample], list[TrainingExample]]:
+    """The examples of the training file, and of the validation file.
 
     Raises:
-        InvalidFileError: naming `param` and the line.
+        UntrainableError: naming the file and the line.
     """
-    try:
-        return load_examples(Path(path), template, hp.max_length)
-    except InvalidExampleError as error:
-        raise InvalidFileError(param, error) from error
+
+    def load(path: str | None, param: str) -> list[TrainingExample]:
+        try:
+            max_length = spec.hyperparameters.max_length
+            return load_examples(Path(path), template, max_length, spec.method) if path else []
+        except InvalidExampleError as error:
+            raise UntrainableError(f"invalid_{param}", str(error), param) from error
+
+    return load(spec.training_file, "training_file"), load(spec.validation_file, "validation_file")
 
 
-def count_tokens(examples: Iterable[TokenizedExample]) -> int:
-    """Tokens as the user counts them: whole examples, whatever of them is computed."""
-    return sum(len(example.input_ids) for example in examples)
+def count_tokens(examples: Iterable[TrainingExample]) -> int:
+    """Tokens as the user counts them: whole examples, both halves of a pair, whatever of them is computed."""
+    return sum(len(part.input_ids) for example in examples for part in sequences(example))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -269,8 +327,8 @@ def is_out_of_memory(error: Exception) -> bool:
 def explain(error: Exception, spec: TrainingSpec) -> Failed:
     """What the user reads."""
     hp = spec.hyperparameters
-    if isinstance(error, InvalidFileError):
-        return Failed(code=f"invalid_{error.param}", message=str(error), param=error.param)
+    if isinstance(error, UntrainableError):
+        return Failed(code=error.code, message=str(error), param=error.param)
     if isinstance(error, TrainingDivergedError):
         return Failed(
             code="training_diverged",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -15,11 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from app.adapters.validation import CONFIG, WEIGHTS, check_adapter, module_shapes
 from workers.training.checkpoint import discard, save_checkpoint
-from workers.training.model import ADAPTER
+from workers.training.dataset import Pair, TrainingExample
+from workers.training.model import ADAPTER, WarmBase, add_lora, load_weights
 from workers.training.protocol import Metrics, Step, TrainingSpec
 
-ADAPTER_FILE = "adapter_model.safetensors"
 STATE_FILE = "training_state.pt"
 
 
@@ -34,6 +36,16 @@ class Progression:
     since_checkpoint: list[Step] = field(default_factory=list[Step])
     """What was told about the steps after the checkpoint before; whoever goes on tells it again, because
     an attempt that lost its job could save these steps but not record them."""
+    references: list[float] = field(default_factory=list[float])
+    """Of all pairs, of the training file and then of the validation file: the model that they were computed
+    with is no longer there."""
+
+    def share_references(self, examples: Sequence[TrainingExample]) -> None:
+        """Tells the pairs those of the checkpoint, and keeps those that the pairs know."""
+        pairs = [example for example in examples if isinstance(example, Pair)]
+        for pair, reference in zip(pairs, self.references, strict=False):
+            pair.reference = reference
+        self.references = [pair.reference for pair in pairs if pair.reference is not None]
 
 
 class Checkpoints:
@@ -71,10 +83,27 @@ class Checkpoints:
             discard(self._others.pop(0))
 
 
+def begin(spec: TrainingSpec, base: WarmBase) -> peft.PeftModel:
+    """The adapter before its first step: a fresh one, or the parent's as it was published.
+
+    Raises:
+        AdapterError: the parent's files are damaged.
+    """
+    hp = spec.hyperparameters
+    if spec.parent is None:
+        return add_lora(base.model, hp.lora_rank, hp.lora_alpha, hp.lora_dropout)
+    folder = Path(spec.parent)
+    lora = check_adapter(folder, module_shapes(base.folder), max_rank=None)
+    model = add_lora(
+        base.model, lora.rank, lora.alpha, hp.lora_dropout, lora.modules, use_rslora=lora.use_rslora
+    )
+    load_weights(model, folder)
+    return model
+
+
 def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> Progression:
     """Puts weights, optimizer and random state back as they were when the checkpoint was saved."""
-    tensors = safetensors.torch.load((checkpoint / ADAPTER_FILE).read_bytes())
-    cast(Any, peft).set_peft_model_state_dict(model, tensors)
+    load_weights(model, checkpoint)
     state: dict[str, Any] = torch.load(checkpoint / STATE_FILE, weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
     torch.set_rng_state(state["random"])
@@ -85,6 +114,7 @@ def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optim
         tokens=state["tokens"],
         metrics=msgspec.convert(state["metrics"], Metrics),
         since_checkpoint=msgspec.convert(state["steps"], list[Step]),
+        references=state.get("references", []),  # a checkpoint of an older version has none
     )
 
 
@@ -106,6 +136,7 @@ def _files(
             "tokens": at.tokens,
             "metrics": msgspec.to_builtins(at.metrics),
             "steps": msgspec.to_builtins(at.since_checkpoint),
+            "references": at.references,
             "optimizer": optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
@@ -113,7 +144,7 @@ def _files(
         state,
     )
     return {
-        ADAPTER_FILE: safetensors.torch.save(tensors, metadata={"format": "pt"}),
-        "adapter_config.json": json.dumps(config, indent=2, sort_keys=True, default=sorted).encode(),
+        WEIGHTS: safetensors.torch.save(tensors, metadata={"format": "pt"}),
+        CONFIG: json.dumps(config, indent=2, sort_keys=True, default=sorted).encode(),
         STATE_FILE: state.getvalue(),
     }

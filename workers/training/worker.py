@@ -21,6 +21,7 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from app import __version__, migrations
+from app.adapters.models import Adapter
 from app.base_models import is_prepared
 from app.creations import forget_old
 from app.database import Database, new_id
@@ -239,6 +240,8 @@ class TrainingWorker:
         with self._database.reader() as session:
             training_file = session.get_one(File, job.training_file_id)
             validation_file = session.get(File, job.validation_file_id) if job.validation_file_id else None
+            # Deleted or not: its files stay until no job needs them.
+            parent = session.get_one(Adapter, job.parent) if job.parent else None
         return TrainingSpec(
             job_id=job.id,
             base_model=base.name,
@@ -251,6 +254,8 @@ class TrainingWorker:
             seed=job.seed,
             halvings=halvings,
             hyperparameters=msgspec.convert(job.hyperparameters, Hyperparameters),
+            method=job.method,
+            parent=str(self._storage.path(parent.storage_key)) if parent else None,
         )
 
     def _keep_house(self) -> None:

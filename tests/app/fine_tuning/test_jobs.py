@@ -112,7 +112,7 @@ def test_hyperparameters_may_stand_in_three_places(client: OpenAI) -> None:
         ({"model": "../../etc/passwd"}, 404, "model_not_found", "model"),
         ({"training_file": "file-none"}, 404, "file_not_found", "training_file"),
         ({"validation_file": "file-none"}, 404, "file_not_found", "validation_file"),
-        ({"method": {"type": "dpo"}}, 400, "unsupported_method", "method.type"),
+        ({"method": {"type": "dpo"}}, 400, "wrong_format", "training_file"),
         (
             {"method": {"type": "reinforcement", "reinforcement": {"grader": {}}}},
             400,

@@ -24,6 +24,7 @@ from workers.training.protocol import (
     Finished,
     Hyperparameters,
     Progress,
+    Started,
     Step,
     Stopped,
     TrainingSpec,
@@ -94,6 +95,27 @@ def chat(question: str, answer: str, *, system: str = SYSTEM, **last: Any) -> di
     }
 
 
+def preference(question: str, preferred: str, other: str, *, system: str = SYSTEM) -> dict[str, Any]:
+    turns = chat(question, "", system=system)["messages"][:-1]
+    return {
+        "input": {"messages": turns},
+        "preferred_output": [{"role": "assistant", "content": preferred}],
+        "non_preferred_output": [{"role": "assistant", "content": other}],
+    }
+
+
+def opinions(count: int) -> list[dict[str, Any]]:
+    """Pairs of unequal length, of which the shorter word is always preferred."""
+    return [
+        preference("x" * (number % 7) + f"thing {number}?", COLOURS[number % 5], "the colour of a thing")
+        for number in range(count)
+    ]
+
+
+def lines_of(examples: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples).encode()
+
+
 def colours(count: int) -> list[dict[str, Any]]:
     """Examples of unequal length that begin alike, as real ones do."""
     return [chat("x" * (number % 7) + f"thing {number}?", COLOURS[number % 5]) for number in range(count)]
@@ -103,9 +125,7 @@ def colours(count: int) -> list[dict[str, Any]]:
 def jsonl(tmp_path: Path) -> Lines:
     def write(examples: list[dict[str, Any]], name: str = "training.jsonl") -> Path:
         path = tmp_path / name
-        path.write_text(
-            "".join(json.dumps(example, ensure_ascii=False) + "\n" for example in examples), "utf-8"
-        )
+        path.write_bytes(lines_of(examples))
         return path
 
     return write
@@ -124,7 +144,7 @@ class Child:
         )
 
     def train(self, spec: TrainingSpec, stop_after: int | None = None) -> list[Progress]:
-        """What it says about the job; after the step `stop_after` it is asked to stop."""
+        """What it says about the job; after the step `stop_after` (0: once it begins) it is asked to stop."""
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(msgspec.json.encode(spec) + b"\n")
         self.process.stdin.flush()
@@ -133,7 +153,8 @@ class Child:
             line = self.process.stdout.readline()
             assert line, f"the trainer died: {self.process.wait()}"
             said.append(msgspec.json.decode(line, type=Progress))
-            if isinstance(said[-1], Step) and said[-1].metrics.step == stop_after:
+            begins = isinstance(said[-1], Started) and stop_after == 0
+            if begins or (isinstance(said[-1], Step) and said[-1].metrics.step == stop_after):
                 self.process.send_signal(signal.SIGTERM)
         return said
 
@@ -227,13 +248,13 @@ def run_worker(
                 ).read_text()
 
 
-def create(client: OpenAI, content: bytes | None = None, **parameters: Any):
-    file = client.files.create(file=("train.jsonl", content or training_bytes(24)), purpose="fine-tune")
+def create(client: OpenAI, content: bytes | None = None, method: str = "supervised", **parameters: Any):
+    content = content or (lines_of(opinions(24)) if method == "dpo" else training_bytes(24))
+    file = client.files.create(file=("train.jsonl", content), purpose="fine-tune")
     hyperparameters = {"n_epochs": 2, "batch_size": 4} | parameters.pop("hyperparameters", {})
-    method = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
-    return client.fine_tuning.jobs.create(
-        model=TINY, training_file=file.id, method=method, seed=1, **parameters
-    )
+    parameters = {"model": TINY, "seed": 1} | parameters
+    settings: Any = {"type": method, method: {"hyperparameters": hyperparameters}}
+    return client.fine_tuning.jobs.create(training_file=file.id, method=settings, **parameters)
 
 
 def ended(client: OpenAI, job_id: str):

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from app.chat_template import ChatTemplate, TokenizedExample
-from tests.workers.training.conftest import Lines, chat, colours
+from tests.workers.training.conftest import Lines, chat, colours, preference
 from workers.training.dataset import (
     BatchLimits,
     InvalidExampleError,
+    Pair,
     epoch_batches,
+    length,
     load_examples,
     micro_batches,
     pack,
@@ -105,10 +108,67 @@ def test_batches_are_cut_where_they_would_exceed_a_limit() -> None:
 
     assert len(list(micro_batches(examples, WIDE))) == 1
     by_tokens = list(micro_batches(examples, BatchLimits(tokens=12, targets=100)))
-    assert [len(batch.query_rows) for batch in by_tokens] == [3, 2, 1]  # 50 tokens: alone, over the limit
+    assert [len(piece) for piece in by_tokens] == [3, 2, 1]  # 50 tokens: alone, over the limit
     by_targets = list(micro_batches(examples, BatchLimits(tokens=1000, targets=2)))
-    assert [len(batch.query_rows) for batch in by_targets] == [2, 2, 2]
-    assert sum(len(batch.targets) for batch in by_tokens) == 6
+    assert [len(piece) for piece in by_targets] == [2, 2, 2]
+    assert sum(len(piece) for piece in by_tokens) == 6
+
+
+def test_answers_to_one_prompt_share_it_beside_other_pairs() -> None:
+    one = Pair(example([1, 2, 3, 4, 5], 2), example([1, 2, 3, 6, 7], 2))
+    two = Pair(example([1, 8, 9, 4], 1), example([1, 8, 9, 5], 1))
+    packed = pack([one, two])
+
+    assert packed.shared == 1
+    # Of the second pair's other answer nothing but the token before its target is computed again.
+    assert packed.input_ids.tolist() == [[1, 2, 3, 4, 6, 8, 9, 9]]
+    assert packed.position_ids.tolist() == [[0, 1, 2, 3, 3, 1, 2, 2]]
+    assert packed.targets.tolist() == [4, 5, 6, 7, 4, 5]
+    assert packed.predicting.tolist() == [2, 3, 2, 4, 6, 7]
+    assert packed.sequence.tolist() == [0, 0, 1, 1, 2, 3]
+    assert packed.key_rows.tolist() == [[0, 1, 2, 3], [0, 1, 2, 4], [0, 5, 6, 6], [0, 5, 7, 7]]
+    assert packed.own_places.tolist() == [0, 1, 2, 5, 6, 7, 10]
+
+
+def test_a_pair_is_never_cut() -> None:
+    pairs = [Pair(example(list(range(n)), 1), example(list(range(n)), 2)) for n in (5, 3, 5, 3)]
+
+    for limits in (BatchLimits(tokens=1, targets=1), BatchLimits(tokens=5, targets=100)):
+        assert [len(piece) for piece in micro_batches(pairs, limits)] == [1, 1, 1, 1]
+    by_tokens = micro_batches(pairs, BatchLimits(tokens=12, targets=100))
+    assert [[length(pair) for pair in piece] for piece in by_tokens] == [[3, 3], [5], [5]]
+    by_targets = micro_batches(pairs, BatchLimits(tokens=1000, targets=6))
+    assert [len(piece) for piece in by_targets] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("method", "line", "words"),
+    [
+        ("supervised", preference("a?", "b", "c"), "preferred and a non-preferred.*'supervised' does not"),
+        ("dpo", chat("a?", "b"), "one answer; the method 'dpo' learns from two"),
+        ("dpo", {"prompt": "a", "completion": "b"}, "one answer; the method 'dpo' learns from two"),
+        ("dpo", preference("a?", "b", "c" * 300), r"Line 2 has \d+ tokens, more than max_length"),
+    ],
+)
+def test_a_line_of_another_method_is_named(
+    base_model_dir: Path, jsonl: Lines, method: str, line: dict[str, Any], words: str
+) -> None:
+    good = chat("1?", "2") if method == "supervised" else preference("1?", "2", "3")
+    with pytest.raises(InvalidExampleError, match=f"{words}") as error:
+        load_examples(jsonl([good, line]), ChatTemplate.load(base_model_dir), 200, method)
+    assert error.value.line == 2
+
+
+def test_of_a_pair_only_the_answers_are_targets(base_model_dir: Path, jsonl: Lines) -> None:
+    earlier = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": "CONTEXT"}]
+    line = preference("two?", "YES", "NOT AT ALL")
+    line["input"]["messages"] = [*earlier, *line["input"]["messages"]]
+    [pair] = load_examples(jsonl([line]), ChatTemplate.load(base_model_dir), 1000, "dpo")
+
+    assert isinstance(pair, Pair)
+    assert [sum(part.target_mask) for part in (pair.preferred, pair.other)] == [3 + 1, 10 + 1]
+    prompts = [part.input_ids[: part.target_mask.index(True)] for part in (pair.preferred, pair.other)]
+    assert prompts[0] == prompts[1]
 
 
 def test_turns_of_weight_0_are_no_targets(base_model_dir: Path, jsonl: Lines) -> None:

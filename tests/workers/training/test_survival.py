@@ -48,6 +48,8 @@ CRASH_POINTS = [
     "reporter.model_row",
     "reporter.published",
 ]
+DPO_CRASH_POINTS = ["trainer.references_fixed", "checkpoint.before_rename"]
+"""Those where it has more to lose."""
 
 
 def weights(database: Database, settings: Settings, name: str) -> dict[str, Any]:
@@ -71,29 +73,40 @@ def check_record(client: OpenAI, job: Any, steps: int = 12) -> list[str]:
 class Reference:
     """What a job that nothing disturbs gives; the same wherever it is trained."""
 
-    losses: list[str] | None = None
-    weights: dict[str, Any] | None = None
+    losses: list[str]
+    weights: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
-    """Filled by the first test that needs it."""
-    return Reference()
+def references() -> dict[str, Reference]:
+    """By method; filled by the first test that needs it."""
+    return {}
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-@pytest.mark.parametrize("point", CRASH_POINTS)
+@pytest.mark.parametrize(
+    ("method", "point"),
+    [*(("supervised", point) for point in CRASH_POINTS), *(("dpo", point) for point in DPO_CRASH_POINTS)],
+)
 def test_a_crash_at_any_point_changes_nothing(
-    point: str, reference: Reference, client: OpenAI, settings: Settings, database: Database, tmp_path: Path
+    method: str,
+    point: str,
+    references: dict[str, Reference],
+    client: OpenAI,
+    settings: Settings,
+    database: Database,
+    tmp_path: Path,
 ) -> None:
-    if reference.weights is None:
+    if method not in references:
         with run_worker(settings, tmp_path):
-            undisturbed = ended(client, create(client).id)
-        reference.losses = check_record(client, undisturbed)
-        reference.weights = weights(database, settings, undisturbed.fine_tuned_model)
+            undisturbed = ended(client, create(client, method=method).id)
+        references[method] = Reference(
+            check_record(client, undisturbed), weights(database, settings, undisturbed.fine_tuned_model)
+        )
+    reference = references[method]
 
     marker = tmp_path / "reached"
-    job = create(client)
+    job = create(client, method=method)
     while client.fine_tuning.jobs.retrieve(job.id).status != "succeeded":  # its supervisor starts it again
         with run_worker(settings, tmp_path, TOQUE_CRASH_AT=f"{point}:{marker}") as worker:
             wait_until(

@@ -23,6 +23,7 @@ from app.chat_template import ChatTemplate, TokenizedExample
 from tests.workers.training.conftest import COMMAND, ENVIRONMENT, Child, Lines, chat, colours
 from workers.training import learning, model, trainer
 from workers.training.dataset import BatchLimits, load_examples, micro_batches, pack
+from workers.training.objectives import AnswerTokens, Score
 from workers.training.protocol import (
     Checkpoint,
     Failed,
@@ -310,7 +311,7 @@ def test_loss_and_gradient_are_those_of_plain_peft(
     base = model.load_base(base_model_dir, CPU)
     adapted = randomize(model.add_lora(base, rank=4, alpha=8, dropout=0.0))
     targets = sum(sum(example.target_mask) for example in examples)
-    batches = list(micro_batches(examples, limits))
+    batches = [pack(piece) for piece in micro_batches(examples, limits)]
     assert (len(batches) == 1) == (limits is WIDE)
     assert batches[0].shared > 10
     total = 0.0
@@ -334,12 +335,13 @@ def test_a_cut_batch_makes_the_same_optimizer_step(
     monkeypatch.setattr(model, "compute_dtype", lambda device: torch.float32)
     base = model.load_warm_base(base_model_dir)
     learnt: list[dict[str, Tensor]] = []
-    scores: list[learning.Score] = []
+    scores: list[Score] = []
     for limits in (WIDE, BatchLimits(tokens=1, targets=1)):
         adapted = randomize(model.add_lora(base.model, rank=4, alpha=8, dropout=0.0))
         weights = list(adapter_weights(adapted).values())
         optimizer = torch.optim.SGD(weights, lr=1.0)
-        scores.append(learning.learn(base, adapted, weights, optimizer, examples, 1.0, 1.0, limits))
+        learner = learning.Learner(base, adapted, AnswerTokens(), optimizer)
+        scores.append(learner.learn(examples, 1.0, 1.0, limits))
         learnt.append({name: weight.detach().clone() for name, weight in adapter_weights(adapted).items()})
         adapted.unload()
 
