@@ -6,7 +6,7 @@ from typing import Annotated
 
 from anyio import from_thread, to_process
 from fastapi import APIRouter, Query
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 
 from app.comparisons import service
 from app.comparisons.examination import MAX_QUESTIONS, Examined, Files, examine
@@ -78,8 +78,12 @@ def list_items(
     return Page[ItemObject].of(data, has_more)
 
 
-@router.get("/{comparison_id}/report", response_class=HTMLResponse)
-def get_report(comparison_id: str, project: CurrentProject, session: ReadSession) -> HTMLResponse:
+@router.get(
+    "/{comparison_id}/report",
+    response_class=Response,
+    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
+)
+def get_report(comparison_id: str, project: CurrentProject, session: ReadSession) -> Response:
     """One page to look at, with everything in it; before there are results, how far the comparison is."""
     comparison = service.get_comparison(session, project.id, comparison_id)
     items, _ = service.list_items(session, comparison, after=None, limit=MAX_QUESTIONS)

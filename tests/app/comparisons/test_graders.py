@@ -106,7 +106,7 @@ def test_a_grader_gives_the_score(document: Any, reference: str, answer: str, ex
 
 @pytest.fixture(scope="module")
 def rouge_scorer() -> Iterator[Any]:
-    """The scorer of `rouge-score`, without nltk: it takes stems and sentences from it, of which we use neither."""
+    """The scorer of `rouge-score`, without nltk, whose stems and sentences it does not use here."""
     absent = {name: ModuleType(name) for name in ("nltk", "nltk.stem", "nltk.stem.porter")}
     absent["nltk.stem"].porter = absent["nltk.stem.porter"]  # type: ignore[attr-defined]
     with pytest.MonkeyPatch.context() as patch:
