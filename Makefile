@@ -5,7 +5,8 @@ MINUTES ?= 10
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo serve test lint openapi lock bench-train bench-api bench-queue bench-serving bench-comparison bench-soak bench-upload bench-verdict clean
+.PHONY: help install demo serve test lint openapi lock bench-train bench-api bench-queue bench-serving \
+  bench-comparison bench-soak bench-upload bench-validate bench-verdict fuzz clean
 
 help:
 	@echo "make demo         from a dataset to a custom model, side by side with prompting"
@@ -19,6 +20,8 @@ help:
 	@echo "make bench-upload  1 GB comes in, against a plain FastAPI handler"
 	@echo "make bench-soak   every job ends once, whatever is killed (MINUTES=10)"
 	@echo "make bench-verdict  how often a comparison's verdict is wrong, on simulated ones"
+	@echo "make bench-validate  the check of a 1 GB dataset against datasets + apply_chat_template (SIZE=MB)"
+	@echo "make fuzz         a million hostile lines through the checks (LINES=1000000)"
 	@echo "make install lint openapi lock clean"
 
 install: .venv/.installed
@@ -84,6 +87,13 @@ bench-soak: .venv/.installed-dev
 
 bench-verdict: install
 	@$(BIN)/python -m benchmarks.verdict
+
+bench-validate: .venv/.installed-bench
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.validate $(if $(SIZE),--megabytes $(SIZE))
+
+fuzz: .venv/.installed-dev
+	@$(BIN)/python -m tests.app.files.fuzz $(if $(LINES),--lines $(LINES))
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

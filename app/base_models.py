@@ -8,6 +8,7 @@ from pathlib import Path
 
 from app.chat_template import ChatTemplate
 from app.errors import NotFoundError
+from app.files.validation import Base
 from app.settings import BaseModelEntry, Settings
 
 
@@ -46,6 +47,19 @@ def hidden_size(settings: Settings, entry: BaseModelEntry) -> int | None:
 def chat_template(settings: Settings, entry: BaseModelEntry) -> ChatTemplate | None:
     """The base's template and tokenizer; None where it is not prepared on this machine."""
     return _load_template(settings.base_model_dir(entry)) if is_prepared(settings, entry) else None
+
+
+def counted_base(settings: Settings, name: str | None = None) -> Base | None:
+    """The base whose tokens a check counts: the one that is named, or the catalogue's first that is prepared.
+
+    None where it is not prepared on this machine.
+
+    Raises:
+        NotFoundError: the catalogue has no such model.
+    """
+    entries = [find_base_model(settings, name, param="base_model")] if name else settings.base_models
+    entry = next((entry for entry in entries if is_prepared(settings, entry)), None)
+    return Base(entry.name, str(settings.base_model_dir(entry)), entry.context) if entry else None
 
 
 @lru_cache(maxsize=8)

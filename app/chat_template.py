@@ -17,7 +17,12 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from app.files.examples import ChatExample, CompletionExample, ExampleError, Message
+from app.files.examples import (
+    ChatExample,
+    CompletionExample,
+    ExampleError,
+    Message,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,12 @@ class ChatTemplate:
         self._template = _compile(source)
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens
+
+    @property
+    def special_texts(self) -> list[str]:
+        """The tokenizer's control tokens, as they would stand in a text."""
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special]
 
     @classmethod
     def load(cls, base_model_dir: Path) -> ChatTemplate:
@@ -98,6 +109,14 @@ class ChatTemplate:
             for start, end in encoding.offsets
         ]
         return TokenizedExample(encoding.ids, mask)
+
+    def encode(self, text: str) -> list[int]:
+        """A text's token ids, control tokens in it included, nothing added."""
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def lengths(self, texts: list[str]) -> list[int]:
+        """Tokens of each text."""
+        return [len(one) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _target_span(self, chat: ChatExample, turn: int, text: str) -> tuple[int, int]:
         """Characters of `text` that the model must write in this turn, without white space after its end."""

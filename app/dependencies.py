@@ -14,6 +14,7 @@ from app.auth import service as auth_service
 from app.auth.models import ApiKey, Project
 from app.creations import CreationRequest
 from app.database import Database
+from app.files.checker import Checker
 from app.files.storage import LocalStorage
 from app.settings import Settings
 
@@ -33,9 +34,14 @@ def _storage(request: Request) -> LocalStorage:
     return cast("LocalStorage", request.app.state.storage)
 
 
+def _checker(request: Request) -> Checker:
+    return cast("Checker", request.app.state.checker)
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 DatabaseDep = Annotated[Database, Depends(_database)]
 StorageDep = Annotated[LocalStorage, Depends(_storage)]
+CheckerDep = Annotated[Checker, Depends(_checker)]
 
 
 def _read_session(database: DatabaseDep) -> Iterator[Session]:

@@ -21,8 +21,10 @@ from app.completions.replicas import Replicas
 from app.completions.router import router as completions_router
 from app.database import Database
 from app.error_handlers import install_error_handlers
+from app.files.checker import Checker
 from app.files.router import router as files_router
 from app.files.storage import LocalStorage
+from app.fine_tuning import training_files
 from app.fine_tuning.router import router as fine_tuning_router
 from app.metrics import Metrics
 from app.middleware import RequestMiddleware
@@ -49,7 +51,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         replicas = app.state.replicas = Replicas(settings, app.state.database)
         gateway = app.state.gateway = Gateway(settings, app.state.database, replicas, tally)
         runner = Runner(settings, app.state.database, app.state.storage, gateway)
-        background = [asyncio.create_task(part.run()) for part in (replicas, tally, runner)]
+        admit = partial(training_files.admit_waiting, app.state.database, app.state.storage, settings)
+        checker = app.state.checker = Checker(settings, app.state.database, app.state.storage, admit)
+        background = [asyncio.create_task(part.run()) for part in (replicas, tally, runner, checker)]
         try:
             yield
         finally:

@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=16 * 2**20, ge=1)
     """Largest request body other than an upload."""
 
+    check_patience_seconds: float = Field(default=2.0, ge=0)
+    """How long creating a job waits for its files to be checked, before it answers `validating_files`."""
+
     lease_seconds: float = Field(default=60.0, gt=0)
     """How long a silent worker keeps its job."""
     heartbeat_seconds: float = Field(default=10.0, gt=0)

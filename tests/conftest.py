@@ -111,6 +111,7 @@ def settings(database_url: str, tmp_path: Path, base_models_dir: Path) -> Settin
         models_dir=base_models_dir,
         api_key=SecretStr(API_KEY),
         heartbeat_seconds=1.0,
+        check_patience_seconds=30.0,  # so that a job is queued at once, however busy the machine
     )
 
 

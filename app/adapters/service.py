@@ -386,7 +386,6 @@ def _describe(settings: Settings, storage: LocalStorage, adapter: Adapter, param
         raise _unreadable(adapter.name, error) from error
 
 
-
 def _find_imported(session: Session, project_id: str, adapter_id: str) -> Adapter | None:
     query = select(Adapter).where(
         Adapter.project_id == project_id,

@@ -157,7 +157,7 @@ def list_comparisons(
             each["id"],
             each["name"],
             each["status"],
-            (each["verdict"] or {}).get("code"),
+            each["verdict"]["code"] if each["verdict"] else None,
             f"{each['progress']['done']}/{each['progress']['total']}",
             moment(each["created_at"]),
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import open as open_with_progress
 
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
-from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr
+from app.cli.datasets import convert, print_report, validate, validation
+from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr, stdout
 from app.cli.uploads import LARGE_BYTES, upload_in_parts
 
 if TYPE_CHECKING:
@@ -27,18 +28,35 @@ Dataset = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=T
 def upload(
     path: Dataset,
     purpose: Annotated[str, typer.Option()] = "fine-tune",
+    wait: Annotated[
+        bool, typer.Option(help="Wait until a dataset is checked, and show the findings.")
+    ] = True,
     base_url: BaseUrl = DEFAULT_BASE_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a file; a dataset is checked line by line first.
+    """Upload a file; a dataset is checked line by line. The exit code is 1 where it has errors.
 
     Above 64 MB it goes up in parts: after a broken connection, the same command sends what is missing.
 
     Example: toque files upload training.jsonl
     """
+    report: dict[str, Any] | None = None
     with connect(base_url) as client:
         file = upload_file(client, path, purpose)
+        if wait and file.status == "uploaded":
+            file = client.files.wait_for_processing(file.id, poll_interval=0.1, max_wait_seconds=24 * 3600)
+            report = client.get(f"/files/{file.id}/validation", cast_to=dict[str, Any])
     _print_file(file, as_json)
+    if report is not None and not as_json:
+        stdout.print()
+        print_report(report)
+    if file.status == "error":
+        raise typer.Exit(1)
+
+
+app.command()(validate)
+app.command()(validation)
+app.command()(convert)
 
 
 @app.command("list")
@@ -141,6 +159,7 @@ def _print_file(file: FileObject, as_json: bool) -> None:
             "filename": file.filename,
             "purpose": file.purpose,
             "bytes": f"{file.bytes:,}",
+            "status": file.status,
             "created": moment(file.created_at),
         }
     )

@@ -108,7 +108,7 @@ def _reply(content: bytes, seconds: float) -> Reply:
         answer: Any = orjson.loads(content)
         message = answer["choices"][0]["message"]
         text = answer_text(message.get("content"), message.get("tool_calls"))
-        usage = answer.get("usage") or {}
+        usage: dict[str, Any] = answer.get("usage") or {}
         tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError):
         return Reply(None, "What came back is no chat completion.")

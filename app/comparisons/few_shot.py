@@ -15,7 +15,7 @@ from rapidfuzz import fuzz, process, utils
 
 from app.comparisons.questions import Question
 from app.files.examples import ChatExample, ExampleError, parse_line
-from app.files.validation import line_error, read_lines
+from app.files.numbered_lines import line_error, numbered_lines
 
 MOST_SEARCHED = 10_000
 """Examples among which the nearest are looked for: of a larger file, so many drawn at random."""
@@ -88,7 +88,7 @@ def _examples_at(path: Path, places: set[int]) -> dict[int, list[dict[str, Any]]
 
 def _read_examples(path: Path, param: str) -> Iterator[list[dict[str, Any]]]:
     """Each example's turns."""
-    for number, line in read_lines(path):
+    for number, line in numbered_lines(path, param=param):
         try:
             example = parse_line(line)
             if not isinstance(example, ChatExample):

@@ -13,7 +13,7 @@ import msgspec
 
 from app.errors import InvalidRequestError
 from app.files.examples import ChatExample, ExampleError, parse_line
-from app.files.validation import read_lines
+from app.files.numbered_lines import numbered_lines
 
 MAX_SLICE_TEXT = 512
 
@@ -53,7 +53,7 @@ def read_questions(path: Path, *, param: str = "file") -> list[Question]:
     Raises:
         InvalidRequestError: `param` is no held-out file; the message names the line and what is wrong there.
     """
-    questions = [_question(number, line, param) for number, line in read_lines(path)]
+    questions = [_question(number, line, param) for number, line in numbered_lines(path, param=param)]
     if not questions:
         raise InvalidRequestError("The file is empty: it has no questions.", code="empty_file", param=param)
     return questions
@@ -62,7 +62,7 @@ def read_questions(path: Path, *, param: str = "file") -> list[Question]:
 def read_question_keys(path: Path) -> set[str]:
     """The keys of the questions that a training file answers: one for each assistant turn."""
     keys: set[str] = set()
-    for _, line in read_lines(path):
+    for _, line in numbered_lines(path):
         try:
             fields = msgspec.json.decode(line, type=_Line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

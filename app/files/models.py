@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
@@ -31,7 +32,29 @@ class File(Base):
     """Training examples in it; None where the purpose is not fine-tune."""
     longest_line: Mapped[int | None]
     """Bytes in its longest line: a bound on the tokens of any example."""
+    status: Mapped[str] = mapped_column(String(16), default="processed", server_default="processed")
+    """`uploaded` until it is checked, then `processed` or `error`; only training files are checked."""
+    status_details: Mapped[str | None] = mapped_column(Text)
+    """The first thing that is wrong with it."""
     created_at: Mapped[float] = mapped_column(default=time.time)
     expires_at: Mapped[float | None]
     deleted_at: Mapped[float | None]
     """Set when its owner deleted it: no longer listed, kept for the jobs that name it."""
+
+
+class FileCheck(Base):
+    """The check of a training file: waiting, leased by an API process, or done. `epoch` counts its leases."""
+
+    __tablename__ = "file_checks"
+    __table_args__ = (Index("ix_file_checks_finished", "finished_at"),)
+
+    file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), primary_key=True)
+    epoch: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Fences the writes of whoever leased it before."""
+    attempts: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Leases that came to no report."""
+    lease_until: Mapped[float | None]
+    """By the database's clock; a check whose lease has passed is taken by another process."""
+    finished_at: Mapped[float | None]
+    report: Mapped[dict[str, Any] | None]
+    """As `app.files.report.Report`."""

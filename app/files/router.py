@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.base_models import counted_base
+from app.dependencies import (
+    CheckerDep,
+    Creating,
+    CurrentProject,
+    ReadSession,
+    SettingsDep,
+    StorageDep,
+    WriteSession,
+)
 from app.errors import ERROR_RESPONSES
 from app.files import service
-from app.files.schemas import FileDeleted, FileObject
+from app.files.schemas import FileDeleted, FileObject, FileValidation
 from app.files.upload_form import UploadForm
 from app.pagination import Order, Page
 
@@ -48,8 +57,10 @@ async def upload_file(
     session: WriteSession,
     storage: StorageDep,
     settings: SettingsDep,
+    checker: CheckerDep,
+    background: BackgroundTasks,
 ) -> FileObject:
-    """Uploads a file; one with the purpose `fine-tune` is checked line by line before it is kept."""
+    """Uploads a file; one with the purpose `fine-tune` is checked at once, in the background."""
     with storage.incoming() as incoming:
         form = UploadForm({"file": incoming}, settings.max_file_bytes)
         await form.receive(request.headers.get("content-type", ""), request.stream())
@@ -62,6 +73,7 @@ async def upload_file(
             filename=form.filenames["file"],
             fields=form.fields,
         )
+    background.add_task(checker.wake)  # it is committed before the response is sent
     return FileObject.of(file)
 
 
@@ -91,6 +103,28 @@ def retrieve_file(file_id: str, project: CurrentProject, session: ReadSession) -
 def delete_file(file_id: str, project: CurrentProject, session: WriteSession) -> FileDeleted:
     """Deletes a file; jobs that were created with it go on."""
     return FileDeleted(id=service.delete_file(session, project.id, file_id).id)
+
+
+@router.get("/{file_id}/validation")
+async def file_validation(
+    file_id: str,
+    project: CurrentProject,
+    session: ReadSession,
+    settings: SettingsDep,
+    checker: CheckerDep,
+    base_model: str | None = None,
+) -> FileValidation:
+    """What the check of a training file found; its tokens are those of the catalogue's first base.
+
+    With `base_model`, those of that one.
+    """
+    file, report = await run_in_threadpool(service.get_report, session, project.id, file_id)
+    if base_model is not None and report is not None:
+        base = counted_base(settings, base_model)
+        if base is None or base.name != report.base_model:
+            session.close()  # no transaction stays open while a large file is read
+            report = await checker.validate(file.storage_key, base)
+    return FileValidation.of(file, report)
 
 
 @router.get("/{file_id}/content", response_class=FileResponse)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 
 from app.files.models import File
+from app.files.report import Counts, Duplicates, Finding, FindingCount, Report, TokenLengths
 from app.pagination import Identified
 
 UploadPurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
@@ -45,7 +46,8 @@ class FileObject(Identified):
             expires_at=int(file.expires_at) if file.expires_at is not None else None,
             filename=file.filename,
             purpose=file.purpose,
-            status="processed",
+            status=file.status,  # pyright: ignore[reportArgumentType] - one of the three
+            status_details=file.status_details,
             sha256=file.sha256,
         )
 
@@ -56,3 +58,26 @@ class FileDeleted(BaseModel):
     id: str
     object: Literal["file"] = "file"
     deleted: Literal[True] = True
+
+
+class FileValidation(BaseModel):
+    """What the check of a training file found; all but the status is empty until it is done."""
+
+    object: Literal["file.validation"] = "file.validation"
+    file_id: str
+    status: Literal["uploaded", "processed", "error"]
+    base_model: str | None = None
+    """Whose tokens are counted; null where none is prepared on this machine."""
+    counts: Counts | None = None
+    token_lengths: TokenLengths | None = None
+    duplicates: Duplicates | None = None
+    scripts: dict[str, int] = {}
+    finding_counts: list[FindingCount] = []
+    findings: list[Finding] = []
+    longest_line: int | None = None
+
+    @classmethod
+    def of(cls, file: File, report: Report | None) -> FileValidation:
+        """The file's report as the API shows it."""
+        found = report.model_dump() if report is not None else {}
+        return cls(file_id=file.id, status=file.status, **found)  # pyright: ignore[reportArgumentType] - as above

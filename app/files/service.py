@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 from app.creations import CreationRequest
 from app.database import take_turn
 from app.errors import InvalidRequestError, NotFoundError, UnavailableError
+from app.files import checks
 from app.files.models import File
+from app.files.report import Report
 from app.files.schemas import LONGEST_LIFE, SHORTEST_LIFE, UploadPurpose
 from app.files.storage import IncomingFile, LocalStorage, StoredFile, object_key
-from app.files.validation import TrainingFileSummary, check_training_file
 from app.pagination import Order, fetch_page
 
 
@@ -29,17 +30,16 @@ def create_file(
     filename: str,
     fields: dict[str, str],
 ) -> File:
-    """Keeps an upload, after checking every line of it where it is to be trained on.
+    """Keeps an upload; one that is to be trained on waits to be checked.
 
     Raises:
-        InvalidRequestError: a field or a line is wrong; nothing is kept.
+        InvalidRequestError: a field is wrong; nothing is kept.
         NotFoundError: the idempotency key stands for a file that was deleted.
     """
     purpose = _purpose(fields.get("purpose"))
     expires_at = _expiry(fields)
     # What takes long comes before the first look at the database: a transaction may hold up others.
-    path = incoming.finish()
-    summary = check_training_file(path) if purpose == "fine-tune" else None
+    incoming.finish()
     content = [incoming.sha256, filename, fields]
     if (known := creating.find(session, "file", content)) is not None:
         try:
@@ -55,7 +55,6 @@ def create_file(
         filename=filename,
         purpose=purpose,
         expires_at=expires_at,
-        summary=summary,
     )
     creating.remember(session, "file", content, file.id)
     return file
@@ -70,7 +69,6 @@ def keep_file(
     filename: str,
     purpose: str,
     expires_at: float | None,
-    summary: TrainingFileSummary | None,
 ) -> File:
     """Publishes finished bytes, and adds the row that names them; equal bytes are stored once.
 
@@ -86,12 +84,13 @@ def keep_file(
         bytes=stored.bytes,
         sha256=stored.sha256,
         storage_key=stored.key,
-        examples=summary.examples if summary else None,
-        longest_line=summary.longest_line if summary else None,
+        status="uploaded" if purpose == "fine-tune" else "processed",
         expires_at=expires_at,
     )
     session.add(file)
     session.flush()
+    if purpose == "fine-tune":
+        checks.add(session, file.id)
     return file
 
 
@@ -120,6 +119,23 @@ def get_file(session: Session, project_id: str, file_id: str, *, param: str | No
     if file is None:
         raise NotFoundError(f"No file '{file_id}'.", code="file_not_found", param=param)
     return file
+
+
+def get_report(session: Session, project_id: str, file_id: str) -> tuple[File, Report | None]:
+    """The project's training file, and what its check found; None until it is checked.
+
+    Raises:
+        NotFoundError: not there, deleted, expired, or another project's.
+        InvalidRequestError: the file is not for training.
+    """
+    file = get_file(session, project_id, file_id)
+    if file.purpose != "fine-tune":
+        raise InvalidRequestError(
+            f"The file '{file.id}' has the purpose '{file.purpose}': only 'fine-tune' files are checked.",
+            code="invalid_file_purpose",
+            param="file_id",
+        )
+    return file, checks.report_of(session, file.id)
 
 
 def find_content(session: Session, storage: LocalStorage, project_id: str, file_id: str) -> tuple[File, Path]:

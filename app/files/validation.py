@@ -1,83 +1,120 @@
-"""Is a training file one that can be trained on? Read once, line by line, whatever its size."""
+"""Is a training file one that can be trained on? A report of all that is found, whatever the file's size."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import lru_cache
+from hashlib import file_digest
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from app.errors import InvalidRequestError
-from app.files.examples import Example, ExampleError, parse_line
+import msgspec
 
-MAX_LINE_BYTES = 8 * 2**20
-_BOM = b"\xef\xbb\xbf"
+from app.files.lines import is_packed
+from app.files.scan import Scan, scan_lines
+from app.token_counts import Shortcuts, TokenCounter
 
+if TYPE_CHECKING:
+    from app.files.report import Report
 
-@dataclass(frozen=True, slots=True)
-class TrainingFileSummary:
-    """What a valid training file holds."""
-
-    examples: int
-    longest_line: int
-    """Bytes."""
+_PART_BYTES = 8 * 2**20
+_LARGE_BYTES = 32 * 2**20
+"""Of a larger file, the letters of one example in eight are counted."""
 
 
-def check_training_file(path: Path) -> TrainingFileSummary:
-    """Checks every line of a training file.
+class Base(msgspec.Struct, frozen=True):
+    """The base model whose tokens are counted."""
 
-    Raises:
-        InvalidRequestError: names the first line that is wrong, and what is wrong with it.
+    name: str
+    folder: str
+    context: int
+
+
+def validate_file(path: Path, base: Base | None, *, processes: int = 1) -> Report:
+    """Checks, counts and measures a training file. Raises nothing for what is in it.
+
+    With several processes a large file is read in parts; call it where a new process may be started.
     """
-    examples = longest = 0
-    for number, line in read_lines(path):
-        parse_numbered_line(number, line)
-        examples += 1
-        longest = max(longest, len(line))
-    if not examples:
-        raise InvalidRequestError(
-            "The file is empty: it has no training examples.", code="empty_file", param="file"
-        )
-    return TrainingFileSummary(examples, longest)
+    scan = scan_file(path, base, processes=processes)
+    from app.files.report import build_report  # noqa: PLC0415 - processes that only scan go without it
+
+    return build_report(scan, base.name if base else None, base.context if base else None)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The file's lines with their numbers from 1, empty ones left out. JSONL splits on `\\n` alone.
-
-    Raises:
-        InvalidRequestError: a line is too long to be an example.
-    """
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_LINE_BYTES + 2):
-            number += 1
-            if len(line) > MAX_LINE_BYTES + 1:
-                raise _line_error(number, "line_too_long", f"is longer than {MAX_LINE_BYTES:,} bytes")
-            if number == 1:
-                line = line.removeprefix(_BOM)
-            line = line.strip(b" \t\r\n")
-            if line:
-                yield number, line
+def scan_file(path: Path, base: Base | None, *, processes: int = 1) -> Scan:
+    """Everything that the report is made of."""
+    scan = Scan()
+    for part in _scan_parts(path, base, processes):
+        scan.merge(part)
+    return scan
 
 
-def parse_numbered_line(number: int, line: bytes, *, param: str = "file") -> Example:
-    """The example on that line.
+def compare_files(report: Report, training: Path, validation: Path) -> None:
+    """Notes in the training file's report where the held-out file is the same."""
+    from app.files.report import add_equal_files  # noqa: PLC0415 - as above
 
-    Raises:
-        InvalidRequestError: the line is wrong; the message says which, where and why.
-    """
-    try:
-        return parse_line(line)
-    except ExampleError as error:
-        raise line_error(number, error, param=param) from None
+    with training.open("rb") as one, validation.open("rb") as other:
+        if file_digest(one, "sha256").digest() == file_digest(other, "sha256").digest():
+            add_equal_files(report)
 
 
-def line_error(number: int, error: ExampleError, *, param: str) -> InvalidRequestError:
-    """An example's error as the API reports it."""
-    return _line_error(number, error.code, error.message, pointer=error.pointer, param=param)
+def validate_upload(path: str, base: Base | None, processes: int) -> bytes:
+    """`validate_file` for a process of its own: the report as JSON. It gives way to all others."""
+    os.nice(5 if os.nice(0) < 5 else 0)
+    return validate_file(Path(path), base, processes=processes).model_dump_json().encode()
 
 
-def _line_error(
-    number: int, code: str, problem: str, *, pointer: str = "", param: str = "file"
-) -> InvalidRequestError:
-    place = f" (at {pointer})" if pointer else ""
-    return InvalidRequestError(f"Line {number} {problem}{place}.", code=code, param=param)
+def _scan_parts(path: Path, base: Base | None, processes: int) -> Iterator[Scan]:
+    """The parts in order. This process takes its turn too: waiting, it would hold memory for nothing."""
+    size = path.stat().st_size
+    is_large = size > _LARGE_BYTES
+    shortcuts = _prove_shortcuts(base.folder) if base is not None else None
+    if processes == 1 or size < 2 * _PART_BYTES or is_packed(path):
+        yield _scan_part(path, base, shortcuts, 0, None, is_large)
+        return
+    starts = iter(range(0, size, _PART_BYTES))
+    done: deque[Scan | Future[Scan]] = deque()
+    with ProcessPoolExecutor(processes - 1, multiprocessing.get_context("spawn")) as pool:
+        for start in starts:
+            part = (path, base, shortcuts, start, start + _PART_BYTES, is_large)
+            under_way = sum(isinstance(one, Future) and not one.done() for one in done)
+            done.append(
+                pool.submit(_scan_part, *part) if under_way < 2 * (processes - 1) else _scan_part(*part)
+            )
+            while done and not (isinstance(done[0], Future) and not done[0].done()):
+                yield _finished(done.popleft())
+        while done:
+            yield _finished(done.popleft())
+
+
+def _finished(part: Scan | Future[Scan]) -> Scan:
+    return part.result() if isinstance(part, Future) else part
+
+
+def _scan_part(
+    path: Path, base: Base | None, shortcuts: Shortcuts | None, start: int, end: int | None, is_large: bool
+) -> Scan:
+    counter = context = None
+    if base is not None and shortcuts is not None:
+        counter, context = _load_counter(base.folder, shortcuts), base.context
+    return scan_lines(path, counter, context, start=start, end=end, is_large=is_large)
+
+
+_counters: dict[str, TokenCounter] = {}
+
+
+def _load_counter(folder: str, shortcuts: Shortcuts) -> TokenCounter:
+    """Each process keeps the last one: loading takes as long as checking some megabytes."""
+    if folder not in _counters:
+        _counters.clear()
+        _counters[folder] = TokenCounter(Path(folder), shortcuts)
+    return _counters[folder]
+
+
+@lru_cache(maxsize=4)
+def _prove_shortcuts(folder: str) -> Shortcuts:
+    return Shortcuts.prove(Path(folder))

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import msgspec
-
 from app.chat_template import ChatTemplate, TokenizedExample
 from app.files.examples import (
     ChatExample,
     CompletionExample,
     Example,
     ExampleError,
-    Message,
     PreferenceExample,
 )
 
@@ -48,27 +43,12 @@ def tokenize(template: ChatTemplate, method: str, example: Example) -> tuple[Tok
     """
     check_format(method, example)
     if isinstance(example, PreferenceExample):
-        return tuple(template.tokenize(chat) for chat in answered(example))
+        return tuple(template.tokenize(chat) for chat in example.chats())
     return (template.tokenize(example),)
-
-
-def answered(example: PreferenceExample) -> tuple[ChatExample, ChatExample]:
-    """The conversation with either answer, the preferred first; only the answer is learnt."""
-    given = [_as_context(message) for message in example.input.messages]
-
-    def with_answer(answer: Sequence[Message]) -> ChatExample:
-        turns = [*given, *answer]
-        return ChatExample(turns, example.input.tools, example.input.parallel_tool_calls)
-
-    return with_answer(example.preferred_output), with_answer(example.non_preferred_output)
 
 
 def chat_of(example: Example) -> ChatExample | None:
     """The conversation whose last answer is learnt; None where there is no conversation."""
     if isinstance(example, CompletionExample):
         return None
-    return answered(example)[0] if isinstance(example, PreferenceExample) else example
-
-
-def _as_context(message: Message) -> Message:
-    return msgspec.structs.replace(message, weight=0) if message.role == "assistant" else message
+    return example.chats()[0] if isinstance(example, PreferenceExample) else example

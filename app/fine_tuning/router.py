@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.dependencies import (
+    CheckerDep,
+    Creating,
+    CurrentProject,
+    ReadSession,
+    SettingsDep,
+    StorageDep,
+    WriteSession,
+)
 from app.errors import ERROR_RESPONSES
 from app.fine_tuning import service
 from app.fine_tuning.models import FineTuningJob
@@ -28,17 +37,22 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
 @router.post("")
-def create_job(
+async def create_job(
     body: CreateJob,
     creating: Creating,
     session: WriteSession,
     storage: StorageDep,
     settings: SettingsDep,
     find_parent: FindParentDep,
+    checker: CheckerDep,
 ) -> JobObject:
-    """Checks the request and the files, and queues a job; the same request sent again queues no other."""
-    job = service.create_job(session, storage, settings, find_parent, creating, body)
-    return _shown(session, settings, job)
+    """Checks the request and the files, and queues a job; the same request sent again queues no other.
+
+    Files that are still being checked are waited for, but not for long: the job is `validating_files` then.
+    """
+    await checker.settle(body.file_ids, settings.check_patience_seconds)
+    job = await run_in_threadpool(service.create_job, session, storage, settings, find_parent, creating, body)
+    return await run_in_threadpool(_shown, session, settings, job)
 
 
 @router.get("")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from app.fine_tuning.hyperparameters import (
+    Auto,
     DpoHyperparameters,
     LoraHyperparameters,
     RequestedHyperparameters,
@@ -83,6 +84,11 @@ class CreateJob(LoraHyperparameters):
     priority: Annotated[int, Field(ge=-100, le=100, strict=True)] | None = None
     """Among the project's waiting jobs, higher goes first; 0 where absent."""
 
+    @property
+    def file_ids(self) -> list[str]:
+        """Of the files that it names."""
+        return [file_id for file_id in (self.training_file, self.validation_file) if file_id is not None]
+
 
 class JobError(BaseModel):
     """Why a job failed, in words that its owner can act on."""
@@ -93,20 +99,20 @@ class JobError(BaseModel):
 
 
 class ResolvedHyperparameters(BaseModel):
-    """What the job is trained with."""
+    """What the job is trained with; what depends on its files is `auto` until they are checked."""
 
-    n_epochs: int
-    batch_size: int
-    learning_rate_multiplier: float
-    learning_rate: float
-    lora_rank: int
-    lora_alpha: int | float
-    lora_dropout: float
-    warmup_ratio: float
-    weight_decay: float
-    max_length: int
-    checkpoint_steps: int | None = None
-    beta: float | None = None
+    n_epochs: int | Auto = "auto"
+    batch_size: int | Auto = "auto"
+    learning_rate_multiplier: float | Auto = "auto"
+    learning_rate: float | Auto = "auto"
+    lora_rank: int | Auto = "auto"
+    lora_alpha: int | float | Auto = "auto"
+    lora_dropout: float | Auto = "auto"
+    warmup_ratio: float | Auto = "auto"
+    weight_decay: float | Auto = "auto"
+    max_length: int | Auto = "auto"
+    checkpoint_steps: int | Auto | None = None
+    beta: float | Auto | None = None
     """DPO alone."""
 
 

@@ -6,36 +6,29 @@ import secrets
 import statistics
 import time
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
-from app.base_models import chat_template, find_base_model, hidden_size
+from app.base_models import find_base_model, hidden_size
 from app.creations import CreationRequest
-from app.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
-from app.files import service as files_service
-from app.files.examples import ExampleError
+from app.errors import ConflictError, InvalidRequestError, NotFoundError
 from app.files.models import File
+from app.files.report import MIN_EXAMPLES
 from app.files.storage import LocalStorage
-from app.files.validation import line_error, parse_numbered_line, read_lines
-from app.fine_tuning import queue, workers
+from app.fine_tuning import queue, training_files, workers
 from app.fine_tuning.hyperparameters import (
     LoraHyperparameters,
     RequestedHyperparameters,
     resolve_hyperparameters,
 )
-from app.fine_tuning.methods import SUPPORTED_METHODS, check_format, tokenize
+from app.fine_tuning.methods import SUPPORTED_METHODS
 from app.fine_tuning.models import ALLOWED_MOVES, METHODS_SPEC_VERSION, Checkpoint, Event, FineTuningJob
 from app.fine_tuning.parents import FindParent
 from app.fine_tuning.schemas import CreateJob
 from app.pagination import fetch_page
-from app.settings import BaseModelEntry, Settings
-
-MIN_EXAMPLES = 10
-_TEMPLATE_ALLOWANCE = 256
-"""Tokens that a template may add to an example beyond the bytes of its line."""
+from app.settings import Settings
 
 
 def create_job(
@@ -48,6 +41,8 @@ def create_job(
 ) -> FineTuningJob:
     """Checks everything that can be checked without a GPU, and queues the job.
 
+    While a file is still being checked the job waits in `validating_files` (`training_files.admit_waiting`).
+
     Raises:
         InvalidRequestError: a parameter or a training example is wrong; nothing is kept.
         NotFoundError: the model or a file does not exist.
@@ -59,32 +54,33 @@ def create_job(
     method, requested = _method(request)
     parent = find_parent(session, project_id, request.model)
     base = find_base_model(settings, parent.base_model if parent else request.model)
-    training_file = _training_file(session, project_id, request.training_file, "training_file")
-    validation_file = None
-    if request.validation_file is not None:
-        validation_file = _training_file(session, project_id, request.validation_file, "validation_file")
-    if (training_file.examples or 0) < MIN_EXAMPLES:
-        raise InvalidRequestError(
-            f"The training file has {training_file.examples} examples; a job needs at least {MIN_EXAMPLES}.",
-            code="too_few_examples",
-            param="training_file",
-        )
-    hyperparameters = resolve_hyperparameters(
+    files = {
+        param: training_files.find_training_file(session, project_id, file_id, param)
+        for param in ("training_file", "validation_file")
+        if (file_id := getattr(request, param)) is not None
+    }
+    training_file, validation_file = files["training_file"], files.get("validation_file")
+    # What is wrong whatever the files hold is said first.
+    resolve_hyperparameters(
         requested,
-        examples=training_file.examples or 0,
+        examples=MIN_EXAMPLES,
         base=base,
         hidden_size=hidden_size(settings, base),
         method=method,
         parent=parent,
     )
-    for file, param in ((training_file, "training_file"), (validation_file, "validation_file")):
-        if file is not None:
-            _check_format(storage, method, file, param)
-            _check_lengths(settings, storage, base, method, file, hyperparameters["max_length"], param)
+    if parent is not None:
+        requested |= {"lora_rank": parent.rank, "lora_alpha": parent.alpha}
+    is_waiting = any(file.status == "uploaded" for file in files.values())
+    hyperparameters = requested
+    if not is_waiting:
+        hyperparameters = training_files.resolve(
+            session, storage, settings, base=base, method=method, files=files, requested=requested
+        )
 
     job = FineTuningJob(
         project_id=project_id,
-        status="queued",
+        status="validating_files" if is_waiting else "queued",
         model=base.name,
         parent=parent.name if parent else None,
         training_file_id=training_file.id,
@@ -101,6 +97,7 @@ def create_job(
     session.flush()
     creating.remember(session, "fine_tuning.job", content, job.id)
     queue.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
+    _note_files(session, job, training_file, validation_file)
     if parent is not None:
         inherited = f"rank {parent.rank}, alpha {parent.alpha:g}"
         queue.add_event(session, job.id, f"Training goes on from '{parent.name}' ({inherited})")
@@ -223,6 +220,18 @@ def count_by_status(session: Session) -> dict[str, int]:
     return {status: count for status, count in rows}  # noqa: C416 - rows are no pairs to the type checker
 
 
+def _note_files(session: Session, job: FineTuningJob, training: File, validation: File | None) -> None:
+    if job.status == "validating_files":
+        queue.add_event(session, job.id, "Validating its files")
+    if validation is not None and validation.sha256 == training.sha256:
+        queue.add_event(
+            session,
+            job.id,
+            "The validation file equals the training file: its figures measure memory, not learning.",
+            level="warn",
+        )
+
+
 def _move(session: Session, project_id: str, job_id: str, status: str, message: str) -> FineTuningJob:
     """Moves the job; to the status that it has, it changes nothing."""
     job = get_job(session, project_id, job_id)
@@ -288,66 +297,3 @@ def _of_method(request: CreateJob, method: str) -> RequestedHyperparameters | No
             )
     settings = getattr(request.method, method) if request.method else None
     return settings.hyperparameters if settings else None
-
-
-def _training_file(session: Session, project_id: str, file_id: str, param: str) -> File:
-    file = files_service.get_file(session, project_id, file_id, param=param)
-    if file.purpose != "fine-tune":
-        raise InvalidRequestError(
-            f"The file '{file.id}' has the purpose '{file.purpose}'; upload it with 'fine-tune'.",
-            code="invalid_file_purpose",
-            param=param,
-        )
-    return file
-
-
-def _check_format(storage: LocalStorage, method: str, file: File, param: str) -> None:
-    """The file's first line is an example of the method's; the worker looks at every line."""
-    try:
-        first = list(islice(read_lines(storage.path(file.storage_key)), 1))
-    except OSError as error:
-        raise UnavailableError(
-            f"The file '{file.id}' cannot be read now ({error.strerror}).", code="storage_unavailable"
-        ) from error
-    for number, line in first:
-        try:
-            check_format(method, parse_numbered_line(number, line, param=param))
-        except ExampleError as error:
-            raise line_error(number, error, param=param) from None
-
-
-def _check_lengths(
-    settings: Settings,
-    storage: LocalStorage,
-    base: BaseModelEntry,
-    method: str,
-    file: File,
-    max_length: int,
-    param: str,
-) -> None:
-    """No example is longer than `max_length` tokens: an example is never cut in silence.
-
-    A token is at least one byte, so only lines of that many bytes need to be tokenized.
-    """
-    longest_safe = max_length - _TEMPLATE_ALLOWANCE
-    template = chat_template(settings, base)
-    if template is None:
-        return  # prepared on the worker's machine only, which checks every example before it trains
-    if (file.longest_line or 0) <= longest_safe:
-        return
-    for number, line in read_lines(files_service.content_path(storage, file)):
-        if len(line) <= longest_safe:
-            continue
-        try:
-            parts = tokenize(template, method, parse_numbered_line(number, line, param=param))
-        except ExampleError as error:
-            raise line_error(number, error, param=param) from None
-        tokens = max(len(part.input_ids) for part in parts)
-        if tokens > max_length:
-            raise InvalidRequestError(
-                f"Line {number} has {tokens:,} tokens; at most {max_length:,} fit. "
-                "Shorten or split the example, or raise 'max_length' up to the base model's context "
-                f"of {base.context:,}.",
-                code="example_too_long",
-                param=param,
-            )

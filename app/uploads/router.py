@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 
 from app.dependencies import (
+    CheckerDep,
     Creating,
     CurrentProject,
     DatabaseDep,
@@ -83,10 +84,18 @@ async def add_part(
 
 @router.post("/{upload_id}/complete")
 def complete_upload(
-    upload_id: str, body: CompleteUpload, creating: Creating, database: DatabaseDep, storage: StorageDep
+    upload_id: str,
+    body: CompleteUpload,
+    creating: Creating,
+    database: DatabaseDep,
+    storage: StorageDep,
+    checker: CheckerDep,
+    background: BackgroundTasks,
 ) -> UploadObject:
-    """Puts the parts together in the given order, and makes a file of them."""
-    return UploadObject.of(*service.complete_upload(database, storage, creating, upload_id, body))
+    """Puts the parts together in the given order, and makes a file of them; a dataset is checked at once."""
+    completed = UploadObject.of(*service.complete_upload(database, storage, creating, upload_id, body))
+    background.add_task(checker.wake)
+    return completed
 
 
 @router.post("/{upload_id}/cancel")

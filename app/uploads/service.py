@@ -15,7 +15,6 @@ from app.errors import ConflictError, InvalidRequestError, NotFoundError, TooLar
 from app.files import service as files_service
 from app.files.models import File
 from app.files.storage import IncomingFile, LocalStorage
-from app.files.validation import check_training_file
 from app.settings import Settings
 from app.uploads.models import Upload, UploadPart, parts_key
 from app.uploads.schemas import MAX_PARTS, CompleteUpload, CreateUpload
@@ -153,7 +152,7 @@ def complete_upload(
         parts = _ordered(upload, _parts(session, upload), request.part_ids)
 
     with storage.incoming() as incoming:
-        lost, summary = False, None
+        lost = False
         try:
             md5 = _assemble(storage, parts, incoming, with_md5=request.md5 is not None)
         except FileNotFoundError:  # another try has made the file by now
@@ -162,8 +161,7 @@ def complete_upload(
             if request.md5 is not None and md5 != request.md5.lower():
                 problem = f"The MD5 of these parts is {md5}, not '{request.md5}'."
                 raise InvalidRequestError(problem, code="md5_mismatch", param="md5")
-            path = incoming.finish()
-            summary = check_training_file(path) if upload.purpose == "fine-tune" else None
+            incoming.finish()
 
         with database.writer() as session:
             # One that expired meanwhile was completed in time.
@@ -185,7 +183,6 @@ def complete_upload(
                     filename=upload.filename,
                     purpose=upload.purpose,
                     expires_at=time.time() + life if life is not None else None,
-                    summary=summary,
                 )
                 upload.status, upload.file_id = "completed", file.id
                 creating.remember(session, "upload.complete", content, upload.id)

@@ -121,6 +121,7 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
         "upload_parts": [
             {"id": "part_1", "upload_id": "upload_1", "bytes": 7, "sha256": "0" * 64, "created_at": now - 30}
         ],
+        "file_checks": [{"file_id": "file-1", "epoch": 1, "attempts": 1, "lease_until": now - 1}],
         "fine_tuning_jobs": [
             job | {"id": "ftjob-waiting", "status": "queued", "created_at": now - 900},
             running

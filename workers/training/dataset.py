@@ -20,6 +20,7 @@ from torch import Tensor
 
 from app.chat_template import ChatTemplate, TokenizedExample
 from app.files.examples import ExampleError, parse_line
+from app.files.lines import UnreadableFileError, read_lines
 from app.fine_tuning.methods import tokenize
 
 
@@ -111,10 +112,7 @@ def load_examples(
             tokens, or has no target.
     """
     examples: list[TrainingExample] = []
-    # On b"\n" only: str.splitlines() would also cut at U+2028 inside a string.
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if not line.strip():
-            continue
+    for number, line in _numbered_lines(path):
         try:
             parts = tokenize(template, method, parse_line(line))
         except ExampleError as error:
@@ -141,6 +139,13 @@ def _check_sequence(line: int, sequence: TokenizedExample, max_length: int) -> N
             f"has {len(sequence.input_ids)} tokens but none to learn from. "
             "Give it an assistant message with content and without weight 0.",
         )
+
+
+def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        yield from read_lines(path)
+    except UnreadableFileError as error:
+        raise InvalidExampleError(error.line, f"{error.message}.") from error
 
 
 @lru_cache(maxsize=1)

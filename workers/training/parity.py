@@ -19,7 +19,7 @@ from app.completions.models import Engine
 from app.completions.vllm import Unanswered, VllmConnection
 from app.errors import ToqueError
 from app.files.examples import Example, parse_line
-from app.files.validation import read_lines
+from app.files.lines import read_lines
 from app.fine_tuning.methods import chat_of
 from app.settings import Settings
 from workers.training.protocol import Sample

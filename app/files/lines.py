@@ -1,0 +1,263 @@
+"""The lines of a dataset: plain, gzip or Zstandard, told apart by content and never by name.
+
+Read as a stream in constant memory. JSONL splits on `\\n` alone. What is no JSONL at all (archives, tables,
+other encodings) is refused by its first bytes; what unpacks into far more than it should, while it unpacks.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from gzip import GzipFile
+from pathlib import Path
+from typing import BinaryIO
+
+import zstandard
+
+MAX_LINE_BYTES = 8 * 2**20
+TOO_LONG = f"is longer than {MAX_LINE_BYTES:,} bytes"
+MAX_UNPACKED_BYTES = 16 * 2**30
+MAX_RATIO = 200
+"""Unpacked bytes for a packed one: text comes to 20 at most, a bomb to 1,000 and more."""
+_RATIO_MATTERS_FROM = 16 * 2**20
+"""A file of one line that repeats itself may be small and harmless."""
+_CHUNK = 2**18
+_ZSTD_PIECE = 2**10
+_BOM = b"\xef\xbb\xbf"
+_WHITE = b" \t\r\n"
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+
+
+_ZIP, _TAR = ("zip_archive", "a zip archive"), ("tar_archive", "a tar archive")
+_PACKED = ("unsupported_compression", "packed in a way that is not read here")
+_PICKLE, _PARQUET = ("pickle", "a Python pickle"), ("parquet", "a Parquet file")
+_UTF16 = ("utf16", "text in UTF-16 or UTF-32")
+_ARRAY, _CSV = ("json_array", "one JSON array"), ("csv", "a CSV table")
+_MAGIC: tuple[tuple[bytes, tuple[str, str]], ...] = (
+    (b"PK\x03\x04", _ZIP),
+    (b"PK\x05\x06", _ZIP),
+    (b"PAR1", _PARQUET),
+    (b"BZh", _PACKED),
+    (b"\xfd7zXZ\x00", _PACKED),
+    (b"7z\xbc\xaf\x27\x1c", _PACKED),
+    (b"Rar!\x1a\x07", _PACKED),
+    (b"\xff\xfe", _UTF16),
+    (b"\xfe\xff", _UTF16),
+    *((b"\x80" + bytes([protocol]), _PICKLE) for protocol in range(2, 6)),
+)
+
+
+class UnreadableFileError(ValueError):
+    """The file as a whole is no JSONL; `line` is where that showed."""
+
+    def __init__(self, code: str, message: str, line: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line without its end; `content` is cut where the line is longer than `MAX_LINE_BYTES`."""
+
+    number: int
+    content: bytes
+    ends_in_crlf: bool = False
+    is_too_long: bool = False
+    is_unfinished: bool = False
+    """The file ends here, without a newline."""
+    has_bom: bool = False
+    count: int = 1
+    """More than one: so many empty lines, of which this is the first."""
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The file's lines with their numbers from 1, stripped, empty ones left out.
+
+    Raises:
+        UnreadableFileError: the file is no JSONL, is damaged, or has a line that is too long.
+    """
+    with open_lines(path) as file:
+        for line in split_lines(file):
+            if line.is_too_long:
+                raise UnreadableFileError("line_too_long", TOO_LONG, line.number)
+            if content := line.content.strip(_WHITE):
+                yield line.number, content
+
+
+@contextmanager
+def open_lines(path: Path) -> Generator[BinaryIO]:
+    """The file's text as a stream of bytes, unpacked where it is packed.
+
+    Raises:
+        UnreadableFileError: the file is no JSONL; while it is read: it is damaged, or unpacks into too much.
+    """
+    with path.open("rb") as raw:
+        magic = raw.read(4)
+        raw.seek(0)
+        if magic.startswith(_GZIP) or magic == _ZSTD:
+            chunks = _gunzip(raw) if magic != _ZSTD else _unpack_zstd(raw)
+            file: io.BufferedReader = io.BufferedReader(_Unpacked(chunks, raw), _CHUNK)
+        else:
+            file = raw
+        _refuse_other_kinds(file.peek(2**12)[: 2**12])
+        yield file
+
+
+def is_packed(path: Path) -> bool:
+    """Whether the file's bytes are compressed: only plain files can be read from the middle."""
+    with path.open("rb") as file:
+        magic = file.read(4)
+    return magic.startswith(_GZIP) or magic == _ZSTD
+
+
+def split_lines(file: BinaryIO, *, start: int = 0, end: int | None = None) -> Iterator[Line]:
+    """The lines that begin in `[start, end)` of a stream that stands at `start`, numbered from 1."""
+    position, number = start, 0
+    if start:
+        file.seek(start - 1)
+        position = start - 1
+        position += sum(map(len, _rest_of_line(file)))
+    empty = 0  # a million empty lines are one
+    while (end is None or position < end) and (line := file.readline(MAX_LINE_BYTES + 2)):
+        number += 1
+        if line == b"\n":
+            empty += 1
+            position += 1
+            continue
+        if empty:
+            yield Line(number - empty, b"", count=empty)
+            empty = 0
+        position += len(line)
+        too_long = len(line.rstrip(b"\r\n")) > MAX_LINE_BYTES
+        if too_long and not line.endswith(b"\n"):
+            for rest in _rest_of_line(file):
+                position += len(rest)
+                line = line[:1024] + rest[-1:]
+        has_bom = number == 1 and not start and line.startswith(_BOM)
+        yield Line(
+            number,
+            line[3 if has_bom else 0 :].rstrip(b"\r\n"),
+            ends_in_crlf=line.endswith(b"\r\n"),
+            is_too_long=too_long,
+            is_unfinished=not line.endswith(b"\n"),
+            has_bom=has_bom,
+        )
+    if empty:
+        yield Line(number - empty + 1, b"", count=empty)
+
+
+def _rest_of_line(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.readline(_CHUNK):
+        yield chunk
+        if chunk.endswith(b"\n"):
+            return
+
+
+def _refuse_other_kinds(head: bytes) -> None:
+    kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+    if kind is None and head[257:262] == b"ustar":
+        kind = _TAR
+    text = head.removeprefix(_BOM).lstrip(_WHITE)
+    if kind is None and b"\x00" in head[:64] and (head[1:2] == b"\x00" or head[:1] == b"\x00"):
+        kind = _UTF16
+    if kind is None and text.startswith(b"["):
+        kind = _ARRAY if text[1:].lstrip(_WHITE)[:1] in (b"{", b"") else None  # else a line like another
+    if kind is None and _is_table(text):
+        kind = _CSV
+    if kind is not None:
+        code, name = kind
+        raise UnreadableFileError(code, f"The file is {name}, not JSONL")
+
+
+def _is_table(text: bytes) -> bool:
+    """Whether it begins with a row of names: no brace, and two or more cells parted by the same sign."""
+    first, newline, _ = text.partition(b"\n")
+    if not newline or b"{" in first or b"[" in first:
+        return False
+    return any(
+        len(cells := first.strip().split(sign)) > 1
+        and all(cell.strip(b' "').replace(b"_", b"").replace(b" ", b"").isalnum() for cell in cells)
+        for sign in (b",", b";", b"\t")
+    )
+
+
+class _Unpacked(io.RawIOBase):
+    """What a decompressor gives, as long as it stays within reason."""
+
+    def __init__(self, chunks: Iterator[bytes], packed: BinaryIO) -> None:
+        self._chunks = chunks
+        self._packed = packed
+        self._left = b""
+        self._bytes = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Fills the buffer, or a part of it.
+
+        Raises:
+            UnreadableFileError: the packed bytes are damaged or unpack into too much.
+        """
+        while not self._left and (chunk := next(self._chunks, None)) is not None:
+            self._left = chunk
+            self._bytes += len(chunk)
+            self._refuse_bomb()
+        given = self._left[: len(buffer)]
+        buffer[: len(given)] = given
+        self._left = self._left[len(given) :]
+        return len(given)
+
+    def _refuse_bomb(self) -> None:
+        packed = self._packed.tell()
+        if self._bytes > min(max(_RATIO_MATTERS_FROM, packed * MAX_RATIO), MAX_UNPACKED_BYTES):
+            raise UnreadableFileError(
+                "decompression_bomb",
+                f"The file unpacks into {self._bytes // 2**20:,} MiB from {packed:,} bytes; at most "
+                f"{MAX_RATIO} times its size and {MAX_UNPACKED_BYTES // 2**30} GiB are unpacked",
+            )
+
+
+def _gunzip(raw: BinaryIO) -> Iterator[bytes]:
+    reader = GzipFile(fileobj=raw, mode="rb")
+    try:
+        while chunk := reader.read(_CHUNK):
+            yield chunk
+    except EOFError:
+        raise _truncated("gzip") from None
+    except (OSError, zlib.error) as error:
+        raise _damaged(error) from None
+
+
+def _unpack_zstd(raw: BinaryIO) -> Iterator[bytes]:
+    """Fed in small pieces: each may unpack into 32 thousand times its size."""
+    decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
+    frame = decompressor.decompressobj()
+    try:
+        while piece := raw.read(_ZSTD_PIECE):
+            while piece:
+                if frame.eof:
+                    frame = decompressor.decompressobj()
+                if chunk := frame.decompress(piece):
+                    yield chunk
+                piece = frame.unused_data if frame.eof else b""
+    except zstandard.ZstdError as error:
+        raise _damaged(error) from None
+    if not frame.eof:
+        raise _truncated("Zstandard")
+
+
+def _truncated(kind: str) -> UnreadableFileError:
+    message = f"The {kind} data ends before its end: the file is truncated"
+    return UnreadableFileError("truncated_file", message)
+
+
+def _damaged(error: Exception) -> UnreadableFileError:
+    message = f"The compressed data is damaged: {error}"
+    return UnreadableFileError("damaged_file", message)

@@ -1,0 +1,217 @@
+"""The files that a job is to learn from: are they fit for it, and what do they make of its `"auto"`?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.base_models import chat_template, find_base_model, hidden_size
+from app.database import Database
+from app.errors import InvalidRequestError, ToqueError
+from app.files import service as files_service
+from app.files.checks import report_of
+from app.files.examples import ExampleError
+from app.files.models import File
+from app.files.numbered_lines import line_error, numbered_lines, parse_numbered_line
+from app.files.report import MIN_EXAMPLES, Report, sentence
+from app.files.storage import LocalStorage
+from app.fine_tuning import queue
+from app.fine_tuning.hyperparameters import resolve_hyperparameters
+from app.fine_tuning.methods import check_format, tokenize
+from app.fine_tuning.models import FineTuningJob
+from app.settings import BaseModelEntry, Settings
+
+_TEMPLATE_ALLOWANCE = 256
+"""Tokens that a template may add to an example beyond the bytes of its line."""
+
+
+def find_training_file(session: Session, project_id: str, file_id: str, param: str) -> File:
+    """The project's file, if jobs may learn from it.
+
+    Raises:
+        NotFoundError: no such file.
+        InvalidRequestError: it was uploaded for something else, or has errors.
+    """
+    file = files_service.get_file(session, project_id, file_id, param=param)
+    if file.purpose != "fine-tune":
+        raise InvalidRequestError(
+            f"The file '{file.id}' has the purpose '{file.purpose}'; upload it with 'fine-tune'.",
+            code="invalid_file_purpose",
+            param=param,
+        )
+    _refuse_errors(session, file, param)
+    return file
+
+
+def resolve(
+    session: Session,
+    storage: LocalStorage,
+    settings: Settings,
+    *,
+    base: BaseModelEntry,
+    method: str,
+    files: Mapping[str, File],
+    requested: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The job's hyperparameters, once its files are checked; `files` by parameter.
+
+    Raises:
+        InvalidRequestError: a file is unfit for this job, or a hyperparameter for this file.
+    """
+    for param, file in files.items():
+        _refuse_errors(session, file, param)
+    examples = files["training_file"].examples or 0
+    if examples < MIN_EXAMPLES:
+        raise InvalidRequestError(
+            f"The training file has {examples} examples; a job needs at least {MIN_EXAMPLES}.",
+            code="too_few_examples",
+            param="training_file",
+        )
+    hyperparameters = resolve_hyperparameters(
+        dict(requested),
+        examples=examples,
+        base=base,
+        hidden_size=hidden_size(settings, base),
+        method=method,
+    )
+    for param, file in files.items():
+        report = report_of(session, file.id)
+        if report is not None:
+            _check_format(storage, file, report, method, param)
+        _check_lengths(settings, storage, base, method, file, report, hyperparameters["max_length"], param)
+    return hyperparameters
+
+
+def admit_waiting(database: Database, storage: LocalStorage, settings: Settings) -> None:
+    """Queues the jobs whose files have been checked since, or fails them."""
+    with database.reader() as session:
+        if not _any_waits(session):
+            return
+    with database.writer() as session:
+        _admit(session, storage, settings)
+
+
+def _admit(session: Session, storage: LocalStorage, settings: Settings) -> None:
+    waiting = session.scalars(
+        select(FineTuningJob)
+        .where(FineTuningJob.status == "validating_files")
+        .with_for_update(skip_locked=True)
+    ).all()
+    for job in waiting:
+        files = _files_of(session, job)
+        if any(file.status == "uploaded" for file in files.values()):
+            continue
+        try:
+            job.hyperparameters = resolve(
+                session,
+                storage,
+                settings,
+                base=find_base_model(settings, job.model),
+                method=job.method,
+                files=files,
+                requested=job.hyperparameters,
+            )
+        except ToqueError as error:
+            job.status, job.finished_at = "failed", time.time()
+            job.error = {
+                "code": "invalid_training_file",
+                "message": error.body.message,
+                "param": error.body.param,
+            }
+            queue.add_event(session, job.id, f"The job failed: {error.body.message}", level="error")
+        else:
+            job.status = "queued"
+            queue.add_event(session, job.id, "Files validated, moving job to queued state")
+
+
+def _any_waits(session: Session) -> bool:
+    waiting = select(FineTuningJob.id).where(FineTuningJob.status == "validating_files").limit(1)
+    return session.scalar(waiting) is not None
+
+
+def _files_of(session: Session, job: FineTuningJob) -> dict[str, File]:
+    files = {"training_file": session.get_one(File, job.training_file_id, populate_existing=True)}
+    if job.validation_file_id is not None:
+        files["validation_file"] = session.get_one(File, job.validation_file_id, populate_existing=True)
+    return files
+
+
+def _refuse_errors(session: Session, file: File, param: str) -> None:
+    if file.status != "error":
+        return
+    report = report_of(session, file.id)
+    found = report.first_error if report is not None else None
+    if found is None:
+        raise InvalidRequestError(
+            file.status_details or "The file could not be checked.", code="invalid_training_file", param=param
+        )
+    raise InvalidRequestError(f"{sentence(found)} {found.hint}", code=found.code, param=param)
+
+
+def _check_format(storage: LocalStorage, file: File, report: Report, method: str, param: str) -> None:
+    """Every example is one that the method learns from; the first that is not is named."""
+    pairs = report.counts.formats.get("preference", 0)
+    if pairs == (report.counts.examples if method == "dpo" else 0):
+        return
+    for number, line in numbered_lines(files_service.content_path(storage, file), param=param):
+        try:
+            check_format(method, parse_numbered_line(number, line, param=param))
+        except ExampleError as error:
+            raise line_error(number, error, param=param) from None
+
+
+def _check_lengths(
+    settings: Settings,
+    storage: LocalStorage,
+    base: BaseModelEntry,
+    method: str,
+    file: File,
+    report: Report | None,
+    max_length: int,
+    param: str,
+) -> None:
+    """No example is longer than `max_length` tokens: none is cut in silence.
+
+    A token is at least one byte, so only lines of that many bytes need to be tokenized; and none, where the
+    file was checked with this base model.
+    """
+    longest_safe = max_length - _TEMPLATE_ALLOWANCE
+    if (file.longest_line or 0) <= longest_safe:
+        return
+    lengths = report.token_lengths if report is not None and report.base_model == base.name else None
+    if (
+        report is not None
+        and lengths is not None
+        and lengths.max <= max_length
+        and not any(found.severity == "error" for found in report.finding_counts)
+    ):
+        return
+    template = chat_template(settings, base)
+    if template is None:
+        return  # prepared on the worker's machine only, which checks every example before it trains
+    for number, line in numbered_lines(files_service.content_path(storage, file), param=param):
+        if len(line) <= longest_safe:
+            continue
+        try:
+            parts = tokenize(template, method, parse_numbered_line(number, line, param=param))
+        except ExampleError as error:
+            raise line_error(number, error, param=param) from None
+        tokens = max(len(part.input_ids) for part in parts)
+        if tokens > max_length:
+            raise _too_long(number, tokens, max_length, base, param)
+
+
+def _too_long(
+    number: int, tokens: int, max_length: int, base: BaseModelEntry, param: str
+) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"Line {number} has {tokens:,} tokens; at most {max_length:,} fit. "
+        "Shorten or split the example, or raise 'max_length' up to the base model's context "
+        f"of {base.context:,}.",
+        code="example_too_long",
+        param=param,
+    )

@@ -1,0 +1,211 @@
+"""Files are checked once, whatever happens to the process that checks; jobs wait for it in the meantime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from app.database import Database
+from app.files import checks
+from app.files.models import File, FileCheck
+from app.files.report import Report
+from app.files.validation import validate_file
+from app.settings import Settings
+from tests.conftest import BASE_MODEL, Service, run_service, training_bytes, wait_until
+
+BAD = training_bytes() + b'{"messages": []}\n'
+
+
+@pytest.fixture
+def impatient(settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """A service that waits for no check, and whose checks are made by the test."""
+    monkeypatch.setattr("app.files.checks.any_waits", lambda session: False)
+    with run_service(settings.model_copy(update={"check_patience_seconds": 0.0})) as service:
+        yield service
+
+
+def upload(client: OpenAI, content: bytes) -> str:
+    return client.files.create(file=("x.jsonl", content), purpose="fine-tune").id
+
+
+def create(client: OpenAI, file: str, **parameters: Any):
+    return client.fine_tuning.jobs.create(model=BASE_MODEL, training_file=file, **parameters)
+
+
+def check(database: Database, settings: Settings, lease_seconds: float = 60.0) -> checks.Claim | None:
+    """What one process does: claim, read, record."""
+    with database.writer() as session:
+        claim = checks.claim_next(session, lease_seconds)
+    if claim is not None:
+        report = validate_file(settings.storage_root / claim.storage_key, None)
+        with database.writer() as session:
+            assert checks.finish(session, claim, report)
+    return claim
+
+
+def status_of(client: OpenAI, job_id: str, settled: tuple[str, ...] = ("queued", "failed")):
+    return wait_until(
+        lambda: job if (job := client.fine_tuning.jobs.retrieve(job_id)).status in settled else None,
+        "the job is admitted",
+    )
+
+
+def test_a_job_waits_for_the_check_of_its_file(
+    impatient: Service, database: Database, settings: Settings
+) -> None:
+    with impatient.client() as client:
+        job = create(client, upload(client, training_bytes(300)), hyperparameters={"n_epochs": 2})
+        assert job.status == "validating_files"
+        assert (job.hyperparameters.n_epochs, job.hyperparameters.batch_size) == (2, "auto")
+        assert client.fine_tuning.jobs.retrieve(job.id) == job
+        assert check(database, settings) is not None
+        admitted = status_of(client, job.id)
+        assert admitted.status == "queued"
+        assert (admitted.hyperparameters.n_epochs, admitted.hyperparameters.batch_size) == (2, 8)
+        messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]
+        assert messages[0] == "Files validated, moving job to queued state"
+
+
+def test_a_job_on_a_bad_file_fails_with_its_first_finding(
+    impatient: Service, database: Database, settings: Settings
+) -> None:
+    with impatient.client() as client:
+        bad = upload(client, BAD)
+        training = create(client, bad)
+        check(database, settings)
+        failed = status_of(client, training.id)
+        assert failed.status == "failed"
+        assert failed.error.code == "invalid_training_file"
+        assert failed.error.message.startswith("Line 13 has no messages (at /messages).")
+        assert (failed.error.param, failed.finished_at is not None) == ("training_file", True)
+
+
+def test_a_bad_held_out_file_is_refused_at_once(
+    impatient: Service, database: Database, settings: Settings
+) -> None:
+    with impatient.client() as client:
+        bad, good = upload(client, BAD), upload(client, training_bytes())
+        check(database, settings)
+        with pytest.raises(openai.BadRequestError) as refused:
+            create(client, good, validation_file=bad)
+        assert (refused.value.code, refused.value.param) == ("no_messages", "validation_file")
+
+
+def test_a_waiting_job_can_be_cancelled(impatient: Service, database: Database, settings: Settings) -> None:
+    with impatient.client() as client:
+        job = create(client, upload(client, BAD))
+        assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+        check(database, settings)
+        second = create(client, upload(client, training_bytes()))
+        check(database, settings)
+        assert status_of(client, second.id).status == "queued"
+        assert client.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
+
+
+def test_what_no_file_could_mend_is_refused_before_the_check(impatient: Service) -> None:
+    with impatient.client() as client:
+        file = upload(client, training_bytes())
+        with pytest.raises(openai.BadRequestError) as refused:
+            create(client, file, extra_body={"lora_rank": 64})
+        assert refused.value.param == "lora_rank"
+        assert list(client.fine_tuning.jobs.list()) == []
+
+
+def test_a_lease_that_passed_is_anothers_and_the_late_report_counts_for_nothing(
+    impatient: Service, database: Database, settings: Settings
+) -> None:
+    with impatient.client() as client:
+        file = upload(client, BAD)
+        with database.writer() as session:
+            lost = checks.claim_next(session, -1.0)
+            taken = checks.claim_next(session, 60.0)
+            assert checks.claim_next(session, 60.0) is None
+        assert lost is not None and taken is not None and taken.epoch == lost.epoch + 1
+        report = validate_file(settings.storage_root / taken.storage_key, None)
+        empty = Report.model_validate(report.model_dump() | {"findings": [], "finding_counts": []})
+        with database.writer() as session:
+            assert not checks.renew(session, lost, 60.0)
+            assert not checks.finish(session, lost, empty)
+        assert client.files.retrieve(file).status == "uploaded"
+        with database.writer() as session:
+            assert checks.finish(session, taken, report)
+            assert not checks.finish(session, taken, empty)
+        found = client.files.retrieve(file)
+        assert (found.status, found.status_details) == ("error", "Line 13 has no messages (at /messages).")
+
+
+def test_a_file_whose_check_dies_each_time_is_given_up(impatient: Service, database: Database) -> None:
+    with impatient.client() as client:
+        file = upload(client, training_bytes())
+        with database.writer() as session:
+            for _ in range(checks.MAX_ATTEMPTS):
+                assert checks.claim_next(session, -1.0) is not None
+            assert checks.claim_next(session, -1.0) is None
+        assert client.files.retrieve(file).status == "error"
+        with pytest.raises(openai.BadRequestError) as refused:
+            create(client, file)
+        assert refused.value.code == "invalid_training_file"
+
+
+def test_a_check_that_is_given_back_counts_as_no_attempt(impatient: Service, database: Database) -> None:
+    with impatient.client() as client:
+        upload(client, training_bytes())
+        with database.writer() as session:
+            for _ in range(2 * checks.MAX_ATTEMPTS):
+                claim = checks.claim_next(session, 60.0)
+                assert claim is not None
+                checks.release(session, claim)
+
+
+def test_two_processes_share_the_files_and_check_each_once(settings: Settings, database: Database) -> None:
+    with run_service(settings) as one, run_service(settings) as other:
+        with one.client() as client, other.client() as second:
+            files = [upload((client, second)[n % 2], training_bytes(10 + n)) for n in range(8)]
+            for n, file in enumerate(files):
+                assert client.files.wait_for_processing(file, poll_interval=0.05).status == "processed"
+                with database.reader() as session:
+                    assert session.get_one(File, file).examples == 10 + n
+        with database.reader() as session:
+            assert [found.epoch for found in session.query(FileCheck)] == [1] * 8
+
+
+def test_what_a_stopped_process_left_is_checked_by_the_next(settings: Settings, database: Database) -> None:
+    quiet = pytest.MonkeyPatch()
+    with quiet.context() as patched:
+        patched.setattr("app.files.checks.any_waits", lambda session: False)
+        with run_service(settings) as service, service.client() as client:
+            file = upload(client, training_bytes())
+    with database.writer() as session:
+        assert checks.claim_next(session, 0.2) is not None  # and then its process is killed
+    with run_service(settings) as service, service.client() as client:
+        assert client.files.wait_for_processing(file, poll_interval=0.05).status == "processed"
+
+
+def test_preference_pairs_are_for_their_own_method(client: OpenAI) -> None:
+    pair = {
+        "input": {"messages": [{"role": "user", "content": "Leeks?"}]},
+        "preferred_output": [{"role": "assistant", "content": "Three."}],
+        "non_preferred_output": [{"role": "assistant", "content": "None."}],
+    }
+    lines = [
+        json.dumps(pair | {"non_preferred_output": [{"role": "assistant", "content": str(n)}]})
+        for n in range(10)
+    ]
+    file = upload(client, "\n".join(lines).encode())
+    assert client.files.wait_for_processing(file, poll_interval=0.05).status == "processed"
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(client, file)
+    assert (refused.value.code, refused.value.param) == ("unsuitable_format", "training_file")
+
+
+def test_a_held_out_file_that_equals_the_training_file_is_remarked_on(client: OpenAI) -> None:
+    job = create(client, upload(client, training_bytes()), validation_file=upload(client, training_bytes()))
+    warnings = [
+        event.message for event in client.fine_tuning.jobs.list_events(job.id) if event.level == "warn"
+    ]
+    assert any("equals the training file" in message for message in warnings)
