@@ -7,7 +7,7 @@ Whether one is of that kind is found out by rendering samples both ways; any dif
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -52,6 +52,8 @@ class Turn(NamedTuple):
 
     opening: str
     closing: str
+    strips: bool
+    """Whether the template takes white space from both ends of the text."""
 
     @property
     def tail(self) -> str:
@@ -62,8 +64,9 @@ class Turn(NamedTuple):
 class ChatPieces:
     """By the role before (None: it is the first) and the turn's own."""
 
-    def __init__(self, turns: dict[tuple[Role | None, Role], Turn]) -> None:
+    def __init__(self, turns: dict[tuple[Role | None, Role], Turn], special_texts: Sequence[str]) -> None:
         self.turns = turns
+        self._special = tuple(special_texts)
 
     @classmethod
     def learn(cls, template: ChatTemplate) -> ChatPieces | None:
@@ -73,7 +76,7 @@ class ChatPieces:
             turn = _learn_turn(template, before, role)
             if turn is not None:
                 turns[before, role] = turn
-        pieces = cls(turns)
+        pieces = cls(turns, template.special_texts)
         return pieces if turns and all(pieces.agrees(template, chat) for chat in sample_chats()) else None
 
     def agrees(self, template: ChatTemplate, chat: ChatExample) -> bool:
@@ -90,7 +93,8 @@ class ChatPieces:
         """Appends each turn's whole text; returns each turn, and whether it is learnt.
 
         None, with nothing appended, for what the pieces do not cover: tools, names, a role that was not
-        learnt, and an answer that begins with white space: that may share a token with what is before it.
+        learnt, and an answer that begins with white space or a control token: how the white space before it
+        is cut into tokens may depend on it.
         """
         if chat.tools:
             return None
@@ -108,8 +112,9 @@ class ChatPieces:
                 or message.tool_call_id is not None
             ):
                 return None
+            content = content.strip() if turn.strips else content
             is_target = message.role == "assistant" and message.weight != 0
-            if is_target and (not content or content[0].isspace()):
+            if is_target and (not content or content[0].isspace() or content.startswith(self._special)):
                 return None
             parts.append((turn, is_target))
             whole.append(turn.opening + content + turn.closing)
@@ -147,6 +152,7 @@ def _learn_turn(template: ChatTemplate, before: Role | None, role: Role) -> Turn
         start = template.render(ChatExample(earlier)) if earlier else ""
         prompt = template.render(ChatExample(earlier), generation_prompt=True) if earlier else None
         whole = template.render(ChatExample([*earlier, Message(role, _MARK)]))
+        spaced = template.render(ChatExample([*earlier, Message(role, f" {_MARK} ")]))
     except ExampleError:
         return None
     if not whole.startswith(start) or whole.count(_MARK) != 1:
@@ -154,4 +160,6 @@ def _learn_turn(template: ChatTemplate, before: Role | None, role: Role) -> Turn
     opening, _, closing = whole[len(start) :].partition(_MARK)
     if role == "assistant" and (not closing.strip() or (prompt is not None and prompt != start + opening)):
         return None
-    return Turn(opening, closing)
+    if spaced not in (whole, whole.replace(_MARK, f" {_MARK} ")):
+        return None
+    return Turn(opening, closing, strips=spaced == whole)

@@ -63,9 +63,8 @@ class TokenCounter:
 
     def __init__(self, base_model_dir: Path, shortcuts: Shortcuts) -> None:
         self._folder = base_model_dir
-        lengths = _fast_lengths(base_model_dir) if shortcuts.fast_tokenizer else None
-        lengths = lengths or self._template.lengths
-        self._turns = TurnCounter(shortcuts.pieces, lengths) if shortcuts.pieces is not None else None
+        self._fast_lengths = _fast_lengths(base_model_dir) if shortcuts.fast_tokenizer else None
+        self._turns = TurnCounter(shortcuts.pieces, self._lengths) if shortcuts.pieces is not None else None
         special = sorted(shortcuts.special_texts, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
         self._first_signs = {text[0] for text in special}
@@ -127,6 +126,14 @@ class TokenCounter:
             if any(sign in text for sign in self._first_signs) and (found := self._special.search(text)):
                 yield pointer, found[0]
 
+    def _lengths(self, texts: list[str]) -> Sequence[int]:
+        if self._fast_lengths is not None:
+            try:
+                return self._fast_lengths(texts)
+            except ValueError:  # a character whose bytes the vocabulary lacks; the base's own leaves them out
+                pass
+        return self._template.lengths(texts)
+
     def _count_one(self, example: ChatExample | CompletionExample) -> Counted | ExampleError:
         try:
             tokenized = self._template.tokenize(example)
@@ -143,11 +150,13 @@ class TurnCounter:
     def __init__(self, pieces: ChatPieces, lengths: Lengths) -> None:
         self._pieces = pieces
         self._lengths = lengths
-        heads, tails = zip(*((turn.opening, turn.tail) for turn in pieces.turns.values()), strict=True)
+        # White space at an opening's end is cut into tokens by whether something follows it.
+        around = [text for turn in pieces.turns.values() for text in (f"{turn.opening}x", "x", turn.tail)]
+        sizes = lengths(around)
         self._overhead = {
-            turn: head + tail
-            for turn, head, tail in zip(
-                pieces.turns.values(), lengths(list(heads)), lengths(list(tails)), strict=True
+            turn: head - one + tail
+            for turn, head, one, tail in zip(
+                pieces.turns.values(), sizes[::3], sizes[1::3], sizes[2::3], strict=True
             )
         }
 

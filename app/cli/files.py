@@ -11,7 +11,7 @@ from rich.progress import open as open_with_progress
 
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.datasets import convert, print_report, validate, validation
-from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr, stdout
+from app.cli.output import AsJson, fail, moment, print_fields, print_json, print_table, stderr, stdout
 from app.cli.uploads import LARGE_BYTES, upload_in_parts
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def upload(
         stdout.print()
         print_report(report)
     if file.status == "error":
-        raise typer.Exit(1)
+        fail(file.status_details or "The file cannot be trained on.")
 
 
 app.command()(validate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ from app.comparisons.ledger import Ledger, Row
 from app.comparisons.plan import Plan
 from app.comparisons.questions import Question
 from app.database import DATABASE_AWAY, Database
+from app.errors import InvalidRequestError
 from app.files.models import File
 from app.files.storage import LocalStorage
 
@@ -190,8 +192,13 @@ class Execution:
         rows = session.scalars(contents.order_by(models.Question.number))
         return [msgspec.convert(content, Question) for content in rows]
 
-    def _find_path(self, session: Session, file_id: str) -> Any:
-        return self._storage.path(session.get_one(File, file_id).storage_key)
+    def _find_path(self, session: Session, file_id: str) -> Path:
+        path = self._storage.path(session.get_one(File, file_id).storage_key)
+        if not path.is_file():
+            raise InvalidRequestError(
+                f"The storage has the examples of '{file_id}' no more.", code="file_not_found"
+            )
+        return path
 
     def _find_answered(self, session: Session) -> set[Ask]:
         answered = select(models.Answer.candidate, models.Answer.question)

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from app.chat_pieces import SAMPLE_TEXTS
 from app.chat_template import ChatTemplate
@@ -111,6 +110,8 @@ def turns_of(chat: Any) -> Turns:
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_tokens_and_mask_are_those_of_an_independent_reference(name: str, bases: dict[str, Path]) -> None:
+    from transformers import AutoTokenizer
+
     ours, reference = ChatTemplate.load(bases[name]), AutoTokenizer.from_pretrained(bases[name])
 
     @given(CHATS)

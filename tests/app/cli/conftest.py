@@ -32,6 +32,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             "TOQUE_DATA_DIR": str(data_dir),
             "TOQUE_BASE_URL": f"http://127.0.0.1:{listener.getsockname()[1]}/v1",
             "TOQUE_API_KEY": secret,
+            "TOQUE_CHECK_PATIENCE_SECONDS": "30",  # however busy the machine
             "NO_COLOR": "1",
         }
         api = subprocess.Popen(

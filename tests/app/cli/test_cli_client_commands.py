@@ -82,7 +82,7 @@ def test_a_file_from_upload_to_deletion(service: Service, dataset: Path, tmp_pat
     assert "request req_" in gone.stderr
 
 
-def test_a_bad_dataset_is_refused_in_one_line(service: Service, tmp_path: Path) -> None:
+def test_a_bad_dataset_ends_with_one_line(service: Service, tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text("not json\n")
 
@@ -91,7 +91,7 @@ def test_a_bad_dataset_is_refused_in_one_line(service: Service, tmp_path: Path) 
     assert refused.exit_code == 1
     assert refused.stderr.startswith("Error: Line 1 ")
     assert refused.stderr.count("\n") == 1
-    assert "param file" in refused.stderr
+    assert "invalid_json" in refused.stdout
 
 
 def test_a_job_is_created_as_asked(service: Service, dataset: Path) -> None:

@@ -28,13 +28,16 @@ from tests.app.comparisons.cook import (
     refusal,
     upload,
 )
+from tests.app.usage.test_usage import totals, usage
 from tests.conftest import BASE_MODEL, OTHER_KEY, Service, wait_until
 
 HELD_OUT = range(100, 140)
 ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
-def test_from_a_file_to_a_verdict(client: OpenAI, database: Database, cook: Cook) -> None:
+def test_from_a_file_to_a_verdict(
+    client: OpenAI, http: httpx2.Client, database: Database, cook: Cook
+) -> None:
     add_tuned(database)
     held_out = upload(client, lines(HELD_OUT, metadata={"kitchen": "north"}))
     examples = upload(client, lines(range(50)), "fine-tune")
@@ -83,6 +86,7 @@ def test_from_a_file_to_a_verdict(client: OpenAI, database: Database, cook: Cook
     assert all(turns == shown[0] for turns in shown)
     assert [turn["role"] for turn in shown[0]] == ["user", "assistant"] * 2
     assert 1 < cook.most_in_flight <= 16
+    wait_until(lambda: totals(usage(http)) == (160, 3600, 480), "usage is written", seconds=10)
 
 
 def test_items_page_through_questions_with_every_answer(
@@ -137,6 +141,18 @@ def test_what_was_trained_on_is_left_out_and_reported(client: OpenAI, cook: Cook
     assert (all_asked["questions"], all_asked["excluded"]["count"]) == (8, 0)
     named = create(client, file=held_out, candidates=[{"type": "base"}], training_file=training)
     assert named["excluded"]["count"] == 4
+
+
+@ONE_DATABASE
+def test_prompts_with_the_same_beginning_are_asked_together_once_it_is_cached(
+    client: OpenAI, cook: Cook
+) -> None:
+    examples = upload(client, lines(range(5)))
+    few_shot = {"type": "few_shot", "examples": 2, "file": examples}
+    candidates = [{"type": "base"}, {"type": "prompt", "system": "You know."}, few_shot]
+    held_out = upload(client, lines(range(10, 13)))
+    ended(client, create(client, file=held_out, candidates=candidates, concurrency=1)["id"])
+    assert [len(body["messages"]) for body in cook.bodies] == [1, 2, 5, 1, 1, 2, 2, 5, 5]
 
 
 @ONE_DATABASE
