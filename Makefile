@@ -6,7 +6,7 @@ LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
 .PHONY: help install demo serve test lint openapi lock bench-train bench-api bench-queue bench-serving \
-  bench-comparison bench-soak bench-upload bench-validate bench-verdict fuzz clean
+  bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict fuzz clean
 
 help:
 	@echo "make demo         from a dataset to a custom model, side by side with prompting"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-serving  many adapters over one base: correct, fast, cheap to reach"
 	@echo "make bench-comparison  what a comparison costs beyond the engine's own time"
 	@echo "make bench-upload  1 GB comes in, against a plain FastAPI handler"
+	@echo "make bench-estimates  dry runs' time and memory against what then happens"
 	@echo "make bench-soak   every job ends once, whatever is killed (MINUTES=10)"
 	@echo "make bench-verdict  how often a comparison's verdict is wrong, on simulated ones"
 	@echo "make bench-validate  the check of a 1 GB dataset against datasets + apply_chat_template (SIZE=MB)"
@@ -81,6 +82,10 @@ bench-comparison: .venv/.installed-dev
 
 bench-upload: install
 	@$(BIN)/python -m benchmarks.upload
+
+bench-estimates: .venv/.installed-dev
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.estimates
 
 bench-soak: .venv/.installed-dev
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)

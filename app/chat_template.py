@@ -96,6 +96,23 @@ class ChatTemplate:
         """
         if isinstance(example, CompletionExample):
             return self._tokenize_completion(example)
+        text, spans = self.mark(example)
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        mask = [
+            any(start < end <= stop and end > begin for begin, stop in spans)
+            for start, end in encoding.offsets
+        ]
+        return TokenizedExample(encoding.ids, mask)
+
+    def mark(self, example: ChatExample | CompletionExample) -> tuple[str, list[tuple[int, int]]]:
+        """The example as the model reads it, and its targets as spans of characters.
+
+        Raises:
+            ExampleError: the template cannot express the example.
+        """
+        if isinstance(example, CompletionExample):
+            text = example.prompt + example.completion + self._special_tokens.get("eos_token", "")
+            return text, [(len(example.prompt), len(text))]
         self._check_tools(example)
         text = self.render(example)
         spans = [
@@ -103,12 +120,7 @@ class ChatTemplate:
             for turn, message in enumerate(example.messages)
             if message.is_target
         ]
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        mask = [
-            any(start < end <= stop and end > begin for begin, stop in spans)
-            for start, end in encoding.offsets
-        ]
-        return TokenizedExample(encoding.ids, mask)
+        return text, spans
 
     def encode(self, text: str) -> list[int]:
         """A text's token ids, control tokens in it included, nothing added."""

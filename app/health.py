@@ -47,9 +47,11 @@ async def live() -> Live:
 def ready(request: Request, database: DatabaseDep, settings: SettingsDep) -> Response:
     """Whether jobs can be trained and completions answered, and if not why."""
     try:
-        checks = {"database": migrations.OUTDATED if migrations.is_outdated(database.engine) else "ok"}
-        with database.reader() as session:
-            checks |= _deployment_checks(session, settings, _replicas(request))
+        if migrations.is_outdated(database.engine):
+            checks = {"database": migrations.OUTDATED}  # and nothing else can be told
+        else:
+            with database.reader() as session:
+                checks = {"database": "ok"} | _deployment_checks(session, settings, _replicas(request))
     except Exception as error:
         checks = {"database": f"cannot be used: {type(error).__name__}"}
     problems = [f"{name}: {state}" for name, state in checks.items() if state != "ok"]

@@ -102,10 +102,12 @@ def _needed(before: float) -> ColumnElement[bool]:
     )
     return or_(
         kept,
-        File.id.in_(select(FineTuningJob.training_file_id).where(unfinished)),
-        File.id.in_(
-            select(FineTuningJob.validation_file_id).where(
-                unfinished, FineTuningJob.validation_file_id.is_not(None)
+        *(
+            File.id.in_(select(named).where(unfinished, named.is_not(None)))
+            for named in (
+                FineTuningJob.training_file_id,
+                FineTuningJob.validation_file_id,
+                FineTuningJob.rest_file_id,
             )
         ),
     )

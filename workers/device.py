@@ -6,7 +6,10 @@ import ctypes
 import os
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Literal, NamedTuple
+
+import psutil
 
 
 class Device(NamedTuple):
@@ -15,18 +18,30 @@ class Device(NamedTuple):
     kind: Literal["cuda", "cpu"]
     name: str
     """For people: the first GPU's name, or the number of cores."""
+    memory_bytes: int
+    """In all, whoever has it now."""
 
 
 @cache
 def detect() -> Device:
     """CUDA if torch is a CUDA build and the driver shows it a GPU, else the CPU."""
     gpu = None if _torch_is_cpu_only() else _first_gpu()
-    return Device("cuda", gpu) if gpu else cpu()
+    return gpu or cpu()
 
 
 def cpu() -> Device:
     """The CPU, GPU or not."""
-    return Device("cpu", f"CPU, {os.cpu_count() or 1} cores")
+    return Device("cpu", f"CPU, {os.cpu_count() or 1} cores", _memory_limit())
+
+
+def _memory_limit() -> int:
+    """The machine's memory, or the container's where that is less (cgroup v2)."""
+    machine = psutil.virtual_memory().total
+    try:
+        allowed = Path("/sys/fs/cgroup/memory.max").read_text("ascii").strip()
+    except OSError:
+        return machine
+    return min(machine, int(allowed)) if allowed.isdigit() else machine
 
 
 def _torch_is_cpu_only() -> bool:
@@ -36,7 +51,7 @@ def _torch_is_cpu_only() -> bool:
         return True
 
 
-def _first_gpu() -> str | None:
+def _first_gpu() -> Device | None:
     # The driver's own library, which torch asks too: it heeds CUDA_VISIBLE_DEVICES and MIG, where nvidia-smi
     # and NVML do not, and it makes no context, so it takes no GPU memory.
     try:
@@ -48,4 +63,6 @@ def _first_gpu() -> str | None:
         return None
     if cuda.cuDeviceGet(ctypes.byref(device), 0) or cuda.cuDeviceGetName(name, len(name), device):
         return None
-    return name.value.decode("utf-8", "replace")
+    memory = ctypes.c_size_t()
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    return Device("cuda", name.value.decode("utf-8", "replace"), memory.value)

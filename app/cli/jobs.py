@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from app.cli.check import check_files
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.files import upload_file
 from app.cli.output import (
@@ -35,6 +36,12 @@ Timeout = Annotated[
 Method = Literal["supervised", "dpo"]
 Number = Annotated[int | None, typer.Option(min=1, show_default=False, rich_help_panel="Hyperparameters")]
 Rate = Annotated[float | None, typer.Option(min=0, show_default=False, rich_help_panel="Hyperparameters")]
+AUTO = "auto"
+SplitShare = Annotated[
+    float | None,
+    typer.Option(min=0, max=0.5, show_default=False, help="Of the examples; 0.1 where not given."),
+]
+SplitSeed = Annotated[int | None, typer.Option(min=0, show_default=False, help="Another hold-out.")]
 
 
 @app.command()
@@ -48,8 +55,11 @@ def create(
         ),
     ],
     validation_file: Annotated[
-        str | None, typer.Option(show_default=False, help="As --training-file.")
+        str | None,
+        typer.Option(show_default=False, help="As --training-file, or `auto`: a hold-out of it."),
     ] = None,
+    split_share: SplitShare = None,
+    split_seed: SplitSeed = None,
     suffix: Annotated[
         str | None, typer.Option(show_default=False, help="Part of the new model's name.")
     ] = None,
@@ -104,9 +114,12 @@ def create(
         "metadata": _pairs(metadata or []) or None,
         "method": {"type": method, method: {"hyperparameters": given}},
     }
+    split = _split(validation_file, split_share, split_seed)
     with connect(base_url) as client:
         request["training_file"] = _file_id(client, training_file, "--training-file")
-        if validation_file is not None:
+        if split is not None:
+            request |= {"validation_file": AUTO, "extra_body": {"validation_split": split}}
+        elif validation_file is not None:
             request["validation_file"] = _file_id(client, validation_file, "--validation-file")
         job = client.fine_tuning.jobs.create(
             **{name: value for name, value in request.items() if value is not None},
@@ -117,6 +130,60 @@ def create(
             stderr.print(f"Created job {job.id}")
             _wait(client, job, timeout, as_json)
     _print_job(job, as_json)
+
+
+@app.command()
+def check(
+    training_file: Annotated[
+        Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, show_default=False)
+    ],
+    base_model: Annotated[
+        str, typer.Option(show_default=False, help="A base model that is prepared on this machine.")
+    ],
+    validation_file: Annotated[
+        str | None, typer.Option(show_default=False, help="A path, or `auto`: a hold-out of FILE.")
+    ] = None,
+    split_share: SplitShare = None,
+    split_seed: SplitSeed = None,
+    seed: Annotated[int | None, typer.Option(min=0, show_default=False)] = None,
+    n_epochs: Number = None,
+    batch_size: Number = None,
+    learning_rate_multiplier: Rate = None,
+    learning_rate: Rate = None,
+    lora_rank: Number = None,
+    lora_alpha: Number = None,
+    lora_dropout: Rate = None,
+    warmup_ratio: Rate = None,
+    weight_decay: Rate = None,
+    max_length: Number = None,
+    checkpoint_steps: Number = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a job would do, offline: tokens, steps, memory, time, and what it would refuse (exit code 1).
+
+    Example: toque jobs check train.jsonl --base-model smollm2-135m-instruct --validation-file auto
+    """
+    check_files(
+        training_file,
+        base_model,
+        validation_file,
+        _split(validation_file, split_share, split_seed),
+        {
+            "n_epochs": n_epochs,
+            "batch_size": batch_size,
+            "learning_rate_multiplier": learning_rate_multiplier,
+            "learning_rate": learning_rate,
+            "lora_rank": lora_rank,
+            "lora_alpha": lora_alpha,
+            "lora_dropout": lora_dropout,
+            "warmup_ratio": warmup_ratio,
+            "weight_decay": weight_decay,
+            "max_length": max_length,
+            "checkpoint_steps": checkpoint_steps,
+        },
+        seed or 0,
+        as_json,
+    )
 
 
 @app.command("list")
@@ -263,6 +330,18 @@ def _file_id(client: OpenAI, file: str, option: str) -> str:
     raise typer.BadParameter(
         f"'{file}' is neither a file here nor the id of an uploaded one (file-…)", param_hint=option
     )
+
+
+def _split(validation_file: str | None, share: float | None, seed: int | None) -> dict[str, Any] | None:
+    """How to hold some examples out; None where that was not asked for."""
+    given = {name: value for name, value in (("share", share), ("seed", seed)) if value is not None}
+    if validation_file == AUTO:
+        return given
+    if given:
+        raise typer.BadParameter(
+            "they go with --validation-file auto", param_hint="--split-share, --split-seed"
+        )
+    return None
 
 
 def _pairs(metadata: list[str]) -> dict[str, str]:

@@ -24,8 +24,9 @@ ALLOWED_MOVES: dict[str, frozenset[str]] = {
 
 SPEC_VERSION = 2
 """What this version's workers understand."""
-METHODS_SPEC_VERSION = 2
-"""Of jobs by DPO, or that go on from a fine-tuned model: an older worker would train something else."""
+EXTENDED_SPEC_VERSION = 2
+"""Of jobs by DPO, that go on from a fine-tuned model, or that learn from a part of their training file: an
+older worker would train something else."""
 
 FINAL_STATUSES = frozenset(status for status, moves in ALLOWED_MOVES.items() if not moves)
 
@@ -58,6 +59,10 @@ class FineTuningJob(Base):
     """The name of the adapter that training goes on from; None: a fresh one. Its row stays for ever."""
     training_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
     validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    rest_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    """What a hold-out has left of the training file; None where there was none on request."""
+    validation_split: Mapped[dict[str, Any] | None]
+    """`share` and `seed` of that hold-out, `examples` left and `held_out`."""
     suffix: Mapped[str | None] = mapped_column(String(64))
     seed: Mapped[int] = mapped_column(BigInteger)
     method: Mapped[str] = mapped_column(String(32))
@@ -95,6 +100,11 @@ class FineTuningJob(Base):
     training_file: Mapped[File] = relationship(foreign_keys=training_file_id, viewonly=True)
     validation_file: Mapped[File | None] = relationship(foreign_keys=validation_file_id, viewonly=True)
     """These two are there for good: a file that is deleted keeps its row."""
+
+    @property
+    def learnt_file_id(self) -> str:
+        """The file whose examples the job learns from."""
+        return self.rest_file_id or self.training_file_id
 
 
 class Event(Base):
@@ -141,7 +151,39 @@ class Worker(Base):
     version: Mapped[str] = mapped_column(String(32))
     memory_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     """Resident memory of the worker and its trainer."""
+    device_memory_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """What the device has in all; 0 where it is not known."""
     job_id: Mapped[str | None] = mapped_column(String(64))
     started_at: Mapped[float]
     heartbeat_at: Mapped[float] = mapped_column(default=0.0)
     """By the database's clock."""
+
+
+class TrainingSpeed(Base):
+    """What a job took on its device, from its first step to its last word; what estimates are made from."""
+
+    __tablename__ = "training_speeds"
+    __table_args__ = (Index("ix_training_speeds_base_measured", "base_model", "measured_at"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("fine_tuning_jobs.id"), primary_key=True)
+    base_model: Mapped[str] = mapped_column(String(255))
+    device: Mapped[str] = mapped_column(String(64))
+    worker_id: Mapped[str] = mapped_column(String(64))
+    measured_at: Mapped[float] = mapped_column(default=time.time)
+    lora_rank: Mapped[int]
+    value_bytes: Mapped[int]
+    """Of a weight or an activation, as the device computes."""
+    tokens: Mapped[int] = mapped_column(BigInteger)
+    """Learnt, as the user counts them."""
+    seconds: Mapped[float]
+    startup_seconds: Mapped[float]
+    """From the claim to the first step: the trainer's start, loading and reading."""
+    training: Mapped[dict[str, Any]]
+    """The work that was done in these seconds, as `packing.Work`."""
+    looking: Mapped[dict[str, Any]]
+    """The same for validation examples."""
+    largest: Mapped[dict[str, Any]]
+    """Of the pieces that the batches were cut into: it decided the peak."""
+    resident_memory_bytes: Mapped[int] = mapped_column(BigInteger)
+    """Of the trainer, with the base model in use, before any step."""
+    peak_memory_bytes: Mapped[int] = mapped_column(BigInteger)

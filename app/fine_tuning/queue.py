@@ -124,6 +124,15 @@ def record_event(
     add_event(session, job_id, message, level=level)
 
 
+def expect(session: Session, job_id: str, epoch: int, *, estimated_finish: float) -> None:
+    """When the job may end, before its first step.
+
+    Raises:
+        LeaseLostError: the attempt no longer owns its job.
+    """
+    _write(session, job_id, epoch, estimated_finish=estimated_finish)
+
+
 def record_step(
     session: Session,
     job_id: str,

@@ -18,9 +18,10 @@ from app.dependencies import (
     WriteSession,
 )
 from app.errors import ERROR_RESPONSES
-from app.fine_tuning import service
+from app.fine_tuning import preflight, service
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.parents import FindParent
+from app.fine_tuning.preflight_schemas import JobPreflight
 from app.fine_tuning.schemas import CheckpointObject, CreateJob, EventObject, JobObject
 from app.pagination import Page
 from app.settings import Settings
@@ -40,18 +41,26 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 async def create_job(
     body: CreateJob,
     creating: Creating,
+    reading: ReadSession,
     session: WriteSession,
     storage: StorageDep,
     settings: SettingsDep,
     find_parent: FindParentDep,
     checker: CheckerDep,
-) -> JobObject:
+) -> JobObject | JobPreflight:
     """Checks the request and the files, and queues a job; the same request sent again queues no other.
 
-    Files that are still being checked are waited for, but not for long: the job is `validating_files` then.
+    With `dry_run` it only says what the job would do, and keeps nothing. Files that are still being checked
+    are waited for, but not for long: the job is `validating_files` then.
     """
     await checker.settle(body.file_ids, settings.check_patience_seconds)
-    job = await run_in_threadpool(service.create_job, session, storage, settings, find_parent, creating, body)
+    if body.dry_run:
+        return await run_in_threadpool(
+            preflight.check_job, reading, storage, settings, find_parent, creating.project_id, body
+        )
+    job = await run_in_threadpool(
+        service.create_job, reading, session, storage, settings, find_parent, creating, body
+    )
     return await run_in_threadpool(_shown, session, settings, job)
 
 

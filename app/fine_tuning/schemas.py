@@ -67,6 +67,20 @@ class Integration(BaseModel):
     type: str
 
 
+class SplitRequest(BaseModel):
+    """How to hold some of the training file's examples out (`validation_file: "auto"`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    share: Annotated[float, Field(gt=0, le=0.5, allow_inf_nan=False)] = 0.1
+    """Of the different examples; equal ones count once, and are never parted."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)] = 0
+
+
+AUTO_SPLIT = "auto"
+"""As a job's validation file: some of its training file."""
+
+
 class CreateJob(LoraHyperparameters):
     """A request to fine-tune; what `LoraHyperparameters` adds may be given here or with the others."""
 
@@ -74,6 +88,11 @@ class CreateJob(LoraHyperparameters):
     """A base model, or a fine-tuned model or checkpoint to go on from."""
     training_file: str
     validation_file: str | None = None
+    """A file's id, or `"auto"`: a hold-out of the training file."""
+    validation_split: SplitRequest | None = None
+    """Of that hold-out; alone, it asks for one."""
+    dry_run: bool = False
+    """Only say what would happen: the answer is a `fine_tuning.job.preflight`, and nothing is kept."""
     suffix: Suffix | None = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)] | None = None
     method: Method | None = None
@@ -87,7 +106,21 @@ class CreateJob(LoraHyperparameters):
     @property
     def file_ids(self) -> list[str]:
         """Of the files that it names."""
-        return [file_id for file_id in (self.training_file, self.validation_file) if file_id is not None]
+        named = (self.training_file, self.validation_file)
+        return [file_id for file_id in named if file_id not in (None, AUTO_SPLIT)]
+
+
+class SplitObject(BaseModel):
+    """How the validation file was made of the training file."""
+
+    share: float
+    seed: int
+    training_file: str
+    """What is left, which the job learns from."""
+    examples: int
+    """In the rest."""
+    held_out: int
+    """In the validation file."""
 
 
 class JobError(BaseModel):
@@ -149,6 +182,7 @@ class JobObject(Identified):
     """Of the bytes that it is trained on, whatever becomes of the file."""
     validation_file: str | None
     validation_file_sha256: str | None
+    validation_split: SplitObject | None = None
 
     @classmethod
     def of(cls, job: FineTuningJob) -> JobObject:
@@ -179,6 +213,11 @@ class JobObject(Identified):
             training_file_sha256=job.training_file.sha256,
             validation_file=job.validation_file_id,
             validation_file_sha256=job.validation_file.sha256 if job.validation_file else None,
+            validation_split=(
+                SplitObject(training_file=job.learnt_file_id, **job.validation_split)
+                if job.validation_split
+                else None
+            ),
         )
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import secrets
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 from app.base_models import find_base_model, hidden_size
+from app.child_process import in_child
 from app.creations import CreationRequest
-from app.errors import ConflictError, InvalidRequestError, NotFoundError
+from app.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
+from app.files import service as files_service
 from app.files.models import File
 from app.files.report import MIN_EXAMPLES
 from app.files.storage import LocalStorage
@@ -24,14 +28,37 @@ from app.fine_tuning.hyperparameters import (
     resolve_hyperparameters,
 )
 from app.fine_tuning.methods import SUPPORTED_METHODS
-from app.fine_tuning.models import ALLOWED_MOVES, METHODS_SPEC_VERSION, Checkpoint, Event, FineTuningJob
-from app.fine_tuning.parents import FindParent
-from app.fine_tuning.schemas import CreateJob
+from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
+from app.fine_tuning.parents import FindParent, Parent
+from app.fine_tuning.schemas import AUTO_SPLIT, CreateJob, SplitRequest
+from app.fine_tuning.split import Choice, IncomingSplit, choose, filenames, write_split
 from app.pagination import fetch_page
-from app.settings import Settings
+from app.settings import BaseModelEntry, Settings
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """A job as it would be created: everything about the request was checked."""
+
+    base: BaseModelEntry
+    parent: Parent | None
+    method: str
+    hyperparameters: dict[str, Any]
+    """As requested, where the files are still being checked."""
+    training_file: File
+    validation_file: File | None
+    """None, too, where it is a hold-out yet to be made."""
+    examples: int
+    """To learn from; 0 where that is not known yet."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether a file is still being checked."""
+        return "uploaded" in (self.training_file.status, self.validation_file and self.validation_file.status)
 
 
 def create_job(
+    reading: Session,
     session: Session,
     storage: LocalStorage,
     settings: Settings,
@@ -42,24 +69,92 @@ def create_job(
     """Checks everything that can be checked without a GPU, and queues the job.
 
     While a file is still being checked the job waits in `validating_files` (`training_files.admit_waiting`).
+    A hold-out is made with `reading` alone, before `session` is used: its transaction may hold up others.
 
     Raises:
         InvalidRequestError: a parameter or a training example is wrong; nothing is kept.
         NotFoundError: the model or a file does not exist.
         FailedDependencyError: the model to go on from is quarantined or damaged.
+        UnavailableError: a hold-out is to be made of a file that is still being checked.
     """
+    with _made_split(reading, storage, creating.project_id, request) as split:
+        return _create(session, storage, settings, find_parent, creating, request, split)
+
+
+def _create(
+    session: Session,
+    storage: LocalStorage,
+    settings: Settings,
+    find_parent: FindParent,
+    creating: CreationRequest,
+    request: CreateJob,
+    split: IncomingSplit | None,
+) -> FineTuningJob:
     project_id, content = creating.project_id, request.model_dump(exclude_unset=True)
     if (known := creating.find(session, "fine_tuning.job", content)) is not None:
         return get_job(session, project_id, known)
+    choice = split.choice if split else None
+    plan = plan_job(session, storage, settings, find_parent, project_id, request, choice)
+    base, parent = plan.base, plan.parent
+    job = FineTuningJob(
+        project_id=project_id,
+        status="validating_files" if plan.waits else "queued",
+        model=base.name,
+        parent=parent.name if parent else None,
+        training_file_id=plan.training_file.id,
+        validation_file_id=plan.validation_file.id if plan.validation_file else None,
+        suffix=request.suffix.replace(" ", "-") if request.suffix else None,
+        seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
+        method=plan.method,
+        hyperparameters=plan.hyperparameters,
+        job_metadata=request.metadata,
+        rank=-(request.priority or 0),
+    )
+    if split is not None:
+        _keep_split(session, storage, plan.training_file, split, job)
+    if split is not None or parent is not None or plan.method != "supervised":
+        job.spec_version = EXTENDED_SPEC_VERSION
+    session.add(job)
+    session.flush()
+    creating.remember(session, "fine_tuning.job", content, job.id)
+    queue.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
+    _note_files(session, job, plan.training_file, plan.validation_file)
+    if parent is not None:
+        inherited = f"rank {parent.rank}, alpha {parent.alpha:g}"
+        queue.add_event(session, job.id, f"Training goes on from '{parent.name}' ({inherited})")
+    elif request.model != base.name:
+        queue.add_event(
+            session, job.id, f"'{request.model}' is '{base.name}' here: that model is trained.", level="warn"
+        )
+    return job
+
+
+def plan_job(
+    session: Session,
+    storage: LocalStorage,
+    settings: Settings,
+    find_parent: FindParent,
+    project_id: str,
+    request: CreateJob,
+    choice: Choice | None,
+) -> JobPlan:
+    """The job that the request asks for; `choice` is what its hold-out leaves it.
+
+    Raises:
+        InvalidRequestError: a parameter or a training example is wrong.
+        NotFoundError: the model or a file does not exist.
+        FailedDependencyError: the model to go on from is quarantined or damaged.
+    """
     method, requested = _method(request)
     parent = find_parent(session, project_id, request.model)
     base = find_base_model(settings, parent.base_model if parent else request.model)
+    named = {"training_file": request.training_file}
+    if choice is None and request.validation_file is not None:
+        named["validation_file"] = request.validation_file
     files = {
         param: training_files.find_training_file(session, project_id, file_id, param)
-        for param in ("training_file", "validation_file")
-        if (file_id := getattr(request, param)) is not None
+        for param, file_id in named.items()
     }
-    training_file, validation_file = files["training_file"], files.get("validation_file")
     # What is wrong whatever the files hold is said first.
     resolve_hyperparameters(
         requested,
@@ -71,41 +166,71 @@ def create_job(
     )
     if parent is not None:
         requested |= {"lora_rank": parent.rank, "lora_alpha": parent.alpha}
-    is_waiting = any(file.status == "uploaded" for file in files.values())
-    hyperparameters = requested
-    if not is_waiting:
-        hyperparameters = training_files.resolve(
-            session, storage, settings, base=base, method=method, files=files, requested=requested
-        )
-
-    job = FineTuningJob(
-        project_id=project_id,
-        status="validating_files" if is_waiting else "queued",
-        model=base.name,
-        parent=parent.name if parent else None,
-        training_file_id=training_file.id,
-        validation_file_id=validation_file.id if validation_file else None,
-        suffix=request.suffix.replace(" ", "-") if request.suffix else None,
-        seed=request.seed if request.seed is not None else secrets.randbelow(2**31),
+    training_file = files["training_file"]
+    examples = choice.examples if choice else training_file.examples or 0
+    plan = JobPlan(base, parent, method, requested, training_file, files.get("validation_file"), examples)
+    if plan.waits:
+        return plan
+    hyperparameters = training_files.resolve(
+        session,
+        storage,
+        settings,
+        base=base,
         method=method,
-        hyperparameters=hyperparameters,
-        job_metadata=request.metadata,
-        rank=-(request.priority or 0),
-        spec_version=1 if method == "supervised" and parent is None else METHODS_SPEC_VERSION,
+        files=files,
+        examples=examples,
+        requested=requested,
     )
-    session.add(job)
-    session.flush()
-    creating.remember(session, "fine_tuning.job", content, job.id)
-    queue.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
-    _note_files(session, job, training_file, validation_file)
-    if parent is not None:
-        inherited = f"rank {parent.rank}, alpha {parent.alpha:g}"
-        queue.add_event(session, job.id, f"Training goes on from '{parent.name}' ({inherited})")
-    elif request.model != base.name:
-        queue.add_event(
-            session, job.id, f"'{request.model}' is '{base.name}' here: that model is trained.", level="warn"
+    return replace(plan, hyperparameters=hyperparameters)
+
+
+def choose_split(
+    session: Session, storage: LocalStorage, project_id: str, request: CreateJob
+) -> tuple[File, Choice] | None:
+    """What the request's hold-out takes of which file; None where it asks for none.
+
+    It reads the whole file in another process, and takes no transaction along.
+
+    Raises:
+        InvalidRequestError: the file is too small, has the wrong purpose, or another one is named beside.
+        NotFoundError: the file does not exist.
+        UnavailableError: the storage does not have it, or it is still being checked.
+    """
+    wanted = request.validation_split
+    if request.validation_file == AUTO_SPLIT:
+        wanted = wanted or SplitRequest()
+    elif request.validation_file is not None and wanted is not None:
+        raise InvalidRequestError(
+            "'validation_split' makes a validation file of the training file: set 'validation_file' to "
+            "\"auto\", or leave 'validation_split' out.",
+            code="invalid_value",
+            param="validation_split",
         )
-    return job
+    if wanted is None:
+        return None
+    file = training_files.find_training_file(session, project_id, request.training_file, "training_file")
+    _require_checked(file)
+    _, path = files_service.find_content(session, storage, project_id, file.id)
+    session.close()
+    return file, in_child(choose, path, wanted, MIN_EXAMPLES)
+
+
+@contextmanager
+def _made_split(
+    session: Session, storage: LocalStorage, project_id: str, request: CreateJob
+) -> Generator[IncomingSplit | None]:
+    """The hold-out that the request asks for, written but not kept: for `_create`.
+
+    Raises:
+        InvalidRequestError: as `choose_split`.
+        NotFoundError: as `choose_split`.
+    """
+    chosen = choose_split(session, storage, project_id, request)
+    if chosen is None:
+        yield None
+        return
+    with write_split(storage, *chosen) as split:
+        yield split
 
 
 def get_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
@@ -297,3 +422,33 @@ def _of_method(request: CreateJob, method: str) -> RequestedHyperparameters | No
             )
     settings = getattr(request.method, method) if request.method else None
     return settings.hyperparameters if settings else None
+
+
+def _require_checked(file: File) -> None:
+    if file.status == "uploaded":
+        raise UnavailableError(
+            f"The file '{file.id}' is still being checked; ask again in a moment.", code="file_not_checked"
+        )
+
+
+def _keep_split(
+    session: Session, storage: LocalStorage, file: File, split: IncomingSplit, job: FineTuningJob
+) -> None:
+    """Makes files of both parts, and names them on the job."""
+    rest, held_out = (
+        files_service.keep_file(
+            session,
+            storage,
+            part.incoming,
+            project_id=file.project_id,
+            filename=filename,
+            purpose=file.purpose,
+            expires_at=None,
+        )
+        for part, filename in zip((split.rest, split.held_out), filenames(file.filename), strict=True)
+    )
+    job.rest_file_id, job.validation_file_id = rest.id, held_out.id
+    job.validation_split = split.choice.request.model_dump() | {
+        "examples": split.rest.examples,
+        "held_out": split.held_out.examples,
+    }

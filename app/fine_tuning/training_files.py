@@ -55,22 +55,17 @@ def resolve(
     base: BaseModelEntry,
     method: str,
     files: Mapping[str, File],
+    examples: int,
     requested: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The job's hyperparameters, once its files are checked; `files` by parameter.
+    """The job's hyperparameters, once its files are checked; `files` by parameter, `examples` to learn from.
 
     Raises:
         InvalidRequestError: a file is unfit for this job, or a hyperparameter for this file.
     """
     for param, file in files.items():
         _refuse_errors(session, file, param)
-    examples = files["training_file"].examples or 0
-    if examples < MIN_EXAMPLES:
-        raise InvalidRequestError(
-            f"The training file has {examples} examples; a job needs at least {MIN_EXAMPLES}.",
-            code="too_few_examples",
-            param="training_file",
-        )
+    require_enough(examples)
     hyperparameters = resolve_hyperparameters(
         dict(requested),
         examples=examples,
@@ -84,6 +79,20 @@ def resolve(
             _check_format(storage, file, report, method, param)
         _check_lengths(settings, storage, base, method, file, report, hyperparameters["max_length"], param)
     return hyperparameters
+
+
+def require_enough(examples: int) -> None:
+    """To train on.
+
+    Raises:
+        InvalidRequestError: they are too few.
+    """
+    if examples < MIN_EXAMPLES:
+        raise InvalidRequestError(
+            f"The training file has {examples} examples; a job needs at least {MIN_EXAMPLES}.",
+            code="too_few_examples",
+            param="training_file",
+        )
 
 
 def admit_waiting(database: Database, storage: LocalStorage, settings: Settings) -> None:
@@ -113,6 +122,7 @@ def _admit(session: Session, storage: LocalStorage, settings: Settings) -> None:
                 base=find_base_model(settings, job.model),
                 method=job.method,
                 files=files,
+                examples=files["training_file"].examples or 0,
                 requested=job.hyperparameters,
             )
         except ToqueError as error:

@@ -162,6 +162,12 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             {"id": "worker_1", "hostname": "h", "pid": 1, "device": "cpu", "version": "0.1.0"}
             | {"job_id": "ftjob-held", "started_at": now - 1000, "heartbeat_at": now, "memory_bytes": 2**33}
         ],
+        "training_speeds": [
+            {"job_id": "ftjob-done", "base_model": BASE_MODEL, "device": "cpu", "worker_id": "worker_1"}
+            | {"measured_at": now - 600, "lora_rank": 16, "value_bytes": 2, "tokens": 42, "seconds": 9.5}
+            | {"startup_seconds": 4.5, "training": {"steps": 9}, "looking": {}, "largest": {}}
+            | {"resident_memory_bytes": 2**29, "peak_memory_bytes": 2**31}
+        ],
         "engines": [
             {"id": "engine_1", "base_model": BASE_MODEL, "url": "unix:/none", "api_key": "k"}
             | {"status": "starting", "detail": "", "device": "cpu", "version": "0.32.0"}

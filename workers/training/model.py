@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import peft
+import psutil
 import safetensors.torch
 import torch
 from peft.tuners import lora
@@ -18,6 +19,7 @@ from transformers.utils import logging
 
 from app.adapters.validation import WEIGHTS
 from app.chat_template import ChatTemplate
+from app.fine_tuning.packing import Limits
 from workers.training.dataset import BatchLimits, PackedBatch
 
 ADAPTER = "default"
@@ -54,19 +56,25 @@ class WarmBase:
     model: PreTrainedModel
     template: ChatTemplate
     device: torch.device
+    resident_memory_bytes: int
+    """Of the process (or the GPU's allocator) with all its weights in use."""
 
 
 def load_warm_base(folder: Path) -> WarmBase:
     """The base model on the best device there is."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return WarmBase(folder, load_base(folder, device), ChatTemplate.load(folder), device)
+    # On the CPU, weights are mapped from their file: they become resident one by one, as they are used.
+    before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
+    model = load_base(folder, device)
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    return WarmBase(folder, model, ChatTemplate.load(folder), device, before + weights)
 
 
 def batch_limits(base: PreTrainedModel, device: torch.device) -> BatchLimits:
     """Large enough to keep the device busy, small enough that activations stay beside the weights."""
     vocabulary: int = cast(Any, base.config).get_text_config().vocab_size
-    tokens, logits = (2**14, 2**28) if device.type == "cuda" else (2**11, 2**25)
-    return BatchLimits(tokens=tokens, targets=logits // vocabulary)
+    limits = Limits.of_device(is_gpu=device.type == "cuda", vocabulary=vocabulary)
+    return BatchLimits(tokens=limits.tokens, targets=limits.targets)
 
 
 def add_lora(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
+from app.fine_tuning.packing import Work
+
 
 class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     """Every number a training loop needs, already resolved: nothing here is `"auto"`."""
@@ -85,6 +87,15 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     device: str
     resumed_step: int
     """The step that the checkpoint was saved at; 0 without one."""
+    resident_memory_bytes: int = 0
+    """The base model, and what the process needs by itself."""
+    value_bytes: int = 2
+    """Of a weight or an activation."""
+    training: Work = Work()
+    """What the whole job takes, and what it takes to look at its validation examples."""
+    looking: Work = Work()
+    largest: Work = Work()
+    """The largest piece of a batch."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -145,6 +156,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     trained_tokens: int
     elapsed_seconds: float
     peak_memory_bytes: int
+    """Of this job, where the system can tell; else since the trainer started."""
     samples: list[Sample] = []
 
 

@@ -28,10 +28,11 @@ from app.database import Database, new_id
 from app.files import service as files_service
 from app.files.models import File
 from app.files.storage import LocalStorage
-from app.fine_tuning import queue
-from app.fine_tuning.models import FineTuningJob
+from app.fine_tuning import estimates, queue
+from app.fine_tuning.models import FineTuningJob, TrainingSpeed
 from app.settings import Settings
 from workers.crash_points import reach
+from workers.device import detect
 from workers.training.parity import NoAnswerError, Parity, ParityError, compare, find_engine
 from workers.training.protocol import (
     Checkpoint,
@@ -74,6 +75,8 @@ class JobReporter:
         self._epoch = job.lease_epoch
         self._settings = settings
         self._total_steps = 0
+        self._began, self._started_at = time.monotonic(), time.monotonic()
+        self._prospect: Started | None = None
         self.recorded_step = job.recorded_step
         """The last step in the job's log."""
         self._persistently = retry(
@@ -147,12 +150,47 @@ class JobReporter:
         self._event(message, level="warn")
 
     def _started(self, started: Started) -> None:
-        self._total_steps = started.total_steps
+        self._total_steps, self._prospect, self._started_at = started.total_steps, started, time.monotonic()
         resumed = f", resumed at step {started.resumed_step}" if started.resumed_step else ""
-        self._event(
+        message = (
             f"Training on {started.device}: {started.examples} examples, "
             f"{started.tokens_per_epoch} tokens an epoch, {started.total_steps} steps, "
             f"{started.trainable_parameters:,} trainable parameters{resumed}"
+        )
+
+        def write(session: Session) -> None:
+            queue.record_event(session, self.job.id, self._epoch, message)
+            self._expect(session, started)
+
+        self._write(write)
+
+    def _expect(self, session: Session, started: Started) -> None:
+        """When the job may end, by what others took, until its own steps tell."""
+        speed = self._speed(started, seconds=0.0, tokens=0, peak=0)
+        left = estimates.seconds_by_others(session, self._settings, speed) if speed else None
+        if left is not None:
+            queue.expect(session, self.job.id, self._epoch, estimated_finish=time.time() + left)
+
+    def _speed(self, started: Started, *, seconds: float, tokens: int, peak: int) -> TrainingSpeed | None:
+        """What this attempt takes; None where there is nothing left to do, or its trainer does not count."""
+        share = 1 - started.resumed_step / started.total_steps
+        if not started.training.steps * share:
+            return None
+        return TrainingSpeed(
+            job_id=self.job.id,
+            base_model=self.job.model,
+            device=detect().name,
+            worker_id=self.job.worker_id or "",
+            lora_rank=self.job.hyperparameters["lora_rank"],
+            value_bytes=started.value_bytes,
+            tokens=int(tokens * share),
+            seconds=seconds,
+            startup_seconds=self._started_at - self._began,
+            training=msgspec.to_builtins(started.training.times(share)),
+            looking=msgspec.to_builtins(started.looking.times(share)),
+            largest=msgspec.to_builtins(started.largest),
+            resident_memory_bytes=started.resident_memory_bytes,
+            peak_memory_bytes=peak,
         )
 
     def _step(self, step: Step) -> None:
@@ -204,6 +242,12 @@ class JobReporter:
         reach("reporter.after_checkpoint_row")
 
     def _finished(self, finished: Finished) -> None:
+        speed = self._prospect and self._speed(
+            self._prospect,
+            seconds=time.monotonic() - self._started_at,
+            tokens=finished.trained_tokens,
+            peak=finished.peak_memory_bytes,
+        )
         # The files are durable before any row names them; a crash in between leaves files without rows.
         reach("reporter.before_result_file")
         try:
@@ -233,6 +277,8 @@ class JobReporter:
             )
             if parity:
                 adapters_service.record_parity(session, name, msgspec.to_builtins(parity))
+            if speed:
+                estimates.record(session, speed)
             reach("reporter.model_row")
 
         self._write(write)
@@ -249,7 +295,7 @@ class JobReporter:
         if not finished.samples:
             return None, "No example was short enough to compare the model with an engine's answers"
         with self._database.reader() as session:
-            file = session.get_one(File, self.job.training_file_id)
+            file = session.get_one(File, self.job.learnt_file_id)
             key = self._storage.key(Path(finished.path))
             checkpoint = select(Adapter.name).where(Adapter.job_id == self.job.id, Adapter.storage_key == key)
             name = session.scalars(checkpoint).first() or ""

@@ -13,13 +13,17 @@ import os
 # spins for some microseconds first. OpenMP reads this when torch is imported.
 os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "2000")
 
+import ctypes
 import errno
+import gc
+import re
 import resource
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,6 +34,7 @@ from peft import PeftModel
 
 from app.adapters.validation import AdapterError
 from app.chat_template import ChatTemplate
+from app.fine_tuning.packing import Limits, work_of_job
 from workers.crash_points import reach
 from workers.processes import die_with_parent
 from workers.training.dataset import (
@@ -114,6 +119,7 @@ def main() -> None:
                 base = None  # free the old one first: two may not fit
                 base = load_warm_base(folder)
             reach("trainer.base_loaded")
+            forget_peak(base.device)
             stop.made = False  # whoever wants this job to stop asks until it does
             train(spec, base, send, stop)
         except NothingToSaveError:
@@ -146,16 +152,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         limits = batch_limits(base.model, base.device).within(limits_of(largest)).halved(spec.halvings)
         milestones = Milestones(hp, len(training), validation, spec.seed)
         at = resume(Path(spec.resume_from), model, optimizer) if spec.resume_from else Progression()
-        send(
-            Started(
-                total_steps=milestones.total_steps,
-                examples=len(training),
-                tokens_per_epoch=count_tokens(training),
-                trainable_parameters=sum(weight.numel() for weight in weights),
-                device=str(base.device),
-                resumed_step=at.step,
-            )
-        )
+        send(prospect(spec, base, training, validation, limits, weights, milestones.total_steps, at.step))
         limits = fix_references(learner, at, [*training, *validation], limits, send, stop)
         checkpoints, resumed_step, ready = Checkpoints(spec, model, optimizer), at.step, time.monotonic()
         tell_again(at, checkpoints.newest, send, servable=milestones.is_servable(at.step))
@@ -252,6 +249,42 @@ def fix_references(
     at.share_references(examples)
     reach("trainer.references_fixed")
     return limits
+
+
+def prospect(
+    spec: TrainingSpec,
+    base: WarmBase,
+    training: Sequence[TrainingExample],
+    validation: Sequence[TrainingExample],
+    limits: BatchLimits,
+    weights: Sequence[torch.nn.Parameter],
+    total_steps: int,
+    resumed_step: int,
+) -> Started:
+    """What is about to happen."""
+    hp = spec.hyperparameters
+    work = work_of_job(
+        [sequences(example) for example in training],
+        [sequences(example) for example in validation],
+        Limits(limits.tokens, limits.targets),
+        n_epochs=hp.n_epochs,
+        batch_size=hp.batch_size,
+        checkpoint_steps=hp.checkpoint_steps,
+        seed=spec.seed,
+    )
+    return Started(
+        total_steps=total_steps,
+        examples=len(training),
+        tokens_per_epoch=count_tokens(training),
+        trainable_parameters=sum(weight.numel() for weight in weights),
+        device=str(base.device),
+        resumed_step=resumed_step,
+        resident_memory_bytes=base.resident_memory_bytes,
+        value_bytes=base.model.dtype.itemsize,
+        training=work.training,
+        looking=work.looking,
+        largest=work.largest,
+    )
 
 
 def tell_again(at: Progression, checkpoint: Path, send: Send, *, servable: bool) -> None:
@@ -351,11 +384,30 @@ def explain(error: Exception, spec: TrainingSpec) -> Failed:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes, since the process started: of the GPU's allocator, or of the process."""
+    """Bytes at most since `forget_peak`: of the GPU's allocator, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text("ascii"))[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak(device: torch.device) -> None:
+    """Has `peak_memory` count from now, where the system can: a warm trainer has had jobs before.
+
+    What those left in the allocators is given back first.
+    """
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError, AttributeError):  # another libc than GNU's
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    # Linux: 5 sets the peak (VmHWM) to what is resident now, see proc(5).
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def verify_one(
         if found is None:
             return
         adapter, job = found
-        training_file = session.get_one(File, job.training_file_id)
+        training_file = session.get_one(File, job.learnt_file_id)
         try:
             engine = find_engine(session, settings, adapter.base_model)
         except NoAnswerError:

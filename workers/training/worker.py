@@ -76,6 +76,7 @@ class TrainingWorker:
             hostname=socket.gethostname(),
             pid=os.getpid(),
             device=detect().name,
+            device_memory_bytes=detect().memory_bytes,
             version=__version__,
             started_at=time.time(),
         )
@@ -238,7 +239,7 @@ class TrainingWorker:
         base = self._settings.base_model(job.model)
         assert base is not None, "only jobs of prepared bases are claimed"
         with self._database.reader() as session:
-            training_file = session.get_one(File, job.training_file_id)
+            training_file = session.get_one(File, job.learnt_file_id)
             validation_file = session.get(File, job.validation_file_id) if job.validation_file_id else None
             # Deleted or not: its files stay until no job needs them.
             parent = session.get_one(Adapter, job.parent) if job.parent else None

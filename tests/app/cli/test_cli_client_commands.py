@@ -37,6 +37,7 @@ def test_help_and_version_do_not_load_the_slow_libraries() -> None:
         "api",
         "files upload",
         "jobs create",
+        "jobs check",
         "jobs wait",
         "compare",
         "compare report",

@@ -1,0 +1,154 @@
+"""`toque jobs check`: a job that is only asked about, offline."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.text import Text
+
+from app.cli.configuration import read_settings
+from app.cli.output import fail, moment, print_fields, print_json, stdout
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from sqlalchemy.orm import Session
+
+    from app.fine_tuning.preflight_schemas import Findings, JobPreflight
+
+_TARGET = "bold green"
+
+
+def check_files(
+    training: Path,
+    model: str,
+    validation: str | None,
+    split: dict[str, Any] | None,
+    requested: dict[str, Any],
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Prints what a job of these files would do; exit code 1 where it would be refused or fail."""
+    # They take a second to import.
+    from pydantic import ValidationError  # noqa: PLC0415
+
+    from app.errors import ToqueError  # noqa: PLC0415
+    from app.fine_tuning import preflight  # noqa: PLC0415
+    from app.fine_tuning.hyperparameters import RequestedHyperparameters  # noqa: PLC0415
+    from app.fine_tuning.schemas import SplitRequest  # noqa: PLC0415
+
+    settings = read_settings()
+    try:
+        given = RequestedHyperparameters.model_validate(requested).model_dump(exclude_none=True)
+        wanted = SplitRequest.model_validate(split) if split is not None else None
+    except ValidationError as error:
+        first = error.errors()[0]
+        fail(f"{'.'.join(map(str, first['loc']))} is not valid: {first['msg']}", 2)
+    validation_file = None if validation in (None, "auto") else Path(validation)
+    if validation_file is not None and not validation_file.is_file():
+        raise typer.BadParameter(f"there is no file '{validation}'", param_hint="--validation-file")
+    try:
+        with _measured_speeds(settings) as session:
+            found = preflight.check_files(
+                session, settings, model, training, validation_file, wanted, given, seed
+            )
+    except ToqueError as error:
+        fail(error.body.message)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        _print(found)
+    raise typer.Exit(0 if found.ready else 1)
+
+
+@contextmanager
+def _measured_speeds(settings: Settings) -> Generator[Session | None]:
+    """The database, where one can be read without a server: it knows what earlier jobs took."""
+    from sqlalchemy import inspect  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+    from app.database import Database  # noqa: PLC0415 - as above
+
+    if settings.database_url or not (settings.data_dir / "toque.db").is_file():
+        yield None
+        return
+    database = Database(settings.sqlalchemy_url)
+    try:
+        if inspect(database.engine).has_table("training_speeds"):
+            with database.reader() as session:
+                yield session
+        else:
+            yield None
+    finally:
+        database.dispose()
+
+
+def _print(found: JobPreflight) -> None:
+    memory, time, split = found.memory, found.time, found.validation_split
+    basis = (
+        f"measured in {time.basis.jobs} jobs, the last {moment(time.basis.measured_at)}"
+        if time.basis.kind == "measured"
+        else "a rough guess: nothing was measured here yet"
+    )
+    device = f" of {_gib(memory.device_bytes)}" if memory.device_bytes else ""
+    print_fields(
+        {
+            "model": found.model,
+            "examples": f"{found.examples:,} to learn from, {found.validation_examples:,} to judge by",
+            "hold-out": f"share {split.share:g}, seed {split.seed}" if split else None,
+            "sample": f"{found.sample.examples:,} of {found.sample.of:,}, reckoned up"
+            if found.sample
+            else None,
+            "steps": f"{found.steps:,} ({found.steps_per_epoch:,} an epoch)",
+            "tokens an epoch": f"{found.tokens_per_epoch:,}, {found.target_tokens_per_epoch:,} to learn",
+            "tokens an example": _lengths(found),
+            "not computed": f"{found.shared_share:.1%} of the tokens; padding {found.padding_share:.1%}",
+            "hyperparameters": ", ".join(
+                f"{name}={value}" for name, value in found.hyperparameters.model_dump().items()
+            ),
+            "memory": f"{_gib(memory.peak_bytes)}{device} at its peak"
+            + ("" if memory.fits is not False else ": it does not fit"),
+            "time": f"{time.seconds:,.0f} s, {time.tokens_per_second:,.0f} tokens/s ({basis})",
+            "device": time.basis.device,
+        }
+    )
+    _print_findings("Refused", found.refused, "red")
+    _print_findings("Special tokens in the text", found.special_tokens, "yellow")
+    if found.overlap and (found.overlap.exact or found.overlap.normalised):
+        both = f"{found.overlap.exact:,} exact, {found.overlap.normalised:,} but for case and spaces"
+        stdout.print(f"\nValidation examples that are learnt, too: {both}", style="yellow")
+        for pair in found.overlap.listed:
+            stdout.print(f"  training line {pair.training_line}, validation line {pair.validation_line}")
+    for example in found.rendered:
+        stdout.print(f"\nLine {example.line}, as the model reads it:", style="bold")
+        text = Text(example.text)
+        for start, end in example.targets:
+            text.stylize(_TARGET, start, end)
+        stdout.print(text, soft_wrap=True)
+    stdout.print(
+        "\nReady to train." if found.ready else "\nNot ready: see what is refused.",
+        style="green" if found.ready else "red",
+    )
+
+
+def _lengths(found: JobPreflight) -> str | None:
+    if found.lengths is None:
+        return None
+    lengths = found.lengths
+    return f"half up to {lengths.p50:,}, nine in ten up to {lengths.p90:,}, the longest {lengths.max:,}"
+
+
+def _print_findings(title: str, findings: Findings, style: str) -> None:
+    if not findings.total:
+        return
+    stdout.print(f"\n{title}: {findings.total:,}", style=style)
+    for finding in findings.listed:
+        place = f" (at {finding.pointer})" if finding.pointer else ""
+        stdout.print(f"  line {finding.line} {finding.message}{place}", soft_wrap=True)
+
+
+def _gib(size: int | None) -> str:
+    return f"{(size or 0) / 2**30:.2f} GiB"

@@ -1,0 +1,180 @@
+"""What a job will compute, counted from its examples' tokens: cut and packed as the trainer does, no tensors.
+
+An example is one sequence of tokens, or several that belong together (both answers of a pair). The trainer's
+own packing is `workers.training.dataset`; a test holds both against each other.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import msgspec
+
+from app.chat_template import TokenizedExample
+
+Sequences = tuple[TokenizedExample, ...]
+"""Of one example."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one forward pass may hold, so that memory stays bounded whatever the file holds."""
+
+    tokens: int
+    """Sequences times the longest of them."""
+    targets: int
+    """Rows of logits, each as wide as the vocabulary."""
+
+    @classmethod
+    def of_device(cls, *, is_gpu: bool, vocabulary: int) -> Limits:
+        """Large enough to keep the device busy, small enough that activations stay beside the weights."""
+        tokens, logits = (2**14, 2**28) if is_gpu else (2**11, 2**25)
+        return cls(tokens=tokens, targets=logits // vocabulary)
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What a computation takes, in counts that no device changes; the names are also the stored ones."""
+
+    steps: float = 0
+    """Optimizer steps."""
+    pieces: float = 0
+    """Forward and backward passes."""
+    tokens: float = 0
+    """Rows that pass through every layer: shared tokens once, nothing after the last target."""
+    rows: float = 0
+    """Rows of attention: as `tokens`, and those that fill up shorter sequences."""
+    scores: float = 0
+    """Queries times keys of one head in one layer, filling included."""
+    targets: float = 0
+    """Rows of logits."""
+    checkpoints: float = 0
+    """That are saved to be served."""
+
+    def times(self, factor: float) -> Work:
+        """So many times the work."""
+        return Work(**{name: getattr(self, name) * factor for name in self.__struct_fields__})
+
+
+@dataclass(frozen=True, slots=True)
+class JobWork:
+    """What a whole job takes."""
+
+    training: Work
+    """Of its optimizer steps."""
+    looking: Work
+    """Forward passes alone, over validation examples."""
+    pieces: list[Work]
+    """Of one epoch."""
+
+    @property
+    def largest(self) -> Work:
+        """The piece that decides how much memory is needed."""
+        return max(self.pieces, key=lambda piece: piece.tokens + piece.targets / 3, default=Work())
+
+
+def work_of_job(
+    training: Sequence[Sequences],
+    validation: Sequence[Sequences],
+    limits: Limits,
+    *,
+    n_epochs: int,
+    batch_size: int,
+    checkpoint_steps: int | None,
+    seed: int,
+) -> JobWork:
+    """Counted over the first epoch's batches: the others are the same examples in another order."""
+    limits = _within_largest(training, batch_size, limits)
+    order = list(range(len(training)))
+    random.Random(f"{seed}/1").shuffle(order)  # noqa: S311 - order, not secrecy
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    in_pieces = [
+        work_of_piece(piece)
+        for batch in batches
+        for piece in cut([training[number] for number in batch], limits)
+    ]
+    steps = len(batches) * n_epochs
+    looks, checkpoints = _milestones(steps, len(batches), checkpoint_steps)
+    whole = total(map(work_of_piece, cut(validation, limits)))
+    some = min(1.0, batch_size / len(validation)) if validation else 0.0
+    beside = Work(steps=steps, checkpoints=checkpoints)
+    return JobWork(
+        training=total([total(in_pieces).times(n_epochs), beside]),
+        looking=whole.times(n_epochs + looks * some),
+        pieces=in_pieces,
+    )
+
+
+def cut(examples: Sequence[Sequences], limits: Limits) -> Iterator[list[Sequences]]:
+    """The examples in as few pieces as the limits allow, examples of like length together.
+
+    An example that exceeds the limits by itself is a piece of its own.
+    """
+    piece: list[Sequences] = []
+    count = targets = 0
+    for example in sorted(examples, key=length):
+        more = sum(sum(part.target_mask) for part in example)
+        tokens = (count + len(example)) * length(example)
+        if piece and (tokens > limits.tokens or targets + more > limits.targets):
+            yield piece
+            piece, count, targets = [], 0, 0
+        piece.append(example)
+        count += len(example)
+        targets += more
+    if piece:
+        yield piece
+
+
+def length(example: Sequences) -> int:
+    """Tokens of its longest sequence."""
+    return max(len(part.input_ids) for part in example)
+
+
+def work_of_piece(piece: Sequence[Sequences]) -> Work:
+    """What one forward and backward pass over these examples takes."""
+    sequences = [part for example in piece for part in example]
+    inputs = [part.input_ids[: _last_target(part)] for part in sequences]
+    # One token of each is its own, even of two that are equal.
+    shared = min(_common_prefix(inputs), min(map(len, inputs)) - 1) if len(inputs) > 1 else 0
+    own = [len(tokens) - shared for tokens in inputs]
+    longest = max(own)
+    return Work(
+        pieces=1,
+        tokens=shared + sum(own),
+        rows=shared + len(own) * longest,
+        scores=shared * shared + len(own) * longest * (shared + longest),
+        targets=sum(sum(part.target_mask[1:]) for part in sequences),
+    )
+
+
+def total(works: Iterable[Work]) -> Work:
+    """All of it."""
+    parts = list(works)
+    return Work(**{name: sum(getattr(part, name) for part in parts) for name in Work.__struct_fields__})
+
+
+def _last_target(sequence: TokenizedExample) -> int:
+    """The place of the last token to predict: nothing from there on needs computing."""
+    return len(sequence.target_mask) - 1 - sequence.target_mask[::-1].index(True)
+
+
+def _common_prefix(inputs: Sequence[Sequence[int]]) -> int:
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*inputs, strict=False)))
+
+
+def _within_largest(training: Sequence[Sequences], batch_size: int, limits: Limits) -> Limits:
+    """As the trainer narrows its limits: to what a batch of the longest examples takes."""
+    largest = [part for example in sorted(training, key=length)[-batch_size:] for part in example]
+    longest = max(len(part.input_ids) for part in largest)
+    targets = sum(sum(part.target_mask) for part in largest)
+    return Limits(min(limits.tokens, len(largest) * longest), min(limits.targets, targets))
+
+
+def _milestones(steps: int, steps_per_epoch: int, checkpoint_steps: int | None) -> tuple[int, int]:
+    """How often a job looks at some validation examples, and saves a checkpoint that is served."""
+    every, often = max(5, math.ceil(steps / 10)), checkpoint_steps or steps_per_epoch
+    servable = {*range(steps_per_epoch, steps + 1, steps_per_epoch), *range(often, steps + 1, often)}
+    return len(servable.union(range(every, steps + 1, every))), len(servable)
