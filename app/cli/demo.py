@@ -1,4 +1,4 @@
-"""`toque demo`: from a dataset to a custom model that answers, in a few minutes, on this machine."""
+"""`toque demo`: from a dataset to a model that a gate lets into production, in a few minutes, here."""
 
 from __future__ import annotations
 
@@ -6,25 +6,29 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
+from app.cli.aliases import list_objects, post_object
+from app.cli.compare_report import print_comparison
 from app.cli.configuration import read_settings
 from app.cli.output import fail, stderr, stdout
 from app.cli.progress import TrainingBar, follow
-from app.demo.contest import Candidate, Result, run_candidate
+from app.cli.promote import ask_gate, print_promotion
+from app.cli.waiting import await_comparison
 from app.demo.dataset import (
+    EXAMPLES_PROMPT,
     HELDOUT_FILE,
     TRAINING_FILE,
+    Question,
     choose_examples,
-    exemplified_turns,
-    guided_turns,
+    guided_prompt,
     load_questions,
+    to_jsonl,
 )
 from app.demo.service import ServiceProcess, running_service
 
@@ -32,9 +36,13 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
+ALIAS = "house-style:production"
+RULES = {"min_score": 0.8, "beats": ["base", "prompted"]}
 GUIDED_EXAMPLES = 8
 MOST_EXAMPLES = 41
 """As many as the base model's context holds."""
+MAX_ANSWER_TOKENS = 32
+"""The longest right answer has 25."""
 EPOCHS = 3
 SEED = 7
 SHOWN_QUESTIONS = 3
@@ -44,13 +52,15 @@ def demo(
     data_dir: Annotated[
         Path | None,
         typer.Option(
-            file_okay=False, show_default="a temporary folder", help="Keep everything here afterwards."
+            file_okay=False,
+            show_default="a temporary folder",
+            help="Keep everything here afterwards, with a report to look at (report.html).",
         ),
     ] = None,
 ) -> None:
-    """Train a custom model on the demo's data, and hold it against prompting.
+    """Train a custom model on the demo's data, hold it against prompting, and promote it if that says so.
 
-    Example: toque demo
+    Example: toque demo --data-dir toque-demo
     """
     started = time.monotonic()
     settings = read_settings()
@@ -61,32 +71,19 @@ def demo(
             _await_ready(service)
             _title("1. A dataset goes in, a custom model comes out")
             job = _train(client, settings.engine_base.name)
-            assert job.fine_tuned_model is not None
-            assert job.finished_at is not None
-            _title("2. The same held-out questions to each")
-            results = _compare(client, job.model, job.fine_tuned_model)
-        base, guided, exemplified, tuned = results
-        prompted = max(guided, exemplified, key=lambda result: result.score)
-        _title("3. What came out")
-        _print_table(results)
-        _print_answers(results)
-        wins = tuned.score > max(base.score, prompted.score)
-        stdout.print(_verdict(base, prompted, tuned))
-        summary = {
-            "n": len(tuned.answers),
-            "base": round(base.score, 4),
-            "prompted": round(prompted.score, 4),
-            "tuned": round(tuned.score, 4),
-            "intervals": {
-                result.candidate.name: [round(end, 4) for end in result.interval] for result in results
-            },
-            "model": job.fine_tuned_model,
-            "trained_tokens": job.trained_tokens,
-            "train_seconds": job.finished_at - job.created_at,
-            "total_seconds": round(time.monotonic() - started, 1),
-        }
+            _title("2. The same held-out questions to the base model, to prompts, and to the custom model")
+            comparison = _compare(client, settings.engine_base.name, job)
+            _print_answers(list_objects(client, f"/comparisons/{comparison['id']}/items"))
+            if data_dir is not None:
+                report = client.get(f"/comparisons/{comparison['id']}/report", cast_to=str)
+                (folder / "report.html").write_text(report, "utf-8")
+                stdout.print(f"\nThe report: {folder / 'report.html'}")
+            _title(f"3. The gate: may {ALIAS} point to it?")
+            promotion = _promote(client, job, comparison)
+        summary = _summary(job, comparison, promotion)
+    summary["total_seconds"] = round(time.monotonic() - started, 1)
     sys.stdout.write(json.dumps(summary) + "\n")
-    if not wins:
+    if not promotion["promoted"]:
         raise typer.Exit(1)
 
 
@@ -100,12 +97,11 @@ def _await_ready(service: ServiceProcess) -> None:
 
 def _train(client: OpenAI, base_model: str) -> FineTuningJob:
     """Upload, job, progress: what any script for OpenAI's API does."""
-    files = [client.files.create(file=path, purpose="fine-tune") for path in (TRAINING_FILE, HELDOUT_FILE)]
-    for file in files:
-        stdout.print(f"uploaded {file.filename} ({file.bytes:,} bytes) as {file.id}")
+    file = client.files.create(file=TRAINING_FILE, purpose="fine-tune")
+    stdout.print(f"uploaded {file.filename} ({file.bytes:,} bytes) as {file.id}")
     job = client.fine_tuning.jobs.create(
         model=base_model,
-        training_file=files[0].id,
+        training_file=file.id,
         suffix="larkspoon",
         seed=SEED,
         method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": EPOCHS}}},
@@ -119,76 +115,100 @@ def _train(client: OpenAI, base_model: str) -> FineTuningJob:
     return job
 
 
-def _compare(client: OpenAI, base_model: str, fine_tuned_model: str) -> list[Result]:
-    questions = load_questions(HELDOUT_FILE)
+def _compare(client: OpenAI, base_model: str, job: FineTuningJob) -> dict[str, Any]:
+    """The base model alone, with the best prompts that we could write, and the custom model."""
     training = load_questions(TRAINING_FILE)
-    few, many = choose_examples(training, GUIDED_EXAMPLES), choose_examples(training, MOST_EXAMPLES)
-    candidates = [
-        Candidate("base", base_model, lambda question: question.turns),
-        Candidate("guided", base_model, lambda question: guided_turns(question, few)),
-        Candidate("examples", base_model, lambda question: exemplified_turns(question, many)),
-        Candidate("tuned", fine_tuned_model, lambda question: question.turns),
-    ]
-    columns = (TextColumn("{task.description:<9}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    results: list[Result] = []
-    with Progress(*columns, console=stderr) as progress:
-        for candidate in candidates:
-            task = progress.add_task(candidate.name, total=len(questions))
-            results.append(
-                run_candidate(client, candidate, questions, lambda task=task: progress.advance(task))
-            )
-    return results
 
+    def upload(name: str, examples: Sequence[Question]) -> str:
+        return client.files.create(file=(name, to_jsonl(examples)), purpose="evals").id
 
-def _print_table(results: list[Result]) -> None:
-    table = Table()
-    table.add_column("")
-    for heading in ("exact match", "95 % interval", "tokens in", "tokens out", "median latency"):
-        table.add_column(heading, justify="right")
-    names = {
-        "base": "base alone",
-        "guided": f"base + style guide + {GUIDED_EXAMPLES} examples",
-        "examples": f"base + {MOST_EXAMPLES} examples",
-        "tuned": "fine-tuned",
+    few = upload("few.jsonl", choose_examples(training, GUIDED_EXAMPLES))
+    many = upload("many.jsonl", choose_examples(training, MOST_EXAMPLES))
+    request = {
+        "name": "Is fine-tuning worth it here?",
+        "file": client.files.create(file=HELDOUT_FILE, purpose="evals").id,
+        "model": base_model,
+        "grader": "exact_match",
+        "max_tokens": MAX_ANSWER_TOKENS,
+        "seed": SEED,
+        "candidates": [
+            {"type": "base", "name": "base alone"},
+            {
+                "type": "few_shot",
+                "name": f"base + style guide + {GUIDED_EXAMPLES} examples",
+                "system": guided_prompt(),
+                "examples": GUIDED_EXAMPLES,
+                "file": few,
+            },
+            {
+                "type": "few_shot",
+                "name": f"base + {MOST_EXAMPLES} examples",
+                "system": EXAMPLES_PROMPT,
+                "examples": MOST_EXAMPLES,
+                "file": many,
+            },
+            {
+                "type": "few_shot",
+                "name": f"base + {GUIDED_EXAMPLES} nearest examples",
+                "system": EXAMPLES_PROMPT,
+                "examples": GUIDED_EXAMPLES,
+                "file": job.training_file,
+                "selection": "nearest",
+            },
+            {"type": "model", "name": "fine-tuned", "model": job.fine_tuned_model},
+        ],
     }
-    for result in results:
-        low, high = result.interval
-        table.add_row(
-            names[result.candidate.name],
-            f"{result.score:.1%}",
-            f"{low:.1%} to {high:.1%}",
-            f"{result.prompt_tokens:.0f}",
-            f"{result.completion_tokens:.0f}",
-            f"{result.median_seconds:.2f} s",
-        )
-    stdout.print(table, width=110)
+    comparison, exit_code = await_comparison(client, post_object(client, "/comparisons", request), None)
+    if exit_code:
+        raise typer.Exit(exit_code)
+    print_comparison(comparison)
+    return comparison
 
 
-def _print_answers(results: list[Result]) -> None:
+def _print_answers(items: list[dict[str, Any]]) -> None:
     """A few questions with every candidate's whole answer."""
-    questions = load_questions(HELDOUT_FILE)
-    for position in range(0, len(questions), -(-len(questions) // SHOWN_QUESTIONS)):
-        stdout.print(Text.assemble("\n", ("customer  ", "bold"), questions[position].turns[-1]["content"]))
-        for result in results:
-            answer = result.answers[position]
-            mark = ("✓ ", "green") if answer.correct else ("✗ ", "red")
-            stdout.print(
-                Text.assemble((f"{result.candidate.name:<10}", "bold"), mark, answer.text), soft_wrap=True
-            )
+    for item in items[:: -(-len(items) // SHOWN_QUESTIONS)]:
+        stdout.print(Text.assemble("\n", ("customer  ", "bold"), item["messages"][-1]["content"]))
+        for answer in item["answers"]:
+            mark = ("✓ ", "green") if answer["score"] == 1 else ("✗ ", "red")
+            said = (answer["text"] or answer["error"] or "").strip()
+            stdout.print(Text.assemble((f"{answer['candidate']:<34}", "bold"), mark, said), soft_wrap=True)
 
 
-def _verdict(base: Result, prompted: Result, tuned: Result) -> str:
-    """One plain sentence."""
-    n, best = len(tuned.answers), max(base, prompted, key=lambda result: result.score)
-    scores = (
-        f"on {n} held-out questions it gets {tuned.score:.0%} exactly right, "
-        f"the base model {base.score:.0%} alone and {prompted.score:.0%} with the better of two prompts"
-    )
-    if tuned.interval[0] > best.interval[1]:
-        return f"\nVerdict: fine-tuning is worth it here: {scores}."
-    if tuned.score > best.score:
-        return f"\nVerdict: fine-tuning looks better, but {n} questions do not settle it: {scores}."
-    return f"\nVerdict: you do not need fine-tuning here: {scores}."
+def _promote(client: OpenAI, job: FineTuningJob, comparison: dict[str, Any]) -> dict[str, Any]:
+    request = {
+        "model": job.fine_tuned_model,
+        "comparison": comparison["id"],
+        "rules": RULES,
+        "reason": "the demo's gate",
+    }
+    promotion = ask_gate(client, ALIAS, request)
+    print_promotion(promotion)
+    return promotion
+
+
+def _summary(job: FineTuningJob, comparison: dict[str, Any], promotion: dict[str, Any]) -> dict[str, Any]:
+    """For machines: the last line."""
+    scores = {each["type"]: each["score"] for each in comparison["candidates"]}
+    prompted = [each["score"] for each in comparison["candidates"] if each["type"] == "few_shot"]
+    assert job.finished_at is not None
+    return {
+        "n": comparison["questions"],
+        "base": round(scores["base"], 4),
+        "prompted": round(max(prompted), 4),
+        "tuned": round(scores["model"], 4),
+        "intervals": {
+            each["name"]: [round(each["interval"][end], 4) for end in ("low", "high")]
+            for each in comparison["candidates"]
+        },
+        "verdict": comparison["verdict"]["code"],
+        "comparison": comparison["id"],
+        "promoted": promotion["promoted"],
+        "alias": ALIAS,
+        "model": job.fine_tuned_model,
+        "trained_tokens": job.trained_tokens,
+        "train_seconds": job.finished_at - job.created_at,
+    }
 
 
 def _title(text: str) -> None:

@@ -71,7 +71,7 @@ def promote(
     request = {"model": model, "comparison": comparison, "rules": _rules(rule), "dry_run": dry_run}
     with connect(base_url) as client:
         seen = version if version is not None else current_version(client, alias)
-        promotion = _ask(client, alias, request | given(version=seen, reason=reason))
+        promotion = ask_gate(client, alias, request | given(version=seen, reason=reason))
         if junit is not None or as_markdown:
             outcome = Outcome(promotion, get_object(client, f"/comparisons/{comparison}"))
             failed = failed_questions(client, outcome)
@@ -85,12 +85,12 @@ def promote(
     if as_json:
         print_json(promotion)
     elif not as_markdown:
-        _print_promotion(promotion)
+        print_promotion(promotion)
     if not promotion["passed"]:
         raise typer.Exit(REFUSED)
 
 
-def _ask(client: OpenAI, alias: str, request: dict[str, Any]) -> dict[str, Any]:
+def ask_gate(client: OpenAI, alias: str, request: dict[str, Any]) -> dict[str, Any]:
     """The promotion; where the gate refused it, as a dry run would have shown it."""
     from openai import ConflictError  # noqa: PLC0415 - takes a second to import
 
@@ -141,7 +141,8 @@ def _number(rule: str, value: str) -> float:
         raise typer.BadParameter(f"'{value}' in '{rule}' is no number", param_hint="--rule") from None
 
 
-def _print_promotion(promotion: dict[str, Any]) -> None:
+def print_promotion(promotion: dict[str, Any]) -> None:
+    """What each rule came to, and what has become of the alias."""
     rows = [
         (each["rule"], "passed" if each["passed"] else "REFUSED", each["sentence"])
         for each in promotion["rules"]

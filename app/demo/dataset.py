@@ -2,11 +2,13 @@
 
 Of a dozen prompts tried on training questions these two did best: the style guide with a few examples (more
 examples beside it, or the guide in the user's turn, did worse), and as many examples as the context holds.
+A third prompt shows the examples that are most like the question.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ FOLDER = Path(__file__).parent
 TRAINING_FILE = FOLDER / "training.jsonl"
 HELDOUT_FILE = FOLDER / "heldout.jsonl"
 STYLE_GUIDE = FOLDER / "style_guide.md"
+EXAMPLES_PROMPT = "You are the Larkspoon help desk. Answer with one line in the house format."
 
 Turn = dict[str, str]
 
@@ -38,19 +41,12 @@ def load_questions(path: Path) -> list[Question]:
     return questions
 
 
-def guided_turns(question: Question, examples: list[Question]) -> list[Turn]:
-    """The question as a prompt with everything in it: instructions, the whole style guide, examples."""
-    system = (
+def guided_prompt() -> str:
+    """A system prompt with everything in it: instructions, and the whole style guide."""
+    return (
         f"{STYLE_GUIDE.read_text('utf-8').strip()}\n\n"
         "Find the product and the topic of the customer's question, then copy the one reply that fits."
     )
-    return [{"role": "system", "content": system}, *_shown(examples), question.turns[-1]]
-
-
-def exemplified_turns(question: Question, examples: list[Question]) -> list[Turn]:
-    """The question as a prompt that is all examples."""
-    system = "You are the Larkspoon help desk. Answer with one line in the house format."
-    return [{"role": "system", "content": system}, *_shown(examples), question.turns[-1]]
 
 
 def choose_examples(training: list[Question], count: int) -> list[Question]:
@@ -66,9 +62,10 @@ def choose_examples(training: list[Question], count: int) -> list[Question]:
     return chosen
 
 
-def _shown(examples: list[Question]) -> list[Turn]:
-    return [turn for example in examples for turn in (example.turns[-1], _answer(example))]
-
-
-def _answer(example: Question) -> Turn:
-    return {"role": "assistant", "content": example.reference}
+def to_jsonl(examples: Sequence[Question]) -> bytes:
+    """The examples as a file of conversations: the customer's last turn, and the answer."""
+    answered = [
+        {"messages": [example.turns[-1], {"role": "assistant", "content": example.reference}]}
+        for example in examples
+    ]
+    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in answered).encode()
