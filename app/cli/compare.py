@@ -157,7 +157,7 @@ def list_comparisons(
             each["id"],
             each["name"],
             each["status"],
-            each["verdict"]["code"] if each["verdict"] else None,
+            _verdict(each),
             f"{each['progress']['done']}/{each['progress']['total']}",
             moment(each["created_at"]),
         )
@@ -255,6 +255,11 @@ def _write_junit(client: OpenAI, path: Path, comparison: dict[str, Any]) -> None
         write_junit(path, comparison, found)
     except OSError as error:
         fail(f"cannot write {path}: {error}")
+
+
+def _verdict(comparison: dict[str, Any]) -> str | None:
+    verdict: dict[str, Any] = comparison["verdict"] or {}
+    return verdict.get("code")
 
 
 def _print(comparison: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:

@@ -341,14 +341,14 @@ class _Proposing:
         """The one model that a name stands for now."""
         with _as_param(param):
             target = aliases_service.resolve(self._session, self._settings, self._project_id, name)
-        first, *others = target.arms
+        only, *others = target.arms
         if others:
             raise InvalidRequestError(
                 f"The alias '{name}' is split between models; name one of them.",
                 code="alias_is_split",
                 param=param,
             )
-        return first.model.name
+        return only.model.name
 
     def _questions(self, file_id: str, param: str) -> Path:
         path = self._path(file_id, param)

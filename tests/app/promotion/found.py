@@ -90,6 +90,8 @@ def add_comparison(
         concurrency=1,
         seed=0,
         max_regression=0.05,
+        margin=0.05,
+        good_enough=0.9,
     )
     with database.writer() as session:
         owner = session.query(Project).filter_by(name=project).one()
