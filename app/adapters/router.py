@@ -59,7 +59,7 @@ def retrieve_model(
     if adapter is None:
         base = ModelObject.of_base(find_base_model(settings, model))
         return base.model_copy(update={"lineage": [base.id]})
-    return ModelObject.of_adapter(adapter).model_copy(update={"lineage": service.lineage(session, adapter)})
+    return ModelObject.of_adapter(adapter, service.lineage(session, adapter))
 
 
 @adapters_router.post("", openapi_extra=_IMPORT_BODY)
@@ -83,7 +83,7 @@ async def import_adapter(
             incoming=incoming,
             request=_import_request(form.fields),
         )
-    return ModelObject.of_adapter(adapter)
+    return ModelObject.of_adapter(adapter, [adapter.base_model, adapter.name])
 
 
 @adapters_router.post("/{name}/check")
@@ -95,7 +95,8 @@ def check_adapter(
     settings: SettingsDep,
 ) -> ModelObject:
     """Reads all of the adapter again: lifts its quarantine if it can be served now, else sets it."""
-    return ModelObject.of_adapter(service.check_again(reading, writing, settings, project.id, name))
+    adapter = service.check_again(reading, writing, settings, project.id, name)
+    return ModelObject.of_adapter(adapter, service.lineage(writing, adapter))
 
 
 @adapters_router.get(

@@ -52,7 +52,7 @@ class ModelObject(BaseModel):
         return cls(id=entry.name, created=0, owned_by="toque")
 
     @classmethod
-    def of_adapter(cls, adapter: Adapter) -> ModelObject:
+    def of_adapter(cls, adapter: Adapter, lineage: list[str] | None = None) -> ModelObject:
         """An adapter as the API shows it."""
         return cls(
             id=adapter.name,
@@ -61,6 +61,7 @@ class ModelObject(BaseModel):
             base_model=adapter.base_model,
             fine_tuning_job_id=adapter.job_id,
             parent=adapter.parent,
+            lineage=lineage,
             quarantine_reason=adapter.quarantine_reason,
             # Without tokens: there was nothing to compare.
             parity=Parity.model_validate(adapter.parity) if (adapter.parity or {}).get("tokens") else None,
