@@ -49,5 +49,5 @@ if __name__ == "__main__":
         stand_in_trainer.claim_stdout = lambda: minding(Path(sys.argv[2]), claim_stdout())
         stand_in_trainer.main()
     else:
-        worker.detect = lambda: Device("cuda", "GPU")  # pyright: ignore[reportPrivateImportUsage]
+        worker.detect = lambda: Device("cuda", "GPU", 80 * 2**30)  # pyright: ignore[reportPrivateImportUsage]
         worker.main([sys.executable, __file__, "trainer", sys.argv[1]])

@@ -43,7 +43,7 @@ def settings(settings: Settings) -> Settings:
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the stand-in for vLLM has done."""
-    monkeypatch.setattr(engine_module, "detect", lambda: Device("cuda", "GPU"))
+    monkeypatch.setattr(engine_module, "detect", lambda: Device("cuda", "GPU", 80 * 2**30))
     monkeypatch.setattr(engine_module, "_NOTICED_SECONDS", 0.1)
     monkeypatch.setenv("FAKE_VLLM_LOG", str(tmp_path / "vllm.log"))
     monkeypatch.setenv("FAKE_VLLM_BUSY", str(tmp_path / "busy"))
@@ -259,12 +259,12 @@ def test_a_vllm_that_does_not_sleep_is_stopped(
 
 @on_one_database
 def test_on_a_cpu_there_is_nothing_to_share(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
-    assert shared_device(settings, Device("cuda", "GPU")) == "gpu-0"
+    assert shared_device(settings, Device("cuda", "GPU", 80 * 2**30)) == "gpu-0"
     assert caplog.messages == []
     with caplog.at_level(logging.WARNING):
         assert shared_device(settings, cpu()) == ""
     assert "does nothing here" in caplog.text
-    assert shared_device(settings.model_copy(update={"shared_device": ""}), Device("cuda", "GPU")) == ""
+    assert shared_device(settings.model_copy(update={"shared_device": ""}), Device("cuda", "GPU", 80 * 2**30)) == ""
 
 
 def test_whose_turn_it_is(settings: Settings, database: Database) -> None:
