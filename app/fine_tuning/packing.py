@@ -116,7 +116,7 @@ def cut(examples: Sequence[Sequences], limits: Limits) -> Iterator[list[Sequence
     piece: list[Sequences] = []
     count = targets = 0
     for example in sorted(examples, key=length):
-        more = sum(sum(part.target_mask) for part in example)
+        more = sum(map(_count_targets, example))
         tokens = (count + len(example)) * length(example)
         if piece and (tokens > limits.tokens or targets + more > limits.targets):
             yield piece
@@ -139,14 +139,18 @@ def work_of_piece(piece: Sequence[Sequences]) -> Work:
     inputs = [part.input_ids[: _last_target(part)] for part in sequences]
     # One token of each is its own, even of two that are equal.
     shared = min(_common_prefix(inputs), min(map(len, inputs)) - 1) if len(inputs) > 1 else 0
-    own = [len(tokens) - shared for tokens in inputs]
-    longest = max(own)
+    longest = max(map(len, inputs)) - shared
+    tokens, before = shared, inputs[0][:shared]
+    for sequence in inputs:  # what it has in common with the one before it is there already
+        begun = min(shared + _common_prefix([before[shared:], sequence[shared:]]), len(sequence) - 1)
+        tokens += len(sequence) - begun
+        before = sequence
     return Work(
         pieces=1,
-        tokens=shared + sum(own),
-        rows=shared + len(own) * longest,
-        scores=shared * shared + len(own) * longest * (shared + longest),
-        targets=sum(sum(part.target_mask[1:]) for part in sequences),
+        tokens=tokens,
+        rows=shared + len(inputs) * longest,
+        scores=shared * shared + len(inputs) * longest * (shared + longest),
+        targets=sum(map(_count_targets, sequences)),
     )
 
 
@@ -154,6 +158,10 @@ def total(works: Iterable[Work]) -> Work:
     """All of it."""
     parts = list(works)
     return Work(**{name: sum(getattr(part, name) for part in parts) for name in Work.__struct_fields__})
+
+
+def _count_targets(sequence: TokenizedExample) -> int:
+    return sum(sequence.target_mask[1:])
 
 
 def _last_target(sequence: TokenizedExample) -> int:
@@ -169,7 +177,7 @@ def _within_largest(training: Sequence[Sequences], batch_size: int, limits: Limi
     """As the trainer narrows its limits: to what a batch of the longest examples takes."""
     largest = [part for example in sorted(training, key=length)[-batch_size:] for part in example]
     longest = max(len(part.input_ids) for part in largest)
-    targets = sum(sum(part.target_mask) for part in largest)
+    targets = sum(map(_count_targets, largest))
     return Limits(min(limits.tokens, len(largest) * longest), min(limits.targets, targets))
 
 

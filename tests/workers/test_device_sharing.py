@@ -264,7 +264,10 @@ def test_on_a_cpu_there_is_nothing_to_share(settings: Settings, caplog: pytest.L
     with caplog.at_level(logging.WARNING):
         assert shared_device(settings, cpu()) == ""
     assert "does nothing here" in caplog.text
-    assert shared_device(settings.model_copy(update={"shared_device": ""}), Device("cuda", "GPU", 80 * 2**30)) == ""
+    assert (
+        shared_device(settings.model_copy(update={"shared_device": ""}), Device("cuda", "GPU", 80 * 2**30))
+        == ""
+    )
 
 
 def test_whose_turn_it_is(settings: Settings, database: Database) -> None:

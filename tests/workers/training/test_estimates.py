@@ -16,7 +16,8 @@ from app.fine_tuning.packing import Limits, cut, total, work_of_job, work_of_pie
 from app.settings import Settings
 from tests.conftest import training_bytes, wait_until
 from tests.workers.training.conftest import Child, create, ended, run_worker
-from workers.training.dataset import BatchLimits, load_examples, micro_batches
+from workers.training.dataset import BatchLimits, Pair, TrainingExample, load_examples, micro_batches, pack
+from workers.training.dataset import sequences as sequences_of
 from workers.training.protocol import Finished, Started, Step, TrainingSpec
 
 sequences = st.builds(
@@ -29,12 +30,16 @@ sequences = st.builds(
 )
 
 
-@given(st.lists(sequences, min_size=1, max_size=12), st.integers(1, 200), st.integers(1, 12))
+examples = sequences | st.builds(Pair, sequences, sequences)
+
+
+@given(st.lists(examples, min_size=1, max_size=12), st.integers(1, 200), st.integers(1, 12))
 def test_pieces_are_counted_as_the_trainer_packs_them(
-    examples: list[TokenizedExample], tokens: int, targets: int
+    examples: list[TrainingExample], tokens: int, targets: int
 ) -> None:
-    packed = list(micro_batches(examples, BatchLimits(tokens, targets)))
-    counted = [work_of_piece(piece) for piece in cut([(one,) for one in examples], Limits(tokens, targets))]
+    packed = [pack(piece) for piece in micro_batches(examples, BatchLimits(tokens, targets))]
+    parts = [sequences_of(one) for one in examples]
+    counted = [work_of_piece(piece) for piece in cut(parts, Limits(tokens, targets))]
     assert [piece.tokens for piece in counted] == [batch.input_ids.shape[1] for batch in packed]
     assert [piece.targets for piece in counted] == [len(batch.targets) for batch in packed]
     assert [piece.rows for piece in counted] == [batch.shared + batch.query_rows.numel() for batch in packed]
