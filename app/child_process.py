@@ -1,20 +1,62 @@
-"""Long computing in a process of its own: it takes neither the service's one interpreter nor its memory."""
+"""Long computing in a process of its own: it takes neither the service's one interpreter nor its memory.
+
+As many run at once as the machine has cores; the others wait. Processes stay for the next call.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
-from anyio import from_thread, to_process
+from anyio import CapacityLimiter, from_thread, open_process, to_process
+from anyio.abc import Process
 
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
+_opening: ContextVar[list[asyncio.Task[Process]]] = ContextVar("_opening")
+
+
+async def run_in_child(
+    function: Callable[[Unpack[Arguments]], Result],
+    *arguments: *Arguments,
+    limiter: CapacityLimiter | None = None,
+) -> Result:
+    """What the function returns or raises; a caller that is cancelled takes the process with it.
+
+    Raises:
+        BrokenWorkerProcess: the process died.
+    """
+    opening: list[asyncio.Task[Process]] = []
+    token = _opening.set(opening)
+    try:
+        return await to_process.run_sync(function, *arguments, cancellable=True, limiter=limiter)
+    except asyncio.CancelledError:
+        for process in [await each for each in opening]:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.aclose()
+        raise
+    finally:
+        _opening.reset(token)
+
 
 def in_child(function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments) -> Result:
-    """What the function returns or raises; called from a route that runs in a thread.
+    """The same, called from a route that runs in a thread."""
+    return from_thread.run(partial(run_in_child, function, *arguments))
 
-    As many run at once as the machine has cores; the others wait. Processes stay for the next call.
-    """
-    return from_thread.run(partial(to_process.run_sync, function, *arguments, cancellable=True))
+
+async def _open_process(*arguments: Any, **options: Any) -> Process:
+    """As anyio's, but what has begun to start is there to be ended by whoever called."""
+    task = asyncio.create_task(open_process(*arguments, **options))
+    _opening.get([]).append(task)
+    return await asyncio.shield(task)
+
+
+# A call that is cancelled while its process starts would leave that running (anyio 4.16,
+# `to_process.run_sync`), and uvloop, which waits for every child, would never end.
+to_process.open_process = _open_process  # pyright: ignore[reportPrivateImportUsage]

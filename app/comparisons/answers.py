@@ -2,7 +2,7 @@
 
 Plain structs that pickle, since the computing happens in a child process:
 
-    results = await anyio.to_process.run_sync(compute_results, ComparisonAnswers(…))
+    results = await run_in_child(compute_results, ComparisonAnswers(…))
 
 with `from app.comparisons.statistics import compute_results` inside the function, not at the top of a module
 that the API imports: statistics imports numpy.

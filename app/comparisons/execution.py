@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from anyio import to_process, to_thread
+from anyio import to_thread
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
 
+from app.child_process import run_in_child
 from app.comparisons import few_shot, graders, grading, models, queue
 from app.comparisons.asking import Asker, prompt
 from app.comparisons.external import Endpoint
@@ -71,9 +72,7 @@ class Execution:
             await self._choose_examples()
             await self._ask()
             await self._ask_judges()
-            results, scores = await to_process.run_sync(
-                grading.compute, self._database.url, self._id, cancellable=True
-            )
+            results, scores = await run_in_child(grading.compute, self._database.url, self._id)
             await self._write(queue.succeed, results, scores)
             heart.cancel()
 
@@ -88,14 +87,8 @@ class Execution:
         for place, arm in enumerate(self._plan.candidates):
             if arm.file and arm.examples and arm.selection:
                 path = await self._read(self._find_path, arm.file)
-                self._choices[place] = await to_process.run_sync(
-                    few_shot.choose_examples,
-                    path,
-                    held_out,
-                    arm.examples,
-                    arm.seed,
-                    arm.selection,
-                    cancellable=True,
+                self._choices[place] = await run_in_child(
+                    few_shot.choose_examples, path, held_out, arm.examples, arm.seed, arm.selection
                 )
 
     async def _ask(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from anyio import from_thread, to_process
 from fastapi import APIRouter, Query
 from fastapi.responses import HTMLResponse, Response
 
+from app.child_process import in_child
 from app.comparisons import service
 from app.comparisons.examination import MAX_QUESTIONS, Examined, Files, examine
 from app.comparisons.plan import Plan
@@ -97,4 +97,4 @@ def get_report(comparison_id: str, project: CurrentProject, session: ReadSession
 
 def _examine_elsewhere(files: Files) -> Examined:
     """In a child process: files may be large, and this one is to stay small and quick."""
-    return from_thread.run(to_process.run_sync, examine, files)
+    return in_child(examine, files)

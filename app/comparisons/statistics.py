@@ -1,6 +1,6 @@
 """From graded answers to results: candidates, pairs, slices, checkpoint curves, regression, verdict.
 
-Needs numpy, so only a child process imports it: `anyio.to_process.run_sync(compute_results, answers)`.
+Needs numpy, so only a child process imports it: `run_in_child(compute_results, answers)`.
 """
 
 from __future__ import annotations

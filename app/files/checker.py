@@ -8,10 +8,11 @@ import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from anyio import BrokenWorkerProcess, CapacityLimiter, to_process, to_thread
+from anyio import BrokenWorkerProcess, CapacityLimiter, to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.base_models import counted_base
+from app.child_process import run_in_child
 from app.database import Database
 from app.files import checks
 from app.files.report import Report
@@ -108,9 +109,7 @@ class Checker:
     async def _validate(self, storage_key: str, base: Base | None, limiter: CapacityLimiter) -> Report:
         path = str(self._storage.path(storage_key))
         processes = min(_MOST_PROCESSES, os.cpu_count() or 1)
-        found = await to_process.run_sync(
-            validate_upload, path, base, processes, cancellable=True, limiter=limiter
-        )
+        found = await run_in_child(validate_upload, path, base, processes, limiter=limiter)
         return Report.model_validate_json(found)
 
     @asynccontextmanager
