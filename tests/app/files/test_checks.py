@@ -200,7 +200,8 @@ def test_preference_pairs_are_for_their_own_method(client: OpenAI) -> None:
     assert client.files.wait_for_processing(file, poll_interval=0.05).status == "processed"
     with pytest.raises(openai.BadRequestError) as refused:
         create(client, file)
-    assert (refused.value.code, refused.value.param) == ("unsuitable_format", "training_file")
+    assert (refused.value.code, refused.value.param) == ("wrong_format", "training_file")
+    assert "Line 1 " in str(refused.value)
 
 
 def test_a_held_out_file_that_equals_the_training_file_is_remarked_on(client: OpenAI) -> None:

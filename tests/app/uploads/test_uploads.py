@@ -237,18 +237,15 @@ def test_nobody_waits_while_the_parts_are_put_together(client: OpenAI, settings:
     assert client.files.content(done.file.id).read() == b"abc"
 
 
-def test_a_training_file_that_is_wrong_is_refused_whole(client: OpenAI, settings: Settings) -> None:
+def test_a_training_file_that_is_wrong_is_checked_like_any_other(client: OpenAI) -> None:
     content = training_bytes(2) + b"{\n"
     upload = begin(client, content, "fine-tune")
     ids = [add(client, upload, content[:100]), add(client, upload, content[100:])]
-    with pytest.raises(openai.BadRequestError) as caught:
-        client.uploads.complete(upload.id, part_ids=ids)
-    assert caught.value.code == "invalid_json"
-    assert "Line 3 " in str(caught.value)
-    assert list(client.files.list()) == []
-    assert client.get(f"/uploads/{upload.id}", cast_to=Upload).status == "pending"
-    client.uploads.cancel(upload.id)
-    assert stored(settings) == []
+    completed = client.uploads.complete(upload.id, part_ids=ids)
+    assert completed.file is not None
+    checked = client.files.wait_for_processing(completed.file.id, poll_interval=0.05)
+    assert checked.status == "error"
+    assert "Line 3 " in str(checked.status_details)
 
 
 def test_the_file_may_expire(client: OpenAI) -> None:
