@@ -121,6 +121,7 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
     creates_nothing = {
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/adapters/{name}/check",
         "/v1/comparisons/{comparison_id}/cancel",
         "/v1/uploads/{upload_id}/cancel",
         "/v1/fine_tuning/jobs/{job_id}/cancel",

@@ -67,10 +67,9 @@ def test_half_a_surrogate_pair(http: httpx2.Client) -> None:
     model = b'{"model": "\\ud800", "training_file": "f"}'
     file = b'{"model": "smollm2-135m-instruct", "training_file": "\\ud800"}'
     headers = {"content-type": "application/json"}
-    assert_envelope(
-        http.post("/v1/fine_tuning/jobs", content=model, headers=headers), 404, "model_not_found", "model"
-    )
-    assert_envelope(http.post("/v1/fine_tuning/jobs", content=file, headers=headers), 400, "invalid_value")
+    for content in (model, file):
+        response = http.post("/v1/fine_tuning/jobs", content=content, headers=headers)
+        assert_envelope(response, 400, "invalid_value")
 
 
 def test_a_content_type_that_is_not_json(http: httpx2.Client) -> None:

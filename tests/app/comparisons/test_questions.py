@@ -53,7 +53,7 @@ def test_a_reference_of_tool_calls_is_read_as_json(tmp_path: Path) -> None:
     [
         ("{", "Line 2"),
         ({"prompt": "a", "completion": "b"}, "Line 2 is no chat"),
-        ({"messages": turns("only a question")}, "Line 2 ends with a user turn"),
+        ({"messages": turns("only a question")}, "Line 2 has no assistant turn"),
         (
             {"messages": [{"role": "assistant", "content": "only an answer"}]},
             "Line 2 has an answer, and no question",
