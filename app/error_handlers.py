@@ -130,7 +130,8 @@ def _param_path(location: tuple[int | str, ...], body: Any) -> str:
             place = cast("list[Any]", place)[part]
         elif isinstance(part, str) and isinstance(place, dict):
             known = cast("dict[str, Any]", place)
-            if position < len(location) and (part not in known or known.get("type") == part):
+            is_branch = known.get("type") == part and not isinstance(known.get(part), dict | list)
+            if position < len(location) and (part not in known or is_branch):
                 continue
             path += f".{part}" if path else part
             place = known.get(part)
