@@ -84,7 +84,8 @@ class Database:
         return self._write.begin()
 
     def dispose(self) -> None:
-        """Closes the pool."""
+        """Closes the pool; a connection that a thread still has is closed once it gives it back."""
+        event.listen(self.engine, "checkin", _close_returned)
         self.engine.dispose()
 
 
@@ -97,6 +98,10 @@ def take_turn(session: Session, name: str) -> None:
     if connection.dialect.name == "postgresql":
         lock = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
         session.execute(select(func.pg_advisory_xact_lock(lock)))
+
+
+def _close_returned(_connection: Any, record: Any) -> None:
+    record.close()
 
 
 def _bound_idle_transactions(connection: Any, _record: Any) -> None:
