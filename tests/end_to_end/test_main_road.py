@@ -14,10 +14,12 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from junitparser import JUnitXml
 from openai import OpenAI
 
+from app.demo.dataset import HELDOUT_FILE
 from tests.conftest import BASE_MODEL, wait_until
-from tests.end_to_end.conftest import KEY, Deployment, Trained, descendants
+from tests.end_to_end.conftest import KEY, PRODUCT, Deployment, Trained, descendants
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PARIS: Any = [{"role": "user", "content": "What is the capital of France?"}]
@@ -134,6 +136,36 @@ def test_every_checkpoint_answers(client: OpenAI, trained: Trained, questions: l
     last = max(answers)
     assert answers[last] == ask(client, trained.job.fine_tuned_model, questions[0])
     assert answers[min(answers)] != ""
+
+
+def test_a_shell_script_ships_the_model_and_takes_it_back(
+    deployment: Deployment, client: OpenAI, trained: Trained, questions: list[Any], tmp_path: Path
+) -> None:
+    heldout = tmp_path / "heldout.jsonl"
+    lines = [line for line in HELDOUT_FILE.read_text("utf-8").split("\n") if f"[{PRODUCT}/" in line]
+    heldout.write_text("\n".join(lines) + "\n", "utf-8")
+    model = trained.job.fine_tuned_model
+    first = client.fine_tuning.jobs.checkpoints.list(trained.job.id).data[-1].fine_tuned_model_checkpoint
+    question = questions[0].turns[-1]["content"]
+    done = subprocess.run(
+        ["bash", EXAMPLES / "ship.sh", "house-style:production", model, first, BASE_MODEL, heldout, question],
+        cwd=tmp_path,
+        env=deployment.environment
+        | {"TOQUE_BASE_URL": f"{deployment.url}/v1", "TOQUE": f"{sys.executable} -m app.cli.main"}
+        | {"PYTHONPATH": os.pathsep.join([str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"house-style:production points to {model} now (version 2)." in done.stdout
+    assert f"shipped: {ask(client, model, questions[0])}" in done.stdout
+    report = JUnitXml.fromfile(str(tmp_path / "gate.xml"))
+    assert (report.tests, report.failures) == (2, 0)
+    alias: Any = client.get("/aliases/house-style:production", cast_to=object)
+    assert (alias["model"], alias["version"]) == (first, 3), "rolled back"
+    assert ask(client, "house-style:production", questions[0]) == ask(client, first, questions[0])
+    client.delete("/aliases/house-style:production", cast_to=object)
 
 
 def test_what_passes_through(client: OpenAI, trained: Trained) -> None:
