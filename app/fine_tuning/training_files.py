@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.base_models import chat_template, find_base_model, hidden_size
 from app.database import Database
-from app.errors import InvalidRequestError, ToqueError
+from app.errors import InvalidRequestError, ToqueError, UnavailableError
 from app.files import service as files_service
 from app.files.checks import report_of
 from app.files.examples import ExampleError
@@ -62,9 +62,11 @@ def resolve(
 
     Raises:
         InvalidRequestError: a file is unfit for this job, or a hyperparameter for this file.
+        UnavailableError: the storage does not have a file.
     """
     for param, file in files.items():
         _refuse_errors(session, file, param)
+        files_service.content_path(storage, file)
     require_enough(examples)
     hyperparameters = resolve_hyperparameters(
         dict(requested),
@@ -125,6 +127,8 @@ def _admit(session: Session, storage: LocalStorage, settings: Settings) -> None:
                 examples=files["training_file"].examples or 0,
                 requested=job.hyperparameters,
             )
+        except UnavailableError:
+            continue  # the storage may come back
         except ToqueError as error:
             job.status, job.finished_at = "failed", time.time()
             job.error = {

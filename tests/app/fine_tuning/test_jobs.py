@@ -233,6 +233,7 @@ def test_a_file_that_the_storage_has_lost_is_no_fault_of_the_request(
 ) -> None:
     long = "".join(chat_line(f"Soup {n}? " + "leek " * 1000) + "\n" for n in range(12)).encode()
     file = client.files.create(file=("train.jsonl", long), purpose="fine-tune")
+    assert client.files.wait_for_processing(file.id, poll_interval=0.05).status == "processed"
     with database.reader() as session:
         stored = session.get_one(File, file.id).storage_key
     LocalStorage(settings.storage_root).path(stored).unlink()

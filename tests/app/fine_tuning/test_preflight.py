@@ -236,6 +236,7 @@ def test_of_many_examples_a_sample_is_looked_at(tmp_path: Path, base_models_dir:
                 held_out=frozenset(),
                 examples=400,
                 validation_examples=0,
+                method="supervised",
                 limits=Limits.of_device(is_gpu=False, vocabulary=49152),
                 n_epochs=1,
                 batch_size=8,
