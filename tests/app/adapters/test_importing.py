@@ -126,7 +126,7 @@ def test_it_loads_in_peft_as_it_was(http: httpx2.Client, base_models_dir: Path, 
     )
     for name, weight in made.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.5)
+            torch.nn.init.normal_(weight, std=20.0, generator=torch.Generator().manual_seed(1))
     made.save_pretrained(tmp_path / "mine")
     ids = torch.tensor([[1, 2, 3]])
     with torch.no_grad():
@@ -136,8 +136,10 @@ def test_it_loads_in_peft_as_it_was(http: httpx2.Client, base_models_dir: Path, 
     taken = write_files(tmp_path / "taken", download(http, name))
     model = AutoModelForCausalLM.from_pretrained(base_models_dir / BASE_MODEL, dtype=torch.float32)
     with torch.no_grad():
-        assert not torch.allclose(model(ids).logits, expected, atol=1e-3)
-        torch.testing.assert_close(PeftModel.from_pretrained(model, taken)(ids).logits, expected)
+        assert not torch.allclose(model(ids).logits, expected, atol=1e-2)
+        # How a sum is cut among threads shows in the last digits.
+        found = PeftModel.from_pretrained(model, taken)(ids).logits
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def hostile(base: Shapes, folder: Path) -> Iterator[tuple[str, str, str]]:
