@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.chat_template import ChatTemplate
+from app.settings import Settings
 from workers.training.dataset import load_examples
 from workers.training.protocol import Failed, Finished, Hyperparameters, Progress, Started, Step, TrainingSpec
 
@@ -46,7 +47,9 @@ def main() -> None:
     parser.add_argument(
         "--validation", type=Path, help="held-out file (default: the demo's, or a tenth of --dataset)"
     )
-    parser.add_argument("--base-model-dir", type=Path, default=Path("/tmp/models/smollm2-135m-instruct"))
+    settings = Settings()
+    prepared = settings.base_model_dir(settings.engine_base)
+    parser.add_argument("--base-model-dir", type=Path, default=prepared)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=8)
