@@ -6,7 +6,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import file_digest
 from pathlib import Path
@@ -101,7 +101,11 @@ def _scan_part(
     counter = context = None
     if base is not None and shortcuts is not None:
         counter, context = _load_counter(base.folder, shortcuts), base.context
-    return scan_lines(path, counter, context, start=start, end=end, is_large=is_large)
+    # In a thread of its own: `fastokens` keeps the words that a thread has seen, without a limit.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(
+            scan_lines, path, counter, context, start=start, end=end, is_large=is_large
+        ).result()
 
 
 _counters: dict[str, TokenCounter] = {}
