@@ -18,6 +18,7 @@ from app.files.numbered_lines import numbered_lines
 from app.files.report import MIN_EXAMPLES
 from app.files.storage import LocalStorage
 from app.fine_tuning import estimates, service
+from app.fine_tuning.hold_out import choose_split
 from app.fine_tuning.hyperparameters import resolve_hyperparameters
 from app.fine_tuning.inspection import Found, Subject, inspect
 from app.fine_tuning.packing import Limits
@@ -67,7 +68,7 @@ def check_job(
         UnavailableError: a file is still being checked, or the storage does not have it; or the base model is
             not prepared on this machine, so nothing can be tokenized, or of a kind that nothing is known of.
     """
-    chosen = service.choose_split(session, storage, project_id, request)
+    chosen = choose_split(session, storage, project_id, request)
     choice = chosen[1] if chosen else None
     plan = service.plan_job(session, storage, settings, find_parent, project_id, request, choice)
     if plan.waits:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import secrets
 import statistics
 import time
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,14 +13,13 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 from app.base_models import find_base_model, hidden_size
-from app.child_process import in_child
 from app.creations import CreationRequest
-from app.errors import ConflictError, InvalidRequestError, NotFoundError, UnavailableError
-from app.files import service as files_service
+from app.errors import ConflictError, InvalidRequestError, NotFoundError
 from app.files.models import File
 from app.files.report import MIN_EXAMPLES
 from app.files.storage import LocalStorage
 from app.fine_tuning import queue, training_files, workers
+from app.fine_tuning.hold_out import keep_split, made_split
 from app.fine_tuning.hyperparameters import (
     LoraHyperparameters,
     RequestedHyperparameters,
@@ -30,8 +28,8 @@ from app.fine_tuning.hyperparameters import (
 from app.fine_tuning.methods import SUPPORTED_METHODS
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
 from app.fine_tuning.parents import FindParent, Parent
-from app.fine_tuning.schemas import AUTO_SPLIT, CreateJob, SplitRequest
-from app.fine_tuning.split import Choice, IncomingSplit, choose, filenames, write_split
+from app.fine_tuning.schemas import CreateJob
+from app.fine_tuning.split import Choice, IncomingSplit
 from app.pagination import fetch_page
 from app.settings import BaseModelEntry, Settings
 
@@ -77,7 +75,7 @@ def create_job(
         FailedDependencyError: the model to go on from is quarantined or damaged.
         UnavailableError: a hold-out is to be made of a file that is still being checked.
     """
-    with _made_split(reading, storage, creating.project_id, request) as split:
+    with made_split(reading, storage, creating.project_id, request) as split:
         return _create(session, storage, settings, find_parent, creating, request, split)
 
 
@@ -111,7 +109,7 @@ def _create(
         rank=-(request.priority or 0),
     )
     if split is not None:
-        _keep_split(session, storage, plan.training_file, split, job)
+        keep_split(session, storage, plan.training_file, split, job)
     if split is not None or parent is not None or plan.method != "supervised":
         job.spec_version = EXTENDED_SPEC_VERSION
     session.add(job)
@@ -182,55 +180,6 @@ def plan_job(
         requested=requested,
     )
     return replace(plan, hyperparameters=hyperparameters)
-
-
-def choose_split(
-    session: Session, storage: LocalStorage, project_id: str, request: CreateJob
-) -> tuple[File, Choice] | None:
-    """What the request's hold-out takes of which file; None where it asks for none.
-
-    It reads the whole file in another process, and takes no transaction along.
-
-    Raises:
-        InvalidRequestError: the file is too small, has the wrong purpose, or another one is named beside.
-        NotFoundError: the file does not exist.
-        UnavailableError: the storage does not have it, or it is still being checked.
-    """
-    wanted = request.validation_split
-    if request.validation_file == AUTO_SPLIT:
-        wanted = wanted or SplitRequest()
-    elif request.validation_file is not None and wanted is not None:
-        raise InvalidRequestError(
-            "'validation_split' makes a validation file of the training file: set 'validation_file' to "
-            "\"auto\", or leave 'validation_split' out.",
-            code="invalid_value",
-            param="validation_split",
-        )
-    if wanted is None:
-        return None
-    file = training_files.find_training_file(session, project_id, request.training_file, "training_file")
-    _require_checked(file)
-    _, path = files_service.find_content(session, storage, project_id, file.id)
-    session.close()
-    return file, in_child(choose, path, wanted, MIN_EXAMPLES)
-
-
-@contextmanager
-def _made_split(
-    session: Session, storage: LocalStorage, project_id: str, request: CreateJob
-) -> Generator[IncomingSplit | None]:
-    """The hold-out that the request asks for, written but not kept: for `_create`.
-
-    Raises:
-        InvalidRequestError: as `choose_split`.
-        NotFoundError: as `choose_split`.
-    """
-    chosen = choose_split(session, storage, project_id, request)
-    if chosen is None:
-        yield None
-        return
-    with write_split(storage, *chosen) as split:
-        yield split
 
 
 def get_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
@@ -422,33 +371,3 @@ def _of_method(request: CreateJob, method: str) -> RequestedHyperparameters | No
             )
     settings = getattr(request.method, method) if request.method else None
     return settings.hyperparameters if settings else None
-
-
-def _require_checked(file: File) -> None:
-    if file.status == "uploaded":
-        raise UnavailableError(
-            f"The file '{file.id}' is still being checked; ask again in a moment.", code="file_not_checked"
-        )
-
-
-def _keep_split(
-    session: Session, storage: LocalStorage, file: File, split: IncomingSplit, job: FineTuningJob
-) -> None:
-    """Makes files of both parts, and names them on the job."""
-    rest, held_out = (
-        files_service.keep_file(
-            session,
-            storage,
-            part.incoming,
-            project_id=file.project_id,
-            filename=filename,
-            purpose=file.purpose,
-            expires_at=None,
-        )
-        for part, filename in zip((split.rest, split.held_out), filenames(file.filename), strict=True)
-    )
-    job.rest_file_id, job.validation_file_id = rest.id, held_out.id
-    job.validation_split = split.choice.request.model_dump() | {
-        "examples": split.rest.examples,
-        "held_out": split.held_out.examples,
-    }

@@ -44,14 +44,11 @@ class Part:
 
     incoming: IncomingFile
     examples: int = 0
-    longest_line: int = 0
-    """Bytes."""
 
     def add(self, line: bytes) -> None:
         """The next example."""
         self.incoming.write(line + b"\n")
         self.examples += 1
-        self.longest_line = max(self.longest_line, len(line))
 
 
 @dataclass(frozen=True, slots=True)
