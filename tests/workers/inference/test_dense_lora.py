@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
+from workers.inference import lora_stack  # noqa: E402
 from workers.inference.dense_lora import DenseLoraWrapper  # noqa: E402
 
 SLOTS, MAX_RANK = 4, 32
@@ -121,6 +122,52 @@ def test_long_runs_and_mixed_rows_in_one_batch() -> None:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
+def test_settled_weights_are_reordered_and_mean_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reordered: list[torch.Size] = []
+    create = lora_stack.vllm_ops.create_onednn_mm
+
+    def noted(weight: torch.Tensor, *arguments: int) -> object:
+        reordered.append(weight.shape)
+        return create(weight, *arguments)
+
+    monkeypatch.setattr(lora_stack.vllm_ops, "create_onednn_mm", noted)
+    torch.manual_seed(3)
+    layer, slots = Layer(*LAYERS[kind]), [0, -1, 3, 1, 2, -1, 2, 0]
+    for slot in range(SLOTS):
+        layer.set_lora(slot, 16)
+    wrapper = wrapper_for(slots)
+    for change in ("settled", "one adapter goes, another comes", "settled again"):
+        if change.startswith("one"):
+            layer.set_lora(1, 8)
+            set_rows(wrapper, slots, [1, 99, 3, 4])
+        for batch in range(40):
+            y, x = inputs(layer, len(slots))
+            result = apply(wrapper, layer, y, x)
+            if batch in (0, 39):
+                assert torch.equal(result[[1, 5]], y[[1, 5]])
+                expected = y.float() + layer.reference(x, slots)
+                torch.testing.assert_close(result.float(), expected, rtol=2**-6, atol=2**-5)
+    assert len(reordered) == 2 * 2  # A and B, before the change and after it
+
+
+def test_a_processor_without_onednn_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> object:
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(lora_stack.vllm_ops, "create_onednn_mm", refuse)
+    torch.manual_seed(4)
+    layer, slots = Layer(*LAYERS["o"]), [0, 3, -1]
+    layer.set_lora(0, 16)
+    layer.set_lora(3, 16)
+    wrapper = wrapper_for(slots)
+    for _ in range(40):
+        y, x = inputs(layer, len(slots))
+        result = apply(wrapper, layer, y, x)
+        expected = y.float() + layer.reference(x, slots)
+        torch.testing.assert_close(result.float(), expected, rtol=2**-6, atol=2**-5)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
 def test_adapters_come_and_go_in_the_slots(kind: str) -> None:
     rng = random.Random(kind)
     torch.manual_seed(2)
@@ -140,22 +187,25 @@ def test_adapters_come_and_go_in_the_slots(kind: str) -> None:
         slots = rng.choices(held, k=rng.choice([3, 16, 40]))
         set_rows(wrapper, slots, owners)
         y, x = inputs(layer, len(slots))
-        result = apply(wrapper, layer, y, x)
-        torch.testing.assert_close(
-            result.float(), y.float() + layer.reference(x, slots), rtol=2**-6, atol=2**-5
-        )
+        for _ in range(rng.choice([1, 1, 40])):
+            result = apply(wrapper, layer, y, x)
+            torch.testing.assert_close(
+                result.float(), y.float() + layer.reference(x, slots), rtol=2**-6, atol=2**-5
+            )
 
 
 def test_an_adapter_that_overflows_stays_in_its_rows() -> None:
     torch.manual_seed(0)
     layer = Layer(*LAYERS["down"])
     layer.set_lora(0, 16)
-    layer.set_lora(1, 16)
-    layer.a[0][1] = 3e38
+    layer.set_lora(3, 16)
+    layer.a[0][3] = 3e38
     y, x = inputs(layer, 3)
-    result = apply(wrapper_for([0, 1, -1]), layer, y, x)
-    assert torch.equal(result[2], y[2])
-    assert torch.isfinite(result[0]).all()
+    wrapper = wrapper_for([0, 3, -1])
+    for _ in range(40):
+        result = apply(wrapper, layer, y, x)
+        assert torch.equal(result[2], y[2])
+        assert torch.isfinite(result[0]).all()
 
 
 def test_a_batch_without_adapters_is_left_alone() -> None:
