@@ -10,8 +10,8 @@ from functools import partial
 from fastapi import FastAPI
 
 from app import __version__, health
-from app.adapters import service as adapters_service
 from app.adapters.router import adapters_router, models_router
+from app.aliases import service as aliases_service
 from app.aliases.router import models_router as aliased_models_router
 from app.aliases.router import router as aliases_router
 from app.comparisons.router import router as comparisons_router
@@ -45,7 +45,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.settings = settings
         app.state.database = Database(settings.sqlalchemy_url)
         app.state.storage = LocalStorage(settings.storage_root)
-        app.state.find_parent = partial(adapters_service.find_parent, settings, app.state.storage)
+        app.state.find_model = partial(aliases_service.find_model_to_train, settings, app.state.storage)
         app.state.metrics = metrics
         tally = Tally(app.state.database)
         replicas = app.state.replicas = Replicas(settings, app.state.database)

@@ -18,6 +18,8 @@ from app.aliases.target import Arm, Target
 from app.auth.models import ApiKey
 from app.creations import CreationRequest
 from app.errors import ConflictError, FailedDependencyError, InvalidRequestError, NotFoundError, ToqueError
+from app.files.storage import LocalStorage
+from app.fine_tuning.parents import Parent
 from app.pagination import fetch_page
 from app.settings import Settings
 
@@ -48,6 +50,41 @@ def resolve(session: Session, settings: Settings, project_id: str, name: str) ->
     if not arms:
         raise problems[0]
     return Target(name, tuple(arms))
+
+
+def find_single(session: Session, settings: Settings, project_id: str, name: str) -> str:
+    """The name of the one model that the project's alias of that name points to; any other name as it is.
+
+    Raises:
+        InvalidRequestError: the alias is split between models.
+    """
+    alias = None if _is_models_name(settings, name) else _find(session, project_id, name)
+    if alias is None:
+        return name
+    first, *others = alias.split
+    if others:
+        raise InvalidRequestError(
+            f"The alias '{name}' is split between models; name one of them.",
+            code="alias_is_split",
+            param="model",
+        )
+    return first["model"]
+
+
+def find_model_to_train(
+    settings: Settings, storage: LocalStorage, session: Session, project_id: str, name: str
+) -> Parent | str:
+    """The project's model of that name or alias, for training to go on from; else the name of a base model.
+
+    It is not deleted before the caller's transaction ends.
+
+    Raises:
+        InvalidRequestError: the alias is split between models.
+        FailedDependencyError: the model is quarantined, or its files are damaged.
+        UnavailableError: the storage cannot be read now.
+    """
+    model = find_single(session, settings, project_id, name)
+    return adapters_service.find_parent(settings, storage, session, project_id, model) or model
 
 
 def get_alias(session: Session, project_id: str, name: str) -> Alias:

@@ -340,15 +340,9 @@ class _Proposing:
     def _resolve(self, name: str, param: str) -> str:
         """The one model that a name stands for now."""
         with _as_param(param):
-            target = aliases_service.resolve(self._session, self._settings, self._project_id, name)
-        only, *others = target.arms
-        if others:
-            raise InvalidRequestError(
-                f"The alias '{name}' is split between models; name one of them.",
-                code="alias_is_split",
-                param=param,
-            )
-        return only.model.name
+            model = aliases_service.find_single(self._session, self._settings, self._project_id, name)
+            served = adapters_service.resolve_model(self._session, self._settings, self._project_id, model)
+        return served.name
 
     def _questions(self, file_id: str, param: str) -> Path:
         path = self._path(file_id, param)

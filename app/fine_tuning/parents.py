@@ -18,10 +18,11 @@ class Parent:
     alpha: float
 
 
-FindParent = Callable[[Session, str, str], Parent | None]
-"""The model of a project's id and a name; None where the project has none of that name.
+FindModel = Callable[[Session, str, str], Parent | str]
+"""What a project, by its id, has under a name: one of its models, or the name of what is none of them.
 
 Raises:
+    InvalidRequestError: the name is that of an alias which stands for several models.
     FailedDependencyError: it is quarantined, or its files are damaged.
     UnavailableError: the storage cannot be read now.
 """

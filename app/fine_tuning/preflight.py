@@ -22,7 +22,7 @@ from app.fine_tuning.hold_out import choose_split
 from app.fine_tuning.hyperparameters import resolve_hyperparameters
 from app.fine_tuning.inspection import Found, Subject, inspect
 from app.fine_tuning.packing import Limits
-from app.fine_tuning.parents import FindParent
+from app.fine_tuning.parents import FindModel
 from app.fine_tuning.preflight_schemas import (
     Basis,
     HeldOut,
@@ -55,7 +55,7 @@ def check_job(
     session: Session,
     storage: LocalStorage,
     settings: Settings,
-    find_parent: FindParent,
+    find_model: FindModel,
     project_id: str,
     request: CreateJob,
 ) -> JobPreflight:
@@ -70,7 +70,7 @@ def check_job(
     """
     chosen = choose_split(session, storage, project_id, request)
     choice = chosen[1] if chosen else None
-    plan = service.plan_job(session, storage, settings, find_parent, project_id, request, choice)
+    plan = service.plan_job(session, storage, settings, find_model, project_id, request, choice)
     if plan.waits:
         message = "A file is still being checked; ask again in a moment."
         raise UnavailableError(message, code="file_not_checked")

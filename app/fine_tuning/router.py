@@ -20,7 +20,7 @@ from app.dependencies import (
 from app.errors import ERROR_RESPONSES
 from app.fine_tuning import preflight, service
 from app.fine_tuning.models import FineTuningJob
-from app.fine_tuning.parents import FindParent
+from app.fine_tuning.parents import FindModel
 from app.fine_tuning.preflight_schemas import JobPreflight
 from app.fine_tuning.schemas import CheckpointObject, CreateJob, EventObject, JobObject
 from app.pagination import Page
@@ -29,11 +29,11 @@ from app.settings import Settings
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], responses=ERROR_RESPONSES)
 
 
-def _find_parent(request: Request) -> FindParent:
-    return cast("FindParent", request.app.state.find_parent)
+def _find_model(request: Request) -> FindModel:
+    return cast("FindModel", request.app.state.find_model)
 
 
-FindParentDep = Annotated[FindParent, Depends(_find_parent)]
+FindModelDep = Annotated[FindModel, Depends(_find_model)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -45,7 +45,7 @@ async def create_job(
     session: WriteSession,
     storage: StorageDep,
     settings: SettingsDep,
-    find_parent: FindParentDep,
+    find_model: FindModelDep,
     checker: CheckerDep,
 ) -> JobObject | JobPreflight:
     """Checks the request and the files, and queues a job; the same request sent again queues no other.
@@ -56,10 +56,10 @@ async def create_job(
     await checker.settle(body.file_ids, settings.check_patience_seconds)
     if body.dry_run:
         return await run_in_threadpool(
-            preflight.check_job, reading, storage, settings, find_parent, creating.project_id, body
+            preflight.check_job, reading, storage, settings, find_model, creating.project_id, body
         )
     job = await run_in_threadpool(
-        service.create_job, reading, session, storage, settings, find_parent, creating, body
+        service.create_job, reading, session, storage, settings, find_model, creating, body
     )
     return await run_in_threadpool(_shown, session, settings, job)
 

@@ -27,7 +27,7 @@ from app.fine_tuning.hyperparameters import (
 )
 from app.fine_tuning.methods import SUPPORTED_METHODS
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
-from app.fine_tuning.parents import FindParent, Parent
+from app.fine_tuning.parents import FindModel, Parent
 from app.fine_tuning.schemas import CreateJob
 from app.fine_tuning.split import Choice, IncomingSplit
 from app.pagination import fetch_page
@@ -60,7 +60,7 @@ def create_job(
     session: Session,
     storage: LocalStorage,
     settings: Settings,
-    find_parent: FindParent,
+    find_model: FindModel,
     creating: CreationRequest,
     request: CreateJob,
 ) -> FineTuningJob:
@@ -76,14 +76,14 @@ def create_job(
         UnavailableError: a hold-out is to be made of a file that is still being checked.
     """
     with made_split(reading, storage, creating.project_id, request) as split:
-        return _create(session, storage, settings, find_parent, creating, request, split)
+        return _create(session, storage, settings, find_model, creating, request, split)
 
 
 def _create(
     session: Session,
     storage: LocalStorage,
     settings: Settings,
-    find_parent: FindParent,
+    find_model: FindModel,
     creating: CreationRequest,
     request: CreateJob,
     split: IncomingSplit | None,
@@ -92,7 +92,7 @@ def _create(
     if (known := creating.find(session, "fine_tuning.job", content)) is not None:
         return get_job(session, project_id, known)
     choice = split.choice if split else None
-    plan = plan_job(session, storage, settings, find_parent, project_id, request, choice)
+    plan = plan_job(session, storage, settings, find_model, project_id, request, choice)
     base, parent = plan.base, plan.parent
     job = FineTuningJob(
         project_id=project_id,
@@ -131,7 +131,7 @@ def plan_job(
     session: Session,
     storage: LocalStorage,
     settings: Settings,
-    find_parent: FindParent,
+    find_model: FindModel,
     project_id: str,
     request: CreateJob,
     choice: Choice | None,
@@ -144,8 +144,9 @@ def plan_job(
         FailedDependencyError: the model to go on from is quarantined or damaged.
     """
     method, requested = _method(request)
-    parent = find_parent(session, project_id, request.model)
-    base = find_base_model(settings, parent.base_model if parent else request.model)
+    model = find_model(session, project_id, request.model)
+    parent = model if isinstance(model, Parent) else None
+    base = find_base_model(settings, model.base_model if isinstance(model, Parent) else model)
     named = {"training_file": request.training_file}
     if choice is None and request.validation_file is not None:
         named["validation_file"] = request.validation_file

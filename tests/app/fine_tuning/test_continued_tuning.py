@@ -153,6 +153,31 @@ def test_files_of_another_method_are_refused(client: OpenAI) -> None:
 # Going on from a model
 
 
+def test_a_job_goes_on_from_what_an_alias_points_to(
+    client: OpenAI, http: httpx2.Client, imported: str
+) -> None:
+    def point(**target: Any) -> None:
+        known = http.get("/v1/aliases/kitchen")
+        version = known.json()["version"] if known.status_code == 200 else None
+        moved = http.put("/v1/aliases/kitchen", json=target | {"version": version})
+        assert moved.status_code == 200, moved.text
+
+    point(model=imported)
+    job = create(client, model="kitchen")
+    assert (job.model, job.model_extra["parent"], numbers(job)["lora_rank"]) == (imported, imported, RANK)
+    point(model=BASE_MODEL)
+    job = create(client, model="kitchen")
+    assert (job.model, job.model_extra["parent"]) == (BASE_MODEL, None)
+    point(split=[{"model": imported, "weight": 1}, {"model": BASE_MODEL, "weight": 1}])
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(client, model="kitchen")
+    assert (refused.value.code, refused.value.param) == ("alias_is_split", "model")
+    http.delete("/v1/aliases/kitchen")
+    with pytest.raises(openai.NotFoundError) as missing:
+        create(client, model="kitchen")
+    assert missing.value.code == "model_not_found"
+
+
 def test_a_job_goes_on_from_a_model(
     client: OpenAI, other_client: OpenAI, http: httpx2.Client, imported: str, database: Database
 ) -> None:
