@@ -36,23 +36,27 @@ _DEFAULT_RUNTIME_BYTES = 600 * 2**20
 # Costs beyond the products that the model is made of, in products' worth. Fitted to jobs of many shapes
 # (`make bench-estimates` shows how well) on CPUs; on a GPU, where they were not measured, they are taken to
 # be the same.
-_SCORE_COST = 1.8
+_SCORE_COST = 1.1
 """Attention is small products and much exponentiation."""
-_LOGIT_COST = 4.3
+_LOGIT_COST = 2.6
 """Softmax, its gradient and the best token, over the whole vocabulary."""
-_PIECE_COST = 140e9
+_PIECE_COST = 25e9
 """Starting every operation of a pass, and reading the weights for it."""
-_STEP_COST = 5e9
+_STEP_COST = 2e9
 """Clipping, the optimizer, and writing the step down."""
 _CHECKPOINT_COST = 10e9
-_FORWARD_SHARE = 0.4
+_FORWARD_SHARE = 0.7
 """Of a step's cost, where no gradient is wanted."""
 
 _ADAPTER_BYTES = 16
 """Of each trainable parameter: itself, its gradient and Adam's two moments, in fp32."""
-_HOLES = 2.07
-"""What the process holds on a CPU for each byte of activations: measured, at 400 to 2,000 tokens
-a piece. A GPU's allocator counts what is needed."""
+# What a process on a CPU holds at the peak: measured, at 400 to 1,500 tokens a piece. A GPU's allocator
+# counts what is needed.
+_HELD_ACTIVATIONS = 0.87
+"""Of each byte: some are let go before the last is there."""
+_HELD_LOGITS = 1.35
+_SCRATCH_BYTES = 220 * 2**20
+"""Whatever the job: gradients on their way, and the holes in the heap."""
 _SAVING_BYTES = 24
 """Of each trainable parameter, while a checkpoint is put together; no activations are there then."""
 _EXAMPLE_TOKEN_BYTES = 50
@@ -126,16 +130,18 @@ class Geometry:
         """Of steps and of looks at validation examples."""
         return self.cost(training, rank) + _FORWARD_SHARE * self.cost(looking, rank)
 
-    def activation_bytes(self, piece: Work, value_bytes: int, holes: float) -> float:
-        """What one forward pass keeps for its backward pass, and the holes that the allocator leaves."""
+    def activation_bytes(self, piece: Work, value_bytes: int) -> int:
+        """What one forward pass keeps for its backward pass."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         # Of each token in each layer: the residual stream and its norms; queries, keys and values before and
         # after rotation and as rows of examples; attention's output; the MLP's four inner states; low ranks.
         per_token = 6 * self.hidden + 4 * queries + 6 * keys + 4 * self.intermediate
         per_row = 3 * queries + 2 * keys
-        kept = self.layers * value_bytes * (per_token * piece.tokens + per_row * piece.rows)
-        # Logits as computed, in fp32, and their softmax.
-        return kept * holes + piece.targets * self.vocabulary * (value_bytes + 8)
+        return int(self.layers * value_bytes * (per_token * piece.tokens + per_row * piece.rows))
+
+    def logit_bytes(self, piece: Work, value_bytes: int) -> int:
+        """Logits as computed, in fp32, and their softmax."""
+        return int(piece.targets * self.vocabulary * (value_bytes + 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +242,13 @@ def estimate(geometry: Geometry, basis: Basis, work: JobWork | None, *, rank: in
 
 def _activations(geometry: Geometry, largest: Work, rank: int, value_bytes: int, *, is_gpu: bool) -> int:
     """Bytes at the peak of a step on that piece, or while a checkpoint is put together."""
-    kept = geometry.activation_bytes(largest, value_bytes, 1.0 if is_gpu else _HOLES)
-    return int(max(kept, _SAVING_BYTES * geometry.trainable(rank)))
+    activations = geometry.activation_bytes(largest, value_bytes)
+    logits = geometry.logit_bytes(largest, value_bytes)
+    saving = _SAVING_BYTES * geometry.trainable(rank)
+    if is_gpu:
+        return max(activations + logits, saving)
+    held = int(_HELD_ACTIVATIONS * activations + _HELD_LOGITS * logits)
+    return _SCRATCH_BYTES + max(held, saving)
 
 
 def _default_basis(geometry: Geometry, device: str, worker: Worker | None) -> Basis:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,17 +57,28 @@ class WarmBase:
     template: ChatTemplate
     device: torch.device
     resident_memory_bytes: int
-    """Of the process (or the GPU's allocator) with all its weights in use."""
+    """Of the process (or the GPU's allocator) with all its weights in use, and what earlier jobs left."""
+
+    def with_resident(self) -> WarmBase:
+        """The same, between two jobs."""
+        resident = _memory_in_use(self.device)
+        return replace(self, resident_memory_bytes=max(self.resident_memory_bytes, resident))
 
 
 def load_warm_base(folder: Path) -> WarmBase:
     """The base model on the best device there is."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # On the CPU, weights are mapped from their file: they become resident one by one, as they are used.
-    before = 0 if device.type == "cuda" else psutil.Process().memory_info().rss
+    before = _memory_in_use(device)
     model = load_base(folder, device)
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     return WarmBase(folder, model, ChatTemplate.load(folder), device, before + weights)
+
+
+def _memory_in_use(device: torch.device) -> int:
+    return (
+        torch.cuda.memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss
+    )
 
 
 def batch_limits(base: PreTrainedModel, device: torch.device) -> BatchLimits:
