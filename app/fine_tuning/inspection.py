@@ -20,7 +20,7 @@ from app.files.examples import Example, ExampleError, PreferenceExample, parse_l
 from app.files.numbered_lines import numbered_lines
 from app.fine_tuning import fingerprint
 from app.fine_tuning.methods import tokenize
-from app.fine_tuning.packing import JobWork, Limits, Sequences, cut, length, work_of_job, work_of_piece
+from app.fine_tuning.packing import JobWork, Limits, Sequences, length, work_by_piece, work_of_job
 from app.fine_tuning.preflight_schemas import (
     Duplicate,
     FileParam,
@@ -127,7 +127,7 @@ class _Inspector:
         found.work = JobWork(
             work.training.times(scale),
             work.looking.times(subject.validation_examples / looked_at),
-            [*work.pieces, *map(work_of_piece, cut(longest, subject.limits))],
+            [*work.pieces, *work_by_piece(longest, subject.limits)],
         )
         return found
 

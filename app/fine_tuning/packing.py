@@ -1,21 +1,25 @@
-"""What a job will compute, counted from its examples' tokens: cut and packed as the trainer does, no tensors.
+"""How a job's examples are cut into pieces, and what it will compute of them, counted without tensors.
 
-An example is one sequence of tokens, or several that belong together (both answers of a pair). The trainer's
-own packing is `workers.training.dataset`; a test holds both against each other.
+An example is one sequence of tokens, or several that belong together (both answers of a pair). The trainer
+cuts by these functions and packs what it gets in `workers.training.dataset`; a test holds what that computes
+against what is counted here.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import takewhile
+from typing import TypeVar
 
 import msgspec
 
 from app.chat_template import TokenizedExample
 
+Example = TypeVar("Example")
 Sequences = tuple[TokenizedExample, ...]
 """Of one example."""
 
@@ -34,6 +38,20 @@ class Limits:
         """Large enough to keep the device busy, small enough that activations stay beside the weights."""
         tokens, logits = (2**14, 2**28) if is_gpu else (2**11, 2**25)
         return cls(tokens=tokens, targets=logits // vocabulary)
+
+    @classmethod
+    def holding(cls, examples: Sequence[Sequences]) -> Limits:
+        """What one piece that holds them all takes."""
+        longest = max(map(length, examples), default=0)
+        return cls(tokens=sum(map(len, examples)) * longest, targets=sum(map(count_targets, examples)))
+
+    def within(self, other: Limits) -> Limits:
+        """The narrower of both."""
+        return Limits(min(self.tokens, other.tokens), min(self.targets, other.targets))
+
+    def halved(self, times: int = 1) -> Limits:
+        """For half the memory, that many times; one example at least is always computed."""
+        return Limits(tokens=max(1, self.tokens >> times), targets=max(1, self.targets >> times))
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,18 +105,14 @@ def work_of_job(
     seed: int,
 ) -> JobWork:
     """Counted over the first epoch's batches: the others are the same examples in another order."""
-    limits = _within_largest(training, batch_size, limits)
-    order = list(range(len(training)))
-    random.Random(f"{seed}/1").shuffle(order)  # noqa: S311 - order, not secrecy
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    limits = limits.within(Limits.holding(sorted(training, key=length)[-batch_size:]))
+    batches = epoch_batches(len(training), batch_size, seed, 1)
     in_pieces = [
-        work_of_piece(piece)
-        for batch in batches
-        for piece in cut([training[number] for number in batch], limits)
+        work for batch in batches for work in work_by_piece([training[number] for number in batch], limits)
     ]
     steps = len(batches) * n_epochs
     looks, checkpoints = _milestones(steps, len(batches), checkpoint_steps)
-    whole = total(map(work_of_piece, cut(validation, limits)))
+    whole = total(work_by_piece(validation, limits))
     some = min(1.0, batch_size / len(validation)) if validation else 0.0
     beside = Work(steps=steps, checkpoints=checkpoints)
     return JobWork(
@@ -108,21 +122,34 @@ def work_of_job(
     )
 
 
-def cut(examples: Sequence[Sequences], limits: Limits) -> Iterator[list[Sequences]]:
+@lru_cache(maxsize=1)
+def epoch_batches(examples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """One epoch's batches of example numbers, a function of the seed and the epoch only.
+
+    Shuffled freely, not grouped by length: packing leaves no padding to save.
+    """
+    order = list(range(examples))
+    random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311 - order, not secrecy
+    return [order[start : start + batch_size] for start in range(0, examples, batch_size)]
+
+
+def cut(
+    examples: Iterable[Example], limits: Limits, sequences: Callable[[Example], Sequences]
+) -> Iterator[list[Example]]:
     """The examples in as few pieces as the limits allow, examples of like length together.
 
-    An example that exceeds the limits by itself is a piece of its own.
+    An example that exceeds the limits by itself is a piece of its own: a pair is never cut.
     """
-    piece: list[Sequences] = []
+    piece: list[Example] = []
     count = targets = 0
-    for example in sorted(examples, key=length):
-        more = sum(map(_count_targets, example))
-        tokens = (count + len(example)) * length(example)
+    for example in sorted(examples, key=lambda example: length(sequences(example))):
+        parts = sequences(example)
+        tokens, more = (count + len(parts)) * length(parts), count_targets(parts)
         if piece and (tokens > limits.tokens or targets + more > limits.targets):
             yield piece
             piece, count, targets = [], 0, 0
         piece.append(example)
-        count += len(example)
+        count += len(parts)
         targets += more
     if piece:
         yield piece
@@ -133,16 +160,26 @@ def length(example: Sequences) -> int:
     return max(len(part.input_ids) for part in example)
 
 
+def count_targets(example: Sequences) -> int:
+    """Tokens to predict."""
+    return sum(sum(part.target_mask[1:]) for part in example)
+
+
+def work_by_piece(examples: Sequence[Sequences], limits: Limits) -> list[Work]:
+    """What each of the pieces takes that the examples are cut into."""
+    return [work_of_piece(piece) for piece in cut(examples, limits, lambda example: example)]
+
+
 def work_of_piece(piece: Sequence[Sequences]) -> Work:
     """What one forward and backward pass over these examples takes."""
     sequences = [part for example in piece for part in example]
-    inputs = [part.input_ids[: _last_target(part)] for part in sequences]
+    inputs = [part.input_ids[: last_target(part)] for part in sequences]
     # One token of each is its own, even of two that are equal.
-    shared = min(_common_prefix(inputs), min(map(len, inputs)) - 1) if len(inputs) > 1 else 0
+    shared = min(common_prefix(inputs), min(map(len, inputs)) - 1) if len(inputs) > 1 else 0
     longest = max(map(len, inputs)) - shared
     tokens, before = shared, inputs[0][:shared]
     for sequence in inputs:  # what it has in common with the one before it is there already
-        begun = min(shared + _common_prefix([before[shared:], sequence[shared:]]), len(sequence) - 1)
+        begun = min(shared + common_prefix([before[shared:], sequence[shared:]]), len(sequence) - 1)
         tokens += len(sequence) - begun
         before = sequence
     return Work(
@@ -150,7 +187,7 @@ def work_of_piece(piece: Sequence[Sequences]) -> Work:
         tokens=tokens,
         rows=shared + len(inputs) * longest,
         scores=shared * shared + len(inputs) * longest * (shared + longest),
-        targets=sum(map(_count_targets, sequences)),
+        targets=sum(map(count_targets, piece)),
     )
 
 
@@ -160,25 +197,14 @@ def total(works: Iterable[Work]) -> Work:
     return Work(**{name: sum(getattr(part, name) for part in parts) for name in Work.__struct_fields__})
 
 
-def _count_targets(sequence: TokenizedExample) -> int:
-    return sum(sequence.target_mask[1:])
-
-
-def _last_target(sequence: TokenizedExample) -> int:
+def last_target(sequence: TokenizedExample) -> int:
     """The place of the last token to predict: nothing from there on needs computing."""
     return len(sequence.target_mask) - 1 - sequence.target_mask[::-1].index(True)
 
 
-def _common_prefix(inputs: Sequence[Sequence[int]]) -> int:
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*inputs, strict=False)))
-
-
-def _within_largest(training: Sequence[Sequences], batch_size: int, limits: Limits) -> Limits:
-    """As the trainer narrows its limits: to what a batch of the longest examples takes."""
-    largest = [part for example in sorted(training, key=length)[-batch_size:] for part in example]
-    longest = max(len(part.input_ids) for part in largest)
-    targets = sum(map(_count_targets, largest))
-    return Limits(min(limits.tokens, len(largest) * longest), min(limits.targets, targets))
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all the sequences begin with."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False)))
 
 
 def _milestones(steps: int, steps_per_epoch: int, checkpoint_steps: int | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Training files as tensors: examples of tokens, the order they are learnt in, and packed batches.
+"""Training files as tensors: examples of tokens, and packed batches.
 
 A packed batch is one row without padding. Tokens that all its sequences begin with (the system prompt,
 as a rule), or a sequence and the one before it (two answers to one prompt), stand in it once: causal
@@ -8,11 +8,8 @@ gradients add up by themselves.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -21,7 +18,9 @@ from torch import Tensor
 from app.chat_template import ChatTemplate, TokenizedExample
 from app.files.examples import ExampleError, parse_line
 from app.files.lines import UnreadableFileError, read_lines
+from app.fine_tuning import packing
 from app.fine_tuning.methods import tokenize
+from app.fine_tuning.packing import Limits, common_prefix, last_target
 
 
 class InvalidExampleError(ValueError):
@@ -30,24 +29,6 @@ class InvalidExampleError(ValueError):
     def __init__(self, line: int, message: str) -> None:
         super().__init__(f"Line {line} {message}")
         self.line = line
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """What one forward pass may hold, so that memory stays bounded whatever the file holds."""
-
-    tokens: int
-    """Sequences times the longest of them."""
-    targets: int
-    """Rows of logits, each as wide as the vocabulary."""
-
-    def within(self, other: BatchLimits) -> BatchLimits:
-        """The narrower of both."""
-        return BatchLimits(min(self.tokens, other.tokens), min(self.targets, other.targets))
-
-    def halved(self, times: int = 1) -> BatchLimits:
-        """For half the memory, that many times; one example at least is always computed."""
-        return BatchLimits(tokens=max(1, self.tokens >> times), targets=max(1, self.targets >> times))
 
 
 @dataclass(slots=True)
@@ -148,38 +129,9 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise InvalidExampleError(error.line, f"{error.message}.") from error
 
 
-@lru_cache(maxsize=1)
-def epoch_batches(examples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """One epoch's batches of example numbers, a function of the seed and the epoch only.
-
-    Shuffled freely, not grouped by length: packing leaves no padding to save.
-    """
-    order = list(range(examples))
-    random.Random(f"{seed}/{epoch}").shuffle(order)  # noqa: S311 - order, not secrecy
-    return [order[start : start + batch_size] for start in range(0, examples, batch_size)]
-
-
-def micro_batches(
-    examples: Sequence[TrainingExample], limits: BatchLimits
-) -> Iterator[list[TrainingExample]]:
-    """The examples in as few pieces as the limits allow, examples of like length together.
-
-    An example that exceeds the limits by itself is a piece of its own: a pair is never cut.
-    """
-    piece: list[TrainingExample] = []
-    count = targets = 0
-    for example in sorted(examples, key=length):
-        parts = sequences(example)
-        more = count_targets(example)
-        tokens = (count + len(parts)) * length(example)
-        if piece and (tokens > limits.tokens or targets + more > limits.targets):
-            yield piece
-            piece, count, targets = [], 0, 0
-        piece.append(example)
-        count += len(parts)
-        targets += more
-    if piece:
-        yield piece
+def micro_batches(examples: Iterable[TrainingExample], limits: Limits) -> Iterator[list[TrainingExample]]:
+    """The examples in as few pieces as the limits allow (`packing.cut`)."""
+    return packing.cut(examples, limits, sequences)
 
 
 def sequences(example: TrainingExample) -> tuple[TokenizedExample, ...]:
@@ -189,20 +141,17 @@ def sequences(example: TrainingExample) -> tuple[TokenizedExample, ...]:
 
 def length(example: TrainingExample) -> int:
     """In tokens; for a pair, of the longer."""
-    return max(len(part.input_ids) for part in sequences(example))
+    return packing.length(sequences(example))
 
 
 def count_targets(example: TrainingExample) -> int:
     """Tokens to predict."""
-    return sum(sum(part.target_mask[1:]) for part in sequences(example))
+    return packing.count_targets(sequences(example))
 
 
-def limits_of(examples: Sequence[TrainingExample]) -> BatchLimits:
+def limits_of(examples: Iterable[TrainingExample]) -> Limits:
     """What one piece that holds them all takes."""
-    return BatchLimits(
-        tokens=sum(len(sequences(example)) for example in examples) * max(map(length, examples), default=0),
-        targets=sum(map(count_targets, examples)),
-    )
+    return Limits.holding([sequences(example) for example in examples])
 
 
 def pack(examples: Sequence[TrainingExample]) -> PackedBatch:
@@ -248,13 +197,3 @@ def pack(examples: Sequence[TrainingExample]) -> PackedBatch:
         key_rows=torch.cat([torch.arange(shared).expand(len(inputs), shared), queries], dim=1),
         own_places=torch.tensor(own_places),
     )
-
-
-def last_target(example: TokenizedExample) -> int:
-    """The place of the last token to predict: nothing from there on needs computing."""
-    return len(example.target_mask) - 1 - example.target_mask[::-1].index(True)
-
-
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
-    """How many tokens all the sequences begin with."""
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*sequences, strict=False)))

@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from app.fine_tuning.packing import Limits
 from workers.training.dataset import (
-    BatchLimits,
     Pair,
     TrainingExample,
     length,
@@ -66,9 +66,7 @@ class Learner:
         self.objective = objective
         self.optimizer = optimizer
 
-    def learn(
-        self, batch: list[TrainingExample], rate: float, max_grad_norm: float, limits: BatchLimits
-    ) -> Score:
+    def learn(self, batch: list[TrainingExample], rate: float, max_grad_norm: float, limits: Limits) -> Score:
         """One optimizer step on the objective's mean over the batch, however it is cut.
 
         Raises:
@@ -92,9 +90,7 @@ class Learner:
         return score
 
     @torch.no_grad()
-    def evaluate(
-        self, examples: list[TrainingExample], alive: Callable[[], None], limits: BatchLimits
-    ) -> Score:
+    def evaluate(self, examples: list[TrainingExample], alive: Callable[[], None], limits: Limits) -> Score:
         """The score on examples that it does not learn from; `alive` is called on the way."""
         self.model.eval()
         score = Score()
@@ -110,7 +106,7 @@ class Learner:
         probe: list[TrainingExample],
         whole: list[TrainingExample],
         alive: Callable[[], None],
-        limits: BatchLimits,
+        limits: Limits,
     ) -> Metrics:
         """The step's metrics, with those of the validation examples, as far as there are any."""
         measured = learnt.metrics("train")
@@ -121,7 +117,7 @@ class Learner:
 
     @torch.no_grad()
     def fix_reference(
-        self, examples: Sequence[TrainingExample], alive: Callable[[], None], limits: BatchLimits
+        self, examples: Sequence[TrainingExample], alive: Callable[[], None], limits: Limits
     ) -> None:
         """Has every pair that does not know its reference keep what the model makes of it now."""
         self.model.eval()

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from app.adapters.validation import WEIGHTS
 from app.chat_template import ChatTemplate
 from app.fine_tuning.packing import Limits
-from workers.training.dataset import BatchLimits, PackedBatch
+from workers.training.dataset import PackedBatch
 
 ADAPTER = "default"
 
@@ -81,11 +81,10 @@ def _memory_in_use(device: torch.device) -> int:
     )
 
 
-def batch_limits(base: PreTrainedModel, device: torch.device) -> BatchLimits:
+def batch_limits(base: PreTrainedModel, device: torch.device) -> Limits:
     """Large enough to keep the device busy, small enough that activations stay beside the weights."""
     vocabulary: int = cast(Any, base.config).get_text_config().vocab_size
-    limits = Limits.of_device(is_gpu=device.type == "cuda", vocabulary=vocabulary)
-    return BatchLimits(tokens=limits.tokens, targets=limits.targets)
+    return Limits.of_device(is_gpu=device.type == "cuda", vocabulary=vocabulary)
 
 
 def add_lora(

@@ -38,14 +38,12 @@ from peft import PeftModel
 
 from app.adapters.validation import AdapterError
 from app.chat_template import ChatTemplate
-from app.fine_tuning.packing import Limits, work_of_job
+from app.fine_tuning.packing import Limits, epoch_batches, work_of_job
 from workers.crash_points import reach
 from workers.processes import die_with_parent
 from workers.training.dataset import (
-    BatchLimits,
     InvalidExampleError,
     TrainingExample,
-    epoch_batches,
     length,
     limits_of,
     load_examples,
@@ -231,10 +229,10 @@ def fix_references(
     learner: Learner,
     at: Progression,
     examples: Sequence[TrainingExample],
-    limits: BatchLimits,
+    limits: Limits,
     send: Send,
     stop: StopRequest,
-) -> BatchLimits:
+) -> Limits:
     """Has every pair know what the model made of it before the first step: from the checkpoint, or computed.
 
     Returns the limits that were kept to.
@@ -261,7 +259,7 @@ def prospect(
     base: WarmBase,
     training: Sequence[TrainingExample],
     validation: Sequence[TrainingExample],
-    limits: BatchLimits,
+    limits: Limits,
     weights: Sequence[torch.nn.Parameter],
     total_steps: int,
     resumed_step: int,
@@ -302,11 +300,11 @@ def tell_again(at: Progression, checkpoint: Path, send: Send, *, servable: bool)
 
 
 def within_memory(
-    work: Callable[[BatchLimits], Result],
+    work: Callable[[Limits], Result],
     examples: Sequence[TrainingExample],
-    limits: BatchLimits,
+    limits: Limits,
     send: Send,
-) -> tuple[Result, BatchLimits]:
+) -> tuple[Result, Limits]:
     """What `work` on the examples gives, with ever smaller limits as long as it runs out of memory.
 
     Returns the limits that were kept to, too.

@@ -6,19 +6,18 @@ from typing import Any
 import pytest
 
 from app.chat_template import ChatTemplate, TokenizedExample
+from app.fine_tuning.packing import Limits, epoch_batches
 from tests.workers.training.conftest import Lines, chat, colours, preference
 from workers.training.dataset import (
-    BatchLimits,
     InvalidExampleError,
     Pair,
-    epoch_batches,
     length,
     load_examples,
     micro_batches,
     pack,
 )
 
-WIDE = BatchLimits(tokens=1 << 20, targets=1 << 20)
+WIDE = Limits(tokens=1 << 20, targets=1 << 20)
 
 
 def example(tokens: list[int], targets: int) -> TokenizedExample:
@@ -107,9 +106,9 @@ def test_batches_are_cut_where_they_would_exceed_a_limit() -> None:
     examples = [example(list(range(length)), 1) for length in (50, 3, 4, 5, 3, 4)]
 
     assert len(list(micro_batches(examples, WIDE))) == 1
-    by_tokens = list(micro_batches(examples, BatchLimits(tokens=12, targets=100)))
+    by_tokens = list(micro_batches(examples, Limits(tokens=12, targets=100)))
     assert [len(piece) for piece in by_tokens] == [3, 2, 1]  # 50 tokens: alone, over the limit
-    by_targets = list(micro_batches(examples, BatchLimits(tokens=1000, targets=2)))
+    by_targets = list(micro_batches(examples, Limits(tokens=1000, targets=2)))
     assert [len(piece) for piece in by_targets] == [2, 2, 2]
     assert sum(len(piece) for piece in by_tokens) == 6
 
@@ -133,11 +132,11 @@ def test_answers_to_one_prompt_share_it_beside_other_pairs() -> None:
 def test_a_pair_is_never_cut() -> None:
     pairs = [Pair(example(list(range(n)), 1), example(list(range(n)), 2)) for n in (5, 3, 5, 3)]
 
-    for limits in (BatchLimits(tokens=1, targets=1), BatchLimits(tokens=5, targets=100)):
+    for limits in (Limits(tokens=1, targets=1), Limits(tokens=5, targets=100)):
         assert [len(piece) for piece in micro_batches(pairs, limits)] == [1, 1, 1, 1]
-    by_tokens = micro_batches(pairs, BatchLimits(tokens=12, targets=100))
+    by_tokens = micro_batches(pairs, Limits(tokens=12, targets=100))
     assert [[length(pair) for pair in piece] for piece in by_tokens] == [[3, 3], [5], [5]]
-    by_targets = micro_batches(pairs, BatchLimits(tokens=1000, targets=6))
+    by_targets = micro_batches(pairs, Limits(tokens=1000, targets=6))
     assert [len(piece) for piece in by_targets] == [2, 2]
 
 

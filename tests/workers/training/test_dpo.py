@@ -17,13 +17,14 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
 from app.chat_template import ChatTemplate, TokenizedExample
+from app.fine_tuning.packing import Limits
 from tests.workers.training.conftest import Child, Lines, opinions, preference
 from tests.workers.training.starved_trainer import starved_logits
 from tests.workers.training.test_resume import losses
 from tests.workers.training.test_trainer import adapter_weights, gradients, randomize, with_
 from workers.training import learning, model, trainer
 from workers.training.checkpoint import newest_resumable
-from workers.training.dataset import BatchLimits, Pair, TrainingExample, load_examples
+from workers.training.dataset import Pair, TrainingExample, load_examples
 from workers.training.objectives import Preference
 from workers.training.protocol import (
     Checkpoint,
@@ -40,7 +41,7 @@ from workers.training.protocol import (
 CPU = torch.device("cpu")
 BETA = 0.3
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WIDE = BatchLimits(tokens=1 << 20, targets=1 << 20)
+WIDE = Limits(tokens=1 << 20, targets=1 << 20)
 
 
 @pytest.fixture(autouse=True)
@@ -111,15 +112,13 @@ def scaled(adapted: peft.PeftModel, factor: float) -> peft.PeftModel:
     return adapted
 
 
-@pytest.mark.parametrize(
-    "limits", [WIDE, BatchLimits(tokens=1, targets=1)], ids=["one piece", "pair by pair"]
-)
+@pytest.mark.parametrize("limits", [WIDE, Limits(tokens=1, targets=1)], ids=["one piece", "pair by pair"])
 @pytest.mark.parametrize("parent", [False, True], ids=["from the base", "from a parent"])
 def test_loss_margin_and_gradient_are_those_of_plain_peft(
     base_model_dir: Path,
     base: model.WarmBase,
     pairs: list[TrainingExample],
-    limits: BatchLimits,
+    limits: Limits,
     parent: bool,
 ) -> None:
     plain = randomize(plain_peft(base_model_dir))

@@ -12,11 +12,11 @@ from app.chat_template import TokenizedExample
 from app.database import Database
 from app.fine_tuning.estimates import Geometry
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed, Worker
-from app.fine_tuning.packing import Limits, cut, total, work_of_job, work_of_piece
+from app.fine_tuning.packing import Limits, total, work_by_piece, work_of_job
 from app.settings import Settings
 from tests.conftest import training_bytes, wait_until
 from tests.workers.training.conftest import Child, create, ended, run_worker
-from workers.training.dataset import BatchLimits, Pair, TrainingExample, load_examples, micro_batches, pack
+from workers.training.dataset import Pair, TrainingExample, load_examples, micro_batches, pack
 from workers.training.dataset import sequences as sequences_of
 from workers.training.protocol import Finished, Started, Step, TrainingSpec
 
@@ -37,9 +37,9 @@ examples = sequences | st.builds(Pair, sequences, sequences)
 def test_pieces_are_counted_as_the_trainer_packs_them(
     examples: list[TrainingExample], tokens: int, targets: int
 ) -> None:
-    packed = [pack(piece) for piece in micro_batches(examples, BatchLimits(tokens, targets))]
+    packed = [pack(piece) for piece in micro_batches(examples, Limits(tokens, targets))]
     parts = [sequences_of(one) for one in examples]
-    counted = [work_of_piece(piece) for piece in cut(parts, Limits(tokens, targets))]
+    counted = work_by_piece(parts, Limits(tokens, targets))
     assert [piece.tokens for piece in counted] == [batch.input_ids.shape[1] for batch in packed]
     assert [piece.targets for piece in counted] == [len(batch.targets) for batch in packed]
     assert [piece.rows for piece in counted] == [batch.shared + batch.query_rows.numel() for batch in packed]
@@ -80,7 +80,7 @@ def test_validation_examples_and_checkpoints_count(base_model_dir: Path, spec: T
     assert work.training.steps == 15
     # At steps 2, 4, …, 14, and at the ends of epochs, 5, 10 and 15; some are looked at then, and every 5.
     assert work.training.checkpoints == 9
-    whole = total(map(work_of_piece, cut(parts[:4], limits)))
+    whole = total(work_by_piece(parts[:4], limits))
     assert work.looking.tokens == whole.tokens * (3 + 9)
 
 

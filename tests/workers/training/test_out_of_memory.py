@@ -17,13 +17,14 @@ from torch import Tensor
 
 from app.database import Database
 from app.fine_tuning.models import FineTuningJob
+from app.fine_tuning.packing import Limits
 from app.settings import Settings
 from tests.conftest import chat_line, training_bytes
 from tests.workers.training.conftest import Lines, colours, create, ended, run_worker
 from tests.workers.training.starved_trainer import starved_logits
 from tests.workers.training.test_trainer import with_
 from workers.training import learning, model, trainer
-from workers.training.dataset import BatchLimits, PackedBatch
+from workers.training.dataset import PackedBatch
 from workers.training.protocol import Finished, Progress, Started, Step, TrainingSpec, Warned
 
 STARVED_WORKER = [sys.executable, str(Path(__file__).with_name("starved_worker.py"))]
@@ -96,7 +97,7 @@ def test_smaller_pieces_make_the_same_steps(
     assert not any(isinstance(message, Warned) for message in undisturbed)
 
     tries: list[int] = []
-    limits = BatchLimits(tokens=tokens, targets=1000)
+    limits = Limits(tokens=tokens, targets=1000)
     monkeypatch.setattr(trainer, "batch_limits", lambda base, device: limits)
     monkeypatch.setattr(learning, "target_logits", failing(tries))
     starved = train(with_(spec), base)

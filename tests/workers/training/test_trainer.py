@@ -20,9 +20,10 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
 from app.chat_template import ChatTemplate, TokenizedExample
+from app.fine_tuning.packing import Limits
 from tests.workers.training.conftest import COMMAND, ENVIRONMENT, Child, Lines, chat, colours
 from workers.training import learning, model, trainer
-from workers.training.dataset import BatchLimits, load_examples, micro_batches, pack
+from workers.training.dataset import load_examples, micro_batches, pack
 from workers.training.objectives import AnswerTokens, Score
 from workers.training.protocol import (
     Checkpoint,
@@ -36,7 +37,7 @@ from workers.training.protocol import (
 )
 
 CPU = torch.device("cpu")
-WIDE = BatchLimits(tokens=1 << 20, targets=1 << 20)
+WIDE = Limits(tokens=1 << 20, targets=1 << 20)
 
 
 def with_(spec: TrainingSpec, **changes: Any) -> TrainingSpec:
@@ -294,16 +295,14 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> to
 
 
 @pytest.mark.parametrize("written_out", [0, 1 << 20], ids=["torch's attention", "written out"])
-@pytest.mark.parametrize(
-    "limits", [WIDE, BatchLimits(tokens=150, targets=1000)], ids=["one batch", "several"]
-)
+@pytest.mark.parametrize("limits", [WIDE, Limits(tokens=150, targets=1000)], ids=["one batch", "several"])
 def test_loss_and_gradient_are_those_of_plain_peft(
     base_model_dir: Path,
     examples: list[TokenizedExample],
     monkeypatch: pytest.MonkeyPatch,
     dtype: torch.dtype,
     written_out: int,
-    limits: BatchLimits,
+    limits: Limits,
 ) -> None:
     monkeypatch.setattr(model, "WRITTEN_OUT", written_out)
     expected_loss, expected = reference_gradients(base_model_dir, examples)
@@ -336,7 +335,7 @@ def test_a_cut_batch_makes_the_same_optimizer_step(
     base = model.load_warm_base(base_model_dir)
     learnt: list[dict[str, Tensor]] = []
     scores: list[Score] = []
-    for limits in (WIDE, BatchLimits(tokens=1, targets=1)):
+    for limits in (WIDE, Limits(tokens=1, targets=1)):
         adapted = randomize(model.add_lora(base.model, rank=4, alpha=8, dropout=0.0))
         weights = list(adapter_weights(adapted).values())
         optimizer = torch.optim.SGD(weights, lr=1.0)
