@@ -28,6 +28,7 @@ def check_files(
     model: str,
     validation: str | None,
     split: dict[str, Any] | None,
+    method: str,
     requested: dict[str, Any],
     seed: int,
     as_json: bool,
@@ -38,12 +39,17 @@ def check_files(
 
     from app.errors import ToqueError  # noqa: PLC0415
     from app.fine_tuning import preflight  # noqa: PLC0415
-    from app.fine_tuning.hyperparameters import RequestedHyperparameters  # noqa: PLC0415
+    from app.fine_tuning.hyperparameters import (  # noqa: PLC0415
+        DpoHyperparameters,
+        RequestedHyperparameters,
+    )
     from app.fine_tuning.schemas import SplitRequest  # noqa: PLC0415
 
     settings = read_settings()
     try:
-        given = RequestedHyperparameters.model_validate(requested).model_dump(exclude_none=True)
+        kind = DpoHyperparameters if method == "dpo" else RequestedHyperparameters
+        wanted_numbers = {name: value for name, value in requested.items() if value is not None}
+        given = kind.model_validate(wanted_numbers).model_dump(exclude_none=True)
         wanted = SplitRequest.model_validate(split) if split is not None else None
     except ValidationError as error:
         first = error.errors()[0]
@@ -54,7 +60,7 @@ def check_files(
     try:
         with _measured_speeds(settings) as session:
             found = preflight.check_files(
-                session, settings, model, training, validation_file, wanted, given, seed
+                session, settings, model, training, validation_file, wanted, method, given, seed
             )
     except ToqueError as error:
         fail(error.body.message)
@@ -107,7 +113,8 @@ def _print(found: JobPreflight) -> None:
             "tokens an example": _lengths(found),
             "not computed": f"{found.shared_share:.1%} of the tokens; padding {found.padding_share:.1%}",
             "hyperparameters": ", ".join(
-                f"{name}={value}" for name, value in found.hyperparameters.model_dump().items()
+                f"{name}={value}"
+                for name, value in found.hyperparameters.model_dump(exclude_none=True).items()
             ),
             "memory": f"{_gib(memory.peak_bytes)}{device} at its peak"
             + ("" if memory.fits is not False else ": it does not fit"),
@@ -118,7 +125,8 @@ def _print(found: JobPreflight) -> None:
     _print_findings("Refused", found.refused, "red")
     _print_findings("Special tokens in the text", found.special_tokens, "yellow")
     if found.overlap and (found.overlap.exact or found.overlap.normalised):
-        both = f"{found.overlap.exact:,} exact, {found.overlap.normalised:,} but for case and spaces"
+        nearly = f"{found.overlap.normalised:,} but for case, spaces and punctuation"
+        both = f"{found.overlap.exact:,} exact, {nearly}"
         stdout.print(f"\nValidation examples that are learnt, too: {both}", style="yellow")
         for pair in found.overlap.listed:
             stdout.print(f"  training line {pair.training_line}, validation line {pair.validation_line}")
@@ -148,6 +156,8 @@ def _print_findings(title: str, findings: Findings, style: str) -> None:
     for finding in findings.listed:
         place = f" (at {finding.pointer})" if finding.pointer else ""
         stdout.print(f"  line {finding.line} {finding.message}{place}", soft_wrap=True)
+    if findings.total > len(findings.listed):
+        stdout.print(f"  … and {findings.total - len(findings.listed):,} more")
 
 
 def _gib(size: int | None) -> str:

@@ -33,7 +33,13 @@ JobId = Annotated[str, typer.Argument(metavar="JOB_ID", show_default=False, call
 Timeout = Annotated[
     float | None, typer.Option(min=0, show_default=False, help="Seconds to wait, then exit code 4.")
 ]
-Method = Literal["supervised", "dpo"]
+MethodOption = Annotated[
+    Literal["supervised", "dpo"], typer.Option(help="`dpo` learns from preference pairs.")
+]
+Beta = Annotated[
+    float | None,
+    typer.Option(min=0, show_default=False, help="DPO alone.", rich_help_panel="Hyperparameters"),
+]
 Number = Annotated[int | None, typer.Option(min=1, show_default=False, rich_help_panel="Hyperparameters")]
 Rate = Annotated[float | None, typer.Option(min=0, show_default=False, rich_help_panel="Hyperparameters")]
 AUTO = "auto"
@@ -67,7 +73,7 @@ def create(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", show_default=False, help="May be given again.")
     ] = None,
-    method: Annotated[Method, typer.Option(help="`dpo` learns from preference pairs.")] = "supervised",
+    method: MethodOption = "supervised",
     n_epochs: Number = None,
     batch_size: Number = None,
     learning_rate_multiplier: Rate = None,
@@ -79,10 +85,7 @@ def create(
     weight_decay: Rate = None,
     max_length: Number = None,
     checkpoint_steps: Number = None,
-    beta: Annotated[
-        float | None,
-        typer.Option(min=0, show_default=False, help="DPO alone.", rich_help_panel="Hyperparameters"),
-    ] = None,
+    beta: Beta = None,
     wait_for_end: Annotated[bool, typer.Option("--wait", help="Wait until the job ends.")] = False,
     timeout: Timeout = None,
     base_url: BaseUrl = DEFAULT_BASE_URL,
@@ -146,6 +149,7 @@ def check(
     split_share: SplitShare = None,
     split_seed: SplitSeed = None,
     seed: Annotated[int | None, typer.Option(min=0, show_default=False)] = None,
+    method: MethodOption = "supervised",
     n_epochs: Number = None,
     batch_size: Number = None,
     learning_rate_multiplier: Rate = None,
@@ -157,6 +161,7 @@ def check(
     weight_decay: Rate = None,
     max_length: Number = None,
     checkpoint_steps: Number = None,
+    beta: Beta = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a job would do, offline: tokens, steps, memory, time, and what it would refuse (exit code 1).
@@ -168,6 +173,7 @@ def check(
         base_model,
         validation_file,
         _split(validation_file, split_share, split_seed),
+        method,
         {
             "n_epochs": n_epochs,
             "batch_size": batch_size,
@@ -180,6 +186,7 @@ def check(
             "weight_decay": weight_decay,
             "max_length": max_length,
             "checkpoint_steps": checkpoint_steps,
+            "beta": beta,
         },
         seed or 0,
         as_json,

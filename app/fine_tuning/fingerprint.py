@@ -1,8 +1,9 @@
-"""When two examples are the same: exactly, or but for case, white space and the form of their characters."""
+"""When two examples are the same: exactly, or but for case, spaces, punctuation and characters' form."""
 
 from __future__ import annotations
 
 import hashlib
+import string
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import msgspec
 
 from app.files.examples import ChatExample, CompletionExample, Example, PreferenceExample
+
+_SIGNS = str.maketrans("", "", string.punctuation + string.whitespace)
 
 
 def exact(example: Example) -> bytes:
@@ -36,8 +39,12 @@ def answer(example: Example) -> bytes:
 
 
 def normalise(text: str) -> str:
-    """Unicode's compatibility form (NFKC), case folded, with single spaces."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Unicode's compatibility form (NFKC), case folded, without ASCII's spaces and punctuation.
+
+    So a report counts near duplicates, too. A text of nothing else is its own.
+    """
+    folded = "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return folded.translate(_SIGNS) or folded
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -30,7 +30,7 @@ from app.fine_tuning.preflight_schemas import (
     RenderedExample,
 )
 
-SAMPLE = 20_000
+SAMPLE = 5_000
 """Of more examples, so many are tokenized, drawn by the seed."""
 _LISTED = 20
 _RENDERED = 3
@@ -70,7 +70,7 @@ class Found:
     sampled: int = 0
     """Training examples that were tokenized."""
     lengths: list[int] = field(default_factory=list[int])
-    """Of the training examples, in tokens, ascending."""
+    """Of the training examples, in tokens, ascending; of a pair, the longer answer's."""
     tokens_per_epoch: int = 0
     targets_per_epoch: int = 0
     work: JobWork | None = None
@@ -111,7 +111,8 @@ class _Inspector:
         if not training:
             return found
         scale = subject.examples / found.sampled
-        found.tokens_per_epoch = round(sum(found.lengths) * scale)
+        tokens = sum(len(part.input_ids) for example in training for part in example)
+        found.tokens_per_epoch = round(tokens * scale)
         targets = sum(sum(part.target_mask) for example in training for part in example)
         found.targets_per_epoch = round(targets * scale)
         work = work_of_job(

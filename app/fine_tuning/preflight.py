@@ -62,7 +62,8 @@ def check_job(
     """What the requested job would do. No transaction is open while the files are read.
 
     Raises:
-        InvalidRequestError: whatever `service.create_job` refuses.
+        InvalidRequestError: whatever `service.create_job` refuses, but for what the base model cannot learn
+            from: the answer lists that.
         NotFoundError: the base model or a file does not exist.
         FailedDependencyError: the model to go on from is quarantined or damaged.
         UnavailableError: a file is still being checked, or the storage does not have it; or the base model is
@@ -70,7 +71,9 @@ def check_job(
     """
     chosen = choose_split(session, storage, project_id, request)
     choice = chosen[1] if chosen else None
-    plan = service.plan_job(session, storage, settings, find_model, project_id, request, choice)
+    plan = service.plan_job(
+        session, storage, settings, find_model, project_id, request, choice, is_dry_run=True
+    )
     if plan.waits:
         message = "A file is still being checked; ask again in a moment."
         raise UnavailableError(message, code="file_not_checked")
@@ -107,6 +110,7 @@ def check_files(
     training: Path,
     validation: Path | None,
     split: SplitRequest | None,
+    method: str,
     requested: dict[str, Any],
     seed: int,
 ) -> JobPreflight:
@@ -122,7 +126,7 @@ def check_files(
     examples = choice.examples if choice else _count(training, "training_file")
     require_enough(examples)
     hyperparameters = resolve_hyperparameters(
-        requested, examples=examples, base=base, hidden_size=hidden_size(settings, base)
+        requested, examples=examples, base=base, hidden_size=hidden_size(settings, base), method=method
     )
     files = _Files(
         training=training,
@@ -133,7 +137,7 @@ def check_files(
         training_name=training.name,
         validation_name=validation.name if validation else None,
     )
-    return _preflight(session, settings, base, "supervised", hyperparameters, files, seed, inspect)
+    return _preflight(session, settings, base, method, hyperparameters, files, seed, inspect)
 
 
 def _preflight(

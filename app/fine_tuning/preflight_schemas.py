@@ -37,7 +37,7 @@ class Duplicate(BaseModel):
     training_line: int
     validation_line: int
     kind: Literal["exact", "normalised"]
-    """Normalised: the same but for case, white space and the form of characters."""
+    """Normalised: the same but for case, spaces, punctuation and the form of characters."""
 
 
 class Overlap(BaseModel):

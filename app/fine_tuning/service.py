@@ -135,6 +135,8 @@ def plan_job(
     project_id: str,
     request: CreateJob,
     choice: Choice | None,
+    *,
+    is_dry_run: bool = False,
 ) -> JobPlan:
     """The job that the request asks for; `choice` is what its hold-out leaves it.
 
@@ -179,6 +181,7 @@ def plan_job(
         files=files,
         examples=examples,
         requested=requested,
+        is_dry_run=is_dry_run,
     )
     return replace(plan, hyperparameters=hyperparameters)
 

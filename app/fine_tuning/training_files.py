@@ -15,6 +15,7 @@ from app.errors import InvalidRequestError, ToqueError, UnavailableError
 from app.files import service as files_service
 from app.files.checks import report_of
 from app.files.examples import ExampleError
+from app.files.findings import OF_THE_BASE
 from app.files.models import File
 from app.files.numbered_lines import line_error, numbered_lines, parse_numbered_line
 from app.files.report import MIN_EXAMPLES, Report, sentence
@@ -57,8 +58,11 @@ def resolve(
     files: Mapping[str, File],
     examples: int,
     requested: Mapping[str, Any],
+    is_dry_run: bool = False,
 ) -> dict[str, Any]:
     """The job's hyperparameters, once its files are checked; `files` by parameter, `examples` to learn from.
+
+    A dry run goes on to list the examples that the base model cannot learn from: they are no error of it.
 
     Raises:
         InvalidRequestError: a file is unfit for this job, or a hyperparameter for this file.
@@ -79,6 +83,10 @@ def resolve(
         report = report_of(session, file.id)
         if report is not None:
             _check_format(storage, file, report, method, param)
+        if is_dry_run:
+            continue
+        if report is not None:
+            _refuse_errors_of_base(report, base, param)
         _check_lengths(settings, storage, base, method, file, report, hyperparameters["max_length"], param)
     return hyperparameters
 
@@ -164,6 +172,15 @@ def _refuse_errors(session: Session, file: File, param: str) -> None:
             file.status_details or "The file could not be checked.", code="invalid_training_file", param=param
         )
     raise InvalidRequestError(f"{sentence(found)} {found.hint}", code=found.code, param=param)
+
+
+def _refuse_errors_of_base(report: Report, base: BaseModelEntry, param: str) -> None:
+    """But lengths, which depend on the job's `max_length`."""
+    if report.base_model != base.name:
+        return  # the worker finds them, before it trains
+    for found in report.findings:
+        if found.code in OF_THE_BASE and found.code != "example_too_long":
+            raise InvalidRequestError(f"{sentence(found)} {found.hint}", code=found.code, param=param)
 
 
 def _check_format(storage: LocalStorage, file: File, report: Report, method: str, param: str) -> None:

@@ -48,6 +48,21 @@ def test_people_see_target_tokens_in_colour(environment: dict[str, str], tmp_pat
     assert "Ready to train." in shown
 
 
+def test_pairs_are_checked_offline(environment: dict[str, str], tmp_path: Path) -> None:
+    pair = {
+        "input": {"messages": [{"role": "user", "content": "What is soup?"}]},
+        "preferred_output": [{"role": "assistant", "content": "Leek."}],
+        "non_preferred_output": [{"role": "assistant", "content": "It depends."}],
+    }
+    file = tmp_path / "pairs.jsonl"
+    file.write_text((json.dumps(pair) + "\n") * 12)
+    found = json.loads(check(environment, file, "--method", "dpo", "--beta", 0.2, "--json"))
+    assert (found["ready"], found["refused"]["total"]) == (True, 0)
+    assert (found["method"]["type"], found["hyperparameters"]["beta"]) == ("dpo", 0.2)
+    assert found["tokens_per_epoch"] > 12 * (found["lengths"]["max"] + 10), "both answers count"
+    assert "12 more" not in check(environment, file, code=1)
+
+
 def test_every_bad_line_is_named(environment: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     bad = [b"{nonsense", chat_line("Recite.", "leek " * 3000).encode(), b'{"messages": []}']

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx2
@@ -173,6 +174,21 @@ def test_files_that_cannot_be_trained_on(client: OpenAI) -> None:
         "tools_not_supported",
         training_file=upload(client, training_bytes(11) + (tools % ("x" * 3000)).encode()),
     )
+
+
+def test_what_the_base_cannot_learn_from_stops_a_job_and_not_a_dry_run(client: OpenAI) -> None:
+    tools = json.dumps(json.loads(chat_line()) | {"tools": [{"type": "function"}]})
+    long_answer = chat_line("Recite.", "leek " * 3000)
+    for line, code in ((tools, "tools_not_supported"), (long_answer, "example_too_long")):
+        file = upload(client, training_bytes(11) + line.encode())
+        with pytest.raises(openai.BadRequestError) as caught:
+            create(client, training_file=file)
+        assert (caught.value.code, caught.value.param) == (code, "training_file")
+        assert "Line 12 " in str(caught.value)
+        dry: Any = create(client, training_file=file, extra_body={"dry_run": True}).to_dict()
+        assert not dry["ready"]
+        assert [(one["line"], one["code"]) for one in dry["refused"]["listed"]] == [(12, code)]
+        assert dry["examples"] == 12
 
 
 def test_many_bytes_but_few_tokens_are_fine(client: OpenAI) -> None:

@@ -88,14 +88,11 @@ def test_it_says_what_would_happen_and_keeps_nothing(
 
 def test_what_a_job_is_refused_for_it_is_refused_for(client: OpenAI) -> None:
     few, good = upload(client, training_bytes(9)), upload(client)
-    long = upload(client, training_bytes(11) + chat_line("Recite.", "leek " * 3000).encode())
     cases: list[dict[str, Any]] = [
         {"model": "gpt-9"},
         {"training_file": "file-none"},
         {"validation_file": "file-none"},
         {"training_file": few},
-        {"training_file": long},
-        {"validation_file": long},
         {"training_file": upload(client, purpose="user_data")},
         {"method": {"type": "reinforcement"}},
         {"hyperparameters": {"n_epochs": 51}},

@@ -30,13 +30,13 @@ INTENTS = ["refund", "delivery", "menu", "hours"]
 
 
 def labelled(examples: int) -> bytes:
-    """Questions with one of four answers; one in ten is there again, in other letters and spaces."""
+    """Questions with one of four answers; one in ten is there again, in other letters, spaces and signs."""
     lines: list[str] = []
     for number in range(examples):
         question, answer = f"Question number {number}?", INTENTS[number % 4]
         lines.append(chat_line(question, answer))
         if number % 10 == 3:
-            lines.append(chat_line(f"  QUESTION   number {number}?", answer.upper()))
+            lines.append(chat_line(f"  QUESTION   number {number}!", answer.upper()))
     return "".join(line + "\n" for line in lines).encode()
 
 
@@ -45,7 +45,7 @@ def content(client: OpenAI, file_id: str) -> list[str]:
 
 
 def question(line: str) -> str:
-    return " ".join(json.loads(line)["messages"][0]["content"].casefold().split())
+    return " ".join(json.loads(line)["messages"][0]["content"].casefold().strip(" ?!").split())
 
 
 def test_a_hold_out_is_made_recorded_and_downloadable(client: OpenAI, database: Database) -> None:
@@ -60,8 +60,8 @@ def test_a_hold_out_is_made_recorded_and_downloadable(client: OpenAI, database: 
     assert sorted(rest + held_out) == sorted(original.decode().splitlines())
     assert not {question(line) for line in rest} & {question(line) for line in held_out}
     assert len({question(line) for line in held_out}) == 20, "a tenth of the 200 different ones"
-    answers = Counter(json.loads(line)["messages"][1]["content"].casefold() for line in held_out)
-    assert {answers[intent] for intent in INTENTS} <= {4, 5, 6, 7}, "each answer has its share"
+    answers = {question(line): json.loads(line)["messages"][1]["content"].casefold() for line in held_out}
+    assert Counter(answers.values()) == dict.fromkeys(INTENTS, 5), "each answer has its share"
     names = {client.files.retrieve(one).filename for one in (split["training_file"], job.validation_file)}
     assert names == {"intents.rest.jsonl", "intents.held-out.jsonl"}
     assert {client.files.retrieve(one).purpose for one in (split["training_file"], job.validation_file)} == {
