@@ -8,6 +8,7 @@ from typing import Any
 
 from app.cli.junit import xml_text
 from app.cli.output import print_fields, print_table, stdout
+from app.comparisons.wording import percent
 
 _MOST_QUESTIONS = 20
 
@@ -32,8 +33,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     rows = [
         (
             each["name"],
-            f"{each['score']:.1%}",
-            f"{each['interval']['low']:.1%} to {each['interval']['high']:.1%}",
+            percent(each["score"]),
+            f"{percent(each['interval']['low'])} to {percent(each['interval']['high'])}",
             each["failures"],
             f"{each['tokens']['per_1000_questions']:,}",
             *(f"{each['latency'][at]:.2f} s" if each["latency"] else None for at in ("p50", "p95")),
@@ -46,6 +47,12 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     stdout.print()
     stdout.print(comparison["verdict"]["sentence"], soft_wrap=True)
     stdout.print(f"Verdict: {comparison['verdict']['code']}", style="bold")
+
+
+def said(answer: dict[str, Any]) -> str:
+    """The answer's text, and why it failed or was not graded."""
+    error = f"({answer['error']})" if answer["error"] else ""
+    return error if answer["text"] is None else f"{answer['text']} {error}".rstrip()
 
 
 def write_junit(path: Path, comparison: dict[str, Any], items: Sequence[dict[str, Any]]) -> None:
@@ -77,8 +84,8 @@ def write_junit(path: Path, comparison: dict[str, Any], items: Sequence[dict[str
 def _summary(candidate: dict[str, Any]) -> str:
     interval = candidate["interval"]
     return (
-        f"{candidate['score']:.1%} of {candidate['questions']} questions "
-        f"(95 % interval {interval['low']:.1%} to {interval['high']:.1%})"
+        f"{percent(candidate['score'])} of {candidate['questions']} questions "
+        f"(95 % interval {percent(interval['low'])} to {percent(interval['high'])})"
     )
 
 
@@ -92,6 +99,6 @@ def _wrong(candidate: str, items: Sequence[dict[str, Any]]) -> list[str]:
     ]
     return [
         f"{item['file']} line {item['line']}\nQuestion: {item['messages'][-1].get('content')}\n"
-        f"Expected: {item['reference']}\nAnswer:   {answer['text'] or answer['error']}"
+        f"Expected: {item['reference']}\nAnswer:   {said(answer)}"
         for item, answer in wrong[:_MOST_QUESTIONS]
     ]

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from app.cli.aliases import get_object
+from app.cli.compare_report import said
 from app.cli.junit import xml_text
+from app.comparisons.wording import percent
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -85,7 +87,7 @@ def failed_questions(client: OpenAI, outcome: Outcome) -> list[FailedQuestion]:
                     FailedQuestion(
                         _short(_last_text(item["messages"])),
                         _short(item["reference"]),
-                        _short(answer["text"] if answer["text"] is not None else f"({answer['error']})"),
+                        _short(said(answer)),
                         answer["score"] or 0.0,
                     )
                 )
@@ -136,8 +138,9 @@ def markdown(outcome: Outcome, failed: Sequence[FailedQuestion]) -> str:
         "| candidate | score | 95 % interval | failures |",
         "|---|---|---|---|",
         *(
-            f"| {_escaped(each['name'])} | {each['score']:.1%} "
-            f"| {each['interval']['low']:.1%} to {each['interval']['high']:.1%} | {each['failures']} |"
+            f"| {_escaped(each['name'])} | {percent(each['score'])} "
+            f"| {percent(each['interval']['low'])} to {percent(each['interval']['high'])} "
+            f"| {each['failures']} |"
             for each in comparison["candidates"]
             if each.get("score") is not None
         ),

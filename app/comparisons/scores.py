@@ -180,16 +180,6 @@ def exact_sign_flips(difference: Floats) -> float:
     return float((np.abs(signs @ values) >= abs(float(values.sum())) - _ROUNDING).mean())
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted for their number (Holm, 1979): held against 5 % each, one of them errs in 5 % of all cases."""
-    adjusted = [1.0] * len(p_values)
-    highest = 0.0
-    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, p_values[place] * (len(p_values) - rank)))
-        adjusted[place] = highest
-    return adjusted
-
-
 def _bca(values: Floats, resampled: Floats, level: float) -> Interval:
     """Efron's bias-corrected and accelerated interval of a mean; for few values as wide as Student's t."""
     mean, count = float(values.mean()), values.size

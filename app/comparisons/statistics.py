@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from app.comparisons.answers import Answer, CandidateAnswers, ComparisonAnswers, GeneralAnswers
+from app.comparisons.correction import holm
 from app.comparisons.graders import label_grader
 from app.comparisons.results import (
     CandidateResult,
@@ -23,7 +24,7 @@ from app.comparisons.results import (
     SliceResult,
     TokenCounts,
 )
-from app.comparisons.scores import Scores, holm
+from app.comparisons.scores import Scores
 from app.comparisons.text_graders import LabelF1
 from app.comparisons.verdict import ALPHA, find_verdict
 

@@ -28,8 +28,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from app.comparisons.answers import Candidate, Demands
+from app.comparisons.correction import holm
 from app.comparisons.results import Interval, RegressionResult, Verdict, VerdictCode
-from app.comparisons.scores import Scores, holm
+from app.comparisons.scores import Scores
+from app.comparisons.wording import percent, points
 
 ALPHA = 0.05
 MIN_QUESTIONS = 20
@@ -96,7 +98,7 @@ class _Judge:
                 "fine_tuning_hurts",
                 duel,
                 f"Fine-tuning hurts: {self._scored(duel.tuned)} on {self._count}, the base as it is "
-                f"{_percent(self.scores.means[base])}: {self._gap(duel, 'less')}.",
+                f"{percent(self.scores.means[base])}: {self._gap(duel, 'less')}.",
                 worst,
             )
         losses = [self.regression.get(self.candidates[row].name) for row in self.tuned]
@@ -107,7 +109,7 @@ class _Judge:
                 "fine_tuning_hurts",
                 duel,
                 f"Fine-tuning hurts: on general questions {loss.candidate} {_kept(loss)} against its base, "
-                f"and {_points(self.demands.max_regression)} are allowed; on yours "
+                f"and {points(self.demands.max_regression)} are allowed; on yours "
                 f"{self._scored(duel.tuned)}, {self._scored(duel.rival)}.",
             )
         return None
@@ -122,7 +124,7 @@ class _Judge:
                 return self._verdict(
                     "prompting_is_enough",
                     duel,
-                    f"{said}, and is shown to reach the {_percent(goal)} that are called good enough; "
+                    f"{said}, and is shown to reach the {percent(goal)} that are called good enough; "
                     f"{self._scored(duel.tuned)}.",
                 )
             if all(self._is_better(rival, row, share) for row in self.tuned):
@@ -140,8 +142,8 @@ class _Judge:
                 return self._verdict(
                     "prompting_is_enough",
                     duel,
-                    f"{said}, {self._scored(duel.tuned)}: at most {_points(ahead)} more, "
-                    f"and less than {_points(margin)} do not matter.",
+                    f"{said}, {self._scored(duel.tuned)}: at most {points(ahead)} more, "
+                    f"and less than {points(margin)} do not matter.",
                 )
         return None
 
@@ -156,7 +158,7 @@ class _Judge:
                 "fine_tuning_wins",
                 duel,
                 f"Fine-tuning wins: {self._scored(row)} on {self._count}, and the best without it, "
-                f"{self._name(duel.rival)}, {_percent(self.scores.means[duel.rival])}: "
+                f"{self._name(duel.rival)}, {percent(self.scores.means[duel.rival])}: "
                 f"{self._gap(duel, 'more')}.{kept}",
                 p_value,
             )
@@ -171,7 +173,7 @@ class _Judge:
                 duel,
                 f"No clear gain is shown: {self._scored(row)} on {self._count}, "
                 f"{self._gap(duel, 'more')} than {self._name(duel.rival)}; but on general questions it "
-                f"{_kept(loss)}, and {_points(self.demands.max_regression)} are allowed. "
+                f"{_kept(loss)}, and {points(self.demands.max_regression)} are allowed. "
                 "More general questions would tell.",
                 p_value,
             )
@@ -248,29 +250,20 @@ class _Judge:
         return self.candidates[row].name
 
     def _scored(self, row: int) -> str:
-        return f"{self._name(row)} scores {_percent(self.scores.means[row])}"
+        return f"{self._name(row)} scores {percent(self.scores.means[row])}"
 
     def _gap(self, duel: _Duel, word: str) -> str:
         """How far apart, and how sure that is: `12.0 points more (95 % interval 8.1 to 15.9)`."""
         interval = self.scores.difference_interval(*duel)
         if word == "less":
             interval = Interval(low=-interval.high, high=-interval.low)
-        return f"{_points(self.scores.difference(*duel))} {word} (95 % interval {_range(interval)})"
+        return f"{points(self.scores.difference(*duel))} {word} (95 % interval {_range(interval)})"
 
 
 def _kept(loss: RegressionResult) -> str:
     if loss.loss > 0:
-        return f"lost {_points(loss.loss)} (95 % interval {_range(loss.interval)})"
+        return f"lost {points(loss.loss)} (95 % interval {_range(loss.interval)})"
     return "lost nothing"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _points(difference: float) -> str:
-    number = f"{100 * abs(difference):.1f}"
-    return f"{number} point{'' if number == '1.0' else 's'}"
 
 
 def _range(interval: Interval, *, signed: bool = False) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
+from app.comparisons.correction import holm
 from app.comparisons.results import (
     CandidateResult,
     CandidateType,
@@ -11,11 +13,39 @@ from app.comparisons.results import (
     Interval,
     PairResult,
 )
+from app.comparisons.wording import percent, points
 from app.errors import InvalidRequestError
 from app.promotion.schemas import Beats, Opponent, RuleResult, Rules
 
 _SIGNIFICANT = 0.05
 _TYPES: dict[Opponent, tuple[CandidateType, ...]] = {"base": ("base",), "prompted": ("prompt", "few_shot")}
+
+
+class _Duel(NamedTuple):
+    """The candidate against an opponent of a rule."""
+
+    pair: PairResult
+    """Seen from the candidate."""
+    p: float
+    """Corrected for the rule's opponents, and for no other pair of the comparison."""
+
+    def is_won(self, delta: float) -> bool:
+        """Both the interval and the test must say so."""
+        return self.pair.interval.low > delta and self.p <= _SIGNIFICANT
+
+    def sentence(self, delta: float) -> str:
+        """How far ahead, and which condition does not hold."""
+        pair, lacking = self.pair, list[str]()
+        if pair.interval.low <= delta:
+            lacking.append(f"the interval's lower end is not above {_signed(delta) if delta else 0}")
+        if self.p > _SIGNIFICANT:
+            lacking.append(f"the test's p is above {_SIGNIFICANT}")
+        said = (
+            f"{pair.a} is {_signed(pair.difference)} against {pair.b} "
+            f"({_range(pair.interval, signed=True)}, p = {self.p:.3g}): at 95 % "
+            f"{'not ' if lacking else ''}better{f' by more than {points(delta)}' if delta else ''}"
+        )
+        return f"{said}: {' and '.join(lacking)}." if lacking else f"{said}."
 
 
 def find_candidate(results: ComparisonResults, model: str) -> CandidateResult:
@@ -73,8 +103,8 @@ def _min_score(required: float, candidate: CandidateResult) -> RuleResult:
         passed=passed,
         required=required,
         actual=candidate.score,
-        sentence=f"{candidate.name} scores {_percent(candidate.score)} ({_range(candidate.interval)}); "
-        f"{_percent(required)} is asked for.",
+        sentence=f"{candidate.name} scores {percent(candidate.score)} ({_range(candidate.interval)}); "
+        f"{percent(required)} is asked for.",
     )
 
 
@@ -109,16 +139,15 @@ def _beats(
             f"'{candidate.name}' cannot beat itself.", code="candidate_not_compared", param=param
         )
     pairs = [_against(results, candidate.name, other.name, param) for other in others]
-    pair = min(pairs, key=lambda each: (_is_ahead(each, rule.delta), each.interval.low))
+    duels = [_Duel(*duel) for duel in zip(pairs, holm([pair.p_value for pair in pairs]), strict=True)]
+    duel = min(duels, key=lambda each: (each.is_won(rule.delta), each.pair.interval.low))
     return RuleResult(
         rule=name,
-        passed=_is_ahead(pair, rule.delta),
+        passed=duel.is_won(rule.delta),
         required=rule.delta,
-        actual=pair.interval.low,
-        sentence=f"{candidate.name} is {_signed(pair.difference)} against {pair.b} "
-        f"({_range(pair.interval, signed=True)}, p = {pair.p_adjusted:.2g}): at 95 % "
-        + ("" if _is_ahead(pair, rule.delta) else "not ")
-        + ("better." if rule.delta == 0 else f"better by more than {_percent(rule.delta)}."),
+        actual=duel.pair.interval.low,
+        p=duel.p,
+        sentence=duel.sentence(rule.delta),
     )
 
 
@@ -162,8 +191,9 @@ def _max_regression(required: float, results: ComparisonResults, candidate: Cand
         passed=found.loss <= required,
         required=required,
         actual=found.loss,
-        sentence=f"{candidate.name} lost {_percent(found.loss)} on general questions "
-        f"({_range(found.interval, signed=True)}); {_percent(required)} is allowed.",
+        sentence=f"{candidate.name} lost {points(found.loss) if found.loss > 0 else 'nothing'} on general "
+        f"questions (95 % interval {_range(found.interval, signed=True)}); "
+        f"{points(required)} may be lost.",
     )
 
 
@@ -198,17 +228,9 @@ def _turned(pair: PairResult) -> PairResult:
     )
 
 
-def _is_ahead(pair: PairResult, delta: float) -> bool:
-    return pair.interval.low > delta and pair.p_adjusted <= _SIGNIFICANT
-
-
 def refusal(results: Sequence[RuleResult]) -> str:
     """Why the gate says no, in one sentence or more."""
     return "The gate says no. " + " ".join(result.sentence for result in results if not result.passed)
-
-
-def _percent(share: float) -> str:
-    return f"{share:.1%}"
 
 
 def _signed(share: float) -> str:
@@ -218,4 +240,4 @@ def _signed(share: float) -> str:
 def _range(interval: Interval, *, signed: bool = False) -> str:
     if signed:
         return f"{interval.low * 100:+.1f} to {interval.high * 100:+.1f}"
-    return f"{interval.low:.1%} to {interval.high:.1%}"
+    return f"{percent(interval.low)} to {percent(interval.high)}"

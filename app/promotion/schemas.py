@@ -61,6 +61,8 @@ class RuleResult(BaseModel):
     required: float
     actual: float | None
     """None where there is nothing to measure."""
+    p: float | None = None
+    """Of `beats` alone: the paired test's, corrected (Holm) for the rule's opponents; 0.05 at most."""
     sentence: str
 
 

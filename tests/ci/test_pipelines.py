@@ -107,7 +107,7 @@ def test_a_changed_dataset_on_github(pipeline: Pipeline, tmp_path: Path) -> None
     assert proposed.summary.read_text() == comment
     assert f"`{proposed.output('model')}` passes the gate" in comment
     assert "this was a dry run" in comment
-    assert "| base | 0.0% |" in comment
+    assert "| base | 0.0 % |" in comment
     (pipeline.folder / "gh").unlink()
 
     # The main branch: it is promoted.

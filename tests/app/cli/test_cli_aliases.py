@@ -138,7 +138,7 @@ def test_a_gate_that_says_no(service: Service, alias: str, models: list[str], tm
     text = comment.stdout
     assert f"`{models[1]}` does not pass the gate" in text
     assert "| beats:prompted | **refused** |" in text
-    assert "| hostile \\| &lt;name> | 85.0% |" in text
+    assert "| hostile \\| &lt;name> | 85.0 % |" in text
     assert "| Question 0 \\| &lt;b>? | Reference 0 |" in text
     assert "@" not in text, "a model's words mention nobody"
     assert "Fine-tuning wins." in text

@@ -82,7 +82,7 @@ def test_from_files_to_a_verdict(service: Service, cook: Cook, folder: Path) -> 
     shown = service.run("compare", "get", comparison["id"])
     assert shown.exit_code == 0, shown.output
     assert TUNED in shown.stdout
-    assert "100.0%" in shown.stdout
+    assert "100.0 %" in shown.stdout
     assert "Verdict: fine_tuning_wins" in shown.stdout
     assert comparison["verdict"]["sentence"] in shown.stdout
     assert comparison["id"] in service.run("compare", "list").stdout

@@ -19,8 +19,9 @@ from app.comparisons.answers import (
     ComparisonAnswers,
     GeneralAnswers,
 )
+from app.comparisons.correction import holm
 from app.comparisons.results import CheckpointCurve, ComparisonResults
-from app.comparisons.scores import Scores, bonett_price, exact_sign_flips, holm, mcnemar, wilson
+from app.comparisons.scores import Scores, bonett_price, exact_sign_flips, mcnemar, wilson
 from app.comparisons.statistics import compute_results
 
 binary_rows = st.integers(1, 60).flatmap(

@@ -42,7 +42,7 @@ def test_min_score(required: float, passes: bool) -> None:
         required,
         0.9,
     )
-    assert "90.0%" in result.sentence
+    assert "90.0 %" in result.sentence
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_beats_takes_the_interval_s_lower_end_and_the_hardest_opponent(
     assert result.actual == pytest.approx(low)
     assert (result.passed, result.required) == (low > 0, 0.0)
     assert f"against {against} " in result.sentence
-    assert ("not better." in result.sentence) == (low <= 0)
+    assert ("not better: the interval's lower end is not above 0." in result.sentence) == (low <= 0)
 
 
 @pytest.mark.parametrize(("delta", "passes"), [(0.1, True), (0.19, True), (0.2, False), (0.3, False)])
@@ -68,15 +68,57 @@ def test_delta_is_below_the_lower_end(delta: float, passes: bool) -> None:
     found = results([TUNED, SHOTS], [exact])
     result = one(Rules(beats=[Beats(candidate="prompted", delta=delta)]), found)
     assert (result.passed, result.required, result.actual) == (passes, delta, 0.2)
-    assert f"{delta:.1%}" in result.sentence
+    assert f"by more than {100 * delta:.1f} points" in result.sentence
 
 
-def test_an_interval_is_not_enough_where_many_pairs_were_tested() -> None:
+def test_an_interval_is_not_enough() -> None:
     found = results([TUNED, BASE], [pair("base", "tuned", -0.2, p=0.06)])
     result = one(Rules(beats=["base"]), found)
     assert (result.passed, result.actual) == (False, pytest.approx(0.1))
     assert "p = 0.06" in result.sentence
+    assert result.sentence.endswith("not better: the test's p is above 0.05.")
     assert one(Rules(beats=["base"]), results([TUNED, BASE], [pair("tuned", "base", 0.2, p=0.05)])).passed
+
+
+def test_other_pairs_of_the_comparison_change_nothing() -> None:
+    """Whatever the table makes of the pair: the base is one opponent, so its p stays as it is."""
+    pairs = [
+        pair("tuned", "base", 0.2, p=0.04),
+        pair("tuned", "old", 0.01, p=0.9),
+        pair("old", "base", 0, p=1),
+    ]
+    assert pairs[0].p_adjusted > 0.05
+    rules = Rules(beats=[Beats(candidate="base", delta=0.02)])
+    result = one(rules, results([TUNED, BASE, OLD], pairs))
+    assert (result.passed, result.p, result.actual) == (True, 0.04, pytest.approx(0.1))
+    assert result.sentence.endswith("at 95 % better by more than 2.0 points.")
+    assert one(rules, results([TUNED, BASE], pairs[:1])) == result
+
+
+def test_each_prompted_opponent_counts_in_the_correction() -> None:
+    pairs = [pair("tuned", "system", 0.4, p=0.03), pair("8 examples", "tuned", -0.3, p=0.04)]
+    result = one(Rules(beats=["prompted"]), results([TUNED, SYSTEM, SHOTS], pairs))
+    assert (result.passed, result.p) == (False, pytest.approx(0.06))
+    assert one(Rules(beats=["prompted"]), results([TUNED, SHOTS], pairs)).p == 0.04
+
+
+def test_the_sentence_names_both_conditions_that_fail() -> None:
+    found = results([TUNED, BASE], [pair("tuned", "base", 0.05, p=0.3)])
+    result = one(Rules(beats=[Beats(candidate="base", delta=0.02)]), found)
+    assert result.sentence.endswith(
+        "not better by more than 2.0 points: the interval's lower end is not above +2.0 points "
+        "and the test's p is above 0.05."
+    )
+
+
+def test_rules_without_a_test_have_no_p() -> None:
+    assert one(Rules(min_score=0.5)).p is None
+    assert one(Rules(beats=["current"]), current=()).p is None
+
+
+def test_a_gain_on_general_questions_is_no_loss() -> None:
+    found = results([TUNED, BASE], [], [regression("tuned", -0.02)])
+    assert "tuned lost nothing on general questions" in one(Rules(max_regression=0), found).sentence
 
 
 def test_the_one_that_fails_is_shown_though_another_is_closer() -> None:
@@ -127,7 +169,7 @@ def test_max_latency_ratio(
 def test_max_regression(allowed: float, passes: bool) -> None:
     result = one(Rules(max_regression=allowed))
     assert (result.passed, result.actual) == (passes, 0.02)
-    assert "2.0%" in result.sentence
+    assert "lost 2.0 points on" in result.sentence
 
 
 def test_rules_come_in_order() -> None:
