@@ -12,7 +12,7 @@ import typer
 from app.cli.aliases import get_object, given, list_objects, post_object
 from app.cli.candidates import Uploads, parse_candidate, parse_grader
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
-from app.cli.compare_report import print_comparison, write_junit
+from app.cli.compare_report import print_comparison, said, write_junit
 from app.cli.output import AsJson, fail, moment, print_json, print_json_line, print_table, stderr, stdout
 from app.cli.waiting import await_comparison
 
@@ -116,7 +116,7 @@ def compare(
             comparison, exit_code = await_comparison(client, comparison, timeout)
         if junit is not None and comparison["status"] == "succeeded":
             _write_junit(client, junit, comparison)
-    _print(comparison, as_json=as_json, as_markdown=as_markdown)
+        _print(client, comparison, as_json=as_json, as_markdown=as_markdown)
     if exit_code:
         raise typer.Exit(exit_code)
 
@@ -134,7 +134,7 @@ def get(
     """
     with connect(base_url) as client:
         comparison = get_object(client, _path(comparison_id))
-    _print(comparison, as_json=as_json, as_markdown=as_markdown)
+        _print(client, comparison, as_json=as_json, as_markdown=as_markdown)
 
 
 @app.command("list")
@@ -176,7 +176,7 @@ def cancel(
     """
     with connect(base_url) as client:
         comparison = post_object(client, f"{_path(comparison_id)}/cancel", {})
-    _print(comparison, as_json=as_json, as_markdown=False)
+        _print(client, comparison, as_json=as_json, as_markdown=False)
 
 
 @app.command()
@@ -194,7 +194,7 @@ def wait(
     with connect(base_url) as client:
         seen = get_object(client, _path(comparison_id))
         comparison, exit_code = await_comparison(client, seen, timeout)
-    _print(comparison, as_json=as_json, as_markdown=as_markdown)
+        _print(client, comparison, as_json=as_json, as_markdown=as_markdown)
     if exit_code:
         raise typer.Exit(exit_code)
 
@@ -217,8 +217,7 @@ def items(comparison_id: ComparisonId, base_url: BaseUrl = DEFAULT_BASE_URL, as_
         stdout.print(f"  reference: {item['reference']}", soft_wrap=True)
         for answer in item["answers"]:
             score = "-" if answer["score"] is None else f"{answer['score']:.2f}"
-            said = answer["text"] if answer["text"] is not None else f"({answer['error']})"
-            stdout.print(f"  {score}  {answer['candidate']}: {said}", soft_wrap=True)
+            stdout.print(f"  {score}  {answer['candidate']}: {said(answer)}", soft_wrap=True)
 
 
 @app.command()
@@ -239,7 +238,7 @@ def report(
         if as_html:
             content = client.get(f"{_path(comparison_id)}/report", cast_to=str)
         else:
-            content = _markdown(get_object(client, _path(comparison_id)))
+            content = _markdown(client, get_object(client, _path(comparison_id)))
     if output is None:
         sys.stdout.write(content)
         return
@@ -262,19 +261,22 @@ def _verdict(comparison: dict[str, Any]) -> str | None:
     return verdict.get("code")
 
 
-def _print(comparison: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:
+def _print(client: OpenAI, comparison: dict[str, Any], *, as_json: bool, as_markdown: bool) -> None:
     if as_json:
         print_json(comparison)
     elif as_markdown:
-        sys.stdout.write(_markdown(comparison))
+        sys.stdout.write(_markdown(client, comparison))
     else:
         print_comparison(comparison)
 
 
-def _markdown(comparison: dict[str, Any]) -> str:
+def _markdown(client: OpenAI, comparison: dict[str, Any]) -> str:
     from app.comparisons.report import render_markdown  # noqa: PLC0415 - slow to import
 
-    return render_markdown(comparison)
+    general = comparison["results"] is not None and comparison["regression_file"] is not None
+    return render_markdown(
+        comparison, list_objects(client, f"{_path(comparison['id'])}/items") if general else []
+    )
 
 
 def _path(comparison_id: str) -> str:

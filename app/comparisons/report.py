@@ -17,12 +17,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.comparisons.questions import answer_text
 from app.comparisons.results import ComparisonResults, Interval, PairResult, SliceResult, Verdict
+from app.comparisons.wording import percent, points
 
 MAX_ITEMS = 500
 """Questions that the page shows with all answers."""
 MAX_REGRESSIONS = 20
+MAX_TABLED = 5
+"""General questions in the Markdown."""
 MAX_TEXT = 4000
 """Characters of one answer."""
+MAX_CELL = 160
+"""Characters of one answer in the Markdown."""
 _TITLES = {
     "fine_tuning_wins": "Fine-tuning wins",
     "prompting_is_enough": "Prompting is enough",
@@ -40,7 +45,8 @@ class _Regression(NamedTuple):
 
     item: Document
     tuned: Document
-    prompted: Document
+    other: Document
+    """The best prompted candidate's answer or, to a general question, the base's."""
     lost: float
 
 
@@ -59,14 +65,21 @@ def render_html(comparison: Document, items: Sequence[Document]) -> str:
         title=_TITLES[results.verdict.code] if results else "Not finished",
         slices=_slices(results) if results else [],
         regressions=_regressions(asked, results.verdict)[:MAX_REGRESSIONS] if results else [],
+        general_tuned=_general_tuned(results) if results else None,
+        losses=_general_losses(comparison, items, results)[:MAX_REGRESSIONS] if results else [],
         items=asked[:MAX_ITEMS],
         left_out=max(0, len(asked) - MAX_ITEMS),
         finished=_date(comparison.get("finished_at")),
     )
 
 
-def render_markdown(comparison: Document) -> str:
-    """Verdict, scores and what the fine-tuned model is held against, for a pull request."""
+def render_markdown(comparison: Document, items: Sequence[Document] = ()) -> str:
+    """Verdict, scores and what the fine-tuned model is held against, for a pull request.
+
+    Args:
+        comparison: as for the page.
+        items: where general questions were asked, those that were lost are among them.
+    """
     results = _results(comparison)
     if results is None:
         return f"### Comparison {_plain(comparison['id'])} is {_plain(comparison['status'])}\n"
@@ -76,10 +89,11 @@ def render_markdown(comparison: Document) -> str:
     for found in results.regression:
         lines += [
             "",
-            f"General questions: {_plain(found.candidate)} {_percent(found.score)}, its base "
-            f"{_percent(found.base_score)}, a difference of {_points(-found.loss)} points "
+            f"General questions: {_plain(found.candidate)} {percent(found.score)}, its base "
+            f"{percent(found.base_score)}, a difference of {_points(-found.loss)} points "
             f"(95 % interval {_points(-found.interval.high)} to {_points(-found.interval.low)}).",
         ]
+    lines += _loss_table(_general_losses(comparison, items, results)[:MAX_TABLED])
     for curve in results.checkpoints:
         lines += ["", f"Checkpoints of {_plain(curve.job)}: {_plain(curve.sentence)}"]
     said = f"{verdict.questions:,} held-out questions"
@@ -102,7 +116,7 @@ def _score_table(results: ComparisonResults) -> list[str]:
         name = _plain(found.name)
         cells = [
             f"**{name}**" if found.name == results.verdict.tuned else name,
-            _percent(found.score),
+            percent(found.score),
             _interval(found.interval),
             str(found.failures),
             f"{found.tokens.per_1000_questions:,}",
@@ -129,18 +143,61 @@ def _pair_table(pairs: Sequence[PairResult], first: str | None) -> list[str]:
     ]
 
 
+def _loss_table(losses: Sequence[_Regression]) -> list[str]:
+    """The general questions that were lost, each with both answers."""
+    if not losses:
+        return []
+    return [
+        "",
+        f"Where {_plain(losses[0].tuned['candidate'])} lost most on general questions:",
+        "",
+        "| question | base | score | fine-tuned | score |",
+        "|---|---|--:|---|--:|",
+        *(
+            f"| {_cell(_turn(loss.item['messages'][-1]))} "
+            f"| {_cell(_said(loss.other))} | {_score(loss.other)} "
+            f"| {_cell(_said(loss.tuned))} | {_score(loss.tuned)} |"
+            for loss in losses
+        ),
+    ]
+
+
 def _regressions(items: Sequence[Document], verdict: Verdict) -> list[_Regression]:
-    """Where fine-tuning lost most, the worst first."""
+    """Where fine-tuning lost most against the best prompted candidate, the worst first."""
     found: list[_Regression] = []
     for item in items:
         answers = {answer["candidate"]: answer for answer in item["answers"]}
-        tuned, prompted = answers.get(verdict.tuned), answers.get(verdict.prompted)
-        if tuned is None or prompted is None:
-            continue
-        lost = (prompted.get("score") or 0) - (tuned.get("score") or 0)
-        if lost > 0:
-            found.append(_Regression(item, tuned, prompted, lost))
+        found += _lost(item, answers.get(verdict.tuned), answers.get(verdict.prompted))
     return sorted(found, key=lambda regression: -regression.lost)
+
+
+def _general_tuned(results: ComparisonResults) -> str | None:
+    """Whose answers to general questions are shown: the verdict's model, if it was asked them."""
+    tuned = [found.candidate for found in results.regression]
+    return results.verdict.tuned if results.verdict.tuned in tuned else next(iter(tuned), None)
+
+
+def _general_losses(
+    comparison: Document, items: Sequence[Document], results: ComparisonResults
+) -> list[_Regression]:
+    """Where the fine-tuned model lost most against its base, the worst first."""
+    tuned, shown = {found.candidate for found in results.regression}, _general_tuned(results)
+    found: list[_Regression] = []
+    for item in items:
+        if item.get("file") != comparison.get("regression_file"):
+            continue
+        answers = {answer["candidate"]: answer for answer in item["answers"]}
+        base = next((answer for name, answer in answers.items() if name not in tuned), None)
+        found += _lost(item, answers.get(shown), base)
+    return sorted(found, key=lambda regression: -regression.lost)
+
+
+def _lost(item: Document, tuned: Document | None, other: Document | None) -> list[_Regression]:
+    """The question, if the fine-tuned model's answer to it is the worse one."""
+    if tuned is None or other is None:
+        return []
+    lost = (other.get("score") or 0) - (tuned.get("score") or 0)
+    return [_Regression(item, tuned, other, lost)] if lost > 0 else []
 
 
 def _slices(results: ComparisonResults) -> list[tuple[str, int, list[SliceResult]]]:
@@ -176,7 +233,8 @@ def _template() -> Any:
     )
     filters = cast("dict[str, Any]", environment.filters)
     filters |= {
-        "percent": _percent,
+        "percent": percent,
+        "allowed": points,
         "points": _points,
         "interval": _interval,
         "points_interval": functools.partial(_interval, form=_points),
@@ -188,15 +246,11 @@ def _template() -> Any:
     return environment.get_template("report.html.jinja")
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def _points(difference: float) -> str:
     return f"{round(100 * difference, 1) + 0:+.1f}".replace("-", "\u2212")  # + 0: no -0.0
 
 
-def _interval(interval: Interval, form: Callable[[float], str] = _percent) -> str:
+def _interval(interval: Interval, form: Callable[[float], str] = percent) -> str:
     return f"{form(interval.low)} to {form(interval.high)}"
 
 
@@ -222,6 +276,19 @@ def _short(text: str | None, length: int = MAX_TEXT) -> str:
 def _turn(message: Document) -> str:
     """A turn's text, or its calls."""
     return answer_text(message.get("content"), message.get("tool_calls"))
+
+
+def _said(answer: Document) -> str:
+    """An answer's text or, without one, why."""
+    return str(answer["text"] if answer.get("text") is not None else answer.get("error") or "")
+
+
+def _score(answer: Document) -> str:
+    return percent(answer["score"]) if answer.get("score") is not None else "failed"
+
+
+def _cell(text: str) -> str:
+    return _plain(_short(" ".join(text.split()), MAX_CELL))
 
 
 def _plain(text: Any) -> str:

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from junitparser import JUnitXml
 
+from app.comparisons.models import Answer, Comparison
 from app.completions.models import Engine
 from app.database import database_now
 from tests.app.cli.running_service import Service
 from tests.app.comparisons.cook import TUNED, Cook, add_tuned, knows_when_tuned, lines
 from tests.app.completions.engine_stand_in import ENGINE_KEY, run_engine
+from tests.app.promotion.found import add_comparison, candidate, regression, results
 from tests.conftest import BASE_MODEL
 
 
@@ -139,3 +141,29 @@ def test_what_the_service_refuses_names_the_field(service: Service, folder: Path
     refused = service.run(*arguments(folder, "--candidate", "base", "--candidate", "ft:none"))
     assert refused.exit_code == 1
     assert "param candidates[1].model" in refused.stderr
+
+
+def test_items_say_why_an_answer_was_not_graded(service: Service) -> None:
+    comparison_id = add_comparison(service.database, results([candidate("new"), candidate("old")], []))
+    with service.database.writer() as session:
+        answers = session.query(Answer).filter_by(comparison_id=comparison_id, question=0)
+        answers.filter_by(candidate=0).update({"score": None, "error": "the pattern took too long"})
+        answers.filter_by(candidate=1).update({"text": None, "score": None, "error": "no answer in time"})
+    shown = service.run("compare", "items", comparison_id).stdout
+    assert "(the pattern took too long)" in shown
+    assert "-  old: (no answer in time)\n" in shown
+    assert "Answer 1 of @old" in shown
+
+
+def test_markdown_has_the_general_questions_that_were_lost(service: Service) -> None:
+    found = results([candidate("new"), candidate("base", "base")], [], [regression("new", 0.3)])
+    comparison_id = add_comparison(service.database, found)
+    with service.database.writer() as session:
+        comparison = session.get_one(Comparison, comparison_id)
+        comparison.regression_file_id = comparison.file_id
+        answers = session.query(Answer).filter_by(comparison_id=comparison_id, question=0, candidate=1)
+        answers.update({"text": "Paris", "score": 1.0})
+    for command in (("get", comparison_id, "--markdown"), ("report", comparison_id)):
+        text = service.run("compare", *command).stdout
+        assert "Where new lost most on general questions:" in text
+        assert "| Question 0 \\| &lt;b&gt;? | Paris | 100.0 % | Answer 0 of &#64;new" in text

@@ -128,6 +128,63 @@ def test_the_page_shows_everything() -> None:
     assert "2026-11-18" in page.text
 
 
+def general_item(place: int, tuned: str, score: float | None, error: str | None = None) -> dict[str, Any]:
+    """A general question that the base answered right."""
+    answers = [("b", "Paris", 1.0, None), ("tuned", tuned, score, error), ("early", "Rome", 0.0, None)]
+    return {
+        "file": "file-2",
+        "line": place,
+        "messages": [{"role": "user", "content": f"General {place}?"}],
+        "reference": "Paris",
+        "metadata": {},
+        "answers": [
+            {"candidate": who, "text": None if why else text, "score": points, "error": why}
+            for who, text, points, why in answers
+        ],
+    }
+
+
+def test_general_questions_that_were_lost_are_shown_the_worst_first() -> None:
+    comparison, items = compared()
+    comparison["regression_file"] = "file-2"
+    general = [
+        general_item(1, "Paris", 1.0),
+        general_item(2, "Par|is?", 0.4),
+        general_item(3, "", None, "too long"),
+    ]
+    html = render_html(comparison, items + general)
+    lost = html[html.index("General questions that were lost") : html.index("Slices")]
+    assert lost.count("<details") == 2
+    assert lost.index("General 3?") < lost.index("General 2?")
+    for words in ("Par|is?", "40.0 %", "\u2212100.0", "too long", "failed"):
+        assert words in lost, words
+    assert "Rome" not in lost, "that is another candidate's answer"
+    assert "General 2?" not in html[html.index("Where fine-tuning lost most") :]
+
+    lines = render_markdown(comparison, items + general).splitlines()
+    place = lines.index("Where tuned lost most on general questions:")
+    assert lines[place + 4 : place + 6] == [
+        "| General 3? | Paris | 100.0 % | too long | failed |",
+        "| General 2? | Paris | 100.0 % | Par\\|is? | 40.0 % |",
+    ]
+    assert "lost most on general questions" not in render_markdown(comparison, items + general[:1])
+
+
+def test_nothing_lost_is_said_in_a_line() -> None:
+    comparison, items = compared()
+    comparison["regression_file"] = "file-2"
+    page = Page(render_html(comparison, [*items[:5], general_item(1, "Paris", 1.0)])).text
+    assert "tuned answered no held-out question worse than base." in page
+    assert "tuned answered no general question worse than its base." in page
+    assert "5.0 points are allowed" in page
+
+
+def test_without_general_questions_there_is_no_section_for_them() -> None:
+    comparison, items = compared()
+    comparison["results"]["regression"] = []
+    assert "General questions" not in Page(render_html(comparison, items)).text
+
+
 def test_the_page_loads_nothing() -> None:
     page = Page(render_html(*compared()))
     assert not {"script", "link", "iframe", "img", "object", "embed", "base", "form"} & set(page.tags)
