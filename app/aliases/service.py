@@ -227,6 +227,8 @@ def delete_model(session: Session, settings: Settings, project_id: str, name: st
         PermissionDeniedError: it is a base model.
         ConflictError: an alias points to it.
     """
+    if settings.base_model(name) is not None:
+        return adapters_service.delete_adapter(session, settings, project_id, name)  # refuses it
     # Held, so that an alias that is being pointed to it either is there by now or finds it deleted.
     this = select(Adapter.name).where(Adapter.name == name, Adapter.project_id == project_id)
     session.execute(this.with_for_update())

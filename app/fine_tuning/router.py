@@ -6,6 +6,7 @@ from typing import Annotated, cast
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
 from app.dependencies import (
@@ -17,12 +18,12 @@ from app.dependencies import (
     StorageDep,
     WriteSession,
 )
-from app.errors import ERROR_RESPONSES
+from app.errors import ERROR_RESPONSES, InvalidRequestError
 from app.fine_tuning import preflight, service
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.parents import FindModel
 from app.fine_tuning.preflight_schemas import JobPreflight
-from app.fine_tuning.schemas import CheckpointObject, CreateJob, EventObject, JobObject
+from app.fine_tuning.schemas import CheckpointObject, CreateJob, EventObject, JobObject, Metadata
 from app.pagination import Page
 from app.settings import Settings
 
@@ -35,6 +36,7 @@ def _find_model(request: Request) -> FindModel:
 
 FindModelDep = Annotated[FindModel, Depends(_find_model)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+_METADATA: TypeAdapter[dict[str, str]] = TypeAdapter(Metadata)
 
 
 @router.post("")
@@ -78,6 +80,14 @@ def list_jobs(
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
+    try:
+        _METADATA.validate_python(metadata)
+    except ValidationError as error:
+        raise InvalidRequestError(
+            "A job has at most 16 pairs of metadata, keys of up to 64 characters, values of up to 512.",
+            code="invalid_value",
+            param="metadata",
+        ) from error
     jobs, has_more = service.list_jobs(session, project.id, metadata=metadata, after=after, limit=limit)
     return Page[JobObject].of([JobObject.of(job) for job in jobs], has_more)
 

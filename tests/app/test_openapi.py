@@ -51,6 +51,9 @@ def test_the_committed_specification_is_current() -> None:
 # Without an engine a completion is 503, and so is readiness: both are meant.
 EXPECTED_SERVER_ERRORS = {"/v1/chat/completions", "/v1/completions", "/health/ready"}
 
+# `models=false` is wrong data to the generator; in a URL it is a list of one text, as any other.
+LISTS_OF_TEXTS = {"models", "models[]"}
+
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 @schema.parametrize()
@@ -60,4 +63,6 @@ def test_the_service_keeps_to_it(case: schemathesis.Case, service: Service) -> N
     excluded = (
         [not_a_server_error] if case.path in EXPECTED_SERVER_ERRORS and response.status_code == 503 else []
     )
+    if LISTS_OF_TEXTS & set(case.query or {}):
+        excluded.append(negative_data_rejection)
     case.validate_response(response, checks=CHECKS, excluded_checks=excluded)

@@ -296,5 +296,8 @@ def test_a_model_that_an_alias_points_to_stays(
     assert client.models.delete(models[1]).deleted
     with refused(404, "model_not_found", "name") as check:
         check(http.post(f"{ADDRESS}/rollback"))
+    put(http, model=BASE_MODEL, version=2)
+    with pytest.raises(openai.PermissionDeniedError):
+        client.models.delete(BASE_MODEL)
     http.delete(ADDRESS)
     assert client.models.delete(models[0]).deleted

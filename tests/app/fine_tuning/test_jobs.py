@@ -210,6 +210,10 @@ def test_lists_are_paged_and_filtered(client: OpenAI, http: httpx2.Client) -> No
     file = upload(client)
     ids = [create(client, training_file=file, metadata={"n": str(n % 2)}).id for n in range(5)]
     assert [job.id for job in client.fine_tuning.jobs.list(limit=2)] == list(reversed(ids))
+    for pairs in ({"\0": "a"}, {f"k{n}": "1" for n in range(2000)}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.fine_tuning.jobs.list(metadata=pairs)
+        assert (caught.value.code, caught.value.param) == ("invalid_value", "metadata")
     odd = client.fine_tuning.jobs.list(metadata={"n": "1"})
     assert [job.id for job in odd] == [ids[3], ids[1]]
     page = http.get("/v1/fine_tuning/jobs?limit=2").json()
