@@ -26,7 +26,7 @@ from tests.app.completions.test_gateway import register_engine
 from tests.conftest import API_KEY, BASE_MODEL, chat_line
 
 REPOSITORY = Path(__file__).parents[2]
-QUESTIONS = {f"What is soup number {number}?": f"Soup {number}." for number in range(40)}
+QUESTIONS = {f"What is soup number {number}?": f"Soup {number}." for number in range(60)}
 
 
 class TaughtEngine(EngineStandIn):
@@ -61,6 +61,7 @@ class Pipeline:
             self._add_program(programs / name, f'printf "%s\\n" "$@" > {shlex.quote(str(folder / name))}')
         self.write("training.jsonl", range(12))
         self.write("heldout.jsonl", range(12, 40))
+        self.write("general.jsonl", range(40, 60))
 
     def write(self, name: str, numbers: range) -> None:
         lines = [chat_line(f"What is soup number {number}?", f"Soup {number}.") for number in numbers]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from junitparser import JUnitXml
 
@@ -83,9 +87,11 @@ def test_a_changed_dataset_on_github(pipeline: Pipeline, tmp_path: Path) -> None
         "api-key": API_KEY,
         "training-file": "data/training.jsonl",
         "heldout-file": "data/heldout.jsonl",
+        "regression-file": "data/general.jsonl",
+        "max-tokens": "32",
         "alias": ALIAS,
         "candidates": "base\nfew-shot=4:data/training.jsonl\n",
-        "rules": "min_score=0.8\nbeats=base\nbeats=prompted:0.1\nbeats=current\n",
+        "rules": "min_score=0.8\nbeats=base\nbeats=prompted:0.1\nbeats=current\nmax_regression=0.05\n",
     }
 
     def run(name: str, **changes: str) -> tuple[GithubRunner, int]:
@@ -116,6 +122,7 @@ def test_a_changed_dataset_on_github(pipeline: Pipeline, tmp_path: Path) -> None
     alias = pipeline.toque("aliases", "get", ALIAS)
     assert (alias["model"], alias["version"]) == (merged.output("model"), 1)
     assert merged.output("passed") == "true"
+    assert pipeline.toque("compare", "get", merged.output("comparison"))["max_tokens"] == 32
     assert not (pipeline.folder / "gh").exists(), "there is nothing to comment on"
     [change] = pipeline.toque("aliases", "history", ALIAS)
     assert change["comparison"] == merged.output("comparison")  # type: ignore[index]
@@ -133,6 +140,7 @@ def test_a_changed_dataset_on_github(pipeline: Pipeline, tmp_path: Path) -> None
         ("beats:base", False),
         ("beats:prompted", False),
         ("beats:current", True),
+        ("max_regression", False),
     ]
     assert pipeline.toque("aliases", "get", ALIAS)["version"] == 1
 
@@ -160,8 +168,10 @@ def test_a_changed_dataset_on_gitlab(pipeline: Pipeline) -> None:
         "CI_MERGE_REQUEST_IID": "",
     }
 
+    defaults: dict[str, str] = GITLAB["variables"]
+
     def run(**variables: str) -> tuple[int, str]:
-        environment = GITLAB["variables"] | predefined | variables
+        environment = defaults | predefined | variables
         done = pipeline.run("\n".join(GITLAB["before_script"] + GITLAB["script"]), environment)
         after = pipeline.run("\n".join(GITLAB["after_script"]), environment)
         assert after.returncode == 0, after.stderr
@@ -181,16 +191,71 @@ def test_a_changed_dataset_on_gitlab(pipeline: Pipeline) -> None:
     assert str(alias["model"]).startswith(f"ft:{BASE_MODEL}:")
     assert not (pipeline.folder / "curl").exists()
 
-    code, log = run(CI_COMMIT_BRANCH="main")
+    more = {
+        "TOQUE_REGRESSION_FILE": "data/general.jsonl",
+        "TOQUE_MAX_TOKENS": "32",
+        "TOQUE_RULES": defaults["TOQUE_RULES"] + " max_regression=0.05",
+    }
+    code, log = run(CI_COMMIT_BRANCH="main", **more)
     assert code == 5, log
+    comparison = json.loads((pipeline.workspace / "toque/comparison.json").read_text())
+    assert comparison["max_tokens"] == 32
     for path in GITLAB["artifacts"]["paths"]:
         assert (pipeline.workspace / path).is_file()
     [suite] = JUnitXml.fromfile(str(pipeline.workspace / GITLAB["artifacts"]["reports"]["junit"]))
     assert [(case.name, bool(case.result)) for case in suite] == [
         ("beats:base", False),
         ("beats:current", True),
+        ("max_regression", False),
     ]
     assert pipeline.toque("aliases", "get", ALIAS)["version"] == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "variable", "setting"),
+    [
+        (ACTION["runs"]["steps"][0]["run"], "PACKAGE", "the input 'package'"),
+        (GITLAB["before_script"][0], "TOQUE_PACKAGE", "the variable TOQUE_PACKAGE"),
+    ],
+    ids=["github", "gitlab"],
+)
+def test_only_what_was_named_is_installed(script: str, variable: str, setting: str, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    bash = shutil.which("bash")
+    assert bash is not None
+
+    def add(name: str) -> None:
+        (programs / name).write_text(f'#!{bash}\necho "{name} $*"\n')
+        (programs / name).chmod(0o755)
+
+    def run(package: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [bash, "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
+            env={"PATH": str(programs), variable: package},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout + done.stderr
+
+    add("pip")
+    code, log = run("")
+    assert code == 1
+    assert f"Set {setting} to what pip is to install, such as git+https://" in log
+    assert "pip install" not in log
+
+    code, log = run("./toque-1.0-py3-none-any.whl")
+    assert (code, log) == (0, "pip install ./toque-1.0-py3-none-any.whl\n")
+
+    add("toque")
+    code, log = run("")
+    assert (code, log) == (0, f"{programs / 'toque'}\n")
+
+
+def test_no_package_is_assumed() -> None:
+    assert ACTION["inputs"]["package"]["default"] == ""
+    assert GITLAB["variables"]["TOQUE_PACKAGE"] == ""
 
 
 def test_the_example_workflow_gives_the_action_what_it_takes() -> None:
