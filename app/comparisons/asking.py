@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import orjson
 from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
-from app.comparisons.external import Endpoint, ExternalEndpoints
+from app.comparisons.external import Endpoint, EndpointAwayError, ExternalEndpoints
 from app.comparisons.plan import Arm
 from app.comparisons.questions import Question, answer_text
 from app.completions.gateway import Gateway
@@ -23,8 +24,15 @@ from app.errors import ToqueError, UnavailableError
 _PATH = "/v1/chat/completions"
 _TRIES = 6
 _LONGEST_PAUSE = 5.0
+_LONGEST_WISH = 60.0
+"""So many seconds an external endpoint may ask to be left alone at a time."""
+_LONGEST_SILENCE = 600.0
+"""An external endpoint that has answered nothing for so many seconds is not waited for any longer."""
+_LONGEST_WAIT = 1800.0
+"""Nor is one question: the endpoint may answer all others, and never this one."""
 _WAITED_FOR = {"engine_unavailable"}
 """What comes back by itself, however long that takes; anything else may be this request's own doing."""
+_BACK_OFF = wait_exponential_jitter(multiplier=0.2, max=_LONGEST_PAUSE, jitter=0.2)
 _MOST_ERROR_CHARACTERS = 1000
 _SYSTEM_ROLES = ("system", "developer")
 
@@ -46,6 +54,8 @@ class Asker:
         self._gateway = gateway
         self._external = external
         self._project_id = project_id
+        self._away_since: dict[str, float] = {}
+        """The external endpoints that have answered nothing since then."""
 
     async def ask(
         self,
@@ -55,7 +65,7 @@ class Asker:
         endpoint: Endpoint | None = None,
         **fields: Any,
     ) -> Reply:
-        """The reply; engines that are away are waited for, and what the model refuses is the reply's error.
+        """The reply; engines and endpoints that are away are waited for, and a refusal is the reply's error.
 
         `endpoint` is that of an external model; `fields` are those of a chat completion.
         """
@@ -70,8 +80,8 @@ class Asker:
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type((UnavailableError, *DATABASE_AWAY)),
-                wait=wait_exponential_jitter(multiplier=0.2, max=_LONGEST_PAUSE, jitter=0.2),
-                stop=_is_hopeless,
+                wait=_pause,
+                stop=partial(self._is_hopeless, endpoint),
                 reraise=True,
             ):
                 with attempt:
@@ -85,7 +95,27 @@ class Asker:
         if endpoint is None:
             return await self._gateway.ask(self._project_id, _PATH, body)
         content = body.model_dump_json(exclude_none=True, exclude_unset=True, by_alias=True)
-        return await self._external.ask(endpoint, content.encode())
+        try:
+            answer = await self._external.ask(endpoint, content.encode())
+        except EndpointAwayError:
+            self._away_since.setdefault(endpoint.base_url, time.monotonic())
+            raise
+        except ToqueError:
+            self._away_since.pop(endpoint.base_url, None)
+            raise
+        self._away_since.pop(endpoint.base_url, None)
+        return answer
+
+    def _is_hopeless(self, endpoint: Endpoint | None, state: RetryCallState) -> bool:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, DATABASE_AWAY):
+            return False
+        if endpoint is not None and isinstance(error, EndpointAwayError):
+            silence = time.monotonic() - self._away_since.get(endpoint.base_url, time.monotonic())
+            waited_for = silence < _LONGEST_SILENCE and (state.seconds_since_start or 0.0) < _LONGEST_WAIT
+        else:
+            waited_for = isinstance(error, ToqueError) and error.body.code in _WAITED_FOR
+        return not waited_for and state.attempt_number >= _TRIES
 
 
 def prompt(arm: Arm, question: Question, examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -115,9 +145,8 @@ def _reply(content: bytes, seconds: float) -> Reply:
     return Reply(storable(text), None, tokens[0], tokens[1], seconds)
 
 
-def _is_hopeless(state: RetryCallState) -> bool:
+def _pause(state: RetryCallState) -> float:
+    """Longer each time, or for as long as an external endpoint asks for."""
     error = state.outcome.exception() if state.outcome else None
-    waited_for = isinstance(error, DATABASE_AWAY) or (
-        isinstance(error, ToqueError) and error.body.code in _WAITED_FOR
-    )
-    return not waited_for and state.attempt_number >= _TRIES
+    wish = error.pause if isinstance(error, EndpointAwayError) else 0.0
+    return max(_BACK_OFF(state), min(wish, _LONGEST_WISH))

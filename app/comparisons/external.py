@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -21,6 +23,15 @@ class Endpoint(NamedTuple):
     api_key: str | None
 
 
+class EndpointAwayError(UnavailableError):
+    """It cannot be reached, or says that it is busy: that passes by itself."""
+
+    def __init__(self, message: str, *, pause: float = 0.0) -> None:
+        super().__init__(message, code="external_unavailable")
+        self.pause = pause
+        """The seconds after which it wants to be asked again, by its own word."""
+
+
 class ExternalEndpoints:
     """Connections to those of this process's comparisons."""
 
@@ -32,7 +43,8 @@ class ExternalEndpoints:
         """The whole answer to a chat completion.
 
         Raises:
-            UnavailableError: it cannot be reached, is busy, or failed.
+            EndpointAwayError: it cannot be reached, or is busy.
+            UnavailableError: it took too long, or failed.
             InvalidRequestError: it refused the request.
         """
         headers = {"content-type": "application/json"}
@@ -48,12 +60,14 @@ class ExternalEndpoints:
                     content += chunk
                     if len(content) > _MOST_BYTES:
                         raise InvalidRequestError("The external endpoint's answer is too long to be one.")
+        except aiohttp.ClientConnectionError as error:
+            raise EndpointAwayError("The external endpoint cannot be reached.") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise UnavailableError(
-                "The external endpoint cannot be reached.", code="external_unavailable"
+                "The external endpoint does not answer as it should.", code="external_failed"
             ) from error
         if answer.status != 200:
-            raise _refusal(answer.status, content)
+            raise _refusal(answer.status, answer.headers.get("retry-after", ""), content)
         return content
 
     async def close(self) -> None:
@@ -73,11 +87,13 @@ def allowed_endpoint(settings: Settings, base_url: str) -> str | None:
     return base_url.rstrip("/") if base_url.rstrip("/") in allowed else None
 
 
-def _refusal(status: int, content: bytes) -> ToqueError:
-    if status in (408, 409, 429) or status >= 500:
-        return UnavailableError(
-            f"The external endpoint is busy, or failed (status {status}).", code="external_unavailable"
+def _refusal(status: int, retry_after: str, content: bytes) -> ToqueError:
+    if status == 429 or status >= 502:
+        return EndpointAwayError(
+            f"The external endpoint is busy, or away (status {status}).", pause=_pause(retry_after)
         )
+    if status in (408, 409) or status >= 500:
+        return UnavailableError(f"The external endpoint failed (status {status}).", code="external_failed")
     try:
         parsed: Any = orjson.loads(content)
         message = str(parsed["error"]["message"])[:500]
@@ -86,3 +102,13 @@ def _refusal(status: int, content: bytes) -> ToqueError:
     return InvalidRequestError(
         f"The external endpoint refused the request (status {status}): {message}", code="external_refused"
     )
+
+
+def _pause(retry_after: str) -> float:
+    """The seconds that the header speaks of, as a number or as a date; 0 where it does not."""
+    if retry_after.isdecimal():
+        return float(retry_after)
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return 0.0

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from itertools import repeat
+from typing import Any, cast
 
 import openai
 import pytest
 from sqlalchemy import text
+from tenacity import wait_none
 
+from app.comparisons.asking import Asker, Reply
+from app.comparisons.external import Endpoint, ExternalEndpoints
 from app.database import Database
 from app.settings import Settings
-from tests.app.comparisons.cook import create, ended, get, lines, number_asked, reference, upload
+from tests.app.comparisons.cook import create, ended, get, lines, number_asked, question, reference, upload
 from tests.conftest import run_service
 
 SECRET = "sk-elsewhere-very-secret"
+NOWHERE = "http://127.0.0.1:9/v1"
+Ask = Callable[[str], Awaitable[Reply]]
 
 
 class Elsewhere:
-    """Another service: busy at first, and refuses one question."""
+    """Another service: busy at first, and refuses one question; `troubles` come before all else."""
 
     def __init__(self) -> None:
+        self.troubles: Iterator[tuple[int, str | None]] = iter(())
+        """Statuses, each with a `retry-after` or none."""
         self.keys: list[str | None] = []
         self.bodies: list[dict[str, Any]] = []
 
@@ -47,8 +57,13 @@ def elsewhere() -> Iterator[tuple[Elsewhere, str]]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             assert self.path == "/v1/chat/completions"
-            status, answer = service.answer(self.headers.get("authorization"), body)
+            status, retry_after = next(service.troubles, (0, None))
+            answer: dict[str, Any] = {}
+            if status == 0:
+                status, answer = service.answer(self.headers.get("authorization"), body)
             self.send_response(status)
+            if retry_after is not None:
+                self.send_header("retry-after", retry_after)
             self.end_headers()
             self.wfile.write(json.dumps(answer).encode())
 
@@ -61,6 +76,21 @@ def elsewhere() -> Iterator[tuple[Elsewhere, str]]:
         yield service, f"http://127.0.0.1:{server.server_port}/v1"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+async def ask(settings: Settings) -> AsyncIterator[Ask]:
+    """Asks an address the third question."""
+    external = ExternalEndpoints(settings)
+    asker = Asker(cast("Any", None), external, "project")
+    messages = [{"role": "user", "content": question(3)}]
+    yield lambda base_url: asker.ask("big-one", messages, endpoint=Endpoint(base_url, None))
+    await external.close()
+
+
+@pytest.fixture
+def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.comparisons.asking._BACK_OFF", wait_none())
 
 
 def test_an_external_candidate(
@@ -93,3 +123,53 @@ def test_an_external_candidate(
     assert SECRET not in json.dumps([created, done, items]) + caplog.text
     with database.reader() as session:
         assert session.scalar(text("SELECT api_keys FROM comparisons")) in (None, "null")
+
+
+@pytest.mark.usefixtures("no_back_off")
+async def test_an_endpoint_that_is_away_is_waited_for(elsewhere: tuple[Elsewhere, str], ask: Ask) -> None:
+    service, base_url = elsewhere
+    service.bodies.append({})  # no longer new
+    away = [(status, None) for status in (429, 502, 503, 504)]
+    service.troubles = iter(away * 5)
+    assert (await ask(base_url)).text == reference(3)
+
+
+async def test_it_is_left_alone_for_as_long_as_it_asks(
+    elsewhere: tuple[Elsewhere, str], ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, base_url = elsewhere
+    service.bodies.append({})
+    service.troubles = iter([(429, "1"), (503, formatdate(time.time() + 3, usegmt=True)), (429, "soon")])
+    started = time.monotonic()
+    assert (await ask(base_url)).text == reference(3)
+    assert 2 < time.monotonic() - started < 6
+    monkeypatch.setattr("app.comparisons.asking._LONGEST_WISH", 0.1)
+    service.troubles = iter([(429, "9" * 400)])
+    started = time.monotonic()
+    assert (await ask(base_url)).text == reference(3)
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.usefixtures("no_back_off")
+async def test_an_endpoint_that_never_comes_back_is_given_up(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.comparisons.asking._LONGEST_SILENCE", 0.5)
+    started = time.monotonic()
+    assert "cannot be reached" in ((await ask(NOWHERE)).error or "")
+    assert time.monotonic() - started > 0.5
+    started = time.monotonic()
+    assert "cannot be reached" in ((await ask(NOWHERE)).error or "")
+    assert time.monotonic() - started < 0.5, "the silence is the endpoint's, not each question's"
+
+
+@pytest.mark.usefixtures("no_back_off")
+async def test_what_is_only_this_questions_trouble_ends(
+    elsewhere: tuple[Elsewhere, str], ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, base_url = elsewhere
+    service.troubles = repeat((500, None))
+    assert "failed (status 500)" in ((await ask(base_url)).error or "")
+    monkeypatch.setattr("app.comparisons.asking._LONGEST_WAIT", 0.3)
+    service.troubles = repeat((504, None))
+    assert "away (status 504)" in ((await ask(base_url)).error or "")
