@@ -14,6 +14,7 @@ from app.adapters.router import adapters_router, models_router
 from app.aliases import service as aliases_service
 from app.aliases.router import models_router as aliased_models_router
 from app.aliases.router import router as aliases_router
+from app.comparisons import service as comparisons_service
 from app.comparisons.router import router as comparisons_router
 from app.comparisons.runner import Runner
 from app.completions.gateway import Gateway
@@ -46,6 +47,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.database = Database(settings.sqlalchemy_url)
         app.state.storage = LocalStorage(settings.storage_root)
         app.state.find_model = partial(aliases_service.find_model_to_train, settings, app.state.storage)
+        app.state.find_comparison = comparisons_service.get_comparison
         app.state.metrics = metrics
         tally = Tally(app.state.database)
         replicas = app.state.replicas = Replicas(settings, app.state.database)

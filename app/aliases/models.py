@@ -56,7 +56,7 @@ class AliasChange(Base):
     """Whose key asked for it."""
     reason: Mapped[str | None] = mapped_column(String(512))
     comparison_id: Mapped[str | None] = mapped_column(String(64))
-    """What it was decided on: checked for a promotion, else as the caller said."""
+    """What it was decided on."""
     rules: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
     """A promotion's rules with their figures."""
     split_before: Mapped[list[Share]] = mapped_column(JSON)

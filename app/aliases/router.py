@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, cast
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query, Request
 
 from app.adapters.schemas import ModelDeleted
 from app.aliases import service
@@ -16,6 +16,7 @@ from app.aliases.schemas import (
     PutAlias,
     RollBackAlias,
 )
+from app.aliases.service import FindComparison
 from app.dependencies import Creating, CurrentKey, CurrentProject, ReadSession, SettingsDep, WriteSession
 from app.errors import ERROR_RESPONSES
 from app.pagination import Page
@@ -23,6 +24,12 @@ from app.pagination import Page
 router = APIRouter(prefix="/v1/aliases", tags=["Aliases"], responses=ERROR_RESPONSES)
 models_router = APIRouter(prefix="/v1/models", tags=["Models"], responses=ERROR_RESPONSES)
 
+
+def _find_comparison(request: Request) -> FindComparison:
+    return cast("FindComparison", request.app.state.find_comparison)
+
+
+FindComparisonDep = Annotated[FindComparison, Depends(_find_comparison)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 
@@ -43,9 +50,10 @@ def put_alias(
     key: CurrentKey,
     session: WriteSession,
     settings: SettingsDep,
+    find_comparison: FindComparisonDep,
 ) -> AliasObject:
     """Creates an alias, or points it to another model or to a split; within two seconds everywhere."""
-    return AliasObject.of(service.put_alias(session, settings, creating, key, name, body))
+    return AliasObject.of(service.put_alias(session, settings, find_comparison, creating, key, name, body))
 
 
 @router.get("/{name}")

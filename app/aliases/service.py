@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -23,6 +23,12 @@ from app.fine_tuning.parents import Parent
 from app.pagination import fetch_page
 from app.settings import Settings
 
+FindComparison = Callable[[Session, str, str], object]
+"""A project's comparison, by both their ids.
+
+Raises:
+    NotFoundError: not there, or another project's.
+"""
 _FINE_TUNED = "ft:"
 """How every adapter's served name begins."""
 
@@ -139,6 +145,7 @@ def list_changes(
 def put_alias(
     session: Session,
     settings: Settings,
+    find_comparison: FindComparison,
     creating: CreationRequest,
     key: ApiKey,
     name: str,
@@ -148,7 +155,7 @@ def put_alias(
 
     Raises:
         InvalidRequestError: the name is a model's, or the target is another alias.
-        NotFoundError: the project has no such model.
+        NotFoundError: the project has no such model, or no such comparison.
         FailedDependencyError: the model is quarantined.
         ConflictError: the alias is not at the version that the request replaces.
     """
@@ -156,6 +163,12 @@ def put_alias(
     if creating.find(session, "alias", content) is not None:
         return get_alias(session, key.project_id, name)
     split = _requested_split(session, settings, key.project_id, request)
+    if request.comparison is not None:
+        try:
+            find_comparison(session, key.project_id, request.comparison)
+        except NotFoundError as error:
+            error.body.param = "comparison"
+            raise
     alias = lock_alias(session, settings, key.project_id, name, request.version)
     change = point(
         session, key, name, alias, split, kind="set", reason=request.reason, comparison_id=request.comparison

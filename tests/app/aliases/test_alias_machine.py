@@ -83,7 +83,9 @@ class AliasMachine(RuleBasedStateMachine):
         request = PutAlias(split=[ShareObject(**share) for share in split], version=self.seen(is_stale))
         try:
             with self.database.writer() as session:
-                alias = service.put_alias(session, SETTINGS, self.creating, self.key, "a", request)
+                alias = service.put_alias(
+                    session, SETTINGS, lambda *_: None, self.creating, self.key, "a", request
+                )
         except ConflictError as error:
             assert is_stale and error.body.code == "alias_version_conflict"
             return

@@ -15,6 +15,7 @@ from openai import OpenAI
 from app.adapters.models import Adapter
 from app.auth.models import ApiKey, Project
 from app.database import Database
+from tests.app.promotion.found import add_comparison, candidate, results
 from tests.conftest import BASE_MODEL, OTHER_KEY, Service
 
 NAME = "house-style:production"
@@ -58,7 +59,8 @@ def refused(status: int, code: str, param: str | None) -> Iterator[Any]:
 
 def test_an_alias_from_first_to_last(http: httpx2.Client, database: Database, models: list[str]) -> None:
     before = int(time.time())
-    created = put(http, model=models[0], reason="the first", comparison="cmp_1")
+    comparison = add_comparison(database, results([candidate("base", "base")], []))
+    created = put(http, model=models[0], reason="the first", comparison=comparison)
     assert created["model"] == models[0]
     assert created["split"] == [{"model": models[0], "weight": 1.0}]
     assert (created["object"], created["id"], created["name"], created["version"]) == ("alias", NAME, NAME, 1)
@@ -101,7 +103,7 @@ def test_an_alias_from_first_to_last(http: httpx2.Client, database: Database, mo
         (arms[3], None),
         (None, arms[2]),
     ]
-    assert (history[4]["reason"], history[4]["comparison"]) == ("the first", "cmp_1")
+    assert (history[4]["reason"], history[4]["comparison"]) == ("the first", comparison)
     assert all(before <= change["created_at"] <= time.time() for change in history)
 
 
@@ -126,7 +128,7 @@ def test_lists_page(http: httpx2.Client, models: list[str]) -> None:
 def test_going_back_step_by_step(http: httpx2.Client, models: list[str]) -> None:
     a, b, c = models
     put(http, model=a)
-    put(http, model=b, version=1, comparison="cmp_b")
+    put(http, model=b, version=1)
     put(http, model=b, version=2)
     put(http, model=c, version=3)
 
@@ -239,6 +241,17 @@ def test_targets_that_are_none(http: httpx2.Client, database: Database, models: 
     with refused(400, "invalid_value", "split[1].model") as check:
         check(http.put(ADDRESS, json={"split": split(models[0]), "version": 1}))
     assert http.get(ADDRESS).json()["version"] == 1
+
+
+def test_only_a_comparison_of_the_project_is_kept(
+    http: httpx2.Client, database: Database, models: list[str]
+) -> None:
+    found = results([candidate("base", "base")], [])
+    foreign = add_comparison(database, found, project="other")
+    for comparison in (foreign, "cmp_none"):
+        with refused(404, "comparison_not_found", "comparison") as check:
+            check(http.put(ADDRESS, json={"model": models[0], "comparison": comparison}))
+    assert http.get(ADDRESS).status_code == 404, "nothing is created"
 
 
 BODIES: list[tuple[dict[str, Any], str]] = [
