@@ -107,10 +107,23 @@ class _Proposing:
         self._settings = settings
         self._project_id = project_id
         self._request = request
-        self._base = find_base_model(settings, request.model)
+        self._base = self._find_base(request.model)
         self._pools: list[Pool] = []
         self._training: dict[str, Path] = {}
         self._unchecked: list[str] = []
+
+    def _find_base(self, requested: str) -> BaseModelEntry:
+        """The base model of that name or alias."""
+        with _as_param("model"):
+            name = aliases_service.find_single(self._session, self._settings, self._project_id, requested)
+            adapter = adapters_service.get_adapter(self._session, self._settings, self._project_id, name)
+        if adapter is not None:
+            raise InvalidRequestError(
+                f"'{name}' is fine-tuned; 'model' is a base model, and what is fine-tuned is a candidate.",
+                code="invalid_value",
+                param="model",
+            )
+        return find_base_model(self._settings, name)
 
     def propose(self) -> Proposal:
         request = self._request

@@ -251,6 +251,28 @@ def test_an_alias_is_resolved_when_the_comparison_is_created(
     assert ended(client, created["id"])["candidates"][0]["score"] == 1.0
 
 
+@ONE_DATABASE
+def test_the_base_may_go_by_an_alias(
+    client: OpenAI, database: Database, http: httpx2.Client, cook: Cook
+) -> None:
+    add_tuned(database)
+    split = [{"model": BASE_MODEL, "weight": 1}, {"model": TUNED, "weight": 1}]
+    for name, target in (
+        ("plain", {"model": BASE_MODEL}),
+        ("soup", {"model": TUNED}),
+        ("two", {"split": split}),
+    ):
+        http.put(f"/v1/aliases/{name}", json=target).raise_for_status()
+    held_out = upload(client, lines(range(2)))
+    created = create(client, model="plain", file=held_out, candidates=[{"type": "base"}])
+    assert created["model"] == BASE_MODEL
+    assert ended(client, created["id"])["candidates"][0]["model"] == BASE_MODEL
+    for name, code in (("soup", "invalid_value"), (TUNED, "invalid_value"), ("two", "alias_is_split")):
+        with pytest.raises(openai.BadRequestError) as refused:
+            create(client, model=name, file=held_out, candidates=[{"type": "base"}])
+        assert (refused.value.code, refused.value.param) == (code, "model")
+
+
 def test_a_comparison_is_created_once(http: httpx2.Client, client: OpenAI, cook: Cook) -> None:
     request = {"file": upload(client, lines(range(2))), "model": BASE_MODEL, "grader": "exact_match"}
     request["candidates"] = [{"type": "base"}]
