@@ -10,6 +10,7 @@ import typer
 
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, describe
 from app.cli.output import AsJson, print_json_line, stderr
+from app.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -65,7 +66,7 @@ def _converse(
         try:
             answer = _answer(client, model, asked, options, as_json)
         except APIError as error:
-            stderr.print(f"Error: {describe(error)}")
+            stderr.print(visible(f"Error: {describe(error)}"))
         else:
             messages = [*asked, {"role": "assistant", "content": answer}]
 
@@ -87,7 +88,7 @@ def _answer(
             if as_json:
                 print_json_line(chunk)
             else:
-                sys.stdout.write(text)
+                sys.stdout.write(visible(text))
                 sys.stdout.flush()
     if not as_json:
         sys.stdout.write("\n")

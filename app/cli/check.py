@@ -11,6 +11,7 @@ from rich.text import Text
 
 from app.cli.configuration import read_settings
 from app.cli.output import fail, moment, print_fields, print_json, stdout
+from app.control_characters import visible
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _print(found: JobPreflight) -> None:
             stdout.print(f"  training line {pair.training_line}, validation line {pair.validation_line}")
     for example in found.rendered:
         stdout.print(f"\nLine {example.line}, as the model reads it:", style="bold")
-        text = Text(example.text)
+        text = Text(visible(example.text))
         for start, end in example.targets:
             text.stylize(_TARGET, start, end)
         stdout.print(text, soft_wrap=True)
@@ -155,7 +156,7 @@ def _print_findings(title: str, findings: Findings, style: str) -> None:
     stdout.print(f"\n{title}: {findings.total:,}", style=style)
     for finding in findings.listed:
         place = f" (at {finding.pointer})" if finding.pointer else ""
-        stdout.print(f"  line {finding.line} {finding.message}{place}", soft_wrap=True)
+        stdout.print(visible(f"  line {finding.line} {finding.message}{place}"), soft_wrap=True)
     if findings.total > len(findings.listed):
         stdout.print(f"  … and {findings.total - len(findings.listed):,} more")
 

@@ -15,6 +15,7 @@ from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.compare_report import print_comparison, said, write_junit
 from app.cli.output import AsJson, fail, moment, print_json, print_json_line, print_table, stderr, stdout
 from app.cli.waiting import await_comparison
+from app.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -211,13 +212,13 @@ def items(comparison_id: ComparisonId, base_url: BaseUrl = DEFAULT_BASE_URL, as_
         if as_json:
             print_json_line(item)
             continue
-        stdout.print(
-            f"line {item['line']}: {item['messages'][-1].get('content')}", soft_wrap=True, style="bold"
-        )
-        stdout.print(f"  reference: {item['reference']}", soft_wrap=True)
+        asked = f"line {item['line']}: {item['messages'][-1].get('content')}"
+        stdout.print(visible(asked), soft_wrap=True, style="bold")
+        stdout.print(visible(f"  reference: {item['reference']}"), soft_wrap=True)
         for answer in item["answers"]:
             score = "-" if answer["score"] is None else f"{answer['score']:.2f}"
-            stdout.print(f"  {score}  {answer['candidate']}: {said(answer)}", soft_wrap=True)
+            answered = f"  {score}  {answer['candidate']}: {said(answer)}"
+            stdout.print(visible(answered), soft_wrap=True)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import Any
 from app.cli.junit import xml_text
 from app.cli.output import print_fields, print_table, stdout
 from app.comparisons.wording import percent
+from app.control_characters import visible
 
 _MOST_QUESTIONS = 20
 
@@ -45,7 +46,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     stdout.print()
     print_table(headings, rows)
     stdout.print()
-    stdout.print(comparison["verdict"]["sentence"], soft_wrap=True)
+    stdout.print(visible(comparison["verdict"]["sentence"]), soft_wrap=True)
     stdout.print(f"Verdict: {comparison['verdict']['code']}", style="bold")
 
 

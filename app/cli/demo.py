@@ -20,6 +20,7 @@ from app.cli.output import fail, stderr, stdout
 from app.cli.progress import TrainingBar, follow
 from app.cli.promote import ask_gate, print_promotion
 from app.cli.waiting import await_comparison
+from app.control_characters import visible
 from app.demo.dataset import (
     EXAMPLES_PROMPT,
     HELDOUT_FILE,
@@ -168,10 +169,10 @@ def _compare(client: OpenAI, base_model: str, job: FineTuningJob) -> dict[str, A
 def _print_answers(items: list[dict[str, Any]]) -> None:
     """A few questions with every candidate's whole answer."""
     for item in items[:: -(-len(items) // SHOWN_QUESTIONS)]:
-        stdout.print(Text.assemble("\n", ("customer  ", "bold"), item["messages"][-1]["content"]))
+        stdout.print(Text.assemble("\n", ("customer  ", "bold"), visible(item["messages"][-1]["content"])))
         for answer in item["answers"]:
             mark = ("✓ ", "green") if answer["score"] == 1 else ("✗ ", "red")
-            said = (answer["text"] or answer["error"] or "").strip()
+            said = visible(answer["text"] or answer["error"] or "").strip()
             stdout.print(Text.assemble((f"{answer['candidate']:<34}", "bold"), mark, said), soft_wrap=True)
 
 

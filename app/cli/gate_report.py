@@ -13,6 +13,7 @@ from app.cli.aliases import get_object
 from app.cli.compare_report import said
 from app.cli.junit import xml_text
 from app.comparisons.wording import percent
+from app.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -173,6 +174,6 @@ def _short(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """As plain text in a table's cell: models' answers are no markup, and mention nobody."""
-    text = " ".join(text.split())
+    text = visible(" ".join(text.split()))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace("@", "&#64;")
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)

@@ -22,6 +22,7 @@ from app.cli.output import (
     stdout,
 )
 from app.cli.progress import Outcome, TrainingBar, follow
+from app.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -393,7 +394,7 @@ def _print_events(events: list[FineTuningJobEvent], as_json: bool) -> None:
         else:
             style = {"warn": "yellow", "error": "red"}.get(event.level)
             line = f"{moment(event.created_at)} {event.level:<5} {event.message}"
-            stdout.print(line, style=style, soft_wrap=True)
+            stdout.print(visible(line), style=style, soft_wrap=True)
 
 
 def _loss(value: float | None) -> str | None:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app.control_characters import visible
+
 if TYPE_CHECKING:
     from openai import BaseModel
 
@@ -25,7 +27,7 @@ stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 def fail(message: str, exit_code: int = 1) -> NoReturn:
     """Ends the command with one line on stderr."""
-    stderr.print(Text.assemble(("Error: ", "bold red"), " ".join(message.split())))
+    stderr.print(Text.assemble(("Error: ", "bold red"), visible(" ".join(message.split()))))
     raise typer.Exit(exit_code)
 
 
@@ -74,7 +76,7 @@ def moment(seconds: float | None) -> str | None:
 
 
 def _cell(value: object) -> str:
-    return "-" if value is None else str(value)
+    return "-" if value is None else visible(str(value))
 
 
 def _plain(item: BaseModel | Mapping[str, object]) -> object:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from app.cli.output import stderr
+from app.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -52,7 +53,7 @@ def follow(client: OpenAI, job: FineTuningJob, timeout: float | None, show: Show
         stderr.print(f"\nStopped waiting; job {job.id} goes on. End it with `toque jobs cancel {job.id}`.")
         return Outcome(job, EXIT_INTERRUPTED)
     if job.error and job.error.message:
-        stderr.print(f"The job failed: {job.error.message} ({job.error.code})")
+        stderr.print(visible(f"The job failed: {job.error.message} ({job.error.code})"))
     return Outcome(job, EXIT_CODES[job.status])
 
 
@@ -129,7 +130,7 @@ class TrainingBar:
             if event.type == "metrics":
                 self._show_metrics(event.data)
             else:
-                stderr.print(event.message)
+                stderr.print(visible(event.message))
         self._progress.update(self._task, description=job.status, finish=job.estimated_finish)
 
     def _show_metrics(self, data: object) -> None:

@@ -11,6 +11,7 @@ from app.cli.aliases import alias_path, current_version, get_object, given, post
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.gate_report import Outcome, failed_questions, markdown, write_junit
 from app.cli.output import AsJson, fail, print_json, print_table, stdout
+from app.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -148,4 +149,4 @@ def print_promotion(promotion: dict[str, Any]) -> None:
         for each in promotion["rules"]
     ]
     print_table(("RULE", "", "WHY"), rows)
-    stdout.print(Outcome.sentence_of(promotion), soft_wrap=True)
+    stdout.print(visible(Outcome.sentence_of(promotion)), soft_wrap=True)

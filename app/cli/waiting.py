@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.cli.output import stderr
 from app.cli.progress import EXIT_CODES, EXIT_INTERRUPTED, EXIT_TIMED_OUT
+from app.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -43,9 +44,8 @@ def await_comparison(
             stderr.print(f"\nStopped waiting; {comparison['id']} goes on.")
             return comparison, EXIT_INTERRUPTED
     if comparison["error"]:
-        stderr.print(
-            f"The comparison failed: {comparison['error']['message']} ({comparison['error']['code']})"
-        )
+        error = comparison["error"]
+        stderr.print(visible(f"The comparison failed: {error['message']} ({error['code']})"))
     return comparison, EXIT_CODES[comparison["status"]]
 
 

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from app.comparisons.questions import answer_text
 from app.comparisons.results import ComparisonResults, Interval, PairResult, SliceResult, Verdict
 from app.comparisons.wording import percent, points
+from app.control_characters import visible
 
 MAX_ITEMS = 500
 """Questions that the page shows with all answers."""
@@ -227,6 +228,7 @@ def _template() -> Any:
     environment = Environment(
         loader=PackageLoader("app.comparisons", "."),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -244,6 +246,11 @@ def _template() -> Any:
         "turn": _turn,
     }
     return environment.get_template("report.html.jinja")
+
+
+def _shown(value: Any) -> Any:
+    """What takes the place of an expression."""
+    return visible(value) if isinstance(value, str) else value
 
 
 def _points(difference: float) -> str:
@@ -293,5 +300,5 @@ def _cell(text: str) -> str:
 
 def _plain(text: Any) -> str:
     """A text that Markdown shows as it is, on one line, and that mentions nobody."""
-    line = html.escape(" ".join(str(text).split()), quote=False)
+    line = html.escape(visible(" ".join(str(text).split())), quote=False)
     return _MARKUP.sub(r"\\\1", line).replace("@", "&#64;").replace("://", "&#58;//")

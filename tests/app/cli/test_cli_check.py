@@ -63,6 +63,23 @@ def test_pairs_are_checked_offline(environment: dict[str, str], tmp_path: Path) 
     assert "12 more" not in check(environment, file, code=1)
 
 
+def test_control_characters_are_seen_and_move_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "train.jsonl"
+    example = {
+        "messages": [
+            {"role": "user", "content": "\x08\x0c\x1b[31mWhat?"},
+            {"role": "assistant", "content": "Soup\x08."},
+        ]
+    }
+    file.write_bytes(training_bytes(11).rstrip() + b"\n" + json.dumps(example).encode() + b"\n")
+    file.write_bytes(b"".join(reversed(file.read_bytes().splitlines(keepends=True))))
+    environment = {**environment, "FORCE_COLOR": "1"}
+    environment.pop("NO_COLOR", None)
+    shown = check(environment, file)
+    assert "␈␌␛[31mWhat?" in shown
+    assert "\x1b[1;32mSoup␈.<|im_end|>\x1b[0m" in shown
+
+
 def test_every_bad_line_is_named(environment: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     bad = [b"{nonsense", chat_line("Recite.", "leek " * 3000).encode(), b'{"messages": []}']

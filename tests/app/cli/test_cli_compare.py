@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_from_files_to_a_verdict(service: Service, cook: Cook, folder: Path) -> 
     again = service.run("compare", "cancel", comparison["id"])
     assert again.exit_code == 1
     assert "code comparison_succeeded" in again.stderr
+
+
+def test_a_terminal_obeys_no_text(service: Service, cook: Cook, folder: Path) -> None:
+    turns = [
+        {"role": "user", "content": "\x1b[2J\x9b2J\x7f What is in pot number 3?"},
+        {"role": "assistant", "content": "\x07Soup\r\n\t3."},
+    ]
+    (folder / "heldout.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    done = service.run(*arguments(folder, "--candidate", "base", "--wait", "--json"))
+    shown = service.run("compare", "items", json.loads(done.stdout)["id"]).stdout
+    assert "line 1: ␛[2J\ufffd2J␡ What is in pot number 3?" in shown
+    assert "reference: ␇Soup␍\n" in shown
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
 
 
 def test_what_is_uploaded_already_is_not_sent_again(service: Service, cook: Cook, folder: Path) -> None:

@@ -205,6 +205,14 @@ def test_hostile_answers_do_not_become_markup() -> None:
     assert "49" not in re.findall(r"[{] .*? [}]", hostile.text)
 
 
+def test_control_characters_are_seen() -> None:
+    comparison, items = compared("\x08\x1b[2J\x9b", name="soup\x1b")
+    page, text = render_html(comparison, items), render_markdown(comparison)
+    assert "␈␛[2J\ufffd" in page
+    assert "soup␛" in text
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", page + text)
+
+
 @settings(max_examples=15)
 @given(st.text(min_size=1, max_size=30))
 def test_whatever_is_said_the_page_has_the_same_elements(says: str) -> None:
