@@ -13,12 +13,12 @@ runs wild: not for the event loop.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, NoReturn, Self, cast
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.comparisons.json_match import JsonMatch
+from app.comparisons.json_match import JsonMatch, SchemaUnusableError
 from app.comparisons.judge import JudgeRequest, ModelGrader
 from app.comparisons.questions import Question
 from app.comparisons.text_graders import (
@@ -119,7 +119,11 @@ def check_grader_fits(grader: Grader, questions: Sequence[Question], *, param: s
         if isinstance(leaf, ModelGrader):
             continue
         for question in questions:
-            if problem := leaf.misfit(question.reference):
+            try:
+                problem = leaf.misfit(question.reference)
+            except SchemaUnusableError as error:
+                _refuse(f"{path}.schema", f"cannot be applied to line {question.line}'s reference: {error}")
+            if problem:
                 _refuse(
                     path, f"{leaf.type} does not fit the file: line {question.line}'s reference {problem}"
                 )
@@ -234,10 +238,10 @@ def _path(document: Any, location: tuple[int | str, ...], param: str) -> str:
 def _inside(node: Any, step: int | str) -> Any:
     if isinstance(node, dict):
         return cast("dict[Any, Any]", node).get(step)
-    if isinstance(node, list) and isinstance(step, int):
+    if isinstance(node, list) and isinstance(step, int) and step < len(cast("list[Any]", node)):
         return cast("list[Any]", node)[step]
     return None
 
 
-def _refuse(param: str, message: str) -> None:
+def _refuse(param: str, message: str) -> NoReturn:
     raise InvalidRequestError(f"{param}: {message}.", code="invalid_grader", param=param)

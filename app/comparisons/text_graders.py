@@ -20,9 +20,10 @@ from rapidfuzz import fuzz
 from rapidfuzz.distance import LCSseq
 from typing_extensions import override
 
+from app.comparisons.patterns import MAX_PATTERN, PatternError, compile_pattern
+
 REGEX_SECONDS = 0.1
 """What a pattern may take on one answer."""
-MAX_PATTERN = 2000
 _NUMBER = re.compile(
     r"(?:(?<![\w.])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 )
@@ -120,11 +121,9 @@ class Regex(TextGrader):
     @classmethod
     def _compiles(cls, pattern: str) -> str:
         try:
-            _compiled(pattern, ignore_case=False)
-        except (regex.error, RecursionError, OverflowError, MemoryError) as error:
-            raise PydanticCustomError(
-                "regex", "does not compile: {reason}", {"reason": str(error) or type(error).__name__}
-            ) from None
+            compile_pattern(pattern)
+        except PatternError as error:
+            raise PydanticCustomError("regex", "{reason}", {"reason": str(error)}) from None
         return pattern
 
     @override
@@ -258,7 +257,7 @@ def _rouge_words(text: str) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def _compiled(pattern: str, *, ignore_case: bool) -> regex.Pattern[str]:
-    return regex.compile(pattern, regex.IGNORECASE if ignore_case else 0)
+    return compile_pattern(pattern, ignore_case=ignore_case)
 
 
 def _all_or_nothing(right: bool) -> Grade:

@@ -13,11 +13,13 @@ from sklearn.metrics import f1_score
 
 from app.comparisons.answers import Answer
 from app.comparisons.graders import check_grader_fits, grade, judge_requests, label_grader, parse_grader
+from app.comparisons.patterns import MAX_WRITTEN_OUT, written_out
 from app.comparisons.questions import Question
 from app.comparisons.statistics import macro_f1
 from app.comparisons.text_graders import LabelF1
 from app.errors import InvalidRequestError
 
+DRAFT_4 = "http://json-schema.org/draft-04/schema#"
 EXPLODING = "(a|aa)+$"
 FUSE = "a" * 100 + "!"
 words = st.lists(
@@ -202,6 +204,113 @@ def test_an_exploding_pattern_is_stopped() -> None:
     assert refused.value.body.param == "grader"
 
 
+UNROLLED = "(?:(?:a?){1000}){1000}b"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        UNROLLED,
+        "a{4000000000}",
+        "(?:a{4000000000}){2}",
+        "a{0,20000}",
+        "(?x)( # ) \n a{1000}){1000}",
+        "(?x)(?:a {10#}\n00}) { 1 000 }",
+        "(?:[)]a{200}){200}",
+        "(?:" * 60 + "a" + "){9}" * 60,
+        "(?:a?){9999}" * 150,
+    ],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_pattern_that_would_take_gigabytes_is_not_compiled(pattern: str, wrapped: bool) -> None:
+    started = time.monotonic()
+    document: Any = {"type": "regex", "pattern": pattern}
+    param = "grader.pattern"
+    if wrapped:
+        schema = {"properties": {"a": {"pattern": pattern}}}
+        document = {"type": "all", "graders": ["contains", {"type": "json_match", "schema": schema}]}
+        param = "grader.graders[1].schema"
+    with pytest.raises(InvalidRequestError, match=r"repeats too much.*use smaller counts") as refused:
+        parse_grader(document)
+    assert refused.value.body.param == param
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(?:\.\d{1,9})?Z$",
+        r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}",
+        "|".join(rf"(?:[0-9a-f]{{1,4}}:){{1,{n}}}(?::[0-9a-f]{{1,4}}){{1,{8 - n}}}" for n in range(1, 8)),
+        r"[[:alpha:]]{3}\p{Lu}{2}[^])]{4}",
+        ".{1,5000}",
+    ],
+)
+def test_patterns_as_they_are_written_are_compiled(pattern: str) -> None:
+    parse_grader({"type": "regex", "pattern": pattern})
+    assert written_out(pattern) <= MAX_WRITTEN_OUT
+
+
+def doubling(depth: int) -> dict[str, Any]:
+    """A schema of a few lines that visits a value `2**depth` times."""
+    definitions: dict[str, Any] = {
+        f"d{level}": {"allOf": [{"$ref": f"#/$defs/d{level + 1}"}] * 2} for level in range(depth)
+    }
+    return {"$defs": definitions | {f"d{depth}": {}}, "$ref": "#/$defs/d0"}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("matched", [True, False])
+def test_a_schema_that_explodes_is_stopped(matched: bool) -> None:
+    document = {"type": "json_match", "schema": doubling(30), "match_reference": matched}
+    grader = parse_grader(document)
+    found = grade(grader, question("{}"), "{}")
+    assert found.score is None
+    assert "took longer" in found.detail
+    with pytest.raises(InvalidRequestError, match=r"line 7.*took longer") as refused:
+        check_grader_fits(grader, [question("{}", 7)])
+    assert (refused.value.body.code, refused.value.body.param) == ("invalid_grader", "grader.schema")
+
+
+def test_a_schema_is_checked_in_limited_time() -> None:
+    """Where jsonschema compares every item with every other."""
+    started = time.monotonic()
+    lists = [[number] if number % 2 else [str(number)] for number in range(5000)]
+    parse_grader({"type": "json_match", "schema": {"$schema": DRAFT_4, "enum": lists}})
+    unique = {"type": "json_match", "schema": {"uniqueItems": True}, "match_reference": False}
+    assert score(unique, "", json.dumps([{"a": number} for number in range(5000)])) == 1
+    assert score(unique, "", '[{"a": 1, "b": [2]}, {"b": [2.0], "a": 1.0}]') == 0
+    assert score(unique, "", "[1, true, 0, false, [1], [true]]") == 1
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "//["},
+        {"$schema": DRAFT_4, "$ref": 5},
+        {"$ref": "#/$defs/a/b/0/c", "$defs": {"a": {"b": "text"}}},
+        {"multipleOf": 0.5},
+    ],
+)
+def test_a_schema_that_cannot_be_applied_grades_nothing(schema: dict[str, Any]) -> None:
+    grader = parse_grader({"type": "json_match", "schema": schema, "match_reference": False})
+    large = "9" * 400
+    assert grade(grader, question("x"), large).score is None
+    with pytest.raises(InvalidRequestError, match="cannot be applied to line 3") as refused:
+        check_grader_fits(grader, [question(large, 3)])
+    assert (refused.value.body.code, refused.value.body.param) == ("invalid_grader", "grader.schema")
+
+
+def test_json_may_be_nested_deep() -> None:
+    deep = "[" * 500 + "]" * 500
+    check_grader_fits(parse_grader("json_match"), [question(deep)])
+    assert score("json_match", deep, deep) == 1
+    assert score("json_match", deep, f"[{deep}]") == 0
+    assert score({"type": "json_match", "fields": [".".join("0" * 499)]}, deep, deep) == 1
+    assert score({"type": "json_match", "fields": ["9" * 5000, "0"]}, "[1]", "[1]") == 0.5
+
+
 @pytest.mark.parametrize("reference", ["http://127.0.0.1:1/schema.json", "file:///etc/passwd", "#"])
 def test_a_schema_fetches_nothing_and_ends(reference: str) -> None:
     grader = parse_grader({"type": "json_match", "schema": {"$ref": reference}, "match_reference": False})
@@ -231,6 +340,15 @@ def test_a_schema_fetches_nothing_and_ends(reference: str) -> None:
             "grader.schema",
         ),
         ({"type": "json_match", "fields": {"a": 0}}, "grader.fields"),
+        ({"type": "json_match", "fields": [1]}, "grader.fields"),
+        ({"type": "json_match", "fields": [{}]}, "grader.fields"),
+        ({"type": "json_match", "fields": [["a"]]}, "grader.fields"),
+        ({"type": "json_match", "schema": {"$ref": 5}}, "grader.schema"),
+        ({"type": "json_match", "schema": {"minimum": float("nan")}}, "grader.schema"),
+        ({"type": "json_match", "schema": {"const": [float("inf")]}}, "grader.schema"),
+        ({"type": "json_match", "schema": {"$id": "\ud800"}}, "grader.schema"),
+        ({"type": "json_match", "schema": {"enum": ["x" * 70_000]}}, "grader.schema"),
+        ({"type": "json_match", "schema": {"allOf": [True] * 3000}}, "grader.schema"),
         ({"type": "json_match", "match_reference": False}, "grader"),
         ({"type": "model", "model": "m", "lowest": 5, "highest": 5}, "grader"),
         ({"type": "all", "graders": []}, "grader.graders"),
