@@ -25,16 +25,25 @@ async def run_in_child(
     function: Callable[[Unpack[Arguments]], Result],
     *arguments: *Arguments,
     limiter: CapacityLimiter | None = None,
+    seconds: float | None = None,
 ) -> Result:
     """What the function returns or raises; a caller that is cancelled takes the process with it.
 
     Raises:
         BrokenWorkerProcess: the process died.
+        TimeoutError: the function took longer than `seconds`, the wait for its turn left out; it is ended.
     """
+    async with limiter or to_process.current_default_process_limiter():
+        async with asyncio.timeout(seconds):
+            return await _run(function, *arguments)
+
+
+async def _run(function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments) -> Result:
+    """The call, its process ended where the caller is."""
     opening: list[asyncio.Task[Process]] = []
     token = _opening.set(opening)
     try:
-        return await to_process.run_sync(function, *arguments, cancellable=True, limiter=limiter)
+        return await to_process.run_sync(function, *arguments, cancellable=True, limiter=CapacityLimiter(1))
     except asyncio.CancelledError:
         for process in [await each for each in opening]:
             with suppress(ProcessLookupError):
@@ -45,9 +54,11 @@ async def run_in_child(
         _opening.reset(token)
 
 
-def in_child(function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments) -> Result:
+def in_child(
+    function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments, seconds: float | None = None
+) -> Result:
     """The same, called from a route that runs in a thread."""
-    return from_thread.run(partial(run_in_child, function, *arguments))
+    return from_thread.run(partial(run_in_child, function, *arguments, seconds=seconds))
 
 
 async def _open_process(*arguments: Any, **options: Any) -> Process:

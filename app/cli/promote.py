@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -137,9 +138,12 @@ def _rules(texts: list[str]) -> dict[str, Any]:
 
 def _number(rule: str, value: str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise typer.BadParameter(f"'{value}' in '{rule}' is no number", param_hint="--rule") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise typer.BadParameter(f"'{value}' in '{rule}' is no number", param_hint="--rule")
+    return number
 
 
 def print_promotion(promotion: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import orjson
@@ -138,11 +138,17 @@ def _reply(content: bytes, seconds: float) -> Reply:
         answer: Any = orjson.loads(content)
         message = answer["choices"][0]["message"]
         text = answer_text(message.get("content"), message.get("tool_calls"))
-        usage: dict[str, Any] = answer.get("usage") or {}
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        tokens = [_tokens(answer.get("usage"), name) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError):
         return Reply(None, "What came back is no chat completion.")
     return Reply(storable(text), None, tokens[0], tokens[1], seconds)
+
+
+def _tokens(usage: Any, name: str) -> int:
+    """As many as an endpoint says; 0 where it says nothing that can be."""
+    count: Any = cast("dict[str, Any]", usage).get(name) if isinstance(usage, dict) else None
+    is_count = isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**31
+    return count if is_count else 0
 
 
 def _pause(state: RetryCallState) -> float:

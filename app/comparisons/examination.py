@@ -13,6 +13,8 @@ from app.comparisons.graders import check_grader_fits, parse_grader
 from app.comparisons.questions import Question, read_question_keys, read_questions, same_question_key
 from app.errors import InvalidRequestError
 
+FIT_SECONDS = 60.0
+"""What holding every reference against its grader may take."""
 MAX_QUESTIONS = 5_000
 """In one file."""
 
@@ -49,18 +51,13 @@ class Examined(msgspec.Struct, frozen=True):
 
 
 def examine(files: Files) -> Examined:
-    """Reads and checks them all.
+    """Reads and checks them all, whatever the graders make of them left out: see `check_fit`.
 
     Raises:
         InvalidRequestError: one is not what it must be, or no question is left.
     """
     questions, excluded = _without_overlap(_read(files.held_out, "file"), files.training)
-    check_grader_fits(parse_grader(files.grader), questions)
-    general: list[Question] = []
-    if files.general is not None:
-        general = _read(files.general, "regression_file")
-        param = "grader" if files.general_grader == files.grader else "regression_grader"
-        check_grader_fits(parse_grader(files.general_grader, param=param), general, param=param)
+    general = _read(files.general, "regression_file") if files.general is not None else []
     for pool in files.pools:
         count = count_examples(pool.path, param=f"{pool.candidate}.file")
         if count < pool.examples:
@@ -70,6 +67,18 @@ def examine(files: Files) -> Examined:
                 param=f"{pool.candidate}.examples",
             )
     return Examined(questions, general, excluded)
+
+
+def check_fit(files: Files, examined: Examined) -> None:
+    """Holds every reference against its grader: a caller's pattern or schema may take long.
+
+    Raises:
+        InvalidRequestError: a grader cannot grade answers to these questions.
+    """
+    check_grader_fits(parse_grader(files.grader), examined.questions)
+    if files.general is not None:
+        param = "grader" if files.general_grader == files.grader else "regression_grader"
+        check_grader_fits(parse_grader(files.general_grader, param=param), examined.general, param=param)
 
 
 def _read(path: Path, param: str) -> list[Question]:

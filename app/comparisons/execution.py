@@ -72,9 +72,20 @@ class Execution:
             await self._choose_examples()
             await self._ask()
             await self._ask_judges()
-            results, scores = await run_in_child(grading.compute, self._database.url, self._id)
+            results, scores = await self._grade()
             await self._write(queue.succeed, results, scores)
             heart.cancel()
+
+    async def _grade(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        try:
+            return await run_in_child(
+                grading.compute, self._database.url, self._id, seconds=grading.GRADING_SECONDS
+            )
+        except TimeoutError:
+            raise InvalidRequestError(
+                f"Grading took longer than {grading.GRADING_SECONDS:g} s: simplify the grader.",
+                code="grading_failed",
+            ) from None
 
     async def _keep_lease(self) -> None:
         while True:

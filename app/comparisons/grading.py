@@ -22,6 +22,8 @@ from app.comparisons.plan import Arm, Plan
 from app.comparisons.questions import Question
 from app.database import Database
 
+GRADING_SECONDS = 1200.0
+"""What all answers of a comparison may take: far more than they do, unless many run into their own limits."""
 _UNANSWERED = Answer(None, None, "It was not answered.")
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from app.errors import InvalidRequestError
-from app.files.examples import ChatExample, ExampleError, parse_line
+from app.files.examples import ChatExample, CompletionExample, ExampleError, PreferenceExample, parse_line
 from app.files.numbered_lines import numbered_lines
 
 MAX_SLICE_TEXT = 512
@@ -39,14 +39,6 @@ class _Metadata(msgspec.Struct):
     metadata: dict[str, str | float | bool | None] | None = None
 
 
-class _Line(msgspec.Struct):
-    """A training line of any format, as far as its questions go."""
-
-    messages: list[dict[str, Any]] | None = None
-    prompt: str | None = None
-    input: dict[str, Any] | None = None
-
-
 def read_questions(path: Path, *, param: str = "file") -> list[Question]:
     """Every question of a held-out file, in its order.
 
@@ -64,16 +56,20 @@ def read_question_keys(path: Path) -> set[str]:
     keys: set[str] = set()
     for _, line in numbered_lines(path):
         try:
-            fields = msgspec.json.decode(line, type=_Line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            example = parse_line(line)
+        except ExampleError:
             continue  # a line that is no example answers nothing
-        if fields.prompt is not None:
-            keys.add(same_question_key([{"role": "user", "content": fields.prompt}]))
-        if fields.input is not None:
-            keys.add(same_question_key(fields.input.get("messages") or []))
-        for position, message in enumerate(fields.messages or []):
-            if message.get("role") == "assistant":
-                keys.add(same_question_key((fields.messages or [])[:position]))
+        if isinstance(example, CompletionExample):
+            keys.add(same_question_key([{"role": "user", "content": example.prompt}]))
+        elif isinstance(example, PreferenceExample):
+            keys.add(same_question_key(msgspec.to_builtins(example.input.messages)))
+        else:
+            turns: list[dict[str, Any]] = msgspec.to_builtins(example.messages)
+            keys.update(
+                same_question_key(turns[:place])
+                for place, turn in enumerate(turns)
+                if turn["role"] == "assistant"
+            )
     return keys
 
 
@@ -104,17 +100,19 @@ def _question(number: int, line: bytes, param: str) -> Question:
         if not isinstance(example, ChatExample):
             raise ExampleError("unknown_format", "is no chat; a question has 'messages'", "/messages")
         fields = msgspec.json.decode(line)
-        messages = [_asked(message) for message in fields["messages"]]
+        # Lines in other formats have turns only as they are converted.
+        turns: list[dict[str, Any]] = fields.get("messages") or msgspec.to_builtins(example.messages)
+        messages = [_asked(turn) for turn in turns]
         if len(messages) == 1:
             raise ExampleError("no_question", "has an answer, and no question before it", "/messages")
-        answer = fields["messages"][-1]
+        answer = turns[-1]
         calls = answer.get("tool_calls") or None
         return Question(
             line=number,
             messages=messages[:-1],
             reference=answer_text(answer.get("content"), calls),
             reference_tool_calls=calls,
-            tools=fields.get("tools") or None,
+            tools=example.tools or None,
             metadata=_metadata(line),
         )
     except ExampleError as error:

@@ -9,12 +9,12 @@ from fastapi.responses import HTMLResponse, Response
 
 from app.child_process import in_child
 from app.comparisons import service
-from app.comparisons.examination import MAX_QUESTIONS, Examined, Files, examine
+from app.comparisons.examination import FIT_SECONDS, MAX_QUESTIONS, Examined, Files, check_fit, examine
 from app.comparisons.plan import Plan
 from app.comparisons.report import render_html
 from app.comparisons.schemas import ComparisonObject, CreateComparison, ItemObject
 from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
-from app.errors import ERROR_RESPONSES
+from app.errors import ERROR_RESPONSES, InvalidRequestError
 from app.pagination import Page
 
 router = APIRouter(prefix="/v1/comparisons", tags=["Comparisons"], responses=ERROR_RESPONSES)
@@ -97,4 +97,14 @@ def get_report(comparison_id: str, project: CurrentProject, session: ReadSession
 
 def _examine_elsewhere(files: Files) -> Examined:
     """In a child process: files may be large, and this one is to stay small and quick."""
-    return in_child(examine, files)
+    examined = in_child(examine, files)
+    try:
+        in_child(check_fit, files, examined, seconds=FIT_SECONDS)
+    except TimeoutError:
+        raise InvalidRequestError(
+            f"grader: takes longer than {FIT_SECONDS:g} s on the references of the held-out file; "
+            "simplify its patterns or its schema.",
+            code="invalid_grader",
+            param="grader",
+        ) from None
+    return examined

@@ -153,6 +153,9 @@ def test_a_gate_that_says_no(service: Service, alias: str, models: list[str], tm
     [
         ("--rule", "min_score"),
         ("--rule", "min_score=high"),
+        ("--rule", "min_score=nan"),
+        ("--rule", "max_latency_ratio=inf"),
+        ("--rule", "beats=base:nan"),
         ("--rule", "taste=1"),
         ("--rule", "min_score=1", "--rule", "min_score=0"),
         ("--rule", "beats=base:much"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -18,6 +19,7 @@ from tenacity import wait_none
 
 from app.comparisons.asking import Asker, Reply
 from app.comparisons.external import Endpoint, ExternalEndpoints
+from app.completions.gateway import Gateway
 from app.database import Database
 from app.settings import Settings
 from tests.app.comparisons.cook import create, ended, get, lines, number_asked, question, reference, upload
@@ -91,6 +93,30 @@ async def ask(settings: Settings) -> AsyncIterator[Ask]:
 @pytest.fixture
 def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.comparisons.asking._BACK_OFF", wait_none())
+
+
+@pytest.mark.parametrize(
+    ("usage", "tokens"),
+    [
+        ({"prompt_tokens": 7, "completion_tokens": 2}, (7, 2)),
+        ({"prompt_tokens": -7, "completion_tokens": 2**31}, (0, 0)),
+        ({"prompt_tokens": 1e300, "completion_tokens": "9"}, (0, 0)),
+        ({"prompt_tokens": True, "completion_tokens": [1]}, (0, 0)),
+        ([1], (0, 0)),
+        (None, (0, 0)),
+    ],
+)
+def test_counts_that_cannot_be_are_not_taken(usage: Any, tokens: tuple[int, int]) -> None:
+    class Says:
+        async def ask(self, _endpoint: Endpoint, _body: bytes) -> bytes:
+            return json.dumps({"choices": [{"message": {"content": "Yes."}}], "usage": usage}).encode()
+
+    asker = Asker(cast("Gateway", None), cast("ExternalEndpoints", Says()), "proj")
+    reply = asyncio.run(
+        asker.ask("m", [{"role": "user", "content": "?"}], endpoint=Endpoint("http://x", None))
+    )
+    assert (reply.text, reply.error) == ("Yes.", None)
+    assert (reply.input_tokens, reply.output_tokens) == tokens
 
 
 def test_an_external_candidate(

@@ -37,6 +37,23 @@ def test_the_last_answer_is_the_reference_and_the_rest_the_question(tmp_path: Pa
     assert questions[1].metadata == {}
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"instruction": "Which?", "output": "This.", "system": "Be brief."},
+        {
+            "conversations": [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "This."}],
+            "system": "Be brief.",
+            "tools": "[]",
+        },
+    ],
+)
+def test_questions_may_be_in_any_chat_format(tmp_path: Path, line: dict[str, Any]) -> None:
+    question = read_questions(written(tmp_path, line | {"metadata": {"topic": "x"}}))[0]
+    assert question.messages == [{"role": "system", "content": "Be brief."}, *turns("Which?")]
+    assert (question.reference, question.metadata, question.tools) == ("This.", {"topic": "x"}, None)
+
+
 def test_a_reference_of_tool_calls_is_read_as_json(tmp_path: Path) -> None:
     messages = [*turns("Weather in Rome?"), {"role": "assistant", "tool_calls": [CALL]}]
     tools = [{"type": "function", "function": {"name": "weather"}}]
@@ -86,11 +103,23 @@ def test_questions_that_a_training_file_answers_are_recognised(tmp_path: Path) -
             },
             {"messages": turns("First", "one", "Second", "two")},
             {"prompt": "What is ﬁne?", "completion": "This."},
-            {"input": {"messages": turns("Which?")}, "preferred_output": [], "non_preferred_output": []},
+            {
+                "input": {"messages": turns("Which?")},
+                "preferred_output": [{"role": "assistant", "content": "This."}],
+                "non_preferred_output": [{"role": "assistant", "content": "That."}],
+            },
+            {"instruction": "Translate.", "input": "Ciao", "output": "Hello"},
+            {"instruction": "Say hello.", "output": "Hello"},
+            {"conversations": [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "I."}]},
             "no JSON at all",
+            '"text"',
+            [1, 2],
+            {"input": {"messages": 5}},
+            {"input": {"messages": [1]}},
+            {"messages": [1]},
         )
     )
-    known = ["how do i clean it?", "What is fine?", "which?"]
+    known = ["how do i clean it?", "What is fine?", "which?", "Translate. ciao", "say hello.", "Who?"]
     assert all(same_question_key(turns(text)) in keys for text in known)
     assert same_question_key(turns("First", "anything", "Second")) in keys
     assert same_question_key(turns("First")) in keys
