@@ -6,7 +6,7 @@ As many run at once as the machine has cores; the others wait. Processes stay fo
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -15,9 +15,13 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 from anyio import CapacityLimiter, from_thread, open_process, to_process
 from anyio.abc import Process
 
+from app.errors import UnavailableError
+
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
+_LOOK_SECONDS = 1.0
+"""So soon a client that has hung up is noticed."""
 _opening: ContextVar[list[asyncio.Task[Process]]] = ContextVar("_opening")
 
 
@@ -55,10 +59,32 @@ async def _run(function: Callable[[Unpack[Arguments]], Result], *arguments: *Arg
 
 
 def in_child(
-    function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments, seconds: float | None = None
+    function: Callable[[Unpack[Arguments]], Result],
+    *arguments: *Arguments,
+    seconds: float | None = None,
+    is_abandoned: Callable[[], Awaitable[bool]] | None = None,
 ) -> Result:
-    """The same, called from a route that runs in a thread."""
-    return from_thread.run(partial(run_in_child, function, *arguments, seconds=seconds))
+    """The same, called from a route that runs in a thread; ended, too, once nobody waits for the answer.
+
+    Raises:
+        UnavailableError: the client has hung up.
+    """
+    call = partial(run_in_child, function, *arguments, seconds=seconds)
+    return from_thread.run(call if is_abandoned is None else partial(_while_wanted, call, is_abandoned))
+
+
+async def _while_wanted(
+    call: Callable[[], Coroutine[Any, Any, Result]], is_abandoned: Callable[[], Awaitable[bool]]
+) -> Result:
+    task = asyncio.create_task(call())
+    try:
+        while not (await asyncio.wait([task], timeout=_LOOK_SECONDS))[0]:
+            if await is_abandoned():
+                raise UnavailableError("The client has hung up; nothing was created.", code="client_gone")
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 async def _open_process(*arguments: Any, **options: Any) -> Process:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from app.child_process import in_child
@@ -28,10 +29,11 @@ def create_comparison(
     session: WriteSession,
     storage: StorageDep,
     settings: SettingsDep,
+    http: Request,
 ) -> ComparisonObject:
     """Checks the request and its files, and queues a comparison; sent again, it queues no other."""
     comparison = service.create_comparison(
-        reading, session, storage, settings, creating, body, _examine_elsewhere
+        reading, session, storage, settings, creating, body, partial(_examine_elsewhere, http)
     )
     return ComparisonObject.of(comparison)
 
@@ -95,11 +97,12 @@ def get_report(comparison_id: str, project: CurrentProject, session: ReadSession
     )
 
 
-def _examine_elsewhere(files: Files) -> Examined:
+def _examine_elsewhere(http: Request, files: Files) -> Examined:
     """In a child process: files may be large, and this one is to stay small and quick."""
-    examined = in_child(examine, files)
+    is_abandoned = http.is_disconnected
+    examined = in_child(examine, files, is_abandoned=is_abandoned)
     try:
-        in_child(check_fit, files, examined, seconds=FIT_SECONDS)
+        in_child(check_fit, files, examined, seconds=FIT_SECONDS, is_abandoned=is_abandoned)
     except TimeoutError:
         raise InvalidRequestError(
             f"grader: takes longer than {FIT_SECONDS:g} s on the references of the held-out file; "

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import httpx2
 import openai
+import psutil
 import pytest
+import regex
 from openai import OpenAI
 
+from app.comparisons import router
 from app.comparisons.results import ComparisonResults
 from app.database import Database
 from tests.app.comparisons.cook import (
@@ -326,6 +331,13 @@ FEW_SHOT = {"type": "few_shot", "examples": 2, "file": "{file}"}
         ),
         ({"grader": "taste"}, 400, "grader"),
         ({"grader": {"type": "regex", "pattern": "("}}, 400, "grader.pattern"),
+        ({"grader": {"type": "regex", "pattern": "(?:(?:a?){1000}){1000}b"}}, 400, "grader.pattern"),
+        ({"grader": {"type": "json_match", "fields": [{}]}}, 400, "grader.fields"),
+        (
+            {"grader": {"type": "json_match", "match_reference": False, "schema": {"$ref": "//["}}},
+            400,
+            "grader.schema",
+        ),
         ({"grader": "json_match"}, 400, "grader"),
         ({"grader": {"type": "model", "model": "ft:none"}}, 404, "grader.model"),
         (
@@ -374,6 +386,67 @@ def test_what_cannot_be_compared_is_refused(
     assert response.status_code == status, response.text
     assert response.json()["error"]["param"] == param, response.text
     assert http.get("/v1/comparisons").json()["data"] == []
+
+
+BUSY = {"type": "regex", "pattern": "(a|aa)+$"}
+"""Takes long on `busy_lines`, and on none longer than a pattern may."""
+
+
+def busy_lines(count: int) -> bytes:
+    """Questions on each of whose references `BUSY` takes a hundredth of a second or two."""
+    pattern = regex.compile(BUSY["pattern"])
+    reference = "aaaaaaaa!"
+    while True:
+        started = time.perf_counter()
+        with suppress(TimeoutError):
+            pattern.search(reference, timeout=0.1)
+        if time.perf_counter() - started > 0.01:
+            break
+        reference = f"a{reference}"
+    texts = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": reference}]
+    return (json.dumps({"messages": texts}) + "\n").encode() * count
+
+
+@ONE_DATABASE
+def test_a_grader_that_takes_long_on_the_file_is_refused(
+    client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "FIT_SECONDS", 1.5)
+    held_out = upload(client, busy_lines(5000))
+    with pytest.raises(openai.BadRequestError, match=r"takes longer than 1\.5 s") as refused:
+        create(client, file=held_out, candidates=[{"type": "base"}], grader=BUSY)
+    assert (refused.value.code, refused.value.param) == ("invalid_grader", "grader")
+
+
+@ONE_DATABASE
+def test_a_client_that_hangs_up_ends_the_look_into_its_files(client: OpenAI) -> None:
+    held_out = upload(client, busy_lines(5000))
+    with pytest.raises(openai.APITimeoutError):
+        create(
+            client.with_options(timeout=2, max_retries=0),
+            file=held_out,
+            candidates=[{"type": "base"}],
+            grader=BUSY,
+        )
+    wait_until(lambda: not is_examining(), "the child ends", seconds=10)
+
+
+def is_examining() -> bool:
+    """Whether this process has a child that computes for it, or waits to do so again."""
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            if "anyio.to_process" in child.cmdline():
+                return True
+    return False
+
+
+@ONE_DATABASE
+def test_lines_that_are_no_examples_are_trained_on_by_nobody(client: OpenAI, cook: Cook) -> None:
+    training = b'{"input": {"messages": 5}}\n"abc"\n[1, 2]\n' + line(1).encode()
+    held_out = upload(client, lines(range(4)))
+    file = upload(client, training, "fine-tune")
+    created = create(client, file=held_out, candidates=[{"type": "base"}], training_file=file)
+    assert created["excluded"]["count"] == 1
 
 
 @ONE_DATABASE
