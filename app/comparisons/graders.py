@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, NoReturn, Self, cast
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.comparisons.json_match import JsonMatch, SchemaUnusableError
+from app.comparisons.json_match import MAX_WEIGHT, JsonMatch, SchemaUnusableError
 from app.comparisons.judge import JudgeRequest, ModelGrader
 from app.comparisons.questions import Question
 from app.comparisons.text_graders import (
@@ -58,7 +58,7 @@ class Weighted(GraderModel):
 
     type: Literal["weighted"] = "weighted"
     graders: list[Grader] = Field(min_length=1, max_length=MAX_GRADERS)
-    weights: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    weights: list[Annotated[float, Field(gt=0, le=MAX_WEIGHT, allow_inf_nan=False)]]
 
     @model_validator(mode="after")
     def _one_weight_each(self) -> Self:

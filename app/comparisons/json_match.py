@@ -23,6 +23,7 @@ from app.comparisons.patterns import MAX_PATTERN, MAX_WRITTEN_OUT, PatternError,
 from app.comparisons.text_graders import REGEX_SECONDS, Grade, TextGrader
 
 MAX_FIELDS = 100
+MAX_WEIGHT = 1e9
 MAX_SCHEMA_BYTES = 64 * 2**10
 MAX_SCHEMA_OBJECTS = 2000
 SCHEMA_SECONDS = 1.0
@@ -69,9 +70,11 @@ class JsonMatch(TextGrader):
     @classmethod
     def _weights_count(cls, fields: dict[str, float] | None) -> dict[str, float] | None:
         for path, weight in (fields or {}).items():
-            if not 0 < weight < float("inf"):
+            if not 0 < weight <= MAX_WEIGHT:
                 raise PydanticCustomError(
-                    "weight", "the weight of '{path}' must be above 0", {"path": path[:80]}
+                    "weight",
+                    "the weight of '{path}' must be above 0, and at most {most}",
+                    {"path": path[:80], "most": MAX_WEIGHT},
                 )
         return fields
 

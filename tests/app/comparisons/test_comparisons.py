@@ -408,6 +408,28 @@ def busy_lines(count: int) -> bytes:
 
 
 @ONE_DATABASE
+def test_answers_that_a_schema_cannot_be_applied_to_are_not_graded(client: OpenAI, cook: Cook) -> None:
+    levels = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(30)}
+    schema = {
+        "$defs": levels | {"d30": {}},
+        "if": {"type": "array"},
+        "then": {"$ref": "#/$defs/d0"},
+        "multipleOf": 0.5,
+    }
+    says = ["{}", "[1]", "9" * 400, "{}"]
+    cook._knows = lambda body: says[number_asked(body)]
+    grader = {"type": "json_match", "schema": schema, "match_reference": False}
+    held_out = upload(client, lines(range(4)))
+    created = create(client, file=held_out, candidates=[{"type": "base"}], grader=grader)
+    [result] = ended(client, created["id"])["candidates"]
+    assert (result["questions"], result["failures"]) == (4, 2)
+    answers = [item["answers"][0] for item in get(client, created["id"], "/items")["data"]]
+    assert [answer["score"] for answer in answers] == [1, None, None, 1]
+    assert "took longer than 1 s" in answers[1]["error"]
+    assert "cannot be applied" in answers[2]["error"]
+
+
+@ONE_DATABASE
 def test_a_grader_that_takes_long_on_the_file_is_refused(
     client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:

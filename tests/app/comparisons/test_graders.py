@@ -340,6 +340,8 @@ def test_a_schema_fetches_nothing_and_ends(reference: str) -> None:
             "grader.schema",
         ),
         ({"type": "json_match", "fields": {"a": 0}}, "grader.fields"),
+        ({"type": "json_match", "fields": {"a": 1e308, "b": 1e308}}, "grader.fields"),
+        ({"type": "weighted", "graders": ["numeric"], "weights": [1e308]}, "grader.weights[0]"),
         ({"type": "json_match", "fields": [1]}, "grader.fields"),
         ({"type": "json_match", "fields": [{}]}, "grader.fields"),
         ({"type": "json_match", "fields": [["a"]]}, "grader.fields"),
