@@ -23,7 +23,7 @@ from app.comparisons.patterns import MAX_PATTERN, MAX_WRITTEN_OUT, PatternError,
 from app.comparisons.text_graders import REGEX_SECONDS, Grade, TextGrader
 
 MAX_FIELDS = 100
-MAX_WEIGHT = 1e9
+MAX_WEIGHT = 1_000_000_000
 MAX_SCHEMA_BYTES = 64 * 2**10
 MAX_SCHEMA_OBJECTS = 2000
 SCHEMA_SECONDS = 1.0
@@ -74,7 +74,7 @@ class JsonMatch(TextGrader):
                 raise PydanticCustomError(
                     "weight",
                     "the weight of '{path}' must be above 0, and at most {most}",
-                    {"path": path[:80], "most": MAX_WEIGHT},
+                    {"path": path[:80], "most": f"{MAX_WEIGHT:,}"},
                 )
         return fields
 
