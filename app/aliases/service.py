@@ -44,7 +44,8 @@ def resolve(session: Session, settings: Settings, project_id: str, name: str) ->
     """
     alias = None if _is_models_name(settings, name) else _find(session, project_id, name)
     if alias is None:
-        return Target(name, (Arm(adapters_service.resolve_model(session, settings, project_id, name), 1.0),))
+        model = adapters_service.resolve_model(session, settings, project_id, name)
+        return Target(name, (Arm(model, 1.0),), is_alias=False)
     arms: list[Arm] = []
     problems: list[ToqueError] = []
     for share in alias.split:

@@ -24,6 +24,12 @@ class Target:
 
     name: str
     arms: tuple[Arm, ...]
+    is_alias: bool = True
+
+    @property
+    def alias(self) -> str | None:
+        """The name, if it is an alias."""
+        return self.name if self.is_alias else None
 
     def model_for(self, user: str | None) -> ServedModel:
         """The user's own model, always the same while the split is; without a user, each call draws a lot.

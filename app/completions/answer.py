@@ -19,7 +19,6 @@ from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import SamplingParameters
 from app.completions.vllm import MODEL_NOT_LOADED, broken_off
 from app.errors import InvalidRequestError, ToqueError
-from app.usage.tally import Tally
 
 _CLIENT_GONE = 499
 """Nobody sees it but the metrics."""
@@ -36,7 +35,7 @@ class Answer(Response):
     def __init__(
         self,
         replicas: Replicas,
-        tally: Tally,
+        add_usage: Callable[[int, int], None],
         served: ServedModel,
         look_up_now: Callable[[], Awaitable[object]],
         project_id: str,
@@ -46,10 +45,9 @@ class Answer(Response):
     ) -> None:
         super().__init__()
         self._replicas = replicas
-        self._tally = tally
+        self._add_usage = add_usage
         self._served = served
         self._look_up_now = look_up_now
-        self._project_id = project_id
         self._path = path
         self._body = upstream_body(body, served.name, project_id)
         self._streams = bool(body.stream)
@@ -153,7 +151,7 @@ class Answer(Response):
         await send({"type": "http.response.start", "status": 200, "headers": headers})
 
     def _count(self, usage: tuple[int, int] | None) -> None:
-        self._tally.count(self._project_id, self._served.name, *(usage or (0, 0)))
+        self._add_usage(*(usage or (0, 0)))
 
 
 def upstream_body(body: SamplingParameters, model: str, project_id: str) -> bytes:

@@ -50,11 +50,11 @@ class Gateway:
             NotFoundError: the project has no such model or alias.
         """
         key = (project_id, body.model)
-        served = (await self._targets.get(key)).model_for(body.user)
+        target = await self._targets.get(key)
+        served = target.model_for(body.user)
+        add_usage = partial(self._tally.count, project_id, served.name, alias=target.alias)
         look_up_now = partial(self._targets.look_up_now, key)
-        return Answer(
-            self._replicas, self._tally, served, look_up_now, project_id, path, body, scope[ARRIVED]
-        )
+        return Answer(self._replicas, add_usage, served, look_up_now, project_id, path, body, scope[ARRIVED])
 
     async def ask(self, project_id: str, path: str, body: SamplingParameters) -> bytes:
         """The whole answer to a request that the service itself makes for a project.
@@ -77,7 +77,7 @@ class Gateway:
                     upstream.close()  # where it has not ended, so does the engine's work
 
         answer = await self._replicas.ask(served.base_model, served.name, question)
-        self._tally.count(project_id, served.name, *(usage_in(answer) or (0, 0)))
+        self._tally.count(project_id, served.name, *(usage_in(answer) or (0, 0)), alias=target.alias)
         return answer
 
     def _find_project(self, secret: str) -> str:

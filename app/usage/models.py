@@ -12,10 +12,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.database import Base
 
 
-class Usage(Base):
+class _Usage:
     """The sums of one model, asked by one project, in one minute."""
-
-    __tablename__ = "usage"
 
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     minute: Mapped[int] = mapped_column(BigInteger, primary_key=True)
@@ -27,8 +25,24 @@ class Usage(Base):
     output_tokens: Mapped[int] = mapped_column(BigInteger)
 
 
-Key: TypeAlias = tuple[str, int, str]
-"""Project, the minute's first second, model."""
+class Usage(_Usage, Base):
+    """Of all requests."""
+
+    __tablename__ = "usage"
+
+
+class AliasUsage(_Usage, Base):
+    """Of those that named an alias; they are in `Usage`, too."""
+
+    __tablename__ = "alias_usage"
+
+    alias: Mapped[str] = mapped_column(String(128), primary_key=True)
+    """Its name; it stays here when the alias is deleted."""
+
+
+Table: TypeAlias = type[Usage] | type[AliasUsage]
+Key: TypeAlias = tuple[str, int, str] | tuple[str, int, str, str]
+"""Project, the minute's first second, model; in `AliasUsage` the alias, too."""
 
 
 @dataclass(frozen=True, slots=True)

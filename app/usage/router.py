@@ -31,10 +31,14 @@ def get_usage(
     group_by_in_brackets: Annotated[list[Group] | None, Query(alias="group_by[]")] = None,
     models: Annotated[list[str] | None, Query()] = None,
     models_in_brackets: Annotated[list[str] | None, Query(alias="models[]")] = None,
+    aliases: Annotated[list[str] | None, Query(description="Only requests by these names")] = None,
+    aliases_in_brackets: Annotated[list[str] | None, Query(alias="aliases[]")] = None,
     limit: Annotated[int | None, Query(ge=1)] = None,
     page: Annotated[str | None, Query(pattern=r"^[0-9]{1,12}$", description="A `next_page`")] = None,
 ) -> UsagePage:
     """The project's own usage of completions, in buckets of a minute, an hour or a day (UTC).
+
+    `aliases` with `group_by=model` shows what each model of a split was asked by that alias.
 
     It may be a few seconds behind. What is older than 90 days is kept by the day: narrower buckets show it
     at the day's beginning.
@@ -47,6 +51,7 @@ def get_usage(
         width=bucket_width,
         by_model="model" in [*(group_by or ()), *(group_by_in_brackets or ())],
         models=[*(models or ()), *(models_in_brackets or ())],
+        aliases=[*(aliases or ()), *(aliases_in_brackets or ())],
         limit=limit,
     )
     return UsagePage.of(project.id, buckets, next_start)

@@ -14,10 +14,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.database import Database
 from app.usage import service
-from app.usage.models import Key, Sums
+from app.usage.models import AliasUsage, Key, Sums, Table, Usage
 
 log = logging.getLogger("toque.usage")
 
+Counted = dict[Table, dict[Key, Sums]]
 _FLUSH_SECONDS = 3.0
 
 
@@ -26,11 +27,16 @@ class Tally:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._counted: dict[Key, Sums] = {}
+        self._counted: Counted = {}
 
-    def count(self, project_id: str, model: str, input_tokens: int, output_tokens: int) -> None:
-        """Adds one answered request."""
-        self._add((project_id, int(time.time()) // 60 * 60, model), Sums(1, input_tokens, output_tokens))
+    def count(
+        self, project_id: str, model: str, input_tokens: int, output_tokens: int, *, alias: str | None
+    ) -> None:
+        """Adds one answered request; `alias` is the name that it was asked by, if it was one."""
+        key, sums = (project_id, int(time.time()) // 60 * 60, model), Sums(1, input_tokens, output_tokens)
+        self._add(Usage, key, sums)
+        if alias is not None:
+            self._add(AliasUsage, (*key, alias), sums)
 
     async def run(self) -> None:
         """Writes every few seconds, until it is cancelled."""
@@ -47,13 +53,16 @@ class Tally:
             await to_thread.run_sync(self._write, counted)
         except SQLAlchemyError as error:
             log.warning("usage cannot be written yet: %s", type(error).__name__)
-            for key, sums in counted.items():
-                self._add(key, sums)
+            for table, rows in counted.items():
+                for key, sums in rows.items():
+                    self._add(table, key, sums)
 
-    def _add(self, key: Key, sums: Sums) -> None:
-        before = self._counted.get(key)
-        self._counted[key] = sums if before is None else before + sums
+    def _add(self, table: Table, key: Key, sums: Sums) -> None:
+        rows = self._counted.setdefault(table, {})
+        before = rows.get(key)
+        rows[key] = sums if before is None else before + sums
 
-    def _write(self, counted: dict[Key, Sums]) -> None:
+    def _write(self, counted: Counted) -> None:
         with self._database.writer() as session:
-            service.add_usage(session, counted)
+            for table, rows in counted.items():
+                service.add_usage(session, rows, table)

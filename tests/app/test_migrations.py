@@ -181,6 +181,11 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             | {"minute": int(now) // 60 * 60, "model": MODEL}
             | {"requests": 1, "input_tokens": 5, "output_tokens": 2}
         ],
+        "alias_usage": [
+            project
+            | {"minute": int(now) // 60 * 60, "model": MODEL, "alias": "soup:live"}
+            | {"requests": 1, "input_tokens": 5, "output_tokens": 2}
+        ],
         "creations": [
             project
             | {"id": "creation_1", "idempotency_key": "k1", "request_sha256": "0" * 64}

@@ -52,7 +52,7 @@ def test_the_committed_specification_is_current() -> None:
 EXPECTED_SERVER_ERRORS = {"/v1/chat/completions", "/v1/completions", "/health/ready"}
 
 # `models=false` is wrong data to the generator; in a URL it is a list of one text, as any other.
-LISTS_OF_TEXTS = {"models", "models[]"}
+LISTS_OF_TEXTS = {"models", "models[]", "aliases", "aliases[]"}
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -128,9 +128,10 @@ def test_a_split_is_sticky_and_counted(
     assert "user" not in engine.bodies[0]
 
     by_model = Counter(body["model"] for body in engine.bodies)
+    assert http.post(CHAT, json=ASK | {"model": models[0]}).status_code == 200, "not by the alias"
 
     def counted() -> bool:
-        params = {"start_time": began, "group_by": "model"}
+        params = {"start_time": began, "group_by": "model", "aliases": NAME}
         buckets = http.get("/v1/usage", params=params).json()["data"]
         found = Counter[str]()
         for bucket in buckets:
@@ -138,7 +139,15 @@ def test_a_split_is_sticky_and_counted(
                 found[result["model"]] += result["num_model_requests"]
         return found == by_model
 
-    wait_until(counted, "each model's usage is counted", seconds=10)
+    wait_until(counted, "each model's usage by the alias is counted", seconds=10)
+
+    def sum_of_all() -> int:
+        buckets = http.get("/v1/usage", params={"start_time": began}).json()["data"]
+        return sum(result["num_model_requests"] for bucket in buckets for result in bucket["results"])
+
+    wait_until(
+        lambda: sum_of_all() == by_model.total() + 1, "and so is what was asked by the model's own name"
+    )
 
 
 def test_a_quarantined_model_leaves_its_users_to_the_others(

@@ -17,7 +17,7 @@ from app.auth.models import Project
 from app.database import Database
 from app.settings import Settings
 from app.usage import service as usage_service
-from app.usage.models import Sums, Usage
+from app.usage.models import AliasUsage, Sums, Usage
 from tests.app.completions.engine_stand_in import EngineStandIn
 from tests.app.completions.test_gateway import ASK, engine  # noqa: F401 - a fixture
 from tests.conftest import BASE_MODEL, OTHER_KEY, Service, run_service, wait_until
@@ -186,6 +186,8 @@ def test_old_minutes_become_days(database: Database, http: httpx2.Client) -> Non
             (project, at, model): Sums(1, 2, 3) for project in projects.values() for at, model in minutes
         }
         usage_service.add_usage(session, counted)
+        by_alias = {(*key, "soup:live"): sums for key, sums in counted.items()}
+        usage_service.add_usage(session, by_alias, AliasUsage)
 
     def shown(width: str, **query: Any) -> list[Any]:
         return usage(
@@ -193,6 +195,8 @@ def test_old_minutes_become_days(database: Database, http: httpx2.Client) -> Non
         ).data
 
     days = shown("1d", group_by="model")
+    assert shown("1d", group_by="model", aliases="soup:live") == days
+    assert not any(bucket.results for bucket in shown("1d", aliases="stew:live"))
     recent_minutes = shown("1m", start_time=recent, limit=1440)
     stop = threading.Barrier(2)
 
@@ -209,6 +213,7 @@ def test_old_minutes_become_days(database: Database, http: httpx2.Client) -> Non
     for thread in folding:
         thread.join()
     assert shown("1d", group_by="model") == days
+    assert shown("1d", group_by="model", aliases="soup:live") == days
     assert shown("1m", start_time=recent, limit=1440) == recent_minutes, "they are not old enough"
     with database.reader() as session:
         kept = session.execute(select(Usage.minute).where(Usage.project_id == projects["default"])).scalars()
