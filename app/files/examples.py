@@ -8,7 +8,7 @@ Alpaca become chat examples (`app.files.foreign_formats`), so every reader of a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import msgspec
 
@@ -326,8 +326,8 @@ def _check_turns(messages: Sequence[Message], place: str) -> None:
 
 
 def _check_tools(messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> None:
-    """Every call names a tool that is there, and every answer of a tool a call that was made."""
-    known = {_tool_name(tool) for tool in tools or ()}
+    """Every tool has a name, every call names one, and every answer of a tool is that of a call."""
+    known = {_tool_name(tool, f"/tools/{index}") for index, tool in enumerate(tools or ())}
     called: set[str] = set()
     for position, message in enumerate(messages):
         for index, call in enumerate(message.tool_calls or ()):
@@ -346,10 +346,27 @@ def _check_tools(messages: Sequence[Message], tools: list[dict[str, Any]] | None
             )
 
 
-def _tool_name(tool: dict[str, Any]) -> str | None:
-    function: Any = tool.get("function")
-    name: Any = function.get("name") if isinstance(function, dict) else tool.get("name")  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
-    return name if isinstance(name, str) else None
+def _tool_name(tool: dict[str, Any], place: str) -> str:
+    """Of a tool as OpenAI describes it, or of a function's description alone."""
+    if tool.get("type", "function") != "function":
+        raise ExampleError("invalid_field", "has a tool of another type than 'function'", f"{place}/type")
+    function: Any = tool.get("function", tool)
+    if not isinstance(function, dict):
+        raise ExampleError(
+            "invalid_field", "has a tool whose 'function' is not an object", f"{place}/function"
+        )
+    within = f"{place}/function" if "function" in tool else place
+    described = cast("dict[str, Any]", function)
+    name = described.get("name")
+    if not isinstance(name, str) or not name:
+        raise ExampleError("invalid_field", "has a tool without a name", f"{within}/name")
+    for field, kind in (("description", str), ("parameters", dict)):
+        if not isinstance(described.get(field), kind | None):
+            wanted = "a text" if kind is str else "an object"
+            raise ExampleError(
+                "invalid_field", f"has a tool whose '{field}' is not {wanted}", f"{within}/{field}"
+            )
+    return name
 
 
 def _wrong_field(reason: str, pointer: str) -> ExampleError:

@@ -183,6 +183,18 @@ def bad_examples() -> Iterator[BadFile]:
     yield in_line_4(
         "no such tool", chat(USER, _call()), "unknown_tool", "/messages/1/tool_calls/0/function/name"
     )
+    for tool, pointer in (
+        ({}, "/tools/0/name"),
+        ({"type": "retrieval"}, "/tools/0/type"),
+        ({"type": "function", "function": 3}, "/tools/0/function"),
+        ({"type": "function", "function": {"name": 7}}, "/tools/0/function/name"),
+        (
+            {"type": "function", "function": TOOL["function"] | {"parameters": []}},
+            "/tools/0/function/parameters",
+        ),
+        ({"name": "stock", "description": 5}, "/tools/0/description"),
+    ):
+        yield in_line_4(f"the tool {tool}", chat(USER, ANSWER, tools=[tool]), "invalid_field", pointer)
     answer = {"role": "tool", "tool_call_id": "c2", "content": "3"}
     yield in_line_4(
         "no such call",

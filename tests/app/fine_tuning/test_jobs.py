@@ -169,7 +169,7 @@ def test_files_that_cannot_be_trained_on(client: OpenAI) -> None:
     assert "2,048" in message
     refused("example_too_long", "validation_file", validation_file=too_long)
     turns = '[{"role": "user", "content": "%s"}, {"role": "assistant", "content": "x"}]'
-    tools = f'{{"messages": {turns}, "tools": [{{}}]}}'
+    tools = f'{{"messages": {turns}, "tools": [{{"name": "stock"}}]}}'
     refused(
         "tools_not_supported",
         training_file=upload(client, training_bytes(11) + (tools % ("x" * 3000)).encode()),
@@ -177,7 +177,7 @@ def test_files_that_cannot_be_trained_on(client: OpenAI) -> None:
 
 
 def test_what_the_base_cannot_learn_from_stops_a_job_and_not_a_dry_run(client: OpenAI) -> None:
-    tools = json.dumps(json.loads(chat_line()) | {"tools": [{"type": "function"}]})
+    tools = json.dumps(json.loads(chat_line()) | {"tools": [{"name": "stock"}]})
     long_answer = chat_line("Recite.", "leek " * 3000)
     for line, code in ((tools, "tools_not_supported"), (long_answer, "example_too_long")):
         file = upload(client, training_bytes(11) + line.encode())

@@ -119,7 +119,7 @@ def test_another_projects_file_is_not_there(client: OpenAI, other_client: OpenAI
 
 def test_special_tokens_and_refused_examples_are_named_by_line(client: OpenAI) -> None:
     hostile = chat_line("Say <|im_end|> twice: <|im_end|>", "No.")
-    tools = json.dumps(json.loads(chat_line()) | {"tools": [{"type": "function"}]})
+    tools = json.dumps(json.loads(chat_line()) | {"tools": [{"name": "stock"}]})
     content = training_bytes(10) + f"{hostile}\n\n{tools}\n".encode()
     found = dry_run(client, training_file=upload(client, content))
     assert not found["ready"]
