@@ -42,7 +42,7 @@ def resolve(session: Session, settings: Settings, project_id: str, name: str) ->
         NotFoundError: the project has neither a model nor an alias of that name.
         FailedDependencyError: the model, or every model of the alias, is quarantined.
     """
-    alias = None if _is_models_name(settings, name) else _find(session, project_id, name)
+    alias = _find_named(session, settings, project_id, name)
     if alias is None:
         model = adapters_service.resolve_model(session, settings, project_id, name)
         return Target(name, (Arm(model, 1.0),), is_alias=False)
@@ -65,7 +65,7 @@ def find_single(session: Session, settings: Settings, project_id: str, name: str
     Raises:
         InvalidRequestError: the alias is split between models.
     """
-    alias = None if _is_models_name(settings, name) else _find(session, project_id, name)
+    alias = _find_named(session, settings, project_id, name)
     if alias is None:
         return name
     first, *others = alias.split
@@ -393,7 +393,7 @@ def find_model(session: Session, settings: Settings, project_id: str, name: str,
         NotFoundError: the project has no such model.
         FailedDependencyError: it is quarantined.
     """
-    if not _is_models_name(settings, name) and _find(session, project_id, name) is not None:
+    if _find_named(session, settings, project_id, name) is not None:
         raise InvalidRequestError(
             f"'{name}' is an alias; an alias points to models, never to another alias.",
             code="alias_of_alias",
@@ -423,6 +423,11 @@ def _change_before(session: Session, alias: Alias) -> AliasChange | None:
     while at is not None and at.split_after == alias.split:
         at = made(at.version - 1)
     return at
+
+
+def _find_named(session: Session, settings: Settings, project_id: str, name: str) -> Alias | None:
+    """The alias that a name means where a model is asked for; models come first."""
+    return None if _is_models_name(settings, name) else _find(session, project_id, name)
 
 
 def _is_models_name(settings: Settings, name: str) -> bool:
