@@ -83,7 +83,7 @@ USER toque
 WORKDIR /data
 VOLUME /data
 # Whether this host's worker has lately reported itself in the database.
-HEALTHCHECK --interval=60s --timeout=20s --start-period=60s CMD ["python", "-P", "-c", "import socket; from app.database import Database; from app.fine_tuning.workers import alive; from app.settings import Settings; s = Settings(); workers = alive(Database(s.sqlalchemy_url).reader(), s.heartbeat_seconds); raise SystemExit(socket.gethostname() not in {w.hostname for w in workers})"]
+HEALTHCHECK --interval=60s --timeout=20s --start-period=60s CMD ["python", "-P", "-c", "import socket; from app.core.database import Database; from app.fine_tuning.workers import alive; from app.core.settings import Settings; s = Settings(); workers = alive(Database(s.sqlalchemy_url).reader(), s.heartbeat_seconds); raise SystemExit(socket.gethostname() not in {w.hostname for w in workers})"]
 CMD ["toque", "worker"]
 
 

@@ -56,7 +56,7 @@ test: lint
 	$(BIN)/pytest
 
 openapi: .venv/.installed-dev
-	$(BIN)/python -m app.openapi > openapi/openapi.json
+	$(BIN)/python -m app.api.openapi > openapi/openapi.json
 
 lock: .venv/.installed-dev
 	requirements/lock.sh
@@ -98,7 +98,7 @@ bench-validate: .venv/.installed-bench
 	@$(BIN)/python -m benchmarks.validate $(if $(SIZE),--megabytes $(SIZE))
 
 fuzz: .venv/.installed-dev
-	@$(BIN)/python -m tests.app.files.fuzz $(if $(LINES),--lines $(LINES))
+	@$(BIN)/python -m tests.app.datasets.fuzz $(if $(LINES),--lines $(LINES))
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -12,11 +12,10 @@ from sqlalchemy.orm import Session
 
 from app.auth import service as auth_service
 from app.auth.models import ApiKey, Project
-from app.creations import CreationRequest
-from app.database import Database
-from app.files.checker import Checker
-from app.files.storage import LocalStorage
-from app.settings import Settings
+from app.core.database import Database
+from app.core.idempotency import CreationRequest
+from app.core.settings import Settings
+from app.storage.local import LocalStorage
 
 # Dependencies with `yield` end after the response unless declared with scope="function":
 # a commit that fails must still be able to change the status.
@@ -34,14 +33,9 @@ def _storage(request: Request) -> LocalStorage:
     return cast("LocalStorage", request.app.state.storage)
 
 
-def _checker(request: Request) -> Checker:
-    return cast("Checker", request.app.state.checker)
-
-
 SettingsDep = Annotated[Settings, Depends(_settings)]
 DatabaseDep = Annotated[Database, Depends(_database)]
 StorageDep = Annotated[LocalStorage, Depends(_storage)]
-CheckerDep = Annotated[Checker, Depends(_checker)]
 
 
 def _read_session(database: DatabaseDep) -> Iterator[Session]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
-from app.adapters.models import Adapter
-from app.database import Database, take_turn
+from app.core.database import Database, take_turn
 from app.files.models import File
-from app.files.storage import LocalStorage
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
+from app.models.adapters.models import Adapter
+from app.storage.local import LocalStorage
 from app.uploads.models import Upload, parts_key
 
 AGE_SECONDS = 24 * 3600.0

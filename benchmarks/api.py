@@ -15,9 +15,9 @@ from pathlib import Path
 
 import psutil
 
+from app.core.settings import Settings
 from app.demo.dataset import TRAINING_FILE
 from app.demo.service import running_service
-from app.settings import Settings
 
 INTERVAL_SECONDS = 0.05
 REQUESTS = 600

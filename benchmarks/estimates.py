@@ -29,11 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 from app.auth import service as auth_service
-from app.database import Database
+from app.core.database import Database
+from app.core.migrations import upgrade
+from app.core.settings import Settings
 from app.demo.dataset import STYLE_GUIDE
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed
-from app.migrations import upgrade
-from app.settings import Settings
 
 KEY = "sk-toque-benchmark"
 

@@ -42,10 +42,10 @@ import psycopg
 from rich.console import Console
 from rich.table import Table
 
-from app.database import Database, new_id
+from app.core.database import Database, new_id
+from app.core.migrations import upgrade
+from app.core.settings import Settings
 from app.fine_tuning import queue
-from app.migrations import upgrade
-from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 8

@@ -30,8 +30,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from app.chat_template import ChatTemplate
-from app.settings import Settings
+from app.core.settings import Settings
+from app.datasets.chat_template import ChatTemplate
 from workers.training.dataset import load_examples
 from workers.training.protocol import Failed, Finished, Hyperparameters, Progress, Started, Step, TrainingSpec
 

@@ -28,8 +28,8 @@ import psutil
 from fastapi import FastAPI, UploadFile
 
 from app.auth.service import ensure_first_key
-from app.database import Database
-from app.migrations import upgrade
+from app.core.database import Database
+from app.core.migrations import upgrade
 from benchmarks.serving.measurements import Measurements, percentile, progress
 
 KEY = "sk-toque-benchmark"

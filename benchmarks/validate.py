@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from app.files.validation import Base, scan_file
+from app.datasets.validation import Base, scan_file
 
 REFERENCE_BYTES = 32 * 10**6
 SAMPLED = 100
@@ -76,7 +76,7 @@ def text(chance: random.Random, vocabulary: list[str], mean: int) -> str:
 
 def check(path: Path, folder: Path, out: Path) -> None:
     """Our side, in a process of its own: the whole report, and the counts by line for the sample."""
-    from app.files.report import build_report
+    from app.datasets.report import build_report
 
     started = time.monotonic()
     base = Base("base", str(folder), 2048)
@@ -149,7 +149,7 @@ def main() -> None:
         name, path, folder, out = arguments.side
         {"ours": check, "reference": count_reference}[name](Path(path), Path(folder), Path(out))
         return
-    from app.settings import Settings
+    from app.core.settings import Settings
 
     settings = Settings()
     folder = settings.base_model_dir(settings.engine_base)

@@ -4,9 +4,9 @@
 
 Every question has a difficulty, so that candidates are right and wrong on the same ones, as real ones are. A
 line of the table is a set of candidates, one true effect (how many points more each tuned model is worth than
-each rival) and one number of questions; each verdict comes from `app.comparisons.verdict`, by the rule that
-the service uses. Beside the wins stands the power of McNemar's exact test alone, for one tuned model and one
-rival, computed from the same truth, not simulated. The last line is one JSON object.
+each rival) and one number of questions; each verdict comes from `app.comparisons.analysis.verdict`, by the
+rule that the service uses. Beside the wins stands the power of McNemar's exact test alone, for one tuned
+model and one rival, computed from the same truth, not simulated. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.comparisons.answers import Candidate, Demands
+from app.comparisons.analysis.answers import Candidate, Demands
+from app.comparisons.analysis.statistics import Scores, mcnemar
+from app.comparisons.analysis.verdict import ALPHA, find_verdict
 from app.comparisons.results import RegressionResult
-from app.comparisons.scores import Scores, mcnemar
-from app.comparisons.verdict import ALPHA, find_verdict
 
 SIZES = (20, 50, 100, 200, 500)
 EFFECTS = (-0.20, -0.10, -0.05, 0.0, 0.05, 0.10, 0.20)

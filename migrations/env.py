@@ -1,17 +1,17 @@
-"""Alembic's entry: the URL comes from the settings, or from whoever calls `app.migrations`."""
+"""Alembic's entry: the URL comes from the settings, or from whoever calls `app.core.migrations`."""
 
 from alembic import context
 
-from app import creations as _creations  # noqa: F401
-from app.adapters import models as _adapters  # noqa: F401 - fills the metadata
-from app.aliases import models as _aliases  # noqa: F401
 from app.auth import models as _auth  # noqa: F401
 from app.comparisons import models as _comparisons  # noqa: F401
 from app.completions import models as _completions  # noqa: F401
-from app.database import Base, Database
+from app.core import idempotency as _creations  # noqa: F401
+from app.core.database import Base, Database
+from app.core.settings import Settings
 from app.files import models as _files  # noqa: F401
 from app.fine_tuning import models as _fine_tuning  # noqa: F401
-from app.settings import Settings
+from app.models.adapters import models as _adapters  # noqa: F401 - fills the metadata
+from app.models.aliases import models as _aliases  # noqa: F401
 from app.usage import models as _usage  # noqa: F401
 
 

@@ -25,11 +25,11 @@ import uvicorn
 from openai import OpenAI
 from pydantic import SecretStr
 
+from app.api.main import create_app
 from app.auth import service as auth_service
-from app.database import Database
-from app.main import create_app
-from app.migrations import upgrade
-from app.settings import Settings
+from app.core.database import Database
+from app.core.migrations import upgrade
+from app.core.settings import Settings
 
 BASE_MODEL = "smollm2-135m-instruct"
 API_KEY = "sk-toque-first-project"

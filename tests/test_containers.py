@@ -28,11 +28,11 @@ import yaml
 from typer.main import get_command
 
 from app.cli.main import app as toque
-from app.database import Database
+from app.core.database import Database
+from app.core.migrations import upgrade
+from app.core.settings import Settings
 from app.fine_tuning import workers
 from app.fine_tuning.models import Worker
-from app.migrations import upgrade
-from app.settings import Settings
 from tests.conftest import run_service
 
 ROOT = Path(__file__).parents[1]
@@ -211,7 +211,7 @@ def test_the_api_starts_without_torch(tmp_path: Path) -> None:
     blocked = ("torch", "transformers", "peft", "accelerate", "vllm", "safetensors", "numpy")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked}))\n"
-        "from app.cli.main import app\nfrom app.main import create_app\ncreate_app(); app()"
+        "from app.cli.main import app\nfrom app.api.main import create_app\ncreate_app(); app()"
     )
     done = run([sys.executable, "-P", "-c", code, "db", "upgrade"], {"TOQUE_DATA_DIR": str(tmp_path)})
     assert done.returncode == 0, done.stderr

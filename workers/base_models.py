@@ -20,9 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from app.chat_template import ChatTemplate
-from app.files.examples import ChatExample, ExampleError, Message
-from app.settings import BaseModelEntry, Settings
+from app.core.settings import BaseModelEntry, Settings
+from app.datasets.chat_template import ChatTemplate
+from app.datasets.types import ChatExample, ExampleError, Message
 
 _PYPI = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

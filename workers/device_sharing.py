@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session
 
 from app.completions import service as completions_service
 from app.completions.models import Engine, SharedDevice
-from app.database import Database, database_now
-from app.settings import Settings
+from app.core.database import Database, database_now
+from app.core.settings import Settings
 from workers.device import Device
 
 log = logging.getLogger("toque.device")

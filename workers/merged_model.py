@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
-from app.adapters.validation import WEIGHTS, AdapterError, LoraWeights, check_adapter, module_shapes
-from app.settings import Settings
+from app.core.settings import Settings
+from app.models.adapters.validation import WEIGHTS, AdapterError, LoraWeights, check_adapter, module_shapes
 from workers.base_models import unready
 
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}

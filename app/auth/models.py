@@ -7,7 +7,7 @@ import time
 from sqlalchemy import ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, new_id
+from app.core.database import Base, new_id
 
 
 class Project(Base):

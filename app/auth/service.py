@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.auth.models import ApiKey, Project
-from app.errors import AuthenticationError, InvalidRequestError, NotFoundError
+from app.core.errors import AuthenticationError, InvalidRequestError, NotFoundError
 
 FIRST_PROJECT = "default"
 _PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")

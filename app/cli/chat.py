@@ -10,7 +10,7 @@ import typer
 
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, describe
 from app.cli.output import AsJson, print_json_line, stderr
-from app.control_characters import visible
+from app.core.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -11,15 +11,15 @@ from rich.text import Text
 
 from app.cli.configuration import read_settings
 from app.cli.output import fail, moment, print_fields, print_json, stdout
-from app.control_characters import visible
-from app.settings import Settings
+from app.core.control_characters import visible
+from app.core.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
     from sqlalchemy.orm import Session
 
-    from app.fine_tuning.preflight_schemas import Findings, JobPreflight
+    from app.fine_tuning.preflight.schemas import Findings, JobPreflight
 
 _TARGET = "bold green"
 
@@ -38,12 +38,12 @@ def check_files(
     # They take a second to import.
     from pydantic import ValidationError  # noqa: PLC0415
 
-    from app.errors import ToqueError  # noqa: PLC0415
-    from app.fine_tuning import preflight  # noqa: PLC0415
+    from app.core.errors import ToqueError  # noqa: PLC0415
     from app.fine_tuning.hyperparameters import (  # noqa: PLC0415
         DpoHyperparameters,
         RequestedHyperparameters,
     )
+    from app.fine_tuning.preflight import service as preflight  # noqa: PLC0415
     from app.fine_tuning.schemas import SplitRequest  # noqa: PLC0415
 
     settings = read_settings()
@@ -77,7 +77,7 @@ def _measured_speeds(settings: Settings) -> Generator[Session | None]:
     """The database, where one can be read without a server: it knows what earlier jobs took."""
     from sqlalchemy import inspect  # noqa: PLC0415 - SQLAlchemy is slow to import
 
-    from app.database import Database  # noqa: PLC0415 - as above
+    from app.core.database import Database  # noqa: PLC0415 - as above
 
     if settings.database_url or not (settings.data_dir / "toque.db").is_file():
         yield None

@@ -15,7 +15,7 @@ from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.compare_report import print_comparison, said, write_junit
 from app.cli.output import AsJson, fail, moment, print_json, print_json_line, print_table, stderr, stdout
 from app.cli.waiting import await_comparison
-from app.control_characters import visible
+from app.core.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -272,7 +272,7 @@ def _print(client: OpenAI, comparison: dict[str, Any], *, as_json: bool, as_mark
 
 
 def _markdown(client: OpenAI, comparison: dict[str, Any]) -> str:
-    from app.comparisons.report import render_markdown  # noqa: PLC0415 - slow to import
+    from app.comparisons.report.report import render_markdown  # noqa: PLC0415 - slow to import
 
     general = comparison["results"] is not None and comparison["regression_file"] is not None
     return render_markdown(

@@ -8,8 +8,8 @@ from typing import Any
 
 from app.cli.junit import xml_text
 from app.cli.output import print_fields, print_table, stdout
-from app.comparisons.wording import percent
-from app.control_characters import visible
+from app.comparisons.report.wording import percent
+from app.core.control_characters import visible
 
 _MOST_QUESTIONS = 20
 

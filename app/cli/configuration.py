@@ -6,7 +6,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from app.cli.output import fail
-from app.settings import Settings
+from app.core.settings import Settings
 
 
 def read_settings() -> Settings:

@@ -15,7 +15,7 @@ from app.cli.configuration import read_settings
 from app.cli.output import AsJson, fail, print_fields, print_json, print_table, stderr, stdout
 
 if TYPE_CHECKING:
-    from app.files.report import Report
+    from app.datasets.report import Report
 
 Dataset = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, show_default=False)]
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "dim"}
@@ -38,9 +38,9 @@ def validate(
 
     Example: toque files validate training.jsonl
     """
-    from app.base_models import counted_base  # noqa: PLC0415 - slow to import
-    from app.errors import ToqueError  # noqa: PLC0415 - as above
-    from app.files.validation import compare_files, validate_file  # noqa: PLC0415 - as above
+    from app.core.errors import ToqueError  # noqa: PLC0415 - as above
+    from app.datasets.validation import compare_files, validate_file  # noqa: PLC0415 - as above
+    from app.models.catalogue import counted_base  # noqa: PLC0415 - slow to import
 
     try:
         base = counted_base(read_settings(), base_model)
@@ -91,7 +91,7 @@ def convert(
 
     Example: toque files convert questions.csv --prompt question --completion answer -o training.jsonl
     """
-    from app.files.tables import TableError, convert_table  # noqa: PLC0415 - only here
+    from app.datasets.tables import TableError, convert_table  # noqa: PLC0415 - only here
 
     target = output.with_name(output.name + ".part") if output is not None else None
     try:

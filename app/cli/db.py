@@ -10,7 +10,7 @@ from app.cli.configuration import read_settings
 from app.cli.keys import ensure_first_key
 from app.cli.output import AsJson, fail, print_fields, print_json, print_table
 from app.cli.session import database_session
-from app.settings import Settings
+from app.core.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="The database.")
 
@@ -45,8 +45,8 @@ def check(
 
     Example: toque db check
     """
-    from app.files.storage import LocalStorage  # noqa: PLC0415 - SQLAlchemy is slow to import
     from app.orphans import find_orphans  # noqa: PLC0415 - as above
+    from app.storage.local import LocalStorage  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     settings = read_settings()
     storage = LocalStorage(settings.storage_root)
@@ -70,7 +70,7 @@ def upgrade_database(settings: Settings) -> str:
     from sqlalchemy import make_url  # noqa: PLC0415 - slow to import
     from sqlalchemy.exc import ArgumentError, DatabaseError  # noqa: PLC0415 - as above
 
-    from app.migrations import upgrade  # noqa: PLC0415 - as above
+    from app.core.migrations import upgrade  # noqa: PLC0415 - as above
 
     try:
         settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from app.cli.output import fail, stderr, stdout
 from app.cli.progress import TrainingBar, follow
 from app.cli.promote import ask_gate, print_promotion
 from app.cli.waiting import await_comparison
-from app.control_characters import visible
+from app.core.control_characters import visible
 from app.demo.dataset import (
     EXAMPLES_PROMPT,
     HELDOUT_FILE,

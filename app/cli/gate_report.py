@@ -12,8 +12,8 @@ from urllib.parse import quote
 from app.cli.aliases import get_object
 from app.cli.compare_report import said
 from app.cli.junit import xml_text
-from app.comparisons.wording import percent
-from app.control_characters import visible
+from app.comparisons.report.wording import percent
+from app.core.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI

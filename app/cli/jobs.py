@@ -22,7 +22,7 @@ from app.cli.output import (
     stdout,
 )
 from app.cli.progress import Outcome, TrainingBar, follow
-from app.control_characters import visible
+from app.core.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -11,7 +11,7 @@ import typer
 from app.cli.configuration import read_settings
 from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr
 from app.cli.session import database_session
-from app.settings import Settings
+from app.core.settings import Settings
 
 if TYPE_CHECKING:
     from app.auth.models import ApiKey, Project

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from app.control_characters import visible
+from app.core.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import BaseModel

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from app.cli.output import stderr
-from app.control_characters import visible
+from app.core.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI

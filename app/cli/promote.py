@@ -12,7 +12,7 @@ from app.cli.aliases import alias_path, current_version, get_object, given, post
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.gate_report import Outcome, failed_questions, markdown, write_junit
 from app.cli.output import AsJson, fail, print_json, print_table, stdout
-from app.control_characters import visible
+from app.core.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -24,7 +24,7 @@ from app.cli.keys import ensure_first_key, first_key_file
 from app.cli.models import pull_base_model
 from app.cli.output import fail, stdout
 from app.cli.supervisor import Program, Supervisor
-from app.settings import Settings
+from app.core.settings import Settings
 
 _API_DRAIN_SECONDS = 20
 """Less than the supervisor's: the engine stops after the API."""
@@ -81,7 +81,7 @@ def api(
     """
     import uvicorn  # noqa: PLC0415 - the server side is slow to import
 
-    from app.main import create_app  # noqa: PLC0415 - as above
+    from app.api.main import create_app  # noqa: PLC0415 - as above
 
     settings = read_settings()
     config = uvicorn.Config(
@@ -194,7 +194,7 @@ def _refuse(host: str, port: int, error: OSError) -> NoReturn:
 
 def _ensure_base_model(settings: Settings) -> None:
     """Pulls the model that the engine serves, where it is not on this machine yet."""
-    from app.base_models import is_prepared  # noqa: PLC0415 - as above
+    from app.models.catalogue import is_prepared  # noqa: PLC0415 - as above
 
     try:
         entry = settings.engine_base

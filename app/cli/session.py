@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from app.cli.output import fail
-from app.settings import Settings
+from app.core.settings import Settings
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -18,8 +18,8 @@ def database_session(settings: Settings, *, read_only: bool = False) -> Generato
     """One transaction; what the service refuses ends the command with one line."""
     from sqlalchemy.exc import DatabaseError  # noqa: PLC0415 - SQLAlchemy is slow to import
 
-    from app.database import Database  # noqa: PLC0415 - as above
-    from app.errors import ToqueError  # noqa: PLC0415 - as above
+    from app.core.database import Database  # noqa: PLC0415 - as above
+    from app.core.errors import ToqueError  # noqa: PLC0415 - as above
 
     database = Database(settings.sqlalchemy_url)
     try:

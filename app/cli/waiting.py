@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.cli.output import stderr
 from app.cli.progress import EXIT_CODES, EXIT_INTERRUPTED, EXIT_TIMED_OUT
-from app.control_characters import visible
+from app.core.control_characters import visible
 
 if TYPE_CHECKING:
     from openai import OpenAI

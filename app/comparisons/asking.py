@@ -18,8 +18,8 @@ from app.comparisons.plan import Arm
 from app.comparisons.questions import Question, answer_text
 from app.completions.gateway import Gateway
 from app.completions.schemas import ChatCompletionRequest
-from app.database import DATABASE_AWAY
-from app.errors import ToqueError, UnavailableError
+from app.core.database import DATABASE_AWAY
+from app.core.errors import ToqueError, UnavailableError
 
 _PATH = "/v1/chat/completions"
 _TRIES = 6

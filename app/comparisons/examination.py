@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from app.comparisons.few_shot import count_examples
-from app.comparisons.graders import check_grader_fits, parse_grader
+from app.comparisons.graders.grader import check_grader_fits, parse_grader
 from app.comparisons.questions import Question, read_question_keys, read_questions, same_question_key
-from app.errors import InvalidRequestError
+from app.core.errors import InvalidRequestError
 
 FIT_SECONDS = 60.0
 """What holding every reference against its grader may take."""

@@ -13,18 +13,19 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
 
-from app.child_process import run_in_child
-from app.comparisons import few_shot, graders, grading, models, queue
+from app.comparisons import few_shot, grading, models, queue
 from app.comparisons.asking import Asker, prompt
 from app.comparisons.external import Endpoint
-from app.comparisons.judge import JudgeRequest
+from app.comparisons.graders import grader as graders
+from app.comparisons.graders.model_grader import JudgeRequest
 from app.comparisons.ledger import Ledger, Row
 from app.comparisons.plan import Plan
 from app.comparisons.questions import Question
-from app.database import DATABASE_AWAY, Database
-from app.errors import InvalidRequestError
+from app.core.child_process import run_in_child
+from app.core.database import DATABASE_AWAY, Database
+from app.core.errors import InvalidRequestError
 from app.files.models import File
-from app.files.storage import LocalStorage
+from app.storage.local import LocalStorage
 
 T = TypeVar("T")
 Ask = tuple[int, int]

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import aiohttp
 import orjson
 
-from app.errors import InvalidRequestError, ToqueError, UnavailableError
-from app.settings import Settings
+from app.core.errors import InvalidRequestError, ToqueError, UnavailableError
+from app.core.settings import Settings
 
 _MOST_BYTES = 16 * 2**20
 _CONNECT_SECONDS = 10.0

@@ -14,8 +14,9 @@ import msgspec
 from rapidfuzz import fuzz, process, utils
 
 from app.comparisons.questions import Question
-from app.files.examples import ChatExample, ExampleError, parse_line
-from app.files.numbered_lines import line_error, numbered_lines
+from app.datasets.formats import parse_line
+from app.datasets.numbered_lines import line_error, numbered_lines
+from app.datasets.types import ChatExample, ExampleError
 
 MOST_SEARCHED = 10_000
 """Examples among which the nearest are looked for: of a larger file, so many drawn at random."""

@@ -9,8 +9,8 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.comparisons import graders, models
-from app.comparisons.answers import (
+from app.comparisons import models
+from app.comparisons.analysis.answers import (
     Answer,
     Candidate,
     CandidateAnswers,
@@ -18,9 +18,10 @@ from app.comparisons.answers import (
     Demands,
     GeneralAnswers,
 )
+from app.comparisons.graders import grader as graders
 from app.comparisons.plan import Arm, Plan
 from app.comparisons.questions import Question
-from app.database import Database
+from app.core.database import Database
 
 GRADING_SECONDS = 1200.0
 """What all answers of a comparison may take: far more than they do, unless many run into their own limits."""
@@ -33,7 +34,7 @@ def compute(database_url: str, comparison_id: str) -> tuple[dict[str, Any], list
     Returns:
         `ComparisonResults` as JSON, and for each answer its `question`, `candidate`, `score` and `error`.
     """
-    from app.comparisons.statistics import compute_results  # noqa: PLC0415 - imports numpy
+    from app.comparisons.analysis.summary import compute_results  # noqa: PLC0415 - imports numpy
 
     database = Database(database_url)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, new_id
+from app.core.database import Base, new_id
 
 FINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 

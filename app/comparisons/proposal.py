@@ -10,13 +10,9 @@ from typing import Any, cast
 
 from sqlalchemy.orm import Session
 
-from app.adapters import service as adapters_service
-from app.adapters.models import Adapter
-from app.aliases import service as aliases_service
-from app.base_models import find_base_model
 from app.comparisons.examination import Examined, Files, Pool
 from app.comparisons.external import allowed_endpoint
-from app.comparisons.graders import parse_grader
+from app.comparisons.graders.grader import parse_grader
 from app.comparisons.plan import Arm, Plan
 from app.comparisons.schemas import (
     CheckpointsCandidate,
@@ -28,13 +24,17 @@ from app.comparisons.schemas import (
     ModelCandidate,
     PromptCandidate,
 )
-from app.errors import InvalidRequestError, ToqueError
+from app.core.errors import InvalidRequestError, ToqueError
+from app.core.settings import BaseModelEntry, Settings
 from app.files import service as files_service
 from app.files.models import File
-from app.files.storage import LocalStorage
 from app.fine_tuning import service as fine_tuning_service
 from app.fine_tuning.models import FineTuningJob
-from app.settings import BaseModelEntry, Settings
+from app.models.adapters import service as adapters_service
+from app.models.adapters.models import Adapter
+from app.models.aliases import service as aliases_service
+from app.models.catalogue import find_base_model
+from app.storage.local import LocalStorage
 
 MAX_ARMS = 64
 MAX_FILE_BYTES = 64 * 2**20

@@ -11,9 +11,10 @@ from typing import Any, cast
 
 import msgspec
 
-from app.errors import InvalidRequestError
-from app.files.examples import ChatExample, CompletionExample, ExampleError, PreferenceExample, parse_line
-from app.files.numbered_lines import numbered_lines
+from app.core.errors import InvalidRequestError
+from app.datasets.formats import parse_line
+from app.datasets.numbered_lines import numbered_lines
+from app.datasets.types import ChatExample, CompletionExample, ExampleError, PreferenceExample
 
 MAX_SLICE_TEXT = 512
 

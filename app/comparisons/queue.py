@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql import ColumnElement
 
 from app.comparisons.models import Answer, Comparison, Judgement
-from app.database import database_now
+from app.core.database import database_now
 
 
 class LeaseLostError(Exception):

@@ -8,15 +8,15 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
-from app.child_process import in_child
 from app.comparisons import service
 from app.comparisons.examination import FIT_SECONDS, MAX_QUESTIONS, Examined, Files, check_fit, examine
 from app.comparisons.plan import Plan
-from app.comparisons.report import render_html
+from app.comparisons.report.report import render_html
 from app.comparisons.schemas import ComparisonObject, CreateComparison, ItemObject
+from app.core.child_process import in_child
+from app.core.errors import ERROR_RESPONSES, InvalidRequestError
+from app.core.pagination import Page
 from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
-from app.errors import ERROR_RESPONSES, InvalidRequestError
-from app.pagination import Page
 
 router = APIRouter(prefix="/v1/comparisons", tags=["Comparisons"], responses=ERROR_RESPONSES)
 

@@ -17,10 +17,10 @@ from app.comparisons.execution import Execution
 from app.comparisons.external import ExternalEndpoints
 from app.comparisons.models import Comparison
 from app.completions.gateway import Gateway
-from app.database import Database
-from app.errors import ToqueError
-from app.files.storage import LocalStorage
-from app.settings import Settings
+from app.core.database import Database
+from app.core.errors import ToqueError
+from app.core.settings import Settings
+from app.storage.local import LocalStorage
 
 log = logging.getLogger("toque.comparisons")
 

@@ -22,8 +22,8 @@ from app.comparisons.results import (
     Verdict,
 )
 from app.completions.schemas import Temperature, Tokens
+from app.core.pagination import Identified
 from app.fine_tuning.schemas import Metadata
-from app.pagination import Identified
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\u0000-\u001f]*$")]

@@ -13,11 +13,11 @@ from app.comparisons.examination import Examined, Files
 from app.comparisons.models import FINAL_STATUSES, Answer, Comparison, Question
 from app.comparisons.proposal import propose
 from app.comparisons.schemas import CreateComparison
-from app.creations import CreationRequest
-from app.errors import ConflictError, InvalidRequestError, NotFoundError
-from app.files.storage import LocalStorage
-from app.pagination import fetch_page
-from app.settings import Settings
+from app.core.errors import ConflictError, InvalidRequestError, NotFoundError
+from app.core.idempotency import CreationRequest
+from app.core.pagination import fetch_page
+from app.core.settings import Settings
+from app.storage.local import LocalStorage
 
 MAX_ANSWERS = 50_000
 """Of one comparison, all candidates' together."""

@@ -13,12 +13,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.adapters.service import ServedModel
 from app.completions.events import Events, usage_of
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import SamplingParameters
-from app.completions.vllm import MODEL_NOT_LOADED, broken_off
-from app.errors import InvalidRequestError, ToqueError
+from app.completions.vllm_client import MODEL_NOT_LOADED, broken_off
+from app.core.errors import InvalidRequestError, ToqueError
+from app.models.adapters.service import ServedModel
 
 _CLIENT_GONE = 499
 """Nobody sees it but the metrics."""

@@ -6,16 +6,16 @@ from functools import partial
 
 from starlette.types import Scope
 
-from app.aliases import service as aliases_service
-from app.aliases.target import Target
 from app.auth import service as auth_service
 from app.completions.answer import Answer, upstream_body, usage_in
-from app.completions.remembered import Remembered
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import SamplingParameters
-from app.database import Database
-from app.middleware import ARRIVED
-from app.settings import Settings
+from app.completions.stale_while_revalidate import Remembered
+from app.core.database import Database
+from app.core.scope import ARRIVED_AT
+from app.core.settings import Settings
+from app.models.aliases import service as aliases_service
+from app.models.aliases.target import Target
 from app.usage.tally import Tally
 
 
@@ -54,7 +54,9 @@ class Gateway:
         served = target.model_for(body.user)
         add_usage = partial(self._tally.count, project_id, served.name, alias=target.alias)
         look_up_now = partial(self._targets.look_up_now, key)
-        return Answer(self._replicas, add_usage, served, look_up_now, project_id, path, body, scope[ARRIVED])
+        return Answer(
+            self._replicas, add_usage, served, look_up_now, project_id, path, body, scope[ARRIVED_AT]
+        )
 
     async def ask(self, project_id: str, path: str, body: SamplingParameters) -> bytes:
         """The whole answer to a request that the service itself makes for a project.

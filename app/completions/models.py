@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Double, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, new_id
+from app.core.database import Base, new_id
 
 
 class Engine(Base):

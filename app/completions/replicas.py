@@ -17,10 +17,10 @@ from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.completions import service
-from app.completions.vllm import Unanswered, VllmConnection, unreachable
-from app.database import Database
-from app.errors import ToqueError, UnavailableError
-from app.settings import EngineAddress, Settings
+from app.completions.vllm_client import Unanswered, VllmConnection, unreachable
+from app.core.database import Database
+from app.core.errors import ToqueError, UnavailableError
+from app.core.settings import EngineAddress, Settings
 
 log = logging.getLogger("toque.replicas")
 

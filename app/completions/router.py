@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from app.completions.gateway import Gateway
 from app.completions.schemas import ChatCompletionRequest, CompletionRequest
+from app.core.errors import ERROR_RESPONSES, InvalidRequestError
 from app.dependencies import bearer
-from app.errors import ERROR_RESPONSES, InvalidRequestError
 
 _ANSWER: dict[int | str, dict[str, Any]] = {
     200: {

@@ -8,8 +8,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.completions.models import Engine
-from app.database import database_now
-from app.settings import Settings
+from app.core.database import database_now
+from app.core.settings import Settings
 
 
 def live_engines(session: Session, settings: Settings, base_model: str | None = None) -> Sequence[Engine]:

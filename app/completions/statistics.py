@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 from app.completions import service
 from app.completions.models import Engine
 from app.completions.replicas import given_id
-from app.completions.vllm import VllmConnection
-from app.settings import Settings
+from app.completions.vllm_client import VllmConnection
+from app.core.settings import Settings
 
 _BETWEEN_SECONDS = 1.0
 

@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager, suppress
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.base_models import counted_base
-from app.child_process import run_in_child
-from app.database import Database
+from app.core.child_process import run_in_child
+from app.core.database import Database
+from app.core.settings import Settings
+from app.datasets.report import Report
+from app.datasets.validation import Base, validate_upload
 from app.files import checks
-from app.files.report import Report
-from app.files.storage import LocalStorage
-from app.files.validation import Base, validate_upload
-from app.settings import Settings
+from app.models.catalogue import counted_base
+from app.storage.local import LocalStorage
 
 log = logging.getLogger("toque.checker")
 

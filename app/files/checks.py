@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from sqlalchemy import Update, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.database import database_now
+from app.core.database import database_now
+from app.datasets.report import Report, sentence
 from app.files.models import File, FileCheck
-from app.files.report import Report, sentence
 
 MAX_ATTEMPTS = 3
 

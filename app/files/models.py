@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, new_id
+from app.core.database import Base, new_id
 
 
 class File(Base):
@@ -57,4 +57,4 @@ class FileCheck(Base):
     """By the database's clock; a check whose lease has passed is taken by another process."""
     finished_at: Mapped[float | None]
     report: Mapped[dict[str, Any] | None]
-    """As `app.files.report.Report`."""
+    """As `app.datasets.report.Report`."""

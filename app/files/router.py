@@ -8,9 +8,10 @@ from fastapi import APIRouter, BackgroundTasks, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
-from app.base_models import counted_base
+from app.core.errors import ERROR_RESPONSES
+from app.core.multipart import UploadForm
+from app.core.pagination import Order, Page
 from app.dependencies import (
-    CheckerDep,
     Creating,
     CurrentProject,
     ReadSession,
@@ -18,11 +19,10 @@ from app.dependencies import (
     StorageDep,
     WriteSession,
 )
-from app.errors import ERROR_RESPONSES
 from app.files import service
+from app.files.dependencies import CheckerDep
 from app.files.schemas import FileDeleted, FileObject, FileValidation
-from app.files.upload_form import UploadForm
-from app.pagination import Order, Page
+from app.models.catalogue import counted_base
 
 router = APIRouter(prefix="/v1/files", tags=["Files"], responses=ERROR_RESPONSES)
 

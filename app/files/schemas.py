@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from app.core.pagination import Identified
+from app.datasets.report import Counts, Duplicates, Finding, FindingCount, Report, TokenLengths
 from app.files.models import File
-from app.files.report import Counts, Duplicates, Finding, FindingCount, Report, TokenLengths
-from app.pagination import Identified
 
 UploadPurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 

@@ -10,15 +10,15 @@ from typing import get_args
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
-from app.creations import CreationRequest
-from app.database import take_turn
-from app.errors import InvalidRequestError, NotFoundError, UnavailableError
+from app.core.database import take_turn
+from app.core.errors import InvalidRequestError, NotFoundError, UnavailableError
+from app.core.idempotency import CreationRequest
+from app.core.pagination import Order, fetch_page
+from app.datasets.report import Report
 from app.files import checks
 from app.files.models import File
-from app.files.report import Report
 from app.files.schemas import LONGEST_LIFE, SHORTEST_LIFE, UploadPurpose
-from app.files.storage import IncomingFile, LocalStorage, StoredFile, object_key
-from app.pagination import Order, fetch_page
+from app.storage.local import IncomingFile, LocalStorage, StoredFile, object_key
 
 
 def create_file(

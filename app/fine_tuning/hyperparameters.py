@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.errors import InvalidRequestError
-from app.fine_tuning.parents import Parent
-from app.settings import BaseModelEntry
+from app.core.errors import InvalidRequestError
+from app.core.settings import BaseModelEntry
+from app.models.adapters.parent import Parent
 
 Auto = Literal["auto"]
 _MOST_CHECKPOINTS = 200

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from app.chat_template import ChatTemplate, TokenizedExample
-from app.files.examples import (
-    ChatExample,
-    CompletionExample,
-    Example,
-    ExampleError,
-    PreferenceExample,
-)
+from app.datasets.chat_template import ChatTemplate, TokenizedExample
+from app.datasets.types import ChatExample, CompletionExample, Example, ExampleError, PreferenceExample
 
 SUPPORTED_METHODS = ("supervised", "dpo")
 

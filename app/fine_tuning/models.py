@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
-from app.database import Base, new_id
+from app.core.database import Base, new_id
 from app.files.models import File
 
 ALLOWED_MOVES: dict[str, frozenset[str]] = {

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
-from app.chat_template import TokenizedExample
+from app.datasets.chat_template import TokenizedExample
 
 Example = TypeVar("Example")
 Sequences = tuple[TokenizedExample, ...]

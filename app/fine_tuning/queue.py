@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.dml import ReturningUpdate, Update
 
 from app.auth.models import Project
-from app.database import database_now
+from app.core.database import database_now
 from app.fine_tuning.models import SPEC_VERSION, Checkpoint, Event, FineTuningJob
 
 MAX_ATTEMPTS = 3

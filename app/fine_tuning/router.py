@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 
+from app.core.errors import ERROR_RESPONSES, InvalidRequestError
+from app.core.pagination import Page
+from app.core.settings import Settings
 from app.dependencies import (
-    CheckerDep,
     Creating,
     CurrentProject,
     ReadSession,
@@ -18,23 +20,16 @@ from app.dependencies import (
     StorageDep,
     WriteSession,
 )
-from app.errors import ERROR_RESPONSES, InvalidRequestError
-from app.fine_tuning import preflight, service
+from app.files.dependencies import CheckerDep
+from app.fine_tuning import service
 from app.fine_tuning.models import FineTuningJob
-from app.fine_tuning.parents import FindModel
-from app.fine_tuning.preflight_schemas import JobPreflight
+from app.fine_tuning.preflight import service as preflight
+from app.fine_tuning.preflight.schemas import JobPreflight
 from app.fine_tuning.schemas import CheckpointObject, CreateJob, EventObject, JobObject, Metadata
-from app.pagination import Page
-from app.settings import Settings
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], responses=ERROR_RESPONSES)
 
 
-def _find_model(request: Request) -> FindModel:
-    return cast("FindModel", request.app.state.find_model)
-
-
-FindModelDep = Annotated[FindModel, Depends(_find_model)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 _METADATA: TypeAdapter[dict[str, str]] = TypeAdapter(Metadata)
 
@@ -47,7 +42,6 @@ async def create_job(
     session: WriteSession,
     storage: StorageDep,
     settings: SettingsDep,
-    find_model: FindModelDep,
     checker: CheckerDep,
 ) -> JobObject | JobPreflight:
     """Checks the request and the files, and queues a job; the same request sent again queues no other.
@@ -58,11 +52,9 @@ async def create_job(
     await checker.settle(body.file_ids, settings.check_patience_seconds)
     if body.dry_run:
         return await run_in_threadpool(
-            preflight.check_job, reading, storage, settings, find_model, creating.project_id, body
+            preflight.check_job, reading, storage, settings, creating.project_id, body
         )
-    job = await run_in_threadpool(
-        service.create_job, reading, session, storage, settings, find_model, creating, body
-    )
+    job = await run_in_threadpool(service.create_job, reading, session, storage, settings, creating, body)
     return await run_in_threadpool(_shown, session, settings, job)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from app.core.pagination import Identified
 from app.fine_tuning.hyperparameters import (
     Auto,
     DpoHyperparameters,
@@ -16,11 +17,8 @@ from app.fine_tuning.hyperparameters import (
     RequestedHyperparameters,
 )
 from app.fine_tuning.models import Checkpoint, Event, FineTuningJob
-from app.pagination import Identified
+from app.models.adapters.schemas import Suffix
 
-Suffix = Annotated[
-    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")
-]
 MetadataKey = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\u0000]*$")]
 MetadataValue = Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\u0000]*$")]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]

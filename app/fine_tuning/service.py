@@ -12,14 +12,15 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
-from app.base_models import find_base_model, hidden_size
-from app.creations import CreationRequest
-from app.errors import ConflictError, InvalidRequestError, NotFoundError
+from app.core.errors import ConflictError, InvalidRequestError, NotFoundError
+from app.core.idempotency import CreationRequest
+from app.core.pagination import fetch_page
+from app.core.settings import BaseModelEntry, Settings
+from app.datasets.report import MIN_EXAMPLES
 from app.files.models import File
-from app.files.report import MIN_EXAMPLES
-from app.files.storage import LocalStorage
 from app.fine_tuning import queue, training_files, workers
-from app.fine_tuning.hold_out import keep_split, made_split
+from app.fine_tuning.hold_out.service import keep_split, made_split
+from app.fine_tuning.hold_out.split import Choice, IncomingSplit
 from app.fine_tuning.hyperparameters import (
     LoraHyperparameters,
     RequestedHyperparameters,
@@ -27,11 +28,11 @@ from app.fine_tuning.hyperparameters import (
 )
 from app.fine_tuning.methods import SUPPORTED_METHODS
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
-from app.fine_tuning.parents import FindModel, Parent
 from app.fine_tuning.schemas import CreateJob
-from app.fine_tuning.split import Choice, IncomingSplit
-from app.pagination import fetch_page
-from app.settings import BaseModelEntry, Settings
+from app.models.adapters.parent import Parent
+from app.models.aliases import service as aliases_service
+from app.models.catalogue import find_base_model, hidden_size
+from app.storage.local import LocalStorage
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,6 @@ def create_job(
     session: Session,
     storage: LocalStorage,
     settings: Settings,
-    find_model: FindModel,
     creating: CreationRequest,
     request: CreateJob,
 ) -> FineTuningJob:
@@ -76,14 +76,13 @@ def create_job(
         UnavailableError: a hold-out is to be made of a file that is still being checked.
     """
     with made_split(reading, storage, creating.project_id, request) as split:
-        return _create(session, storage, settings, find_model, creating, request, split)
+        return _create(session, storage, settings, creating, request, split)
 
 
 def _create(
     session: Session,
     storage: LocalStorage,
     settings: Settings,
-    find_model: FindModel,
     creating: CreationRequest,
     request: CreateJob,
     split: IncomingSplit | None,
@@ -92,7 +91,7 @@ def _create(
     if (known := creating.find(session, "fine_tuning.job", content)) is not None:
         return get_job(session, project_id, known)
     choice = split.choice if split else None
-    plan = plan_job(session, storage, settings, find_model, project_id, request, choice)
+    plan = plan_job(session, storage, settings, project_id, request, choice)
     base, parent = plan.base, plan.parent
     job = FineTuningJob(
         project_id=project_id,
@@ -131,7 +130,6 @@ def plan_job(
     session: Session,
     storage: LocalStorage,
     settings: Settings,
-    find_model: FindModel,
     project_id: str,
     request: CreateJob,
     choice: Choice | None,
@@ -146,7 +144,7 @@ def plan_job(
         FailedDependencyError: the model to go on from is quarantined or damaged.
     """
     method, requested = _method(request)
-    model = find_model(session, project_id, request.model)
+    model = aliases_service.find_model_to_train(settings, storage, session, project_id, request.model)
     parent = model if isinstance(model, Parent) else None
     base = find_base_model(settings, model.base_model if isinstance(model, Parent) else model)
     named = {"training_file": request.training_file}

@@ -9,22 +9,22 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.base_models import chat_template, find_base_model, hidden_size
-from app.database import Database
-from app.errors import InvalidRequestError, ToqueError, UnavailableError
+from app.core.database import Database
+from app.core.errors import InvalidRequestError, ToqueError, UnavailableError
+from app.core.settings import BaseModelEntry, Settings
+from app.datasets.findings import OF_THE_BASE
+from app.datasets.numbered_lines import line_error, numbered_lines, parse_numbered_line
+from app.datasets.report import MIN_EXAMPLES, Report, sentence
+from app.datasets.types import ExampleError
 from app.files import service as files_service
 from app.files.checks import report_of
-from app.files.examples import ExampleError
-from app.files.findings import OF_THE_BASE
 from app.files.models import File
-from app.files.numbered_lines import line_error, numbered_lines, parse_numbered_line
-from app.files.report import MIN_EXAMPLES, Report, sentence
-from app.files.storage import LocalStorage
 from app.fine_tuning import queue
 from app.fine_tuning.hyperparameters import resolve_hyperparameters
 from app.fine_tuning.methods import check_format, tokenize
 from app.fine_tuning.models import FineTuningJob
-from app.settings import BaseModelEntry, Settings
+from app.models.catalogue import chat_template, find_base_model, hidden_size
+from app.storage.local import LocalStorage
 
 _TEMPLATE_ALLOWANCE = 256
 """Tokens that a template may add to an example beyond the bytes of its line."""

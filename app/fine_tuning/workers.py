@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from app.database import database_now
+from app.core.database import database_now
 from app.fine_tuning.models import Worker
 
 _FORGOTTEN_SECONDS = 24 * 3600.0

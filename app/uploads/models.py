@@ -7,7 +7,7 @@ import time
 from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import Base, new_id
+from app.core.database import Base, new_id
 
 LIFE_SECONDS = 3600.0
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, BackgroundTasks, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 
+from app.core.errors import ERROR_RESPONSES
+from app.core.multipart import UploadForm
 from app.dependencies import (
-    CheckerDep,
     Creating,
     CurrentProject,
     DatabaseDep,
@@ -17,8 +18,7 @@ from app.dependencies import (
     StorageDep,
     WriteSession,
 )
-from app.errors import ERROR_RESPONSES
-from app.files.upload_form import UploadForm
+from app.files.dependencies import CheckerDep
 from app.uploads import service
 from app.uploads.schemas import CompleteUpload, CreateUpload, PartObject, UploadObject
 

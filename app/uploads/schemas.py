@@ -10,9 +10,9 @@ from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from app.core.pagination import Identified
 from app.files.models import File
 from app.files.schemas import ExpiresAfter, FileObject, UploadPurpose
-from app.pagination import Identified
 from app.uploads.models import Upload, UploadPart
 
 MAX_PARTS = 10_000

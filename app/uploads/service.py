@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.creations import CreationRequest
-from app.database import Database
-from app.errors import ConflictError, InvalidRequestError, NotFoundError, TooLargeError, UnavailableError
+from app.core.database import Database
+from app.core.errors import ConflictError, InvalidRequestError, NotFoundError, TooLargeError, UnavailableError
+from app.core.idempotency import CreationRequest
+from app.core.settings import Settings
 from app.files import service as files_service
 from app.files.models import File
-from app.files.storage import IncomingFile, LocalStorage
-from app.settings import Settings
+from app.storage.local import IncomingFile, LocalStorage
 from app.uploads.models import Upload, UploadPart, parts_key
 from app.uploads.schemas import MAX_PARTS, CompleteUpload, CreateUpload
 

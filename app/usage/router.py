@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 
+from app.core.errors import ERROR_RESPONSES
 from app.dependencies import CurrentProject, ReadSession
-from app.errors import ERROR_RESPONSES
 from app.usage import service
 from app.usage.schemas import BucketWidth, UsagePage
 

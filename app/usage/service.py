@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.errors import InvalidRequestError
+from app.core.errors import InvalidRequestError
 from app.usage.models import AliasUsage, Bucket, Key, Sums, Table, Usage
 
 BUCKET_SECONDS = {"1m": 60, "1h": 3600, "1d": 86400}

@@ -12,7 +12,7 @@ import time
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import Database
+from app.core.database import Database
 from app.usage import service
 from app.usage.models import AliasUsage, Key, Sums, Table, Usage
 

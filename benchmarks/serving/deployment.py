@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from app.adapters.models import Adapter
 from app.auth import service as auth_service
-from app.database import Database
-from app.migrations import upgrade
-from app.settings import BaseModelEntry, Settings
+from app.core.database import Database
+from app.core.migrations import upgrade
+from app.core.settings import BaseModelEntry, Settings
+from app.models.adapters.models import Adapter
 
 API_KEY = "sk-toque-benchmark"
 SLOTS = 8

@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 import aiohttp
 
-from app.settings import BaseModelEntry, Settings
+from app.core.settings import BaseModelEntry, Settings
 from benchmarks.serving.deployment import Deployment
 from workers.device import Device, cpu
 from workers.inference.vllm_process import Vllm

@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 
 from app.completions.models import Engine
-from app.database import Database, database_now
-from app.settings import BaseModelEntry
+from app.core.database import Database, database_now
+from app.core.settings import BaseModelEntry
 from benchmarks.serving.deployment import Deployment, create_deployment
 from benchmarks.serving.measurements import progress
 from benchmarks.serving.stand_in_engine import INSTANT, PACED

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from app.adapters.validation import Shapes, module_shapes
+from app.models.adapters.validation import Shapes, module_shapes
 
 RANKS = (8, 16)
 _ALPHA = 32

@@ -23,9 +23,9 @@ import psutil
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import Database
+from app.core.database import Database
+from app.core.settings import Settings
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
-from app.settings import Settings
 from benchmarks.soak.chaos import Chaos
 from benchmarks.soak.customer import Customer
 from benchmarks.soak.deployment import running_deployment

@@ -22,9 +22,9 @@ from pydantic import SecretStr
 from app.auth import service as auth_service
 from app.cli.supervisor import Program, Supervisor, Timing
 from app.cli.tether import tethered
-from app.database import Database
-from app.migrations import upgrade
-from app.settings import BaseModelEntry, Settings
+from app.core.database import Database
+from app.core.migrations import upgrade
+from app.core.settings import BaseModelEntry, Settings
 
 BASE_MODEL = "stand-in"
 WORKERS = 3

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import select
 
-from app.adapters.models import Adapter
-from app.database import Database
-from app.files.storage import LocalStorage
+from app.core.database import Database
+from app.core.settings import Settings
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
 from app.fine_tuning.queue import MAX_ATTEMPTS
+from app.models.adapters.models import Adapter
 from app.orphans import find_orphans
-from app.settings import Settings
+from app.storage.local import LocalStorage
 from benchmarks.soak.customer import BATCH_SIZE, EXAMPLES, Customer, Order
 from benchmarks.stand_in_trainer import WEIGHTS_FILE, Progression, untrained
 from workers.training.checkpoint import verify

@@ -11,11 +11,11 @@ from openai import OpenAI
 from typer.testing import CliRunner, Result
 
 from app.cli.main import app
-from app.database import Database
-from app.files.storage import LocalStorage, object_key
+from app.core.database import Database
+from app.core.settings import Settings
 from app.fine_tuning import workers
 from app.fine_tuning.models import Worker
-from app.settings import Settings
+from app.storage.local import LocalStorage, object_key
 from tests.conftest import training_bytes
 
 

@@ -18,8 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from app.auth import service as auth_service
-from app.database import Database
-from app.settings import BaseModelEntry, Settings
+from app.core.database import Database
+from app.core.settings import BaseModelEntry, Settings
 from tests.app.cli.running_service import TOQUE
 from tests.app.completions.engine_stand_in import USAGE, EngineStandIn, run_engine
 from tests.app.completions.test_gateway import register_engine

@@ -10,8 +10,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from app.adapters.validation import module_shapes
-from tests.app.adapters.peft_folder import tensors, write_adapter
+from app.models.adapters.validation import module_shapes
+from tests.app.models.adapters.peft_folder import tensors, write_adapter
 from tests.conftest import BASE_MODEL
 from tests.end_to_end.conftest import Deployment
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from app.chat_template import ChatTemplate
-from app.settings import BaseModelEntry
+from app.core.settings import BaseModelEntry
+from app.datasets.chat_template import ChatTemplate
 from tests.conftest import BASE_MODEL
 from workers import base_models
 from workers.base_models import BaseModelError, main, pull, unready

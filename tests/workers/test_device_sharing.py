@@ -18,8 +18,8 @@ import pytest
 from openai import OpenAI
 
 from app.completions.models import SharedDevice
-from app.database import Database, database_now
-from app.settings import Settings
+from app.core.database import Database, database_now
+from app.core.settings import Settings
 from tests.conftest import BASE_MODEL, training_bytes, wait_until
 from tests.workers.inference.test_engine import Running, pids_file  # noqa: F401 - a fixture
 from workers.device import Device, cpu

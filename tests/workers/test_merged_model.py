@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from app.settings import BaseModelEntry
+from app.core.settings import BaseModelEntry
 from workers import merged_model
 from workers.merged_model import MergeError, main, merge
 

@@ -83,7 +83,7 @@ class DenseLoraWrapper(PunicaWrapperCPU):
     def add_lora_logits(
         self, y: Tensor, x: Tensor, lora_a_stacked: Tensor, lora_b_stacked: Tensor, scale: float, **_: Any
     ) -> None:
-        """Nothing: no adapter has a part in the output layer (`app.adapters.validation` refuses those).
+        """Does nothing: `app.models.adapters.validation` refuses adapters of the output layer.
 
         vLLM's own gathers rows x vocabulary x rank at every step, for base rows too, and fails on the
         rows that `prompt_logprobs` asks for.

@@ -11,8 +11,8 @@ import signal
 import sys
 import time
 
-from app.database import Database
-from app.settings import BaseModelEntry, Settings
+from app.core.database import Database
+from app.core.settings import BaseModelEntry, Settings
 from workers.base_models import unready
 from workers.device import cpu, detect
 from workers.device_sharing import ServingTurns, shared_device

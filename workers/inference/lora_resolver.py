@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.adapters import service
-from app.adapters.validation import WEIGHTS, AdapterError, Shapes, module_shapes
-from app.database import Database
-from app.settings import BaseModelEntry, Settings
+from app.core.database import Database
+from app.core.settings import BaseModelEntry, Settings
+from app.models.adapters import service
+from app.models.adapters.validation import WEIGHTS, AdapterError, Shapes, module_shapes
 from workers.processes import die_with_parent
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from sqlalchemy import delete
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.completions.models import Engine as EngineRow
-from app.database import Database, database_now, new_id
+from app.core.database import Database, database_now, new_id
 from workers.device import Device
 
 log = logging.getLogger("toque.engine")

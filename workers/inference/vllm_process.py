@@ -27,7 +27,7 @@ from typing import IO
 
 import psutil
 
-from app.settings import BaseModelEntry, Settings
+from app.core.settings import BaseModelEntry, Settings
 from workers.device import Device
 from workers.inference.spare_cores import SPINNING
 from workers.processes import die_with_parent, stop_group

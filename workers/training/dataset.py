@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from app.chat_template import ChatTemplate, TokenizedExample
-from app.files.examples import ExampleError, parse_line
-from app.files.lines import UnreadableFileError, read_lines
+from app.datasets.chat_template import ChatTemplate, TokenizedExample
+from app.datasets.formats import parse_line
+from app.datasets.lines import UnreadableFileError, read_lines
+from app.datasets.types import ExampleError
 from app.fine_tuning import packing
 from app.fine_tuning.methods import tokenize
 from app.fine_tuning.packing import Limits, common_prefix, last_target

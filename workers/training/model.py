@@ -17,9 +17,9 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from app.adapters.validation import WEIGHTS
-from app.chat_template import ChatTemplate
+from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.packing import Limits
+from app.models.adapters.validation import WEIGHTS
 from workers.training.dataset import PackedBatch
 
 ADAPTER = "default"

@@ -16,12 +16,13 @@ from sqlalchemy.orm import Session
 
 from app.completions import service as completions_service
 from app.completions.models import Engine
-from app.completions.vllm import Unanswered, VllmConnection
-from app.errors import ToqueError
-from app.files.examples import Example, parse_line
-from app.files.lines import read_lines
+from app.completions.vllm_client import Unanswered, VllmConnection
+from app.core.errors import ToqueError
+from app.core.settings import Settings
+from app.datasets.formats import parse_line
+from app.datasets.lines import read_lines
+from app.datasets.types import Example
 from app.fine_tuning.methods import chat_of
-from app.settings import Settings
 from workers.training.protocol import Sample
 
 TOLERANCE = 0.15

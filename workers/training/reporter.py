@@ -22,15 +22,16 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from app.adapters import service as adapters_service
-from app.adapters.models import Adapter
-from app.database import Database, new_id
+from app.core.database import Database, new_id
+from app.core.settings import Settings
 from app.files import service as files_service
 from app.files.models import File
-from app.files.storage import LocalStorage
-from app.fine_tuning import estimates, queue
+from app.fine_tuning import publication, queue
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed
-from app.settings import Settings
+from app.fine_tuning.preflight import estimates
+from app.models.adapters import service as adapters_service
+from app.models.adapters.models import Adapter
+from app.storage.local import LocalStorage
 from workers.crash_points import reach
 from workers.device import detect
 from workers.training.parity import NoAnswerError, Parity, ParityError, compare, find_engine
@@ -230,7 +231,7 @@ class JobReporter:
         metrics = _numbers(checkpoint.metrics)
 
         def write(session: Session) -> None:
-            name = adapters_service.publish_checkpoint(
+            name = publication.publish_checkpoint(
                 session, self.job, self._epoch, step=step, storage_key=key, metrics=metrics
             )
             queue.record_event(
@@ -267,7 +268,7 @@ class JobReporter:
             )
             reach("reporter.result_row")
             queue.record_event(session, self.job.id, self._epoch, verdict, level="info" if parity else "warn")
-            name = adapters_service.publish_model(
+            name = publication.publish_model(
                 session,
                 self.job,
                 self._epoch,

@@ -36,9 +36,9 @@ import msgspec
 import torch
 from peft import PeftModel
 
-from app.adapters.validation import AdapterError
-from app.chat_template import ChatTemplate
+from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.packing import Limits, epoch_batches, work_of_job
+from app.models.adapters.validation import AdapterError
 from workers.crash_points import reach
 from workers.processes import die_with_parent
 from workers.training.dataset import (

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from app.adapters.validation import CONFIG, WEIGHTS, check_adapter, module_shapes
+from app.models.adapters.validation import CONFIG, WEIGHTS, check_adapter, module_shapes
 from workers.training.checkpoint import discard, save_checkpoint
 from workers.training.dataset import Pair, TrainingExample
 from workers.training.model import ADAPTER, WarmBase, add_lora, load_weights

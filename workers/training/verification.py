@@ -8,14 +8,14 @@ import msgspec
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.adapters import service as adapters_service
-from app.adapters.models import Adapter
-from app.database import Database
+from app.core.database import Database
+from app.core.settings import Settings
 from app.files.models import File
-from app.files.storage import LocalStorage
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
-from app.settings import Settings
+from app.models.adapters import service as adapters_service
+from app.models.adapters.models import Adapter
+from app.storage.local import LocalStorage
 from workers.training.parity import NoAnswerError, ParityError, compare, find_engine
 from workers.training.protocol import Sample
 

@@ -20,19 +20,20 @@ from pathlib import Path
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
-from app import __version__, migrations
-from app.adapters.models import Adapter
-from app.base_models import is_prepared
-from app.creations import forget_old
-from app.database import Database, new_id
-from app.errors import StorageFullError
+from app import __version__
+from app.core import migrations
+from app.core.database import Database, new_id
+from app.core.errors import StorageFullError
+from app.core.idempotency import forget_old
+from app.core.settings import Settings
 from app.files.models import File
-from app.files.storage import LocalStorage
 from app.fine_tuning import queue
 from app.fine_tuning import workers as registry
 from app.fine_tuning.models import FineTuningJob, Worker
+from app.models.adapters.models import Adapter
+from app.models.catalogue import is_prepared
 from app.orphans import sweep_orphans
-from app.settings import Settings
+from app.storage.local import LocalStorage
 from app.usage.service import fold_oldest_day
 from workers.crash_points import reach
 from workers.device import detect

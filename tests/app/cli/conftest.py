@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from app.auth.service import create_key, create_project
-from app.database import Database
+from app.core.database import Database
+from app.core.migrations import upgrade
 from app.fine_tuning.models import FineTuningJob
-from app.migrations import upgrade
 from tests.app.cli.running_service import TOQUE, Service
 
 

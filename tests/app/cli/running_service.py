@@ -13,7 +13,7 @@ from sqlalchemy import update
 from typer.testing import CliRunner, Result
 
 from app.cli.main import app
-from app.database import Database
+from app.core.database import Database
 from app.fine_tuning.models import Event, FineTuningJob
 
 TOQUE = [sys.executable, "-P", "-m", "app.cli.main"]

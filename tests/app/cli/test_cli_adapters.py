@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from app.adapters.models import Adapter
-from app.adapters.validation import module_shapes
-from tests.app.adapters.peft_folder import tensors, write_adapter
+from app.models.adapters.models import Adapter
+from app.models.adapters.validation import module_shapes
 from tests.app.cli.running_service import Service
+from tests.app.models.adapters.peft_folder import tensors, write_adapter
 from tests.conftest import BASE_MODEL
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")

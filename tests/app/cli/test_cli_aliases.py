@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from junitparser import Failure, JUnitXml
 
-from app.database import Database
-from tests.app.aliases.test_aliases import add_model
+from app.core.database import Database
 from tests.app.cli.running_service import Service
-from tests.app.promotion.found import add_comparison, candidate, pair, results
+from tests.app.models.aliases.test_aliases import add_model
+from tests.app.models.promotion.found import add_comparison, candidate, pair, results
 from tests.conftest import BASE_MODEL
 
 

@@ -14,8 +14,8 @@ from contextlib import ExitStack, closing
 import pytest
 from openai import OpenAI
 
-from app.database import Database
-from app.settings import Settings
+from app.core.database import Database
+from app.core.settings import Settings
 from tests.app.cli.running_service import TOQUE
 from tests.app.cli.watched_process import read_until
 from tests.conftest import API_KEY, BASE_MODEL, training_bytes, wait_until

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 
 from app.auth.service import authenticate
-from app.database import Database
+from app.core.database import Database
 from tests.app.cli.running_service import TOQUE
 from tests.app.cli.watched_process import Watched, has_ended, read_rest, read_until
 
 _WORKER = """
 import signal, os, time
-from app.database import Database
+from app.core.database import Database
 from app.fine_tuning.models import Worker
-from app.settings import Settings
+from app.core.settings import Settings
 
 with Database(Settings().sqlalchemy_url).writer() as session:
     session.add(
@@ -38,8 +38,8 @@ signal.pause()
 _ENGINE = """
 import signal, os, time
 from app.completions.models import Engine
-from app.database import Database
-from app.settings import Settings
+from app.core.database import Database
+from app.core.settings import Settings
 
 with Database(Settings().sqlalchemy_url).writer() as session:
     session.add(
@@ -53,7 +53,7 @@ signal.pause()
 """
 _PULL = """
 import sys
-from app.settings import Settings
+from app.core.settings import Settings
 
 settings = Settings()
 folder = settings.base_model_dir(settings.engine_base)

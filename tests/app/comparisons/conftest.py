@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.database import Database
+from app.core.database import Database
 from tests.app.comparisons.cook import Cook, knows_when_tuned
 from tests.app.completions.engine_stand_in import run_engine
 from tests.app.completions.test_gateway import register_engine

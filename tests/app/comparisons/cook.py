@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from typing_extensions import override
 
-from app.adapters.models import Adapter
 from app.auth.models import Project
-from app.database import Database
+from app.core.database import Database
+from app.models.adapters.models import Adapter
 from tests.app.completions.engine_stand_in import EngineStandIn
 from tests.conftest import BASE_MODEL, wait_until
 

@@ -7,7 +7,7 @@ from typing import Any
 from openai import OpenAI
 from sqlalchemy import update
 
-from app.database import Database
+from app.core.database import Database
 from app.fine_tuning.models import Checkpoint, FineTuningJob
 from tests.app.comparisons.cook import Cook, add_tuned, create, ended, lines, number_asked, reference, upload
 from tests.conftest import BASE_MODEL

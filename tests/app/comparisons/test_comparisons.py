@@ -17,7 +17,7 @@ from openai import OpenAI
 
 from app.comparisons import router
 from app.comparisons.results import ComparisonResults
-from app.database import Database
+from app.core.database import Database
 from tests.app.comparisons.cook import (
     TUNED,
     Cook,

@@ -15,8 +15,8 @@ import httpx2
 import pytest
 from openai import OpenAI
 
-from app.database import Database
-from app.settings import Settings
+from app.core.database import Database
+from app.core.settings import Settings
 from tests.app.comparisons.cook import (
     TUNED,
     Cook,
@@ -48,7 +48,7 @@ def api_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], O
             "TOQUE_HEARTBEAT_SECONDS": str(settings.heartbeat_seconds),
             "TOQUE_POLL_SECONDS": "0.1",
         }
-        command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--uds", socket]
+        command = [sys.executable, "-m", "uvicorn", "app.api.main:create_app", "--factory", "--uds", socket]
         process = subprocess.Popen([*command, "--log-level", "critical"], env=environment)
         transport = httpx2.HTTPTransport(uds=socket)
         http = httpx2.Client(transport=transport)

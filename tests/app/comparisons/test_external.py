@@ -20,8 +20,8 @@ from tenacity import wait_none
 from app.comparisons.asking import Asker, Reply
 from app.comparisons.external import Endpoint, ExternalEndpoints
 from app.completions.gateway import Gateway
-from app.database import Database
-from app.settings import Settings
+from app.core.database import Database
+from app.core.settings import Settings
 from tests.app.comparisons.cook import create, ended, get, lines, number_asked, question, reference, upload
 from tests.conftest import run_service
 

@@ -11,13 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from app.comparisons.answers import Answer
-from app.comparisons.graders import check_grader_fits, grade, judge_requests, label_grader, parse_grader
-from app.comparisons.patterns import MAX_WRITTEN_OUT, written_out
+from app.comparisons.analysis.answers import Answer
+from app.comparisons.analysis.summary import macro_f1
+from app.comparisons.graders.grader import (
+    check_grader_fits,
+    grade,
+    judge_requests,
+    label_grader,
+    parse_grader,
+)
+from app.comparisons.graders.patterns import MAX_WRITTEN_OUT, written_out
+from app.comparisons.graders.text import LabelF1
 from app.comparisons.questions import Question
-from app.comparisons.statistics import macro_f1
-from app.comparisons.text_graders import LabelF1
-from app.errors import InvalidRequestError
+from app.core.errors import InvalidRequestError
 
 DRAFT_4 = "http://json-schema.org/draft-04/schema#"
 EXPLODING = "(a|aa)+$"

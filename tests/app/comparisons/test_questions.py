@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.comparisons.questions import answer_text, read_question_keys, read_questions, same_question_key
-from app.errors import InvalidRequestError
+from app.core.errors import InvalidRequestError
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
 

@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.comparisons.answers import (
+from app.comparisons.analysis.answers import (
     Answer,
     Candidate,
     CandidateAnswers,
     ComparisonAnswers,
     GeneralAnswers,
 )
-from app.comparisons.report import render_html, render_markdown
-from app.comparisons.statistics import compute_results
+from app.comparisons.analysis.summary import compute_results
+from app.comparisons.report.report import render_html, render_markdown
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>' \" {{ 7*7 }} {% raw %}"
 OUTSIDE = {"src", "href", "xlink:href", "action", "data", "srcset", "poster", "background"}

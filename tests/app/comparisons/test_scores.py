@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm, permutation_test
 from scipy.stats import t as student
 
-from app.comparisons.answers import (
+from app.comparisons.analysis.answers import (
     Answer,
     Candidate,
     CandidateAnswers,
     ComparisonAnswers,
     GeneralAnswers,
 )
-from app.comparisons.correction import holm
+from app.comparisons.analysis.correction import holm
+from app.comparisons.analysis.statistics import Scores, bonett_price, exact_sign_flips, mcnemar, wilson
+from app.comparisons.analysis.summary import compute_results
 from app.comparisons.results import CheckpointCurve, ComparisonResults
-from app.comparisons.scores import Scores, bonett_price, exact_sign_flips, mcnemar, wilson
-from app.comparisons.statistics import compute_results
 
 binary_rows = st.integers(1, 60).flatmap(
     lambda n: st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=n, max_size=n), min_size=2, max_size=4)

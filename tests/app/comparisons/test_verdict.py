@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.comparisons.answers import Candidate, Demands
+from app.comparisons.analysis.answers import Candidate, Demands
+from app.comparisons.analysis.statistics import Scores
+from app.comparisons.analysis.verdict import find_verdict
 from app.comparisons.results import Interval, RegressionResult, Verdict
-from app.comparisons.scores import Scores
-from app.comparisons.verdict import find_verdict
 from benchmarks.verdict import Line, mcnemar_power, simulate
 
 KINDS = {"base": "base", "prompt": "prompt", "few_shot": "few_shot", "external": "external"}

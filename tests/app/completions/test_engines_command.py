@@ -6,8 +6,8 @@ import json
 import tempfile
 from pathlib import Path
 
-from app.database import Database, database_now
-from app.settings import Settings
+from app.core.database import Database, database_now
+from app.core.settings import Settings
 from tests.app.completions.engine_stand_in import ENGINE_KEY, EngineStandIn, run_engine
 from tests.app.completions.test_gateway import register_engine
 from tests.app.test_deployment_commands import run

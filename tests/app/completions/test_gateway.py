@@ -13,10 +13,10 @@ import openai
 import pytest
 from openai import OpenAI
 
-from app.adapters.models import Adapter
 from app.auth import service as auth_service
 from app.completions.models import Engine
-from app.database import Database, database_now
+from app.core.database import Database, database_now
+from app.models.adapters.models import Adapter
 from tests.app.completions.engine_stand_in import ENGINE_KEY, EngineStandIn, run_engine
 from tests.conftest import BASE_MODEL, Service, wait_until
 

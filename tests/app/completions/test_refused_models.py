@@ -10,11 +10,11 @@ import httpx2
 import pytest
 from sqlalchemy import select
 
-from app.adapters.models import Adapter
-from app.adapters.service import quarantine
 from app.auth.models import Project
 from app.completions.models import Engine
-from app.database import Database
+from app.core.database import Database
+from app.models.adapters.models import Adapter
+from app.models.adapters.service import quarantine
 from tests.app.completions.engine_stand_in import EngineStandIn
 from tests.app.completions.test_gateway import ASK, engine  # noqa: F401 - a fixture
 from tests.conftest import BASE_MODEL

@@ -16,11 +16,11 @@ import pytest
 from openai import OpenAI
 from pydantic import SecretStr
 
-from app.adapters.models import Adapter
 from app.auth.models import Project
 from app.completions.models import Engine
-from app.database import Database
-from app.settings import EngineAddress, Settings
+from app.core.database import Database
+from app.core.settings import EngineAddress, Settings
+from app.models.adapters.models import Adapter
 from tests.app.completions.engine_stand_in import (
     ENGINE_KEY,
     EngineStandIn,

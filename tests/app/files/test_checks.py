@@ -10,12 +10,12 @@ import openai
 import pytest
 from openai import OpenAI
 
-from app.database import Database
+from app.core.database import Database
+from app.core.settings import Settings
+from app.datasets.report import Report
+from app.datasets.validation import validate_file
 from app.files import checks
 from app.files.models import File, FileCheck
-from app.files.report import Report
-from app.files.validation import validate_file
-from app.settings import Settings
 from tests.conftest import BASE_MODEL, Service, run_service, training_bytes, wait_until
 
 BAD = training_bytes() + b'{"messages": []}\n'

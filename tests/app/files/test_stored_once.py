@@ -16,12 +16,12 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import update
 
-from app.database import Database
+from app.core.database import Database
+from app.core.settings import Settings
 from app.files.models import File
-from app.files.storage import LocalStorage, object_key
 from app.fine_tuning.models import FineTuningJob
 from app.orphans import AGE_SECONDS, find_orphans, sweep_object, sweep_orphans
-from app.settings import Settings
+from app.storage.local import LocalStorage, object_key
 from app.uploads.models import Upload
 from tests.app.fine_tuning.test_jobs import create, upload
 from tests.conftest import Service, training_bytes

@@ -10,9 +10,8 @@ import sys
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.adapters import service as adapters_service
-from app.database import Database
-from app.fine_tuning import queue
+from app.core.database import Database
+from app.fine_tuning import publication, queue
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
 
 
@@ -21,7 +20,7 @@ def end(session: Session, job: FineTuningJob) -> None:
     if job.seed % 2:
         queue.fail(session, job.id, job.lease_epoch, code="c", message="m", param=None)
     else:
-        adapters_service.publish_model(
+        publication.publish_model(
             session,
             job,
             job.lease_epoch,

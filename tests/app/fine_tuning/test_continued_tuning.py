@@ -11,20 +11,19 @@ import openai
 import pytest
 from openai import OpenAI
 
-from app.adapters import service as adapters_service
-from app.adapters.models import Adapter
-from app.adapters.service import quarantine
-from app.adapters.validation import Shapes, module_shapes
-from app.database import Database
+from app.core.database import Database
+from app.core.settings import Settings
 from app.files import service as files_service
-from app.files.storage import LocalStorage, StoredFile
-from app.fine_tuning import queue
+from app.fine_tuning import publication, queue
 from app.fine_tuning.models import FineTuningJob
+from app.models.adapters.models import Adapter
+from app.models.adapters.service import quarantine
+from app.models.adapters.validation import Shapes, module_shapes
 from app.orphans import find_orphans
-from app.settings import Settings
-from tests.app.adapters.peft_folder import RANK, tensors, write_adapter
-from tests.app.adapters.test_importing import send
+from app.storage.local import LocalStorage, StoredFile
 from tests.app.fine_tuning.test_jobs import create, upload
+from tests.app.models.adapters.peft_folder import RANK, tensors, write_adapter
+from tests.app.models.adapters.test_importing import send
 from tests.conftest import BASE_MODEL
 
 
@@ -297,12 +296,12 @@ def publish(database: Database, job_id: str, like: str) -> str:
         job = queue.claim_next(session, "worker_1", [BASE_MODEL], 60.0)
         assert job is not None and job.id == job_id
         key = session.get_one(Adapter, like).storage_key
-        adapters_service.publish_checkpoint(
+        publication.publish_checkpoint(
             session, job, job.lease_epoch, step=3, storage_key=key, metrics={"step": 3}
         )
         result = files_service.create_result_file(
             session, job.project_id, "m.csv", StoredFile(f"files/{job_id}", 1, "")
         )
-        return adapters_service.publish_model(
+        return publication.publish_model(
             session, job, job.lease_epoch, storage_key=key, trained_tokens=1, result_file_id=result.id
         )

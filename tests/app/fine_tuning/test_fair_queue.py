@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import update
 
-from app.database import Database
+from app.core.database import Database
 from app.fine_tuning import queue
 from app.fine_tuning.models import SPEC_VERSION, FineTuningJob, Worker
 from tests.app.fine_tuning.test_jobs import create, upload

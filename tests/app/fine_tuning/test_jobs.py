@@ -10,10 +10,10 @@ import openai
 import pytest
 from openai import OpenAI
 
-from app.database import Database
+from app.core.database import Database
+from app.core.settings import Settings
 from app.files.models import File
-from app.files.storage import LocalStorage
-from app.settings import Settings
+from app.storage.local import LocalStorage
 from tests.conftest import BASE_MODEL, chat_line, training_bytes
 
 

@@ -14,12 +14,12 @@ from openai import OpenAI
 from sqlalchemy import func, select
 from tokenizers import Tokenizer
 
-from app.chat_template import ChatTemplate
-from app.creations import Creation
-from app.database import Database
-from app.fine_tuning.inspection import Subject, inspect
+from app.core.database import Database
+from app.core.idempotency import Creation
+from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed, Worker
 from app.fine_tuning.packing import Limits
+from app.fine_tuning.preflight.inspection import Subject, inspect
 from tests.app.fine_tuning.test_jobs import create, upload
 from tests.conftest import BASE_MODEL, chat_line, training_bytes
 
@@ -256,7 +256,7 @@ def test_of_many_examples_a_sample_is_looked_at(tmp_path: Path, base_models_dir:
 
 
 def test_target_marks_are_the_masks(base_models_dir: Path) -> None:
-    from app.files.examples import parse_line
+    from app.datasets.formats import parse_line
 
     template = ChatTemplate.load(base_models_dir / BASE_MODEL)
     turns = [

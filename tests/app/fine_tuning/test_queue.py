@@ -11,14 +11,13 @@ from openai import OpenAI
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from app.adapters import service as adapters_service
-from app.adapters.models import Adapter
-from app.database import Database
+from app.core.database import Database
+from app.core.settings import Settings
 from app.files import service as files_service
-from app.files.storage import LocalStorage
-from app.fine_tuning import queue
+from app.fine_tuning import publication, queue
 from app.fine_tuning.models import ALLOWED_MOVES, FINAL_STATUSES, FineTuningJob
-from app.settings import Settings
+from app.models.adapters.models import Adapter
+from app.storage.local import LocalStorage
 from tests.app.fine_tuning.test_jobs import create
 from tests.conftest import BASE_MODEL
 
@@ -78,7 +77,7 @@ def test_an_expired_lease_passes_to_another_and_the_first_writes_nothing_more(
         lambda s: queue.record_checkpoint(s, job.id, 1, step=1, name="n", metrics={"step": 1}),
         lambda s: queue.fail(s, job.id, 1, code="c", message="m", param=None),
         lambda s: queue.release(s, job.id, 1),
-        lambda s: adapters_service.publish_model(
+        lambda s: publication.publish_model(
             s, stale, 1, storage_key="k", trained_tokens=1, result_file_id="file-none"
         ),
     ]
@@ -101,7 +100,7 @@ def test_success_publishes_one_model_in_one_transaction(
 
     def publish(session: Session, *, crash: bool) -> str:
         result = files_service.create_result_file(session, row.project_id, "metrics.csv", stored)
-        name = adapters_service.publish_model(
+        name = publication.publish_model(
             session, row, 1, storage_key="jobs/x", trained_tokens=42, result_file_id=result.id
         )
         if crash:
@@ -110,7 +109,7 @@ def test_success_publishes_one_model_in_one_transaction(
 
     checkpoint = write(
         database,
-        lambda s: adapters_service.publish_checkpoint(
+        lambda s: publication.publish_checkpoint(
             s, row, 1, step=3, storage_key="jobs/x", metrics={"step": 3}
         ),
     )

@@ -25,14 +25,13 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import func, select, update
 
-from app.adapters import service as adapters_service
-from app.adapters.models import Adapter
 from app.auth.models import Project
-from app.database import Database
-from app.errors import ConflictError
+from app.core.database import Database
+from app.core.errors import ConflictError
 from app.files.models import File
-from app.fine_tuning import queue, service
+from app.fine_tuning import publication, queue, service
 from app.fine_tuning.models import ALLOWED_MOVES, FINAL_STATUSES, FineTuningJob
+from app.models.adapters.models import Adapter
 from tests.conftest import execute_sql
 
 BASE = "base"
@@ -135,7 +134,7 @@ class QueueMachine(RuleBasedStateMachine):
         def publish(session: Any) -> None:
             job = session.get_one(FineTuningJob, claim[0])
             file = f"file-{job.project_id}"
-            adapters_service.publish_model(
+            publication.publish_model(
                 session, job, claim[1], storage_key="k", trained_tokens=1, result_file_id=file
             )
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from app.adapters.models import Adapter
 from app.auth.models import Project
-from app.database import Database
+from app.core.database import Database
 from app.files.models import File
 from app.fine_tuning import queue
 from app.fine_tuning.models import Event, FineTuningJob
+from app.models.adapters.models import Adapter
 from tests.conftest import BASE_MODEL
 
 RACING_WORKER = Path(__file__).with_name("racing_worker.py")

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from app.database import Database
-from app.errors import InvalidRequestError
+from app.core.database import Database
+from app.core.errors import InvalidRequestError
+from app.core.settings import Settings
 from app.files.models import File
+from app.fine_tuning.hold_out.split import choose
 from app.fine_tuning.models import EXTENDED_SPEC_VERSION, FineTuningJob
 from app.fine_tuning.schemas import SplitRequest
-from app.fine_tuning.split import choose
 from app.orphans import find_orphans
-from app.settings import Settings
 from tests.app.fine_tuning.test_jobs import create, upload
 from tests.conftest import chat_line, training_bytes
 
@@ -145,7 +145,7 @@ def test_a_job_sent_again_is_split_once(client: OpenAI, database: Database, sett
 def test_deleted_parts_stay_while_their_job_needs_them(
     client: OpenAI, database: Database, settings: Settings
 ) -> None:
-    from app.files.storage import LocalStorage
+    from app.storage.local import LocalStorage
 
     file = upload(client, training_bytes(40))
     job = create(client, training_file=file, validation_file="auto")

@@ -18,8 +18,8 @@ from openai import OpenAI
 from openai.types import Upload
 from sqlalchemy import update
 
-from app.database import Database
-from app.settings import Settings
+from app.core.database import Database
+from app.core.settings import Settings
 from app.uploads import models, service
 from tests.conftest import Service, run_service, training_bytes, wait_until
 

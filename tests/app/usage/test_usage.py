@@ -14,8 +14,8 @@ from openai.types.admin.organization import UsageCompletionsResponse
 from sqlalchemy import select
 
 from app.auth.models import Project
-from app.database import Database
-from app.settings import Settings
+from app.core.database import Database
+from app.core.settings import Settings
 from app.usage import service as usage_service
 from app.usage.models import AliasUsage, Sums, Usage
 from tests.app.completions.engine_stand_in import EngineStandIn

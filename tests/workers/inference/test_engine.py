@@ -14,8 +14,8 @@ import pytest
 from sqlalchemy import select, update
 
 from app.completions.models import Engine as EngineRow
-from app.database import Database, database_now
-from app.settings import Settings
+from app.core.database import Database, database_now
+from app.core.settings import Settings
 from tests.conftest import BASE_MODEL, wait_until
 from workers.device import cpu
 from workers.inference import engine as engine_module

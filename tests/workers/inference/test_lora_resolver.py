@@ -13,11 +13,11 @@ import pytest
 import torch
 from sqlalchemy.exc import OperationalError
 
-from app.adapters.models import Adapter
-from app.adapters.validation import AdapterError
-from app.database import Database
-from app.settings import Settings
-from tests.app.adapters.peft_folder import BASE, bad_weights, spoilt, tensors, write_adapter
+from app.core.database import Database
+from app.core.settings import Settings
+from app.models.adapters.models import Adapter
+from app.models.adapters.validation import AdapterError
+from tests.app.models.adapters.peft_folder import BASE, bad_weights, spoilt, tensors, write_adapter
 from tests.conftest import BASE_MODEL
 from workers.inference import lora_resolver
 from workers.inference.lora_resolver import PublishedAdapters

@@ -19,11 +19,11 @@ import psutil
 import pytest
 from sqlalchemy import select
 
-from app.adapters.models import Adapter
 from app.completions.models import Engine as EngineRow
-from app.completions.vllm import VllmConnection
-from app.database import Database
-from app.settings import Settings
+from app.completions.vllm_client import VllmConnection
+from app.core.database import Database
+from app.core.settings import Settings
+from app.models.adapters.models import Adapter
 from tests.conftest import BASE_MODEL, wait_until
 from tests.workers.inference.rows import add_job
 
@@ -34,7 +34,7 @@ START_SECONDS = 240
 ADAPTERS = {"ft:one": (8, 1), "ft:two": (16, 2), "ft:three": (32, 3)}
 """Rank and seed."""
 BLIND = """
-from app.adapters import validation
+from app.models.adapters import validation
 
 check = validation.check_adapter
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from app.settings import BaseModelEntry, Settings
+from app.core.settings import BaseModelEntry, Settings
 from tests.conftest import training_bytes, wait_until
 from workers.training.protocol import (
     Failed,

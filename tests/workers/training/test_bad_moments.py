@@ -17,12 +17,12 @@ from openai import APIStatusError, OpenAI
 from sqlalchemy import select
 
 from app.auth.service import ensure_first_key
-from app.database import Database
-from app.files.storage import LocalStorage
+from app.core.database import Database
+from app.core.migrations import upgrade
+from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
-from app.migrations import upgrade
 from app.orphans import find_orphans
-from app.settings import Settings
+from app.storage.local import LocalStorage
 from tests.conftest import API_KEY, run_service, training_bytes, wait_until
 from tests.workers.training.conftest import create, ended, run_worker
 from tests.workers.training.test_survival import check_record, steps_of

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.chat_template import ChatTemplate, TokenizedExample
+from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits, epoch_batches
 from tests.workers.training.conftest import Lines, chat, colours, preference
 from workers.training.dataset import (

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
-from app.chat_template import ChatTemplate, TokenizedExample
+from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits
 from tests.workers.training.conftest import Child, Lines, opinions, preference
 from tests.workers.training.starved_trainer import starved_logits

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
 
-from app.chat_template import TokenizedExample
-from app.database import Database
-from app.fine_tuning.estimates import Geometry
+from app.core.database import Database
+from app.core.settings import Settings
+from app.datasets.chat_template import TokenizedExample
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed, Worker
 from app.fine_tuning.packing import Limits, total, work_by_piece, work_of_job
-from app.settings import Settings
+from app.fine_tuning.preflight.estimates import Geometry
 from tests.conftest import training_bytes, wait_until
 from tests.workers.training.conftest import Child, create, ended, run_worker
 from workers.training.dataset import Pair, TrainingExample, load_examples, micro_batches, pack
@@ -71,7 +71,7 @@ def test_the_adapter_is_as_large_as_reckoned(base_model_dir: Path, spec: Trainin
 
 
 def test_validation_examples_and_checkpoints_count(base_model_dir: Path, spec: TrainingSpec) -> None:
-    from app.chat_template import ChatTemplate
+    from app.datasets.chat_template import ChatTemplate
 
     training = load_examples(Path(spec.training_file), ChatTemplate.load(base_model_dir), 400)
     parts = [(example,) for example in training]

@@ -14,9 +14,9 @@ from openai import OpenAI
 from safetensors.torch import load_file
 from safetensors.torch import save_file as save
 
-from app.database import Database
-from app.files.storage import LocalStorage
-from app.settings import Settings
+from app.core.database import Database
+from app.core.settings import Settings
+from app.storage.local import LocalStorage
 from tests.conftest import BASE_MODEL, training_bytes
 from tests.workers.training.conftest import TINY, Child, Lines, chat, create, ended, preference, run_worker
 from tests.workers.training.test_parity import Reference, log, running

@@ -15,10 +15,10 @@ from openai import OpenAI
 from safetensors.torch import load_file
 from torch import Tensor
 
-from app.database import Database
+from app.core.database import Database
+from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.packing import Limits
-from app.settings import Settings
 from tests.conftest import chat_line, training_bytes
 from tests.workers.training.conftest import Lines, colours, create, ended, run_worker
 from tests.workers.training.starved_trainer import starved_logits

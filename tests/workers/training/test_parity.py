@@ -18,11 +18,11 @@ from peft import PeftModel
 from sqlalchemy import select
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from app.adapters.models import Adapter
 from app.completions.models import Engine
-from app.database import Database, database_now
-from app.files.storage import LocalStorage
-from app.settings import Settings
+from app.core.database import Database, database_now
+from app.core.settings import Settings
+from app.models.adapters.models import Adapter
+from app.storage.local import LocalStorage
 from tests.conftest import wait_until
 from tests.workers.training.conftest import TINY, create, ended, run_worker
 

@@ -17,12 +17,12 @@ from openai import OpenAI
 from safetensors.torch import load_file
 from sqlalchemy import select
 
-from app.adapters.models import Adapter
-from app.database import Database
-from app.files.storage import LocalStorage
+from app.core.database import Database
+from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
+from app.models.adapters.models import Adapter
 from app.orphans import find_orphans
-from app.settings import Settings
+from app.storage.local import LocalStorage
 from tests.conftest import wait_until
 from tests.workers.training.conftest import create, ended, run_worker, trainer_of
 

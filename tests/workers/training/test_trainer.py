@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
-from app.chat_template import ChatTemplate, TokenizedExample
+from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits
 from tests.workers.training.conftest import COMMAND, ENVIRONMENT, Child, Lines, chat, colours
 from workers.training import learning, model, trainer

@@ -11,14 +11,14 @@ import psutil
 from openai import OpenAI
 from sqlalchemy import select, text
 
-from app.adapters.models import Adapter
-from app.database import Database
+from app.core.database import Database
+from app.core.migrations import upgrade
+from app.core.settings import Settings
 from app.files.models import File
-from app.files.storage import LocalStorage
 from app.fine_tuning.models import FineTuningJob, Worker
-from app.migrations import upgrade
-from app.settings import Settings
-from tests.app.test_migrations import downgrade
+from app.models.adapters.models import Adapter
+from app.storage.local import LocalStorage
+from tests.app.core.test_migrations import downgrade
 from tests.conftest import training_bytes, wait_until
 from tests.workers.training.conftest import create, ended, run_worker, trainer_of
 

@@ -1,0 +1,94 @@
+"""The HTTP service, wired: the only place that knows every part."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import cache, partial
+
+from fastapi import FastAPI
+
+from app import __version__
+from app.api import health
+from app.api.error_handlers import install_error_handlers
+from app.api.metrics import Metrics
+from app.api.middleware import RequestMiddleware
+from app.api.openapi import describe
+from app.comparisons import service as comparisons_service
+from app.comparisons.router import router as comparisons_router
+from app.comparisons.runner import Runner
+from app.completions.gateway import Gateway
+from app.completions.replicas import Replicas
+from app.completions.router import router as completions_router
+from app.core.database import Database
+from app.core.settings import Settings
+from app.files.checker import Checker
+from app.files.router import router as files_router
+from app.fine_tuning import training_files
+from app.fine_tuning.router import router as fine_tuning_router
+from app.models.adapters.router import adapters_router, models_router
+from app.models.aliases.router import models_router as aliased_models_router
+from app.models.aliases.router import router as aliases_router
+from app.models.promotion.router import router as promotion_router
+from app.storage.local import LocalStorage
+from app.uploads.router import router as uploads_router
+from app.usage.router import router as usage_router
+from app.usage.tally import Tally
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The service for these settings (read from the environment by default)."""
+    settings = settings or Settings()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        app.state.settings = settings
+        app.state.database = Database(settings.sqlalchemy_url)
+        app.state.storage = LocalStorage(settings.storage_root)
+        app.state.find_comparison = comparisons_service.get_comparison
+        app.state.metrics = metrics
+        tally = Tally(app.state.database)
+        replicas = app.state.replicas = Replicas(settings, app.state.database)
+        gateway = app.state.gateway = Gateway(settings, app.state.database, replicas, tally)
+        runner = Runner(settings, app.state.database, app.state.storage, gateway)
+        admit = partial(training_files.admit_waiting, app.state.database, app.state.storage, settings)
+        checker = app.state.checker = Checker(settings, app.state.database, app.state.storage, admit)
+        background = [asyncio.create_task(part.run()) for part in (replicas, tally, runner, checker)]
+        try:
+            yield
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
+            await tally.flush()
+            await replicas.close()
+            app.state.database.dispose()
+
+    app = FastAPI(
+        title="Toque",
+        summary="Fine-tuning and serving of many LoRA adapters over one base model, on your own machines",
+        version=__version__,
+        lifespan=lifespan,
+    )
+    app.openapi = cache(partial(describe, app))
+    install_error_handlers(app)
+    # Routes are tried in this order: first those that are asked most.
+    for router in (
+        completions_router,
+        files_router,
+        uploads_router,
+        fine_tuning_router,
+        models_router,
+        adapters_router,
+        aliased_models_router,
+        aliases_router,
+        comparisons_router,
+        promotion_router,
+        usage_router,
+        health.router,
+    ):
+        app.include_router(router)
+    app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes, metrics=metrics)
+    return app

@@ -1,0 +1,97 @@
+"""What statistics and verdict are computed from: candidates, their graded answers, the caller's demands.
+
+Plain structs that pickle, since the computing happens in a child process:
+
+    results = await run_in_child(compute_results, ComparisonAnswers(…))
+
+with `from app.comparisons.analysis.summary import compute_results` inside the function, not at the top of a
+module that the API imports: it imports numpy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from app.comparisons.results import CandidateType
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One way of answering. A checkpoint is of type `model`, too."""
+
+    name: str
+    """Unique in the comparison."""
+    type: CandidateType
+    model: str
+    """Served name of the model that is asked."""
+    job: str | None = None
+    """The fine-tuning job that made the model; two or more candidates of a job make a checkpoint curve."""
+    step: int | None = None
+    """The training step whose weights these are; the job's last for the final model."""
+    is_final: bool = False
+    """The model that the job published at its end."""
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether it is a fine-tuned model; a candidate of type `model` may also be another base."""
+        return self.type == "model" and self.model.startswith("ft:")
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a candidate said to one question, and the grade that it got.
+
+    Without a score the question counts as failed, with 0: the model gave no answer (`error` says why), or the
+    judge answered nonsense (`text` is there all the same, `error` says what the judge said).
+    """
+
+    text: str | None
+    score: float | None
+    """0 to 1."""
+    error: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    seconds: float | None = None
+    """From the question to the whole answer; None where nothing was answered."""
+
+
+class CandidateAnswers(msgspec.Struct, frozen=True):
+    """A candidate's answers, one for each question, in the order of the questions."""
+
+    candidate: Candidate
+    answers: list[Answer]
+
+
+class GeneralAnswers(msgspec.Struct, frozen=True):
+    """The regression guard's general questions, answered by the base as it is and by tuned candidates."""
+
+    base: list[Answer]
+    tuned: dict[str, list[Answer]]
+    """By candidate's name; each in the order of `base`."""
+
+
+class Demands(msgspec.Struct, frozen=True):
+    """What the verdict is held against; scores and differences run from 0 to 1."""
+
+    margin: float = 0.03
+    """A smaller gain does not matter: prompting that is behind by less is enough."""
+    good_enough: float | None = None
+    """A score that is enough for its purpose, if the caller knows one."""
+    max_regression: float = 0.05
+    """What a tuned model may lose on the general questions."""
+
+
+class ComparisonAnswers(msgspec.Struct, frozen=True):
+    """Everything that was asked, answered and graded."""
+
+    candidates: list[CandidateAnswers]
+    slices: list[dict[str, str]] = []
+    """Each question's metadata, in the order of the questions; empty: no results by slice."""
+    grader: str | dict[str, Any] | None = None
+    """The grader's document; needed where its type is `label_f1`, whose candidates get a macro F1."""
+    references: list[str] = []
+    """Each question's, in their order; needed for the macro F1 alone."""
+    general: GeneralAnswers | None = None
+    demands: Demands = Demands()
+    seed: int = 0
+    """Of bootstrap and permutations; the same answers and seed give the same results."""

@@ -1,0 +1,42 @@
+"""A file's lines for a request that names the file: whatever is wrong is an error that says where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.core.errors import InvalidRequestError
+from app.datasets.formats import parse_line
+from app.datasets.lines import UnreadableFileError, read_lines
+from app.datasets.types import Example, ExampleError
+
+
+def numbered_lines(path: Path, *, param: str = "file") -> Iterator[tuple[int, bytes]]:
+    """The file's lines with their numbers from 1, empty ones left out.
+
+    Raises:
+        InvalidRequestError: the file is no JSONL, is damaged, or has a line that is too long.
+    """
+    try:
+        yield from read_lines(path)
+    except UnreadableFileError as error:
+        where = "" if error.message.startswith("The ") else f"Line {error.line} "
+        raise InvalidRequestError(f"{where}{error.message}.", code=error.code, param=param) from None
+
+
+def parse_numbered_line(number: int, line: bytes, *, param: str = "file") -> Example:
+    """The example on that line.
+
+    Raises:
+        InvalidRequestError: the line is wrong; the message says which, where and why.
+    """
+    try:
+        return parse_line(line)
+    except ExampleError as error:
+        raise line_error(number, error, param=param) from None
+
+
+def line_error(number: int, error: ExampleError, *, param: str) -> InvalidRequestError:
+    """An example's error as the API reports it."""
+    place = f" (at {error.pointer})" if error.pointer else ""
+    return InvalidRequestError(f"Line {number} {error.message}{place}.", code=error.code, param=param)

@@ -1,0 +1,152 @@
+"""The rules of each format that types do not say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import msgspec
+
+from app.datasets.types import ChatExample, ExampleError, Message, PreferenceExample
+
+
+def check_chat(chat: ChatExample) -> None:
+    """The rules on a conversation.
+
+    Raises:
+        ExampleError: the conversation breaks one.
+    """
+    messages = chat.messages
+    if not messages:
+        raise ExampleError("no_messages", "has no messages", "/messages")
+    _check_turns(messages, "/messages")
+    if chat.tools is not None or any(message.tool_calls or message.role == "tool" for message in messages):
+        _check_tools(messages, chat.tools)
+    last = messages[-1]
+    if last.role != "assistant":
+        if not any(message.role == "assistant" for message in messages):
+            raise ExampleError(
+                "no_assistant_turn", "has no assistant turn: there is no answer to learn", "/messages"
+            )
+        raise ExampleError(
+            "last_turn_not_assistant",
+            f"ends with a {last.role} turn; the last message must be the assistant's answer",
+            f"/messages/{len(messages) - 1}/role",
+        )
+    if last.weight == 0 and not any(message.is_target for message in messages):
+        raise ExampleError(
+            "nothing_to_learn", "has weight 0 on every assistant turn: nothing to learn", "/messages"
+        )
+
+
+def check_preference(pair: PreferenceExample) -> None:
+    """The rules on a preference pair.
+
+    Raises:
+        ExampleError: the pair breaks one.
+    """
+    if not pair.input.messages:
+        raise ExampleError("no_messages", "has no messages", "/input/messages")
+    _check_turns(pair.input.messages, "/input/messages")
+    for name, output in (
+        ("preferred_output", pair.preferred_output),
+        ("non_preferred_output", pair.non_preferred_output),
+    ):
+        _check_turns(output, f"/{name}")
+        for index, message in enumerate(output):
+            if message.role not in ("assistant", "tool"):
+                raise ExampleError(
+                    "unexpected_role",
+                    f"has a {message.role} turn in an answer; assistant and tool turns only",
+                    f"/{name}/{index}/role",
+                )
+        if not output or output[-1].role != "assistant":
+            raise ExampleError(
+                "no_assistant_turn", f"has a {name} that does not end with an assistant turn", f"/{name}"
+            )
+    if [turn.text for turn in pair.preferred_output] == [
+        turn.text for turn in pair.non_preferred_output
+    ] and not (any(turn.tool_calls for turn in [*pair.preferred_output, *pair.non_preferred_output])):
+        raise ExampleError(
+            "equal_outputs", "has two equal answers: there is nothing to prefer", "/non_preferred_output"
+        )
+
+
+def _check_turns(messages: Sequence[Message], place: str) -> None:
+    for position, message in enumerate(messages):
+        is_assistant = message.role == "assistant"
+        if message.weight is not None and not is_assistant:
+            raise ExampleError(
+                "invalid_weight",
+                "has a weight on a turn that is not the assistant's",
+                f"{place}/{position}/weight",
+            )
+        if message.tool_calls and not is_assistant:
+            raise ExampleError(
+                "invalid_tool_call",
+                "has tool_calls on a turn that is not the assistant's",
+                f"{place}/{position}/tool_calls",
+            )
+        for index, call in enumerate(message.tool_calls or ()):
+            if not _is_json_object(call.function.arguments):
+                raise ExampleError(
+                    "invalid_tool_call",
+                    "has tool call arguments that are not a JSON object in a string",
+                    f"{place}/{position}/tool_calls/{index}/function/arguments",
+                )
+        content = message.content if isinstance(message.content, str) else message.text
+        if not message.tool_calls and (not content or content.isspace()):
+            raise ExampleError(
+                "empty_content", f"has an empty {message.role} turn", f"{place}/{position}/content"
+            )
+
+
+def _check_tools(messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> None:
+    """Every tool has a name, every call names one, and every answer of a tool is that of a call."""
+    known = {_tool_name(tool, f"/tools/{index}") for index, tool in enumerate(tools or ())}
+    called: set[str] = set()
+    for position, message in enumerate(messages):
+        for index, call in enumerate(message.tool_calls or ()):
+            if call.function.name not in known:
+                raise ExampleError(
+                    "unknown_tool",
+                    f"calls the tool {call.function.name[:40]!r}, which is not among its 'tools'",
+                    f"/messages/{position}/tool_calls/{index}/function/name",
+                )
+            called.add(call.id)
+        if message.role == "tool" and message.tool_call_id not in called:
+            raise ExampleError(
+                "unknown_tool_call",
+                "has a tool turn whose 'tool_call_id' is no call before it",
+                f"/messages/{position}/tool_call_id",
+            )
+
+
+def _tool_name(tool: dict[str, Any], place: str) -> str:
+    """Of a tool as OpenAI describes it, or of a function's description alone."""
+    if tool.get("type", "function") != "function":
+        raise ExampleError("invalid_field", "has a tool of another type than 'function'", f"{place}/type")
+    function: Any = tool.get("function", tool)
+    if not isinstance(function, dict):
+        raise ExampleError(
+            "invalid_field", "has a tool whose 'function' is not an object", f"{place}/function"
+        )
+    within = f"{place}/function" if "function" in tool else place
+    described = cast("dict[str, Any]", function)
+    name = described.get("name")
+    if not isinstance(name, str) or not name:
+        raise ExampleError("invalid_field", "has a tool without a name", f"{within}/name")
+    for field, kind in (("description", str), ("parameters", dict)):
+        if not isinstance(described.get(field), kind | None):
+            wanted = "a text" if kind is str else "an object"
+            raise ExampleError(
+                "invalid_field", f"has a tool whose '{field}' is not {wanted}", f"{within}/{field}"
+            )
+    return name
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.DecodeError, RecursionError):
+        return False

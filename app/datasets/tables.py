@@ -1,0 +1,57 @@
+"""A CSV table with named columns, as chat examples."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from app.datasets.lines import MAX_LINE_BYTES
+
+_SAMPLE_CHARACTERS = 65_536
+
+
+class TableError(ValueError):
+    """The table cannot be converted; the message says where and why."""
+
+
+def convert_table(table: Path, *, prompt: str, completion: str, system: str | None) -> Iterator[bytes]:
+    """One line of JSONL for each row: the columns' texts as system, user and assistant messages.
+
+    The separator (comma, semicolon or tab) is found out from the first line. Empty rows are skipped.
+
+    Raises:
+        TableError: it is not UTF-8, a column is not there, or a row lacks a text.
+    """
+    csv.field_size_limit(MAX_LINE_BYTES)
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as text:
+            sample = text.readline(_SAMPLE_CHARACTERS)
+            text.seek(0)
+            reader = csv.DictReader(text, delimiter=max(",;\t", key=sample.count), strict=True)
+            columns = [("system", system), ("user", prompt), ("assistant", completion)]
+            named = [(role, column) for role, column in columns if column is not None]
+            for _, column in named:
+                if column not in (reader.fieldnames or ()):
+                    known = ", ".join(map(repr, reader.fieldnames or ())) or "none"
+                    raise TableError(f"the table has no column {column!r}; it has {known}")
+            for row in reader:
+                if any(row.values()):
+                    yield msgspec.json.encode({"messages": _messages(row, named, reader.line_num)})
+    except UnicodeDecodeError as error:
+        raise TableError(f"the table is not UTF-8 (byte {error.start + 1} of a block)") from None
+    except csv.Error as error:
+        raise TableError(f"the table is damaged: {error}") from None
+
+
+def _messages(row: Mapping[str, str], named: Sequence[tuple[str, str]], line: int) -> list[dict[str, str]]:
+    messages: list[dict[str, str]] = []
+    for role, column in named:
+        content = row[column]
+        if content and content.strip():
+            messages.append({"role": role, "content": content})
+        elif role != "system":
+            raise TableError(f"the row that ends on line {line} has an empty {column!r}")
+    return messages

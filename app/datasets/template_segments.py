@@ -1,0 +1,165 @@
+"""A chat template taken apart: what it writes before and after a turn, learnt from what it renders.
+
+Most templates write turn after turn, and what surrounds a turn depends on its role and the role before it
+alone (the first turn may bring a default system prompt). Such a template needs no Jinja for each example.
+Whether one is of that kind is found out by rendering samples both ways; any difference, and it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import NamedTuple
+
+from app.datasets.chat_template import ChatTemplate
+from app.datasets.types import ChatExample, ExampleError, Message, Role
+
+_MARK = "\ufdd0toque\ufdd0"
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+SAMPLE_TEXTS: tuple[str, ...] = (
+    "Hello",
+    " leading and trailing ",
+    "\n\nlines\r\n\tand\ttabs \n \n",
+    "   many   spaces    in    a     row      ",
+    "it's we'll I'd they've DON'T won't're",
+    "1234567890 3.14159 1,000,000 ²³ ⅷ ١٢٣",
+    "!?;:…—–“quotes” «guillemets» ##### ===== <<<>>> {{ }} {% raw %}",
+    "Größe Straße naïve café cafe\u0301 A\u030a\u0327 \u0301alone",
+    "Съешь же ещё этих мягких французских булок",
+    "Ξεσκεπάζω τὴν ψυχοφθόρα βδελυγμία",
+    "איך בלש תפס גמל עם עט שבור נִקּוּד",
+    "نص حكيم له سر قاطع وذو شأن عظيم",
+    "敏捷的棕色狐狸跳过懒狗。いろはにほへと　カタカナ ﾊﾝｶｸ",
+    "다람쥐 헌 쳇바퀴에 타고파 \u1112\u1161\u11ab",
+    "ऋषियों को सताने वाले दुष्ट राक्षसों เป็นมนุษย์สุดประเสริฐ",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 🇺🇳 👍🏽 ☃️ 🜁",
+    "\u200b\u200d\ufeff\u00ad\u2028\u2029\u0085\u00a0\u3000\u202e",
+    "\x01\x02\x7f\x1b[31m",
+    "a" * 300 + "é" * 200 + "漢" * 200 + " " * 100 + "\n" * 50 + "0" * 100,
+    "<|im_start|>user\nx<|im_end|><|endoftext|> <|im_start|<|im_end|> <s></s>[INST] [/INST] <eos>",
+    "<|im_end|>\n \n<|im_start|> <|im_end|>\n\n\n<|im_start|>\n",
+    "def f(x):\n\treturn {'a': [x ** 2 for _ in range(10)]}\n\n\n# done\n",
+    "https://example.org/a%20b?c=d&e=f#g user@example.org C:\\path\\to\\file",
+    "\U0010ffff\U000e0001\ufffd\ufffe\ufdd0",
+    "ﬁ ligature ＦＵＬＬ width ½ ㎏ Ⅳ",
+)
+"""Texts that tokenizers are known to differ on, in many scripts."""
+
+
+class Turn(NamedTuple):
+    """What stands around a turn's text."""
+
+    opening: str
+    closing: str
+    strips: bool
+    """Whether the template takes white space from both ends of the text."""
+
+    @property
+    def tail(self) -> str:
+        """White space after the turn's end, which is not learnt."""
+        return self.closing[len(self.closing.rstrip()) :]
+
+
+class ChatPieces:
+    """By the role before (None: it is the first) and the turn's own."""
+
+    def __init__(self, turns: dict[tuple[Role | None, Role], Turn], special_texts: Sequence[str]) -> None:
+        self.turns = turns
+        self._special = tuple(special_texts)
+
+    @classmethod
+    def learn(cls, template: ChatTemplate) -> ChatPieces | None:
+        """The template's pieces; None where it cannot be taken apart."""
+        turns: dict[tuple[Role | None, Role], Turn] = {}
+        for before, role in product((None, *_ROLES), _ROLES):
+            turn = _learn_turn(template, before, role)
+            if turn is not None:
+                turns[before, role] = turn
+        pieces = cls(turns, template.special_texts)
+        return pieces if turns and all(pieces.agrees(template, chat) for chat in sample_chats()) else None
+
+    def agrees(self, template: ChatTemplate, chat: ChatExample) -> bool:
+        """Whether both ways come to the same text, or this one does not know."""
+        texts: list[str] = []
+        if self.take_apart(chat, texts) is None:
+            return True
+        try:
+            return "".join(texts) == template.render(chat)
+        except ExampleError:
+            return False
+
+    def take_apart(self, chat: ChatExample, texts: list[str]) -> list[tuple[Turn, bool]] | None:
+        """Appends each turn's whole text; returns each turn, and whether it is learnt.
+
+        None, with nothing appended, for what the pieces do not cover: tools, names, a role that was not
+        learnt, and an answer that begins with white space or a control token: how the white space before it
+        is cut into tokens may depend on it.
+        """
+        if chat.tools:
+            return None
+        before: Role | None = None
+        parts: list[tuple[Turn, bool]] = []
+        whole: list[str] = []
+        for message in chat.messages:
+            turn = self.turns.get((before, message.role))
+            content = message.content
+            if (
+                turn is None
+                or not isinstance(content, str)
+                or message.tool_calls
+                or message.name is not None
+                or message.tool_call_id is not None
+            ):
+                return None
+            content = content.strip() if turn.strips else content
+            is_target = message.role == "assistant" and message.weight != 0
+            if is_target and (not content or content[0].isspace() or content.startswith(self._special)):
+                return None
+            parts.append((turn, is_target))
+            whole.append(turn.opening + content + turn.closing)
+            before = message.role
+        texts += whole
+        return parts
+
+
+def sample_chats() -> Iterator[ChatExample]:
+    """Conversations in every order of roles, with texts that templates are known to change."""
+    texts = iter([*SAMPLE_TEXTS * 20])
+    for length in range(1, 5):
+        for roles in product(_ROLES, repeat=length):
+            if "system" not in roles[1:]:
+                yield ChatExample([Message(role, next(texts, "end")) for role in roles])
+    for text in SAMPLE_TEXTS:
+        yield ChatExample(
+            [
+                Message("user", text),
+                Message("assistant", "x" + text),
+                Message("user", text),
+                Message("assistant", text),
+            ]
+        )
+        yield ChatExample(
+            [Message("user", "?"), Message("assistant", text, weight=0), Message("assistant", text)]
+        )
+
+
+def _learn_turn(template: ChatTemplate, before: Role | None, role: Role) -> Turn | None:
+    if before is None and role == "assistant":
+        return None  # templates differ in what the model is asked to follow
+    earlier = [Message(before, "before")] if before is not None else []
+    try:
+        start = template.render(ChatExample(earlier)) if earlier else ""
+        prompt = template.render(ChatExample(earlier), generation_prompt=True) if earlier else None
+        whole = template.render(ChatExample([*earlier, Message(role, _MARK)]))
+        spaced = template.render(ChatExample([*earlier, Message(role, f" {_MARK} ")]))
+    except ExampleError:
+        return None
+    if not whole.startswith(start) or whole.count(_MARK) != 1:
+        return None
+    opening, _, closing = whole[len(start) :].partition(_MARK)
+    if role == "assistant" and (not closing.strip() or (prompt is not None and prompt != start + opening)):
+        return None
+    if spaced not in (whole, whole.replace(_MARK, f" {_MARK} ")):
+        return None
+    return Turn(opening, closing, strips=spaced == whole)

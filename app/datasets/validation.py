@@ -1,0 +1,124 @@
+"""Is a training file one that can be trained on? A report of all that is found, whatever the file's size."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import lru_cache
+from hashlib import file_digest
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from app.datasets.lines import is_packed
+from app.datasets.scan import Scan, scan_lines
+from app.datasets.tokens import Shortcuts, TokenCounter
+
+if TYPE_CHECKING:
+    from app.datasets.report import Report
+
+_PART_BYTES = 8 * 2**20
+_LARGE_BYTES = 32 * 2**20
+"""Of a larger file, the letters of one example in eight are counted."""
+
+
+class Base(msgspec.Struct, frozen=True):
+    """The base model whose tokens are counted."""
+
+    name: str
+    folder: str
+    context: int
+
+
+def validate_file(path: Path, base: Base | None, *, processes: int = 1) -> Report:
+    """Checks, counts and measures a training file. Raises nothing for what is in it.
+
+    With several processes a large file is read in parts; call it where a new process may be started.
+    """
+    scan = scan_file(path, base, processes=processes)
+    from app.datasets.report import build_report  # noqa: PLC0415 - processes that only scan go without it
+
+    return build_report(scan, base.name if base else None, base.context if base else None)
+
+
+def scan_file(path: Path, base: Base | None, *, processes: int = 1) -> Scan:
+    """Everything that the report is made of."""
+    scan = Scan()
+    for part in _scan_parts(path, base, processes):
+        scan.merge(part)
+    return scan
+
+
+def compare_files(report: Report, training: Path, validation: Path) -> None:
+    """Notes in the training file's report where the held-out file is the same."""
+    from app.datasets.report import add_equal_files  # noqa: PLC0415 - as above
+
+    with training.open("rb") as one, validation.open("rb") as other:
+        if file_digest(one, "sha256").digest() == file_digest(other, "sha256").digest():
+            add_equal_files(report)
+
+
+def validate_upload(path: str, base: Base | None, processes: int) -> bytes:
+    """`validate_file` for a process of its own: the report as JSON. It gives way to all others."""
+    os.nice(5 if os.nice(0) < 5 else 0)
+    return validate_file(Path(path), base, processes=processes).model_dump_json().encode()
+
+
+def _scan_parts(path: Path, base: Base | None, processes: int) -> Iterator[Scan]:
+    """The parts in order. This process takes its turn too: waiting, it would hold memory for nothing."""
+    size = path.stat().st_size
+    is_large = size > _LARGE_BYTES
+    shortcuts = _prove_shortcuts(base.folder) if base is not None else None
+    if processes == 1 or size < 2 * _PART_BYTES or is_packed(path):
+        yield _scan_part(path, base, shortcuts, 0, None, is_large)
+        return
+    starts = iter(range(0, size, _PART_BYTES))
+    done: deque[Scan | Future[Scan]] = deque()
+    with ProcessPoolExecutor(processes - 1, multiprocessing.get_context("spawn")) as pool:
+        for start in starts:
+            part = (path, base, shortcuts, start, start + _PART_BYTES, is_large)
+            under_way = sum(isinstance(one, Future) and not one.done() for one in done)
+            done.append(
+                pool.submit(_scan_part, *part) if under_way < 2 * (processes - 1) else _scan_part(*part)
+            )
+            while done and not (isinstance(done[0], Future) and not done[0].done()):
+                yield _finished(done.popleft())
+        while done:
+            yield _finished(done.popleft())
+
+
+def _finished(part: Scan | Future[Scan]) -> Scan:
+    return part.result() if isinstance(part, Future) else part
+
+
+def _scan_part(
+    path: Path, base: Base | None, shortcuts: Shortcuts | None, start: int, end: int | None, is_large: bool
+) -> Scan:
+    counter = context = None
+    if base is not None and shortcuts is not None:
+        counter, context = _load_counter(base.folder, shortcuts), base.context
+    # In a thread of its own: `fastokens` keeps the words that a thread has seen, without a limit.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(
+            scan_lines, path, counter, context, start=start, end=end, is_large=is_large
+        ).result()
+
+
+_counters: dict[str, TokenCounter] = {}
+
+
+def _load_counter(folder: str, shortcuts: Shortcuts) -> TokenCounter:
+    """Each process keeps the last one: loading takes as long as checking some megabytes."""
+    if folder not in _counters:
+        _counters.clear()
+        _counters[folder] = TokenCounter(Path(folder), shortcuts)
+    return _counters[folder]
+
+
+@lru_cache(maxsize=4)
+def _prove_shortcuts(folder: str) -> Shortcuts:
+    return Shortcuts.prove(Path(folder))

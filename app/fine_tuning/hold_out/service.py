@@ -1,0 +1,98 @@
+"""The hold-out that a job's request asks for: chosen and written first, kept with the job."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from sqlalchemy.orm import Session
+
+from app.core.child_process import in_child
+from app.core.errors import InvalidRequestError, UnavailableError
+from app.datasets.report import MIN_EXAMPLES
+from app.files import service as files_service
+from app.files.models import File
+from app.fine_tuning import training_files
+from app.fine_tuning.hold_out.split import Choice, IncomingSplit, choose, filenames, write_split
+from app.fine_tuning.models import FineTuningJob
+from app.fine_tuning.schemas import AUTO_SPLIT, CreateJob, SplitRequest
+from app.storage.local import LocalStorage
+
+
+def choose_split(
+    session: Session, storage: LocalStorage, project_id: str, request: CreateJob
+) -> tuple[File, Choice] | None:
+    """What the request's hold-out takes of which file; None where it asks for none.
+
+    It reads the whole file in another process, and takes no transaction along.
+
+    Raises:
+        InvalidRequestError: the file is too small, has the wrong purpose, or another one is named beside.
+        NotFoundError: the file does not exist.
+        UnavailableError: the storage does not have it, or it is still being checked.
+    """
+    wanted = request.validation_split
+    if request.validation_file == AUTO_SPLIT:
+        wanted = wanted or SplitRequest()
+    elif request.validation_file is not None and wanted is not None:
+        raise InvalidRequestError(
+            "'validation_split' makes a validation file of the training file: set 'validation_file' to "
+            "\"auto\", or leave 'validation_split' out.",
+            code="invalid_value",
+            param="validation_split",
+        )
+    if wanted is None:
+        return None
+    file = training_files.find_training_file(session, project_id, request.training_file, "training_file")
+    _require_checked(file)
+    _, path = files_service.find_content(session, storage, project_id, file.id)
+    session.close()
+    return file, in_child(choose, path, wanted, MIN_EXAMPLES)
+
+
+@contextmanager
+def made_split(
+    session: Session, storage: LocalStorage, project_id: str, request: CreateJob
+) -> Generator[IncomingSplit | None]:
+    """The hold-out that the request asks for, written but not kept: for `keep_split`.
+
+    Raises:
+        InvalidRequestError: as `choose_split`.
+        NotFoundError: as `choose_split`.
+    """
+    chosen = choose_split(session, storage, project_id, request)
+    if chosen is None:
+        yield None
+        return
+    with write_split(storage, *chosen) as split:
+        yield split
+
+
+def keep_split(
+    session: Session, storage: LocalStorage, file: File, split: IncomingSplit, job: FineTuningJob
+) -> None:
+    """Makes files of both parts, and names them on the job."""
+    rest, held_out = (
+        files_service.keep_file(
+            session,
+            storage,
+            part.incoming,
+            project_id=file.project_id,
+            filename=filename,
+            purpose=file.purpose,
+            expires_at=None,
+        )
+        for part, filename in zip((split.rest, split.held_out), filenames(file.filename), strict=True)
+    )
+    job.rest_file_id, job.validation_file_id = rest.id, held_out.id
+    job.validation_split = split.choice.request.model_dump() | {
+        "examples": split.rest.examples,
+        "held_out": split.held_out.examples,
+    }
+
+
+def _require_checked(file: File) -> None:
+    if file.status == "uploaded":
+        raise UnavailableError(
+            f"The file '{file.id}' is still being checked; ask again in a moment.", code="file_not_checked"
+        )

@@ -1,0 +1,128 @@
+"""A hold-out on request: part of a training file that its job is judged by, and does not learn from.
+
+Which examples are held out is a function of the file, the share and the seed, and of no random generator:
+
+1. Examples that are equal once normalised (`fingerprint.normalised`) are one group, never parted.
+2. Groups stand in a row: first those whose answer another group gives too, by answer; then the others, by
+   the length of their first line. Within, by BLAKE2b-128 of the seed and the group's fingerprint.
+3. Of n groups, m = floor(share x n + 1/2) are held out: those at floor((i + u) x n / m) for i from 0, u
+   being the seed's own BLAKE2b-64 as a fraction. So every answer and every length has its share, give or
+   take one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.core.errors import InvalidRequestError
+from app.datasets import fingerprint
+from app.datasets.numbered_lines import numbered_lines, parse_numbered_line
+from app.files.models import File
+from app.fine_tuning.schemas import SplitRequest
+from app.storage.local import IncomingFile, LocalStorage
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which examples are held out, and how many are left."""
+
+    request: SplitRequest
+    held_out: frozenset[int]
+    """Their lines, from 1."""
+    examples: int
+    """To train on."""
+
+
+@dataclass(slots=True)
+class Part:
+    """One of the two files that a split makes."""
+
+    incoming: IncomingFile
+    examples: int = 0
+
+    def add(self, line: bytes) -> None:
+        """The next example."""
+        self.incoming.write(line + b"\n")
+        self.examples += 1
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingSplit:
+    """Both files, written but not published."""
+
+    choice: Choice
+    rest: Part
+    held_out: Part
+
+
+def choose(path: Path, request: SplitRequest, min_examples: int) -> Choice:
+    """Chooses the examples to hold out.
+
+    Raises:
+        InvalidRequestError: none would be held out, or less than `min_examples` left.
+    """
+    lines: dict[bytes, list[int]] = {}
+    answers: dict[bytes, bytes] = {}
+    lengths: dict[bytes, int] = {}
+    examples = 0
+    for number, line in numbered_lines(path, param="training_file"):
+        example = parse_numbered_line(number, line, param="training_file")
+        group = fingerprint.normalised(example)
+        if group not in lines:
+            lines[group], answers[group], lengths[group] = [], fingerprint.answer(example), len(line)
+        lines[group].append(number)
+        examples += 1
+
+    given = Counter(answers.values())
+
+    def place(group: bytes) -> tuple[bool, bytes, int, bytes]:
+        repeats = given[answers[group]] > 1
+        shuffled = hashlib.blake2b(b"%d:" % request.seed + group, digest_size=16).digest()
+        return not repeats, answers[group] if repeats else b"", 0 if repeats else lengths[group], shuffled
+
+    row = sorted(lines, key=place)
+    wanted = int(request.share * len(row) + 0.5)
+    held_out = frozenset(
+        number for place in _evenly(len(row), wanted, request.seed) for number in lines[row[place]]
+    )
+    left = examples - len(held_out)
+    if not held_out or left < min_examples:
+        raise InvalidRequestError(
+            f"The training file is too small for a hold-out of {request.share:g}: of its {examples} "
+            f"examples ({len(row)} different ones) {len(held_out)} would be held out and {left} left, where "
+            f"a job needs at least {min_examples}. Add examples, or change 'validation_split.share'.",
+            code="too_few_examples",
+            param="validation_file",
+        )
+    return Choice(request, held_out, left)
+
+
+@contextmanager
+def write_split(storage: LocalStorage, file: File, choice: Choice) -> Generator[IncomingSplit]:
+    """Writes both files; they are gone when the block ends, unless they were published."""
+    with storage.incoming() as rest, storage.incoming() as held_out:
+        split = IncomingSplit(choice, Part(rest), Part(held_out))
+        for number, line in numbered_lines(storage.path(file.storage_key)):
+            (split.held_out if number in choice.held_out else split.rest).add(line)
+        rest.finish()
+        held_out.finish()
+        yield split
+
+
+def filenames(name: str) -> tuple[str, str]:
+    """What the rest and the hold-out of a file of that name are called."""
+    stem, dot, ending = name.rpartition(".")
+    if not stem:
+        stem, dot, ending = name, ".", "jsonl"
+    return f"{stem}.rest{dot}{ending}", f"{stem}.held-out{dot}{ending}"
+
+
+def _evenly(count: int, wanted: int, seed: int) -> list[int]:
+    """So many places of 0 to count - 1, evenly spread; the seed says where the first one is."""
+    begin = int.from_bytes(hashlib.blake2b(b"%d" % seed, digest_size=8).digest()) / 2**64
+    return [min(count - 1, int((i + begin) * count / wanted)) for i in range(wanted)]

@@ -1,0 +1,279 @@
+"""What an adapter's folder must be before it is published, and before vLLM may have it.
+
+vLLM refuses much by itself, but takes weights that are not numbers, or of another shape, and one such
+adapter spoils every later answer of the process, the base model's too: its NaNs stay in the key/value cache.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from app.models.adapters.weights import FLOATS, DamagedWeightsError, Tensor, is_plausible, read_tensors
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+_LARGEST_WEIGHT = 1e4
+"""Trained weights are below 10; far above this, their products leave bfloat16's range."""
+_LARGEST_CONFIG = 2**20
+_LARGEST_ALPHA = 1e9
+
+_CHECKED = ("peft_type", "task_type", "bias", "r", "lora_alpha", "use_rslora", "init_lora_weights")
+_OF_NO_MEANING_HERE = (
+    *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode"),
+    *("lora_dropout", "loftq_config", "eva_config", "lora_ga_config", "qalora_group_size", "megatron_core"),
+    # Which modules it has, its weights say.
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+)
+"""Fields of PEFT's about how an adapter was trained; any other that is set would change what it does."""
+_PLAIN_BEGINNINGS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Of `init_lora_weights`; the others (PiSSA, OLoRA, CorDA, LoftQ) change the base model as well."""
+
+Shapes = dict[str, list[int]]
+"""Linear modules and their weights' shapes."""
+
+
+class AdapterError(ValueError):
+    """The folder is no adapter that can be served: which of its files, a code, and why."""
+
+    def __init__(self, file: str, code: str, message: str) -> None:
+        self.file = file
+        self.code = code
+        self.message = message[:600]
+        super().__init__(self.message)
+
+
+class _Manifest(msgspec.Struct):
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class LoraWeights:
+    """All that serving an adapter takes, beside its tensors."""
+
+    rank: int
+    alpha: float
+    use_rslora: bool
+    modules: list[str]
+    """Names as `target_modules` has them."""
+
+    @property
+    def scale(self) -> float:
+        """What the product of the two halves is multiplied by."""
+        return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+    def config(self, base_model: str) -> bytes:
+        """PEFT's `adapter_config.json` with these values, and none that somebody else wrote."""
+        fields = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base_model,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "use_rslora": self.use_rslora,
+            "target_modules": self.modules,
+            "bias": "none",
+        }
+        return json.dumps(fields, indent=2).encode() + b"\n"
+
+
+def module_shapes(base_model_dir: Path) -> Shapes:
+    """The base model's linear modules with their weights' shapes, but for those of the vocabulary's size."""
+    config = cast(dict[str, Any], json.loads((base_model_dir / "config.json").read_text("utf-8")))
+    shapes: Shapes = {}
+    for path in base_model_dir.glob("*.safetensors"):
+        with path.open("rb") as file:
+            tensors = read_tensors(file)
+        for name, tensor in tensors.items():
+            # Adapters of embeddings and of the output layer are not served: see `dense_lora`.
+            is_linear = len(tensor.shape) == 2 and tensor.shape[0] != config.get("vocab_size")
+            if name.endswith(".weight") and is_linear:
+                shapes[name.removesuffix(".weight")] = tensor.shape
+    return shapes
+
+
+def check_adapter(folder: Path, base: Shapes | None, max_rank: int | None) -> LoraWeights:
+    """Reads all of the adapter.
+
+    Args:
+        folder: with PEFT's two files.
+        base: the base model's modules; None where they are not known, and an engine has yet to compare them.
+        max_rank: the largest rank that is served; None for any.
+
+    Raises:
+        AdapterError: it cannot be served, whoever tries and whenever.
+        OSError: a file cannot be read now: it is not there, or the storage is not.
+    """
+    lora, tensors = _read(folder, base, max_rank)
+    _check_sums(folder)
+    with _opened(folder, WEIGHTS) as file:
+        for name, tensor in tensors.items():
+            largest = _LARGEST_WEIGHT / (1 if name.endswith("A.weight") else lora.scale)
+            if not is_plausible(file, tensor, largest):
+                problem = f"{_shown(name)} has weights that are not numbers, or enormous"
+                raise AdapterError(WEIGHTS, "invalid_weights", problem)
+    return lora
+
+
+def describe_adapter(folder: Path, base: Shapes | None) -> LoraWeights:
+    """What is known of a published adapter without reading its numbers.
+
+    Raises:
+        AdapterError, OSError: as `check_adapter`.
+    """
+    return _read(folder, base, None)[0]
+
+
+def _read(folder: Path, base: Shapes | None, max_rank: int | None) -> tuple[LoraWeights, dict[str, Tensor]]:
+    _check_names(folder)
+    with _opened(folder, CONFIG) as file:
+        config = _parse(file.read(_LARGEST_CONFIG + 1))
+    rank, alpha = _check_config(config, max_rank)
+    with _opened(folder, WEIGHTS) as file:
+        tensors = read_tensors(file)
+    modules = _check_tensors(tensors, base, rank)
+    lora = LoraWeights(rank, alpha, bool(config.get("use_rslora")), _target_modules(modules, base))
+    return lora, tensors
+
+
+def _check_names(folder: Path) -> None:
+    """No link, and no weights in a format that can run code, which vLLM takes where there are no others."""
+    if folder.is_symlink():
+        raise AdapterError(WEIGHTS, "unsafe_files", "its folder is a link")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                raise AdapterError(entry.name, "unsafe_files", f"{_shown(entry.name)} is a link")
+            if entry.name.startswith("adapter_model.") and entry.name != WEIGHTS:
+                problem = f"{_shown(entry.name)} may run code when it is loaded; only safetensors are"
+                raise AdapterError(entry.name, "unsafe_files", problem)
+
+
+@contextmanager
+def _opened(folder: Path, name: str) -> Generator[BufferedReader]:
+    """The file, if it is one; whatever its content makes its reader say is about this file."""
+    try:
+        # Neither a link, nor a pipe that nobody writes to.
+        descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise AdapterError(name, "unsafe_files", f"{name} is a link") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise AdapterError(name, "unsafe_files", f"{name} is not a file")
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            yield file
+    except DamagedWeightsError as error:
+        raise AdapterError(name, "invalid_safetensors", f"{name} cannot be read: {error}") from error
+
+
+def _check_sums(folder: Path) -> None:
+    """Both files are as they were written, where a manifest says how: a flipped bit makes another number."""
+    try:
+        manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=_Manifest)
+    except FileNotFoundError:
+        return
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise AdapterError("manifest.json", "checksum_mismatch", "its manifest cannot be read") from error
+    for name in (CONFIG, WEIGHTS):
+        with _opened(folder, name) as file:
+            if manifest.sha256.get(name) != hashlib.file_digest(file, "sha256").hexdigest():
+                raise AdapterError(name, "checksum_mismatch", f"{name} is not as it was written")
+
+
+def _parse(content: bytes) -> dict[str, Any]:
+    problem = "larger than 1 MiB"
+    if len(content) <= _LARGEST_CONFIG:
+        try:
+            return msgspec.json.decode(content, type=dict[str, Any])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            problem = str(error)
+    raise AdapterError(CONFIG, "invalid_adapter_config", f"{CONFIG} cannot be read: {problem}")
+
+
+def _check_config(config: dict[str, Any], max_rank: int | None) -> tuple[int, float]:
+    """Its rank and alpha."""
+    for name, plain in (("peft_type", ("LORA",)), ("bias", ("none",)), ("task_type", ("CAUSAL_LM", None))):
+        if config.get(name) not in plain:
+            problem = f"{name} is {_shown(config.get(name))}; only {plain[0]!r} can be served"
+            raise AdapterError(CONFIG, "unsupported_adapter", problem)
+    for name, value in config.items():
+        if value and name not in (*_CHECKED, *_OF_NO_MEANING_HERE):
+            problem = f"it uses {_shown(name)}, which cannot be served"
+            raise AdapterError(CONFIG, "unsupported_adapter", problem)
+    beginning = config.get("init_lora_weights")
+    if isinstance(beginning, str) and beginning.lower() not in _PLAIN_BEGINNINGS:
+        problem = f"init_lora_weights is {_shown(beginning)}, which changes the base model as well; "
+        problem += "convert it to plain LoRA first (PEFT's path_initial_model_for_weight_conversion)"
+        raise AdapterError(CONFIG, "unsupported_adapter", problem)
+    rank, alpha, rslora = config.get("r"), config.get("lora_alpha"), config.get("use_rslora")
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise AdapterError(CONFIG, "invalid_adapter_config", f"its rank (r) is {_shown(rank)}")
+    if max_rank is not None and rank > max_rank:
+        problem = f"its rank is {rank}; up to {max_rank} can be served (max_rank in TOQUE_BASE_MODELS)"
+        raise AdapterError(CONFIG, "rank_too_large", problem)
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not 0 < alpha <= _LARGEST_ALPHA:
+        raise AdapterError(CONFIG, "invalid_adapter_config", f"its lora_alpha is {_shown(alpha)}")
+    if not config.get("target_modules"):
+        raise AdapterError(CONFIG, "invalid_adapter_config", "it names no target_modules")
+    if rslora not in (None, True, False):
+        raise AdapterError(CONFIG, "invalid_adapter_config", f"its use_rslora is {_shown(rslora)}")
+    return rank, alpha
+
+
+def _check_tensors(tensors: dict[str, Tensor], base: Shapes | None, rank: int) -> set[str]:
+    """The modules that the adapter has both halves for, of the base's shapes."""
+    halves: dict[str, set[str]] = {"A": set(), "B": set()}
+    for name, tensor in tensors.items():
+        module, _, half = name.removeprefix(_PREFIX).rpartition(".lora_")
+        is_lora = name.startswith(_PREFIX) and half in ("A.weight", "B.weight")
+        is_matrix = len(tensor.shape) == 2 and all(tensor.shape)
+        if not is_lora or not is_matrix or (base is not None and module not in base):
+            problem = f"{_shown(name)} fits no module of the base model"
+            raise AdapterError(WEIGHTS, "base_model_mismatch", problem)
+        rows, columns = base[module] if base is not None else (tensor.shape[0], tensor.shape[1])
+        shape = [rank, columns] if half == "A.weight" else [rows, rank]
+        if tensor.shape != shape:
+            problem = f"{_shown(name)} has shape {tensor.shape} instead of {shape}"
+            raise AdapterError(WEIGHTS, "base_model_mismatch", problem)
+        if tensor.dtype not in FLOATS:
+            problem = f"{_shown(name)} has the type {_shown(tensor.dtype)}; these are served: "
+            raise AdapterError(WEIGHTS, "unsupported_adapter", problem + ", ".join(FLOATS))
+        halves[half[0]].add(module)
+    if not tensors:
+        raise AdapterError(WEIGHTS, "invalid_weights", "it has no weights")
+    if lonely := halves["A"] ^ halves["B"]:
+        problem = f"{_shown(min(lonely))} has only one half of its weights"
+        raise AdapterError(WEIGHTS, "invalid_weights", problem)
+    return halves["A"]
+
+
+def _target_modules(modules: set[str], base: Shapes | None) -> list[str]:
+    """Their last names, where the base has no module of such a name that the adapter lacks."""
+    last = {module.rpartition(".")[2] for module in modules}
+    is_whole = base is not None and all(
+        module in modules for module in base if module.rpartition(".")[2] in last
+    )
+    return sorted(last if is_whole else modules)
+
+
+def _shown(value: object) -> str:
+    """As Python writes it: no control characters, half surrogates or novels in a message."""
+    text = ascii(value)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,112 @@
+"""`/health` and `/metrics`."""
+
+from __future__ import annotations
+
+import time
+
+import httpx2
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import update
+
+from app.core.database import Database
+from app.core.settings import Settings
+from app.fine_tuning import workers
+from app.fine_tuning.models import Worker
+from tests.app.completions.engine_stand_in import EngineStandIn, run_engine
+from tests.app.completions.test_gateway import register_engine
+from tests.conftest import BASE_MODEL, Service, run_service, wait_until
+
+
+def add_worker(database: Database) -> None:
+    row = Worker(
+        id="worker_1",
+        hostname="h",
+        pid=1,
+        device="cpu",
+        version="0",
+        started_at=time.time(),
+        memory_bytes=2**20,
+        job_id="ftjob-1",
+    )
+    with database.writer() as session:
+        workers.report(session, row)
+
+
+def test_ready_when_it_can_train_and_answer(
+    service: Service, database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with service.http(None) as http:
+        assert http.get("/health/live").json() == {"status": "live"}
+        waiting = http.get("/health/ready")
+        assert waiting.status_code == 503
+        assert waiting.headers["retry-after"] == "5"
+        assert set(waiting.json()["checks"]) == {"database", "worker", "engine"}
+        assert waiting.json()["error"]["code"] == "not_ready"
+        add_worker(database)
+        socket = str(tmp_path_factory.mktemp("engine") / "e.sock")
+        with run_engine(EngineStandIn(), socket):
+            register_engine(database, f"unix:{socket}")
+            ready = http.get("/health/ready")
+            wait_until(
+                lambda: f'toque_engines{{base_model="{BASE_MODEL}"}} 1.0' in http.get("/metrics").text,
+                "the engine is known",
+            )
+        wait_until(
+            lambda: "does not answer" in http.get("/health/ready").json()["checks"]["engine"],
+            "its silence is known",
+        )
+    assert ready.status_code == 200
+    assert ready.json() == {"status": "ready", "checks": {"database": "ok", "worker": "ok", "engine": "ok"}}
+
+
+def test_a_base_that_is_not_prepared_is_named(settings: Settings, database: Database, tmp_path) -> None:
+    bare = settings.model_copy(update={"models_dir": tmp_path / "empty"})
+    with run_service(bare) as service, service.http(None) as http:
+        checks = http.get("/health/ready").json()["checks"]
+    assert f"toque models pull {BASE_MODEL}" in checks["base_model"]
+
+
+def test_a_database_that_is_gone_is_503_everywhere(settings: Settings, tmp_path) -> None:
+    url = "postgresql+psycopg://nobody@127.0.0.1:1/none?connect_timeout=1"
+    with run_service(settings.model_copy(update={"database_url": url})) as service, service.http() as http:
+        ready = http.get("/health/ready")
+        assert (ready.status_code, http.get("/health/live").status_code) == (503, 200)
+        assert "cannot be used" in ready.json()["checks"]["database"]
+        listing = http.get("/v1/files")
+        assert (listing.status_code, listing.headers["retry-after"]) == (503, "5")
+        assert listing.json()["error"]["code"] == "database_unavailable"
+
+
+def test_metrics_are_prometheus_text(service: Service, http: httpx2.Client, database: Database) -> None:
+    add_worker(database)
+    http.get("/v1/models/nothing")
+    http.get("/no/such/place")
+    text = http.get("/metrics").text
+    samples = {
+        (sample.name, sample.labels.get("route") or sample.labels.get("worker", "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["toque_http_requests_total", "/v1/models/{model}"] == 1
+    assert samples["toque_http_requests_total", "unmatched"] == 1
+    assert samples["toque_workers", ""] == 1
+    assert "/no/such/place" not in text
+    assert samples["toque_worker_memory_bytes", "worker_1"] == 2**20
+    assert 0 <= samples["toque_worker_heartbeat_age_seconds", "worker_1"] < 5
+    assert (
+        'toque_worker_info{device="cpu",hostname="h",job="ftjob-1",version="0",worker="worker_1"} 1.0' in text
+    )
+
+
+def test_a_silent_worker_does_not_count(http: httpx2.Client, database: Database) -> None:
+    add_worker(database)
+    with database.writer() as session:
+        session.execute(update(Worker).values(heartbeat_at=Worker.heartbeat_at - 3.0))
+    text = http.get("/metrics").text
+    assert "\ntoque_workers 0.0\n" in text
+    assert 'toque_worker_heartbeat_age_seconds{worker="worker_1"} 3.' in text
+    with database.writer() as session:
+        session.execute(update(Worker).values(heartbeat_at=Worker.heartbeat_at - 86400.0))
+        workers.forget_silent(session)
+    assert "worker_1" not in http.get("/metrics").text

@@ -1,0 +1,61 @@
+"""Computing in a child: whoever is cancelled takes the child with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+import psutil
+import pytest
+import uvloop
+from anyio import CapacityLimiter
+
+from app.core.child_process import run_in_child
+
+
+def children() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children() if "anyio.to_process" in child.cmdline()]
+
+
+def test_the_answer_comes_from_another_process() -> None:
+    async def ask() -> tuple[int, int]:
+        return await run_in_child(os.getpid), await run_in_child(os.getpid)
+
+    first, second = uvloop.run(ask())
+    assert first == second != os.getpid(), "it stays for the next call"
+
+
+@pytest.mark.timeout(60)
+def test_a_call_that_takes_too_long_is_ended_and_the_next_has_its_turn() -> None:
+    before = len(children())
+
+    async def call() -> int:
+        turn = CapacityLimiter(1)
+        waiting = asyncio.create_task(run_in_child(time.sleep, 3, limiter=turn))
+        await asyncio.sleep(0.1)
+        # It waits for longer than it may take; that does not count.
+        assert await run_in_child(os.getpid, limiter=turn, seconds=2) != os.getpid()
+        await waiting
+        with pytest.raises(TimeoutError):
+            await run_in_child(time.sleep, 600, limiter=turn, seconds=0.5)
+        return await run_in_child(os.getpid, limiter=turn, seconds=30)
+
+    assert uvloop.run(call()) != os.getpid()
+    assert len(children()) == before
+
+
+@pytest.mark.timeout(60)
+def test_a_call_that_is_cancelled_while_its_process_starts_leaves_none() -> None:
+    before = len(children())
+
+    async def call_and_cancel() -> None:
+        call = asyncio.create_task(run_in_child(os.getpid))
+        while len(children()) == before:  # noqa: ASYNC110 - the loop's next step may start it
+            await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    uvloop.run(call_and_cancel())  # ends: uvloop waits for every child
+    assert len(children()) == before

@@ -1,0 +1,39 @@
+"""Settings come from the environment, and the README names them all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.core.settings import Settings
+
+README = Path(__file__).parents[3] / "README.md"
+
+
+def test_the_readme_names_every_setting() -> None:
+    text = README.read_text("utf-8")
+    missing = [name for name in Settings.model_fields if f"`TOQUE_{name.upper()}`" not in text]
+    assert missing == []
+
+
+def test_the_environment_and_empty_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TOQUE_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TOQUE_PORT", "")
+    monkeypatch.setenv("TOQUE_BASE_MODELS", '[{"name": "b", "source": "org/b", "also_known_as": ["c"]}]')
+    settings = Settings()
+    assert (settings.port, settings.sqlalchemy_url) == (8000, f"sqlite:///{tmp_path / 'toque.db'}")
+    entry = settings.base_model("c")
+    assert entry is not None
+    assert (entry.name, settings.base_model_dir(entry)) == ("b", tmp_path / "models" / "b")
+    assert settings.base_model("d") is None
+    assert settings.engine_base is entry
+
+
+def test_the_service_imports_no_machine_learning() -> None:
+    heavy = "{'torch', 'transformers', 'peft', 'vllm', 'numpy'}"
+    check = f"import sys, app.api.main; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
