@@ -56,7 +56,7 @@ test: lint
 	$(BIN)/pytest
 
 openapi: .venv/.installed-dev
-	$(BIN)/python -m app.api.openapi > openapi/openapi.json
+	$(BIN)/python -m app.api > openapi/openapi.json
 
 lock: .venv/.installed-dev
 	requirements/lock.sh

@@ -15,7 +15,7 @@ from app.auth.models import ApiKey, Project
 from app.core.database import Database
 from app.core.idempotency import CreationRequest
 from app.core.settings import Settings
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 # Dependencies with `yield` end after the response unless declared with scope="function":
 # a commit that fails must still be able to change the status.
@@ -29,13 +29,13 @@ def _database(request: Request) -> Database:
     return cast("Database", request.app.state.database)
 
 
-def _storage(request: Request) -> LocalStorage:
-    return cast("LocalStorage", request.app.state.storage)
+def _storage(request: Request) -> Storage:
+    return cast("Storage", request.app.state.storage)
 
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
 DatabaseDep = Annotated[Database, Depends(_database)]
-StorageDep = Annotated[LocalStorage, Depends(_storage)]
+StorageDep = Annotated[Storage, Depends(_storage)]
 
 
 def _read_session(database: DatabaseDep) -> Iterator[Session]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
-from app.core.database import Database, take_turn
+from app.core.database import Database, advisory_lock
 from app.files.models import File
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
 from app.models.adapters.models import Adapter
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 from app.uploads.models import Upload, parts_key
 
 AGE_SECONDS = 24 * 3600.0
@@ -32,7 +32,7 @@ class Orphans:
     """Files and folders in storage that no row needs."""
 
 
-def find_orphans(session: Session, storage: LocalStorage, age_seconds: float = AGE_SECONDS) -> Orphans:
+def find_orphans(session: Session, storage: Storage, age_seconds: float = AGE_SECONDS) -> Orphans:
     """Compares every row with storage; what is younger than `age_seconds` or was needed then is left out."""
     now = time.time()
     before = now - age_seconds
@@ -47,7 +47,7 @@ def find_orphans(session: Session, storage: LocalStorage, age_seconds: float = A
     return Orphans(missing, sorted(unnamed))
 
 
-def sweep_orphans(database: Database, storage: LocalStorage, age_seconds: float = AGE_SECONDS) -> list[Path]:
+def sweep_orphans(database: Database, storage: Storage, age_seconds: float = AGE_SECONDS) -> list[Path]:
     """Removes what no row needs and is old enough; returns it."""
     with database.reader() as session:
         unnamed = find_orphans(session, storage, age_seconds).unnamed
@@ -65,16 +65,14 @@ def sweep_orphans(database: Database, storage: LocalStorage, age_seconds: float 
     return swept
 
 
-def sweep_object(
-    database: Database, storage: LocalStorage, path: Path, age_seconds: float = AGE_SECONDS
-) -> bool:
+def sweep_object(database: Database, storage: Storage, path: Path, age_seconds: float = AGE_SECONDS) -> bool:
     """Removes bytes that files may share, unless a file needs them by now; returns whether it did.
 
     An upload of equal bytes commits before, and is seen here, or publishes them again after.
     """
     key, before = storage.key(path), time.time() - age_seconds
     with database.writer() as session:
-        take_turn(session, key)
+        advisory_lock(session, key)
         needed = session.scalar(select(File.id).where(File.storage_key == key, _needed(before)).limit(1))
         if needed is not None or not _is_older(path, before):
             return False
@@ -120,7 +118,7 @@ def _is_older(path: Path, before: float) -> bool:
         return False
 
 
-def _stored(session: Session, storage: LocalStorage) -> Iterator[Path]:
+def _stored(session: Session, storage: Storage) -> Iterator[Path]:
     """Files, parts, imports, half-written ones, and checkpoints of jobs that have ended or do not exist."""
     for pattern in ("objects/*/*", "files/*", "uploads/*", "adapters/*", "tmp/*"):
         yield from storage.path("").glob(pattern)

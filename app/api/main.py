@@ -31,7 +31,7 @@ from app.models.adapters.router import adapters_router, models_router
 from app.models.aliases.router import models_router as aliased_models_router
 from app.models.aliases.router import router as aliases_router
 from app.models.promotion.router import router as promotion_router
-from app.storage.local import LocalStorage
+from app.storage import open_storage
 from app.uploads.router import router as uploads_router
 from app.usage.router import router as usage_router
 from app.usage.tally import Tally
@@ -46,7 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.settings = settings
         app.state.database = Database(settings.sqlalchemy_url)
-        app.state.storage = LocalStorage(settings.storage_root)
+        app.state.storage = open_storage(settings)
         app.state.find_comparison = comparisons_service.get_comparison
         app.state.metrics = metrics
         tally = Tally(app.state.database)

@@ -1,4 +1,4 @@
-"""The service's OpenAPI document. `python -m app.api.openapi > openapi/openapi.json` writes it down."""
+"""The service's OpenAPI document."""
 
 from __future__ import annotations
 
@@ -24,10 +24,3 @@ def describe(app: FastAPI) -> dict[str, Any]:
     for name, published in _PUBLISHED_NAMES.items():
         document = document.replace(name, published)
     return json.loads(document)
-
-
-if __name__ == "__main__":
-    from app.api.main import create_app
-    from app.core.settings import Settings
-
-    print(json.dumps(create_app(Settings.model_construct()).openapi(), indent=2, sort_keys=True))

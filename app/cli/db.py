@@ -46,10 +46,10 @@ def check(
     Example: toque db check
     """
     from app.orphans import find_orphans  # noqa: PLC0415 - as above
-    from app.storage.local import LocalStorage  # noqa: PLC0415 - SQLAlchemy is slow to import
+    from app.storage import open_storage  # noqa: PLC0415 - as above
 
     settings = read_settings()
-    storage = LocalStorage(settings.storage_root)
+    storage = open_storage(settings)
     with database_session(settings, read_only=True) as session:
         orphans = find_orphans(session, storage, older_than * 3600)
     unnamed = [storage.key(path) for path in orphans.unnamed]

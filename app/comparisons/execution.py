@@ -25,7 +25,7 @@ from app.core.child_process import run_in_child
 from app.core.database import DATABASE_AWAY, Database
 from app.core.errors import InvalidRequestError
 from app.files.models import File
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 T = TypeVar("T")
 Ask = tuple[int, int]
@@ -44,7 +44,7 @@ class Execution:
     def __init__(
         self,
         database: Database,
-        storage: LocalStorage,
+        storage: Storage,
         asker: Asker,
         comparison: models.Comparison,
         lease_seconds: float,

@@ -34,7 +34,7 @@ from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
 from app.models.aliases import service as aliases_service
 from app.models.catalogue import find_base_model
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 MAX_ARMS = 64
 MAX_FILE_BYTES = 64 * 2**20
@@ -78,7 +78,7 @@ class Proposal:
 
 
 def propose(
-    session: Session, storage: LocalStorage, settings: Settings, project_id: str, request: CreateComparison
+    session: Session, storage: Storage, settings: Settings, project_id: str, request: CreateComparison
 ) -> Proposal:
     """Resolves and checks whatever needs no look into files.
 
@@ -97,7 +97,7 @@ class _Proposing:
     def __init__(
         self,
         session: Session,
-        storage: LocalStorage,
+        storage: Storage,
         settings: Settings,
         project_id: str,
         request: CreateComparison,

@@ -20,7 +20,7 @@ from app.completions.gateway import Gateway
 from app.core.database import Database
 from app.core.errors import ToqueError
 from app.core.settings import Settings
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 log = logging.getLogger("toque.comparisons")
 
@@ -31,9 +31,7 @@ _AT_ONCE = 4
 class Runner:
     """This process's share of the comparisons."""
 
-    def __init__(
-        self, settings: Settings, database: Database, storage: LocalStorage, gateway: Gateway
-    ) -> None:
+    def __init__(self, settings: Settings, database: Database, storage: Storage, gateway: Gateway) -> None:
         self._database = database
         self._storage = storage
         self._gateway = gateway

@@ -17,7 +17,7 @@ from app.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from app.core.idempotency import CreationRequest
 from app.core.pagination import fetch_page
 from app.core.settings import Settings
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 MAX_ANSWERS = 50_000
 """Of one comparison, all candidates' together."""
@@ -26,7 +26,7 @@ MAX_ANSWERS = 50_000
 def create_comparison(
     reading: Session,
     session: Session,
-    storage: LocalStorage,
+    storage: Storage,
     settings: Settings,
     creating: CreationRequest,
     request: CreateComparison,

@@ -10,7 +10,7 @@ from app.auth import service as auth_service
 from app.completions.answer import Answer, upstream_body, usage_in
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import SamplingParameters
-from app.completions.stale_while_revalidate import Remembered
+from app.completions.stale_while_revalidate import StaleWhileRevalidate
 from app.core.database import Database
 from app.core.scope import ARRIVED_AT
 from app.core.settings import Settings
@@ -27,11 +27,11 @@ class Gateway:
         self._database = database
         self._replicas = replicas
         self._tally = tally
-        self._projects: Remembered[str, str] = Remembered(
+        self._projects: StaleWhileRevalidate[str, str] = StaleWhileRevalidate(
             self._find_project, fresh_seconds=1.0, stale_seconds=3.0
         )
         # An alias that is moved leads everywhere to its new model within two seconds.
-        self._targets: Remembered[tuple[str, str], Target] = Remembered(
+        self._targets: StaleWhileRevalidate[tuple[str, str], Target] = StaleWhileRevalidate(
             self._find_target, fresh_seconds=0.5, stale_seconds=1.5
         )
 

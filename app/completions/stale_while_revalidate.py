@@ -15,7 +15,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Remembered(Generic[K, V]):
+class StaleWhileRevalidate(Generic[K, V]):
     """What `look_up` answered in the last seconds. It runs in a thread, once at a time for a key.
 
     An answer that is not fresh any more is still given but looked up again meanwhile, so whatever has changed

@@ -89,7 +89,7 @@ class Database:
         self.engine.dispose()
 
 
-def take_turn(session: Session, name: str) -> None:
+def advisory_lock(session: Session, name: str) -> None:
     """Waits until no other transaction has the turn of this name, and keeps it until the transaction ends.
 
     SQLite has one writer at a time anyway: there the transaction of a writer just begins.

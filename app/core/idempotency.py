@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import ForeignKey, Index, String, delete, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from app.core.database import Base, new_id, take_turn
+from app.core.database import Base, advisory_lock, new_id
 from app.core.errors import UnavailableError, UnprocessableError
 
 KEY_SECONDS = 24 * 3600.0
@@ -82,7 +82,7 @@ class CreationRequest:
             return known.resource_id
         if self.retry_count is None:
             return None
-        take_turn(session, f"{self.project_id} {digest}")  # until no other may be creating the same
+        advisory_lock(session, f"{self.project_id} {digest}")  # until no other may be creating the same
         if self.retry_count > 0:
             recent = query.where(
                 Creation.request_sha256 == digest, Creation.created_at > time.time() - RETRY_SECONDS

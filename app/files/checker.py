@@ -18,7 +18,7 @@ from app.datasets.report import Report
 from app.datasets.validation import Base, validate_upload
 from app.files import checks
 from app.models.catalogue import counted_base
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 log = logging.getLogger("toque.checker")
 
@@ -36,7 +36,7 @@ class Checker:
         self,
         settings: Settings,
         database: Database,
-        storage: LocalStorage,
+        storage: Storage,
         after_check: Callable[[], None],
     ) -> None:
         self._settings = settings

@@ -10,7 +10,7 @@ from typing import get_args
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
-from app.core.database import take_turn
+from app.core.database import advisory_lock
 from app.core.errors import InvalidRequestError, NotFoundError, UnavailableError
 from app.core.idempotency import CreationRequest
 from app.core.pagination import Order, fetch_page
@@ -18,12 +18,13 @@ from app.datasets.report import Report
 from app.files import checks
 from app.files.models import File
 from app.files.schemas import LONGEST_LIFE, SHORTEST_LIFE, UploadPurpose
-from app.storage.local import IncomingFile, LocalStorage, StoredFile, object_key
+from app.storage.base import Storage, object_key
+from app.storage.incoming import IncomingFile, StoredFile
 
 
 def create_file(
     session: Session,
-    storage: LocalStorage,
+    storage: Storage,
     creating: CreationRequest,
     *,
     incoming: IncomingFile,
@@ -62,7 +63,7 @@ def create_file(
 
 def keep_file(
     session: Session,
-    storage: LocalStorage,
+    storage: Storage,
     incoming: IncomingFile,
     *,
     project_id: str,
@@ -75,7 +76,7 @@ def keep_file(
     A sweep of the same bytes has its turn before or after this transaction. If before, they are here again.
     """
     key = object_key(incoming.sha256)
-    take_turn(session, key)
+    advisory_lock(session, key)
     stored = storage.publish(incoming, key)
     file = File(
         project_id=project_id,
@@ -138,7 +139,7 @@ def get_report(session: Session, project_id: str, file_id: str) -> tuple[File, R
     return file, checks.report_of(session, file.id)
 
 
-def find_content(session: Session, storage: LocalStorage, project_id: str, file_id: str) -> tuple[File, Path]:
+def find_content(session: Session, storage: Storage, project_id: str, file_id: str) -> tuple[File, Path]:
     """The project's file, and where its bytes are.
 
     Raises:
@@ -149,7 +150,7 @@ def find_content(session: Session, storage: LocalStorage, project_id: str, file_
     return file, content_path(storage, file)
 
 
-def content_path(storage: LocalStorage, file: File) -> Path:
+def content_path(storage: Storage, file: File) -> Path:
     """Where the file's bytes are.
 
     Raises:

@@ -32,7 +32,7 @@ from app.fine_tuning.schemas import CreateJob
 from app.models.adapters.parent import Parent
 from app.models.aliases import service as aliases_service
 from app.models.catalogue import find_base_model, hidden_size
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class JobPlan:
 def create_job(
     reading: Session,
     session: Session,
-    storage: LocalStorage,
+    storage: Storage,
     settings: Settings,
     creating: CreationRequest,
     request: CreateJob,
@@ -81,7 +81,7 @@ def create_job(
 
 def _create(
     session: Session,
-    storage: LocalStorage,
+    storage: Storage,
     settings: Settings,
     creating: CreationRequest,
     request: CreateJob,
@@ -128,7 +128,7 @@ def _create(
 
 def plan_job(
     session: Session,
-    storage: LocalStorage,
+    storage: Storage,
     settings: Settings,
     project_id: str,
     request: CreateJob,

@@ -24,7 +24,7 @@ from app.fine_tuning.hyperparameters import resolve_hyperparameters
 from app.fine_tuning.methods import check_format, tokenize
 from app.fine_tuning.models import FineTuningJob
 from app.models.catalogue import chat_template, find_base_model, hidden_size
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 _TEMPLATE_ALLOWANCE = 256
 """Tokens that a template may add to an example beyond the bytes of its line."""
@@ -50,7 +50,7 @@ def find_training_file(session: Session, project_id: str, file_id: str, param: s
 
 def resolve(
     session: Session,
-    storage: LocalStorage,
+    storage: Storage,
     settings: Settings,
     *,
     base: BaseModelEntry,
@@ -105,7 +105,7 @@ def require_enough(examples: int) -> None:
         )
 
 
-def admit_waiting(database: Database, storage: LocalStorage, settings: Settings) -> None:
+def admit_waiting(database: Database, storage: Storage, settings: Settings) -> None:
     """Queues the jobs whose files have been checked since, or fails them."""
     with database.reader() as session:
         if not _any_waits(session):
@@ -114,7 +114,7 @@ def admit_waiting(database: Database, storage: LocalStorage, settings: Settings)
         _admit(session, storage, settings)
 
 
-def _admit(session: Session, storage: LocalStorage, settings: Settings) -> None:
+def _admit(session: Session, storage: Storage, settings: Settings) -> None:
     waiting = session.scalars(
         select(FineTuningJob)
         .where(FineTuningJob.status == "validating_files")
@@ -183,7 +183,7 @@ def _refuse_errors_of_base(report: Report, base: BaseModelEntry, param: str) -> 
             raise InvalidRequestError(f"{sentence(found)} {found.hint}", code=found.code, param=param)
 
 
-def _check_format(storage: LocalStorage, file: File, report: Report, method: str, param: str) -> None:
+def _check_format(storage: Storage, file: File, report: Report, method: str, param: str) -> None:
     """Every example is one that the method learns from; the first that is not is named."""
     pairs = report.counts.formats.get("preference", 0)
     if pairs == (report.counts.examples if method == "dpo" else 0):
@@ -197,7 +197,7 @@ def _check_format(storage: LocalStorage, file: File, report: Report, method: str
 
 def _check_lengths(
     settings: Settings,
-    storage: LocalStorage,
+    storage: Storage,
     base: BaseModelEntry,
     method: str,
     file: File,

@@ -15,7 +15,8 @@ from app.core.idempotency import CreationRequest
 from app.core.settings import Settings
 from app.files import service as files_service
 from app.files.models import File
-from app.storage.local import IncomingFile, LocalStorage
+from app.storage.base import Storage
+from app.storage.incoming import IncomingFile
 from app.uploads.models import Upload, UploadPart, parts_key
 from app.uploads.schemas import MAX_PARTS, CompleteUpload, CreateUpload
 
@@ -90,7 +91,7 @@ def find_upload(
 
 def add_part(
     session: Session,
-    storage: LocalStorage,
+    storage: Storage,
     settings: Settings,
     creating: CreationRequest,
     *,
@@ -128,7 +129,7 @@ def add_part(
 
 def complete_upload(
     database: Database,
-    storage: LocalStorage,
+    storage: Storage,
     creating: CreationRequest,
     upload_id: str,
     request: CompleteUpload,
@@ -191,7 +192,7 @@ def complete_upload(
     return upload, file
 
 
-def cancel_upload(database: Database, storage: LocalStorage, project_id: str, upload_id: str) -> Upload:
+def cancel_upload(database: Database, storage: Storage, project_id: str, upload_id: str) -> Upload:
     """Gives an upload up; one that was, it leaves as it is. Its parts go once that is certain.
 
     Raises:
@@ -247,7 +248,7 @@ def _ordered(upload: Upload, parts: Sequence[UploadPart], part_ids: Sequence[str
 
 
 def _assemble(
-    storage: LocalStorage, parts: Sequence[UploadPart], incoming: IncomingFile, *, with_md5: bool
+    storage: Storage, parts: Sequence[UploadPart], incoming: IncomingFile, *, with_md5: bool
 ) -> str | None:
     """Copies the parts, one after the other; returns the MD5 of it all where it is asked for."""
     md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None

@@ -18,7 +18,8 @@ from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
 from app.fine_tuning.queue import MAX_ATTEMPTS
 from app.models.adapters.models import Adapter
 from app.orphans import find_orphans
-from app.storage.local import LocalStorage
+from app.storage import open_storage
+from app.storage.base import Storage
 from benchmarks.soak.customer import BATCH_SIZE, EXAMPLES, Customer, Order
 from benchmarks.stand_in_trainer import WEIGHTS_FILE, Progression, untrained
 from workers.training.checkpoint import verify
@@ -64,7 +65,7 @@ class Ledger:
 
 def audit(settings: Settings, customers: Sequence[Customer]) -> Ledger:
     """Looks at everything; nothing may be moving any more."""
-    ledger, storage = Ledger(), LocalStorage(settings.storage_root)
+    ledger, storage = Ledger(), open_storage(settings)
     database = Database(settings.sqlalchemy_url)
     jobs: defaultdict[str, list[FineTuningJob]] = defaultdict(list)
     adapters: defaultdict[str, list[Adapter]] = defaultdict(list)
@@ -119,7 +120,7 @@ def _check_end(ledger: Ledger, order: Order, job: FineTuningJob) -> None:
         ledger.wrong.append(f"{job.id}: its cancellation was confirmed, and it is {job.status}")
 
 
-def _check_models(ledger: Ledger, storage: LocalStorage, job: FineTuningJob, adapters: list[Adapter]) -> None:
+def _check_models(ledger: Ledger, storage: Storage, job: FineTuningJob, adapters: list[Adapter]) -> None:
     """One model for a success, none otherwise; a checkpoint an epoch; the weights of an undisturbed job."""
     models: list[str] = []
     checkpoints: list[int] = []

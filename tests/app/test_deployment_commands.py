@@ -15,7 +15,8 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.fine_tuning import workers
 from app.fine_tuning.models import Worker
-from app.storage.local import LocalStorage, object_key
+from app.storage import open_storage
+from app.storage.base import object_key
 from tests.conftest import training_bytes
 
 
@@ -69,7 +70,7 @@ def test_rows_and_files_are_compared(settings: Settings, database: Database, cli
         for n in (12, 13)
     )
     assert run(settings, "db", "check").exit_code == 0
-    storage = LocalStorage(settings.storage_root)
+    storage = open_storage(settings)
     storage.path(object_key(lost)).unlink()
     storage.write("files/file-nobodys", b"left by a crash")
     day_ago = time.time() - 86400 - 60

@@ -31,7 +31,7 @@ from app.fine_tuning.models import FineTuningJob, TrainingSpeed
 from app.fine_tuning.preflight import estimates
 from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 from workers.crash_points import reach
 from workers.device import detect
 from workers.training.parity import NoAnswerError, Parity, ParityError, compare, find_engine
@@ -67,9 +67,7 @@ class JobReporter:
     that is away for a while (`TOQUE_DATABASE_PATIENCE_SECONDS`) only delays a write.
     """
 
-    def __init__(
-        self, database: Database, storage: LocalStorage, job: FineTuningJob, settings: Settings
-    ) -> None:
+    def __init__(self, database: Database, storage: Storage, job: FineTuningJob, settings: Settings) -> None:
         self.job = job
         self._database = database
         self._storage = storage

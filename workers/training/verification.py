@@ -15,19 +15,17 @@ from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 from workers.training.parity import NoAnswerError, ParityError, compare, find_engine
 from workers.training.protocol import Sample
 
 
-def keep_samples(storage: LocalStorage, job: FineTuningJob, samples: Sequence[Sample]) -> None:
+def keep_samples(storage: Storage, job: FineTuningJob, samples: Sequence[Sample]) -> None:
     """For `verify_one`."""
     storage.write(_samples_key(job), msgspec.json.encode(samples))
 
 
-def verify_one(
-    database: Database, storage: LocalStorage, settings: Settings, base_models: Sequence[str]
-) -> None:
+def verify_one(database: Database, storage: Storage, settings: Settings, base_models: Sequence[str]) -> None:
     """Compares one model that waits for it, if an engine of its base answers; one that fails is quarantined.
 
     Any worker may do it, at any time.

@@ -33,7 +33,7 @@ from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
 from app.models.catalogue import is_prepared
 from app.orphans import sweep_orphans
-from app.storage.local import LocalStorage
+from app.storage import open_storage
 from app.usage.service import fold_oldest_day
 from workers.crash_points import reach
 from workers.device import detect
@@ -66,7 +66,7 @@ class TrainingWorker:
     def __init__(self, settings: Settings, trainer: Sequence[str] = TRAINER) -> None:
         self._settings = settings
         self._database = Database(settings.sqlalchemy_url)
-        self._storage = LocalStorage(settings.storage_root)
+        self._storage = open_storage(settings)
         self._child = TrainerChild(trainer, settings.training_threads)
         self._stopping = threading.Event()
         self._kept_house_at = self._swept_at = 0.0

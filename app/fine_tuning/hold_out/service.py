@@ -16,11 +16,11 @@ from app.fine_tuning import training_files
 from app.fine_tuning.hold_out.split import Choice, IncomingSplit, choose, filenames, write_split
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.schemas import AUTO_SPLIT, CreateJob, SplitRequest
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 
 def choose_split(
-    session: Session, storage: LocalStorage, project_id: str, request: CreateJob
+    session: Session, storage: Storage, project_id: str, request: CreateJob
 ) -> tuple[File, Choice] | None:
     """What the request's hold-out takes of which file; None where it asks for none.
 
@@ -52,7 +52,7 @@ def choose_split(
 
 @contextmanager
 def made_split(
-    session: Session, storage: LocalStorage, project_id: str, request: CreateJob
+    session: Session, storage: Storage, project_id: str, request: CreateJob
 ) -> Generator[IncomingSplit | None]:
     """The hold-out that the request asks for, written but not kept: for `keep_split`.
 
@@ -69,7 +69,7 @@ def made_split(
 
 
 def keep_split(
-    session: Session, storage: LocalStorage, file: File, split: IncomingSplit, job: FineTuningJob
+    session: Session, storage: Storage, file: File, split: IncomingSplit, job: FineTuningJob
 ) -> None:
     """Makes files of both parts, and names them on the job."""
     rest, held_out = (

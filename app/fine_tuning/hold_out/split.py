@@ -24,7 +24,8 @@ from app.datasets import fingerprint
 from app.datasets.numbered_lines import numbered_lines, parse_numbered_line
 from app.files.models import File
 from app.fine_tuning.schemas import SplitRequest
-from app.storage.local import IncomingFile, LocalStorage
+from app.storage.base import Storage
+from app.storage.incoming import IncomingFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ def choose(path: Path, request: SplitRequest, min_examples: int) -> Choice:
 
 
 @contextmanager
-def write_split(storage: LocalStorage, file: File, choice: Choice) -> Generator[IncomingSplit]:
+def write_split(storage: Storage, file: File, choice: Choice) -> Generator[IncomingSplit]:
     """Writes both files; they are gone when the block ends, unless they were published."""
     with storage.incoming() as rest, storage.incoming() as held_out:
         split = IncomingSplit(choice, Part(rest), Part(held_out))

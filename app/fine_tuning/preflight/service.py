@@ -35,7 +35,7 @@ from app.fine_tuning.preflight.schemas import (
 from app.fine_tuning.schemas import CreateJob, ResolvedHyperparameters, SplitRequest
 from app.fine_tuning.training_files import require_enough
 from app.models.catalogue import find_base_model, hidden_size, is_prepared
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class _Files:
 
 def check_job(
     session: Session,
-    storage: LocalStorage,
+    storage: Storage,
     settings: Settings,
     project_id: str,
     request: CreateJob,

@@ -37,7 +37,8 @@ from app.models.adapters.validation import (
     module_shapes,
 )
 from app.models.catalogue import find_base_model, is_prepared
-from app.storage.local import IncomingFolder, LocalStorage
+from app.storage.base import Storage
+from app.storage.incoming import IncomingFolder
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def served_name(session: Session, project_id: str, base: str, suffix: str | None
 def import_adapter(
     session: Session,
     settings: Settings,
-    storage: LocalStorage,
+    storage: Storage,
     creating: CreationRequest,
     *,
     incoming: IncomingFolder,
@@ -105,7 +106,7 @@ def import_adapter(
 
 
 def archive_adapter(
-    session: Session, settings: Settings, storage: LocalStorage, project_id: str, name: str
+    session: Session, settings: Settings, storage: Storage, project_id: str, name: str
 ) -> AdapterArchive:
     """The project's adapter, to be taken elsewhere.
 
@@ -124,7 +125,7 @@ def archive_adapter(
 
 
 def find_parent(
-    settings: Settings, storage: LocalStorage, session: Session, project_id: str, name: str
+    settings: Settings, storage: Storage, session: Session, project_id: str, name: str
 ) -> Parent | None:
     """The project's adapter of that name, for training to go on from; None where it has none.
 
@@ -324,7 +325,7 @@ def _known_shapes(settings: Settings, base_model: str) -> Shapes | None:
     return module_shapes(settings.base_model_dir(entry))
 
 
-def _describe(settings: Settings, storage: LocalStorage, adapter: Adapter, param: str) -> LoraWeights:
+def _describe(settings: Settings, storage: Storage, adapter: Adapter, param: str) -> LoraWeights:
     """What is known of an adapter that is not quarantined.
 
     Raises:

@@ -27,7 +27,7 @@ from app.models.adapters.parent import Parent
 from app.models.aliases.models import Alias, AliasChange, ChangeKind, Share
 from app.models.aliases.schemas import PutAlias, RollBackAlias
 from app.models.aliases.target import Arm, Target
-from app.storage.local import LocalStorage
+from app.storage.base import Storage
 
 FindComparison = Callable[[Session, str, str], object]
 """A project's comparison, by both their ids.
@@ -85,7 +85,7 @@ def find_single(session: Session, settings: Settings, project_id: str, name: str
 
 
 def find_model_to_train(
-    settings: Settings, storage: LocalStorage, session: Session, project_id: str, name: str
+    settings: Settings, storage: Storage, session: Session, project_id: str, name: str
 ) -> Parent | str:
     """The project's model of that name or alias, for training to go on from; else the name of a base model.
 

@@ -19,7 +19,8 @@ from app.core.settings import Settings
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
-from app.storage.local import LocalStorage
+from app.storage import open_storage
+from app.storage.base import Storage
 from tests.app.fine_tuning.test_jobs import create
 from tests.conftest import API_KEY, BASE_MODEL, run_service, training_bytes
 from workers.training.protocol import Checkpoint, Finished, Hyperparameters, Metrics, Started, Step
@@ -262,7 +263,7 @@ def test_tables_keep_their_rows_where_they_must_be_copied(database_url: str) -> 
 def test_a_deployment_of_any_revision_goes_on(revision: str, settings: Settings) -> None:
     command.downgrade(configuration(settings.database_url), "base")
     command.upgrade(configuration(settings.database_url), revision)
-    storage = LocalStorage(settings.storage_root)
+    storage = open_storage(settings)
     storage.write("files/file-1", training_bytes())
     storage.write("files/file-2", b"step\n3\n\n")
     database = Database(settings.database_url)
@@ -301,7 +302,7 @@ def check_what_users_see(settings: Settings) -> None:
 
 
 def check_what_workers_do(settings: Settings, database: Database) -> None:
-    storage = LocalStorage(settings.storage_root)
+    storage = open_storage(settings)
     with database.reader() as session:
         adapter = adapters_service.find_servable(session, BASE_MODEL, MODEL)
     assert adapter is not None
@@ -331,7 +332,7 @@ def check_what_workers_do(settings: Settings, database: Database) -> None:
             assert client.models.retrieve(done.fine_tuned_model).owned_by == "proj_1"
 
 
-def train(reporter: JobReporter, storage: LocalStorage) -> None:
+def train(reporter: JobReporter, storage: Storage) -> None:
     """What a trainer says in an attempt that ends well."""
     folder = str(storage.path(f"jobs/{reporter.job.id}/{reporter.job.lease_epoch}/checkpoints/step-3"))
     metrics = [Metrics(step=step, train_loss=1 / step) for step in (1, 2, 3)]

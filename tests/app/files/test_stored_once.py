@@ -21,7 +21,8 @@ from app.core.settings import Settings
 from app.files.models import File
 from app.fine_tuning.models import FineTuningJob
 from app.orphans import AGE_SECONDS, find_orphans, sweep_object, sweep_orphans
-from app.storage.local import LocalStorage, object_key
+from app.storage import open_storage
+from app.storage.base import Storage, object_key
 from app.uploads.models import Upload
 from tests.app.fine_tuning.test_jobs import create, upload
 from tests.conftest import Service, training_bytes
@@ -30,15 +31,15 @@ LONG_AGO = time.time() - AGE_SECONDS - 60
 
 
 @pytest.fixture
-def storage(settings: Settings) -> LocalStorage:
-    return LocalStorage(settings.storage_root)
+def storage(settings: Settings) -> Storage:
+    return open_storage(settings)
 
 
-def path_of(storage: LocalStorage, content: bytes) -> Path:
+def path_of(storage: Storage, content: bytes) -> Path:
     return storage.path(object_key(hashlib.sha256(content).hexdigest()))
 
 
-def grow_old(storage: LocalStorage) -> None:
+def grow_old(storage: Storage) -> None:
     """As if nothing had been written for a day."""
     for path in storage.path("").rglob("*"):
         os.utime(path, (LONG_AGO, LONG_AGO))
@@ -50,7 +51,7 @@ def change(database: Database, file_id: str, **values: float) -> None:
 
 
 def test_the_same_bytes_are_stored_once(
-    client: OpenAI, other_client: OpenAI, storage: LocalStorage, database: Database
+    client: OpenAI, other_client: OpenAI, storage: Storage, database: Database
 ) -> None:
     content = training_bytes()
     files = [upload(client, content), upload(client, content, "user_data"), upload(other_client, content)]
@@ -68,7 +69,7 @@ def test_the_same_bytes_are_stored_once(
     assert path_of(storage, content).read_bytes() == content
 
 
-def test_bytes_stay_for_a_day(client: OpenAI, storage: LocalStorage, database: Database) -> None:
+def test_bytes_stay_for_a_day(client: OpenAI, storage: Storage, database: Database) -> None:
     deleted, young = training_bytes(), training_bytes(13)
     client.files.delete(upload(client, deleted))
     grow_old(storage)
@@ -81,7 +82,7 @@ def test_bytes_stay_for_a_day(client: OpenAI, storage: LocalStorage, database: D
 
 @pytest.mark.parametrize("gone", ["deleted", "expired"])
 def test_a_job_keeps_its_bytes_until_it_ends(
-    client: OpenAI, storage: LocalStorage, database: Database, gone: str
+    client: OpenAI, storage: Storage, database: Database, gone: str
 ) -> None:
     content, held_out = training_bytes(20), training_bytes(13)
     ids = [upload(client, content), upload(client, held_out)]
@@ -134,7 +135,7 @@ def test_an_expired_file_is_gone_at_once(client: OpenAI, database: Database) -> 
 
 
 def test_parts_of_uploads_that_are_over_are_swept(
-    client: OpenAI, storage: LocalStorage, database: Database
+    client: OpenAI, storage: Storage, database: Database
 ) -> None:
     opened, left = (
         client.uploads.create(bytes=1, filename="a", mime_type="text/plain", purpose="user_data")
@@ -150,7 +151,7 @@ def test_parts_of_uploads_that_are_over_are_swept(
 
 
 def test_files_that_were_stored_by_their_own_names_go_on(
-    client: OpenAI, storage: LocalStorage, database: Database
+    client: OpenAI, storage: Storage, database: Database
 ) -> None:
     content = training_bytes()
     file, deleted = upload(client, content), upload(client, content)
@@ -169,7 +170,7 @@ def test_files_that_were_stored_by_their_own_names_go_on(
 
 
 def test_an_upload_of_bytes_that_are_being_swept_has_them(
-    service: Service, client: OpenAI, storage: LocalStorage, database: Database
+    service: Service, client: OpenAI, storage: Storage, database: Database
 ) -> None:
     """Many upload, read and delete the same bytes, while they are swept as if they were a day old at once."""
     content = os.urandom(5000)
@@ -222,7 +223,7 @@ def test_an_upload_of_bytes_that_are_being_swept_has_them(
     ],
 )
 def test_names_are_for_people_and_open_nothing(
-    http: httpx2.Client, storage: LocalStorage, given: str, kept: str
+    http: httpx2.Client, storage: Storage, given: str, kept: str
 ) -> None:
     """Whatever a name holds, bytes lie where their content puts them."""
     whole = b"".join(

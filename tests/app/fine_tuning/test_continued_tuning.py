@@ -20,7 +20,8 @@ from app.models.adapters.models import Adapter
 from app.models.adapters.service import quarantine
 from app.models.adapters.validation import Shapes, module_shapes
 from app.orphans import find_orphans
-from app.storage.local import LocalStorage, StoredFile
+from app.storage import open_storage
+from app.storage.incoming import StoredFile
 from tests.app.fine_tuning.test_jobs import create, upload
 from tests.app.models.adapters.peft_folder import RANK, tensors, write_adapter
 from tests.app.models.adapters.test_importing import send
@@ -223,7 +224,7 @@ def test_no_job_goes_on_from_a_bad_or_a_deleted_model(
     with database.writer() as session:
         row = session.get_one(Adapter, imported)
         row.quarantine_reason = None
-        weights = LocalStorage(settings.storage_root).path(row.storage_key) / "adapter_model.safetensors"
+        weights = open_storage(settings).path(row.storage_key) / "adapter_model.safetensors"
     content = weights.read_bytes()
     weights.write_bytes(content[:-8])
     with pytest.raises(openai.APIStatusError) as refused:
@@ -242,7 +243,7 @@ def test_no_job_goes_on_from_a_bad_or_a_deleted_model(
 def test_a_deleted_parent_stays_until_its_last_child_has_ended(
     client: OpenAI, imported: str, database: Database, settings: Settings
 ) -> None:
-    storage = LocalStorage(settings.storage_root)
+    storage = open_storage(settings)
     first, second = create(client, model=imported), create(client, model=imported)
     client.models.delete(imported)
 

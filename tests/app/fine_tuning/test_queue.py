@@ -17,7 +17,7 @@ from app.files import service as files_service
 from app.fine_tuning import publication, queue
 from app.fine_tuning.models import ALLOWED_MOVES, FINAL_STATUSES, FineTuningJob
 from app.models.adapters.models import Adapter
-from app.storage.local import LocalStorage
+from app.storage import open_storage
 from tests.app.fine_tuning.test_jobs import create
 from tests.conftest import BASE_MODEL
 
@@ -95,7 +95,7 @@ def test_success_publishes_one_model_in_one_transaction(
     job = create(client, suffix="house style")
     row = claim(database)
     assert row is not None
-    storage = LocalStorage(settings.storage_root)
+    storage = open_storage(settings)
     stored = storage.write("files/result", b"step\n1\n")
 
     def publish(session: Session, *, crash: bool) -> str:

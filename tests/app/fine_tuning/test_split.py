@@ -145,14 +145,14 @@ def test_a_job_sent_again_is_split_once(client: OpenAI, database: Database, sett
 def test_deleted_parts_stay_while_their_job_needs_them(
     client: OpenAI, database: Database, settings: Settings
 ) -> None:
-    from app.storage.local import LocalStorage
+    from app.storage import open_storage
 
     file = upload(client, training_bytes(40))
     job = create(client, training_file=file, validation_file="auto")
     rest: str = job.to_dict()["validation_split"]["training_file"]  # pyright: ignore
     client.files.delete(rest)
     with database.reader() as session:
-        assert find_orphans(session, LocalStorage(settings.storage_root), age_seconds=-1).unnamed == []
+        assert find_orphans(session, open_storage(settings), age_seconds=-1).unnamed == []
 
 
 lines_of_any_file = st.lists(

@@ -22,7 +22,7 @@ from app.core.migrations import upgrade
 from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
 from app.orphans import find_orphans
-from app.storage.local import LocalStorage
+from app.storage import open_storage
 from tests.conftest import API_KEY, run_service, training_bytes, wait_until
 from tests.workers.training.conftest import create, ended, run_worker
 from tests.workers.training.test_survival import check_record, steps_of
@@ -89,7 +89,7 @@ def test_a_job_whose_checkpoint_does_not_fit_waits_for_room(
     check_record(client, done)
     with database.reader() as session:
         assert session.get_one(FineTuningJob, job.id).attempts_failed == 0
-        orphans = find_orphans(session, LocalStorage(settings.storage_root), age_seconds=0)
+        orphans = find_orphans(session, open_storage(settings), age_seconds=0)
     assert orphans.missing == []
     assert not [path for path in orphans.unnamed if "tmp" in path.name], "no half checkpoint is left"
 

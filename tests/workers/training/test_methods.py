@@ -16,7 +16,7 @@ from safetensors.torch import save_file as save
 
 from app.core.database import Database
 from app.core.settings import Settings
-from app.storage.local import LocalStorage
+from app.storage import open_storage
 from tests.conftest import BASE_MODEL, training_bytes
 from tests.workers.training.conftest import TINY, Child, Lines, chat, create, ended, preference, run_worker
 from tests.workers.training.test_parity import Reference, log, running
@@ -27,7 +27,7 @@ from workers.training.protocol import Failed, Finished, Step, TrainingSpec
 
 @pytest.fixture
 def reference(settings: Settings, database: Database, base_model_dir: Path) -> Reference:
-    return Reference(base_model_dir, database, LocalStorage(settings.storage_root))
+    return Reference(base_model_dir, database, open_storage(settings))
 
 
 def metrics(client: OpenAI, job_id: str) -> list[dict[str, Any]]:

@@ -22,7 +22,8 @@ from app.completions.models import Engine
 from app.core.database import Database, database_now
 from app.core.settings import Settings
 from app.models.adapters.models import Adapter
-from app.storage.local import LocalStorage
+from app.storage import open_storage
+from app.storage.base import Storage
 from tests.conftest import wait_until
 from tests.workers.training.conftest import TINY, create, ended, run_worker
 
@@ -35,7 +36,7 @@ class Reference:
 
     base: Path
     database: Database
-    storage: LocalStorage
+    storage: Storage
     twist_tokens: Callable[[list[int]], list[int]] = lambda tokens: tokens
     twist_logprobs: Callable[[float], float] = lambda logprob: logprob
     knows_adapters: bool = True
@@ -104,7 +105,7 @@ def running(reference: Reference) -> Iterator[None]:
 
 @pytest.fixture
 def reference(settings: Settings, database: Database, base_model_dir: Path) -> Reference:
-    return Reference(base_model_dir, database, LocalStorage(settings.storage_root))
+    return Reference(base_model_dir, database, open_storage(settings))
 
 
 def log(client: OpenAI, job_id: str) -> list[str]:

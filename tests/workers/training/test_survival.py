@@ -22,7 +22,7 @@ from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters.models import Adapter
 from app.orphans import find_orphans
-from app.storage.local import LocalStorage
+from app.storage import open_storage
 from tests.conftest import wait_until
 from tests.workers.training.conftest import create, ended, run_worker, trainer_of
 
@@ -55,7 +55,7 @@ DPO_CRASH_POINTS = ["trainer.references_fixed", "checkpoint.before_rename"]
 def weights(database: Database, settings: Settings, name: str) -> dict[str, Any]:
     with database.reader() as session:
         key = session.get_one(Adapter, name).storage_key
-    return load_file(LocalStorage(settings.storage_root).path(key) / "adapter_model.safetensors")
+    return load_file(open_storage(settings).path(key) / "adapter_model.safetensors")
 
 
 def check_record(client: OpenAI, job: Any, steps: int = 12) -> list[str]:
@@ -130,7 +130,7 @@ def test_a_crash_at_any_point_changes_nothing(
     assert all((found[name] == expected).all() for name, expected in reference.weights.items())
     with database.reader() as session:
         names = set(session.scalars(select(Adapter.name).where(Adapter.job_id == job.id)))
-        orphans = find_orphans(session, LocalStorage(settings.storage_root))
+        orphans = find_orphans(session, open_storage(settings))
     checkpoints = {f"{done.fine_tuned_model}:ckpt-step-{step}" for step in (6, 12)}
     assert names == {done.fine_tuned_model, *checkpoints}
     assert orphans.missing == []

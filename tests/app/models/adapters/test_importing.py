@@ -26,7 +26,8 @@ from app.models.adapters.models import Adapter
 from app.models.adapters.service import quarantine
 from app.models.adapters.validation import Shapes, module_shapes
 from app.orphans import find_orphans, sweep_orphans
-from app.storage.local import IncomingFile, LocalStorage
+from app.storage import open_storage
+from app.storage.incoming import IncomingFile
 from tests.app.completions.engine_stand_in import EngineStandIn, run_engine
 from tests.app.completions.test_gateway import register_engine
 from tests.app.models.adapters.peft_folder import bad_weights, tensors, write_adapter
@@ -332,7 +333,7 @@ def test_files_that_cannot_be_read(http: httpx2.Client, adapter: Path, settings:
 def test_folders_without_rows_are_swept_by_age(
     http: httpx2.Client, client: OpenAI, adapter: Path, settings: Settings, database: Database
 ) -> None:
-    storage = LocalStorage(settings.storage_root)
+    storage = open_storage(settings)
     kept, deleted = (send(http, adapter).json()["id"] for _ in range(2))
     client.models.delete(deleted)
     keys = {row.name: row.storage_key for row in rows(database)}
