@@ -40,8 +40,9 @@ if "XDG_RUNTIME_DIR" not in os.environ:
     os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="toque-run-")
     atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 # Nothing of the developer's own deployment may reach a test.
-for name in [name for name in os.environ if name.startswith("TOQUE_") and name != "TOQUE_TEST_MODELS_DIR"]:
-    del os.environ[name]
+for name in [name for name in os.environ if name.startswith(("TOQUE_", "OPENAI_"))]:
+    if name != "TOQUE_TEST_MODELS_DIR":
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from openai import APIError, OpenAI
 
 DEFAULT_BASE_URL = "http://127.0.0.1:8000/v1"
-BaseUrl = Annotated[str, typer.Option(envvar="TOQUE_BASE_URL", help="Address of the service.")]
+BaseUrl = Annotated[
+    str, typer.Option(envvar=["TOQUE_BASE_URL", "OPENAI_BASE_URL"], help="Address of the service.")
+]
 
 
 def not_empty(value: str) -> str:
@@ -64,9 +67,13 @@ def _message(error: APIError) -> str:
 
 
 def _api_key() -> str:
+    """TOQUE_API_KEY, OPENAI_API_KEY, or the key that `toque serve` keeps in the data folder."""
     settings = read_settings()
     if settings.api_key:
         return settings.api_key.get_secret_value()
+    # Without OPENAI_BASE_URL the variable most likely holds a key of OpenAI's, which must not be sent here.
+    if os.environ.get("OPENAI_BASE_URL") and (key := os.environ.get("OPENAI_API_KEY")):
+        return key
     key_file = first_key_file(settings)
     try:
         return key_file.read_text("utf-8").strip()

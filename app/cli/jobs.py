@@ -11,6 +11,7 @@ import typer
 from app.cli.check import check_files
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.files import upload_file
+from app.cli.next_steps import next_steps
 from app.cli.output import (
     AsJson,
     moment,
@@ -323,6 +324,10 @@ def _wait(client: OpenAI, job: FineTuningJob, timeout: float | None, as_json: bo
     with TrainingBar() as bar:
         outcome: Outcome = follow(client, job, timeout, bar.show)
     _print_job(outcome.job, as_json)
+    if outcome.exit_code == 0 and not as_json and (commands := next_steps(outcome.job)):
+        stderr.print("\nNext, ask the model, and compare it with its base model:")
+        for command in commands:
+            stderr.print(f"  {visible(command)}")
     raise typer.Exit(outcome.exit_code)
 
 

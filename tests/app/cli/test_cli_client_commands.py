@@ -233,6 +233,38 @@ def test_the_key_comes_from_the_data_folder(service: Service, tmp_path: Path) ->
     assert "TOQUE_API_KEY" in refused.stderr
 
 
+def test_openai_variables_stand_in_for_ours(service: Service, tmp_path: Path) -> None:
+    address, key = service.environment["TOQUE_BASE_URL"], service.environment["TOQUE_API_KEY"]
+    away = {"TOQUE_DATA_DIR": str(tmp_path), "NO_COLOR": "1"}  # its data folder keeps no key
+
+    def exit_code(**environment: str) -> int:
+        return Service(away | environment, service.database).run("jobs", "list").exit_code
+
+    assert exit_code(OPENAI_BASE_URL=address, OPENAI_API_KEY=key) == 0
+    assert exit_code(OPENAI_BASE_URL=address, OPENAI_API_KEY=key, TOQUE_BASE_URL="", TOQUE_API_KEY="") == 0
+    assert exit_code(OPENAI_BASE_URL=address, OPENAI_API_KEY="sk-other", TOQUE_API_KEY=key) == 0
+    assert exit_code(OPENAI_BASE_URL="http://127.0.0.1:1/v1", OPENAI_API_KEY=key, TOQUE_BASE_URL=address) == 0
+    assert exit_code(OPENAI_BASE_URL=address, OPENAI_API_KEY=key, TOQUE_API_KEY="sk-other") == 1
+
+
+def test_openai_variables_stand_behind_the_option_and_before_the_data_folder(service: Service) -> None:
+    environment = service.environment | {"TOQUE_BASE_URL": "", "TOQUE_API_KEY": ""}
+    address = service.environment["TOQUE_BASE_URL"]
+    elsewhere = environment | {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}
+    there = environment | {"OPENAI_BASE_URL": address}
+
+    assert Service(elsewhere, service.database).run("jobs", "list", "--base-url", address).exit_code == 0
+    refused = Service(there | {"OPENAI_API_KEY": "sk-other"}, service.database).run("jobs", "list")
+    assert "code invalid_api_key" in refused.stderr
+
+
+def test_a_key_of_openai_stays_here(service: Service) -> None:
+    """OPENAI_API_KEY alone, as many have it, is not for this service."""
+    environment = service.environment | {"TOQUE_API_KEY": "", "OPENAI_API_KEY": "sk-of-openai"}
+
+    assert Service(environment, service.database).run("jobs", "list").exit_code == 0
+
+
 def test_no_service_there(service: Service) -> None:
     refused = service.run("models", "list", "--base-url", "http://127.0.0.1:1/v1")
 

@@ -31,6 +31,31 @@ def test_a_job_that_succeeds(service: Service, job_id: str) -> None:
     assert "Created fine-tuning job" in waited.stderr
 
 
+def test_a_job_that_succeeded_ends_with_what_to_do_next(service: Service, job_id: str) -> None:
+    model = "ft:smollm2-135m-instruct:default:chef:a1"
+    service.work_on(job_id, **finished("succeeded"), fine_tuned_model=model)
+
+    said = service.run("jobs", "wait", job_id).stderr
+
+    assert f"toque chat {model} 'Your question'\n" in said
+    assert (
+        "toque compare --file HELD_OUT.jsonl --base-model smollm2-135m-instruct --candidate base "
+        f"--candidate {model} --grader exact_match --wait\n"
+    ) in said
+    assert "toque chat" not in service.run("jobs", "wait", job_id, "--json").stderr
+
+
+def test_a_job_with_a_validation_file_is_compared_on_it(service: Service, dataset: Path) -> None:
+    created = service.run(
+        *("jobs", "create", "--training-file", dataset, "--validation-file", dataset),
+        *("--model", "smollm2-135m-instruct", "--json"),
+    )
+    job = json.loads(created.stdout)
+    service.work_on(job["id"], **finished("succeeded"), fine_tuned_model="ft:smollm2-135m-instruct:p::a2")
+
+    assert f"--file {job['validation_file']} " in service.run("jobs", "wait", job["id"]).stderr
+
+
 def test_a_job_that_fails(service: Service, job_id: str) -> None:
     error = {"code": "out_of_memory", "message": "Use a smaller batch.", "param": None}
     service.work_on(job_id, **finished("failed"), error=error)
