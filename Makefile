@@ -5,7 +5,7 @@ MINUTES ?= 10
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo serve test lint openapi lock bench-train bench-api bench-queue bench-serving \
+.PHONY: help install demo serve test lint generated lock bench-train bench-api bench-queue bench-serving \
   bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict fuzz clean
 
 help:
@@ -23,7 +23,7 @@ help:
 	@echo "make bench-verdict  how often a comparison's verdict is wrong, on simulated ones"
 	@echo "make bench-validate  the check of a 1 GB dataset against datasets + apply_chat_template (SIZE=MB)"
 	@echo "make fuzz         a million hostile lines through the checks (LINES=1000000)"
-	@echo "make install lint openapi lock clean"
+	@echo "make install lint generated lock clean"
 
 install: .venv/.installed
 
@@ -55,8 +55,9 @@ lint: .venv/.installed-dev
 test: lint
 	$(BIN)/pytest
 
-openapi: .venv/.installed-dev
+generated: .venv/.installed-dev
 	$(BIN)/python -m app.api > openapi/openapi.json
+	$(BIN)/python -m docs.generate
 
 lock: .venv/.installed-dev
 	requirements/lock.sh

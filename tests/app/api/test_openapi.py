@@ -49,7 +49,7 @@ schema = schemathesis.openapi.from_path(SPECIFICATION, config=CONFIGURATION)
 def test_the_committed_specification_is_current() -> None:
     document = create_app(Settings.model_construct()).openapi()
     written = json.dumps(document, indent=2, sort_keys=True) + "\n"
-    assert SPECIFICATION.read_text("utf-8") == written, "run `make openapi`"
+    assert SPECIFICATION.read_text("utf-8") == written, "run `make generated`"
 
 
 # Without an engine a completion is 503, and so is readiness: both are meant.
