@@ -1,39 +1,28 @@
-"""Everything real: both databases, the service over HTTP, the official client, the demo's base model."""
+"""Both databases, the service over HTTP, the official client, and the base model of the demo."""
 
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx2
-import psycopg
 import pytest
-import uvicorn
 from openai import OpenAI
 from pydantic import SecretStr
 
-from app.api.main import create_app
 from app.auth import service as auth_service
 from app.core.database import Database
 from app.core.migrations import upgrade
 from app.core.settings import Settings
-
-BASE_MODEL = "smollm2-135m-instruct"
-API_KEY = "sk-toque-first-project"
-OTHER_KEY = "sk-toque-other-project"
+from tests.support.databases import execute_sql
+from tests.support.service import API_KEY, BASE_MODEL, OTHER_KEY, Service, run_service
 
 # The embedded server keeps its lock here; without it the package warns.
 if "XDG_RUNTIME_DIR" not in os.environ:
@@ -82,12 +71,6 @@ def postgresql() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def execute_sql(url: str, statement: str) -> None:
-    """Runs a statement that cannot be in a transaction."""
-    with psycopg.connect(url.format("postgres").replace("+psycopg", ""), autocommit=True) as connection:
-        connection.execute(statement)  # pyright: ignore[reportArgumentType]
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A fresh, migrated database of each kind."""
@@ -128,38 +111,6 @@ def database(settings: Settings) -> Iterator[Database]:
     database.dispose()
 
 
-@dataclass(frozen=True)
-class Service:
-    """The API, running; its base URL without `/v1`."""
-
-    url: str
-
-    def client(self, key: str = API_KEY) -> OpenAI:
-        """The official client, which shows every failure at once."""
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0)
-
-    def http(self, key: str | None = API_KEY) -> httpx2.Client:
-        """A plain HTTP client."""
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx2.Client(base_url=self.url, headers=headers, timeout=30)
-
-
-@contextmanager
-def run_service(settings: Settings) -> Iterator[Service]:
-    """Serves the app on a free port until the block ends."""
-    config = uvicorn.Config(create_app(settings), port=0, log_level="warning", access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started or not thread.is_alive(), "the API starts")
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield Service(f"http://127.0.0.1:{port}")
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
 @pytest.fixture
 def service(settings: Settings, database: Database) -> Iterator[Service]:
     """The API over real HTTP."""
@@ -186,26 +137,3 @@ def http(service: Service) -> Iterator[httpx2.Client]:
     """A plain HTTP client with the first project's key."""
     with service.http() as client:
         yield client
-
-
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """The condition's value once it is true; fails when it stays false."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    pytest.fail(f"waited {seconds} s in vain: {what}")
-
-
-def chat_line(question: str = "What is the soup?", answer: str = "Leek.", **message: Any) -> str:
-    """A training line."""
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer} | message]
-    return json.dumps({"messages": turns})
-
-
-def training_bytes(examples: int = 12) -> bytes:
-    """A valid training file."""
-    return "".join(
-        chat_line(f"What is soup number {n}?", f"Soup {n}.") + "\n" for n in range(examples)
-    ).encode()

@@ -33,7 +33,7 @@ from app.core.migrations import upgrade
 from app.core.settings import Settings
 from app.fine_tuning import workers
 from app.fine_tuning.models import Worker
-from tests.conftest import run_service
+from tests.support.service import run_service
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())

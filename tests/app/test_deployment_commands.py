@@ -8,25 +8,15 @@ import time
 
 import pytest
 from openai import OpenAI
-from typer.testing import CliRunner, Result
 
-from app.cli.main import app
 from app.core.database import Database
 from app.core.settings import Settings
 from app.fine_tuning import workers
 from app.fine_tuning.models import Worker
 from app.storage import open_storage
 from app.storage.base import object_key
-from tests.conftest import training_bytes
-
-
-def run(settings: Settings, *arguments: str) -> Result:
-    environment = {
-        "TOQUE_DATA_DIR": str(settings.data_dir),
-        "TOQUE_DATABASE_URL": settings.database_url,
-        "TOQUE_HEARTBEAT_SECONDS": "10",
-    }
-    return CliRunner().invoke(app, arguments, env=environment)
+from tests.support.command import run
+from tests.support.training_files import training_bytes
 
 
 def test_workers_report_themselves(settings: Settings, database: Database) -> None:

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from junitparser import JUnitXml
 
-from tests.ci.conftest import REPOSITORY, Pipeline
-from tests.conftest import API_KEY, BASE_MODEL
+from tests.support.pipeline import REPOSITORY, Pipeline
+from tests.support.service import API_KEY, BASE_MODEL
 
 ALIAS = "house-style:production"
 ACTION: dict[str, Any] = yaml.safe_load((REPOSITORY / "ci/github/action.yml").read_text())

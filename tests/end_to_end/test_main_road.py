@@ -18,8 +18,9 @@ from junitparser import JUnitXml
 from openai import OpenAI
 
 from app.demo.dataset import HELDOUT_FILE
-from tests.conftest import BASE_MODEL, wait_until
-from tests.end_to_end.conftest import KEY, PRODUCT, Deployment, Trained, descendants
+from tests.support.deployment import KEY, PRODUCT, Deployment, Trained, descendants
+from tests.support.service import BASE_MODEL
+from tests.support.waiting import wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PARIS: Any = [{"role": "user", "content": "What is the capital of France?"}]

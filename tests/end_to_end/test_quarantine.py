@@ -11,9 +11,9 @@ import pytest
 from openai import OpenAI
 
 from app.models.adapters.validation import module_shapes
-from tests.app.models.adapters.peft_folder import tensors, write_adapter
-from tests.conftest import BASE_MODEL
-from tests.end_to_end.conftest import Deployment
+from tests.support.deployment import Deployment
+from tests.support.peft_folder import tensors, write_adapter
+from tests.support.service import BASE_MODEL
 
 SOUP: Any = [{"role": "user", "content": "Soup?"}]
 

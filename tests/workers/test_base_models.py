@@ -15,7 +15,7 @@ import pytest
 
 from app.core.settings import BaseModelEntry
 from app.datasets.chat_template import ChatTemplate
-from tests.conftest import BASE_MODEL
+from tests.support.service import BASE_MODEL
 from workers import base_models
 from workers.base_models import BaseModelError, main, pull, unready
 

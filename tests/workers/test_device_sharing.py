@@ -20,8 +20,10 @@ from openai import OpenAI
 from app.completions.models import SharedDevice
 from app.core.database import Database, database_now
 from app.core.settings import Settings
-from tests.conftest import BASE_MODEL, training_bytes, wait_until
-from tests.workers.inference.test_engine import Running, pids_file  # noqa: F401 - a fixture
+from tests.support.engine_thread import Running
+from tests.support.service import BASE_MODEL
+from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
 from workers.device import Device, cpu
 from workers.device_sharing import ServingTurns, TrainingTurns, shared_device
 from workers.inference import engine as engine_module
@@ -77,7 +79,7 @@ def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         "TOQUE_STORAGE_ROOM_BYTES": 0,
     }
     environment = os.environ | {name: str(value) for name, value in settings_of.items()}
-    command = [sys.executable, "-m", "tests.workers.sharing_worker", str(log)]
+    command = [sys.executable, "-m", "tests.support.sharing_worker", str(log)]
     with (settings.data_dir / "worker.log").open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=output)
         try:
@@ -188,7 +190,7 @@ def test_a_vllm_that_is_killed_in_its_sleep_comes_back_after_the_job(
     client: OpenAI,
     engine: Running,
     log: Path,
-    pids_file: Path,  # noqa: F811
+    pids_file: Path,
 ) -> None:
     job = create(client, epochs=10)
     with worker(settings, log):
@@ -237,7 +239,7 @@ def test_a_vllm_that_does_not_sleep_is_stopped(
     log: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    pids_file: Path,  # noqa: F811
+    pids_file: Path,
     fault: str,
 ) -> None:
     if fault == "no sleep":

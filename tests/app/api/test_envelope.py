@@ -6,7 +6,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.conftest import OTHER_KEY, Service
+from tests.support.service import OTHER_KEY, Service
 
 
 def assert_envelope(

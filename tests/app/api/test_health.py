@@ -13,9 +13,9 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.fine_tuning import workers
 from app.fine_tuning.models import Worker
-from tests.app.completions.engine_stand_in import EngineStandIn, run_engine
-from tests.app.completions.test_gateway import register_engine
-from tests.conftest import BASE_MODEL, Service, run_service, wait_until
+from tests.support.engine_stand_in import EngineStandIn, register_engine, run_engine
+from tests.support.service import BASE_MODEL, Service, run_service
+from tests.support.waiting import wait_until
 
 
 def add_worker(database: Database) -> None:

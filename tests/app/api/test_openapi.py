@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 
 from app.api.main import create_app
 from app.core.settings import Settings
-from tests.conftest import API_KEY, Service
+from tests.support.service import API_KEY, Service
 
 SPECIFICATION = Path(__file__).parents[3] / "openapi" / "openapi.json"
 CHECKS = [

@@ -15,7 +15,7 @@ from app.auth.service import create_key, create_project
 from app.core.database import Database
 from app.core.migrations import upgrade
 from app.fine_tuning.models import FineTuningJob
-from tests.app.cli.running_service import TOQUE, Service
+from tests.support.command import TOQUE, Service
 
 
 @pytest.fixture(scope="session")

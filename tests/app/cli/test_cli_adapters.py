@@ -9,9 +9,9 @@ import pytest
 
 from app.models.adapters.models import Adapter
 from app.models.adapters.validation import module_shapes
-from tests.app.cli.running_service import Service
-from tests.app.models.adapters.peft_folder import tensors, write_adapter
-from tests.conftest import BASE_MODEL
+from tests.support.command import Service
+from tests.support.peft_folder import tensors, write_adapter
+from tests.support.service import BASE_MODEL
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 

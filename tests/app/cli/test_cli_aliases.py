@@ -10,10 +10,10 @@ import pytest
 from junitparser import Failure, JUnitXml
 
 from app.core.database import Database
-from tests.app.cli.running_service import Service
-from tests.app.models.aliases.test_aliases import add_model
-from tests.app.models.promotion.found import add_comparison, candidate, pair, results
-from tests.conftest import BASE_MODEL
+from tests.support.aliases import add_model
+from tests.support.command import Service
+from tests.support.comparison_results import add_comparison, candidate, pair, results
+from tests.support.service import BASE_MODEL
 
 
 @pytest.fixture

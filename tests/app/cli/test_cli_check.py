@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.cli.running_service import TOQUE, Service
-from tests.conftest import BASE_MODEL, chat_line, training_bytes
+from tests.support.command import TOQUE, Service
+from tests.support.service import BASE_MODEL
+from tests.support.training_files import chat_line, training_bytes
 
 
 @pytest.fixture

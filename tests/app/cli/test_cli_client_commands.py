@@ -16,7 +16,7 @@ import pytest
 
 from app.completions.models import Engine
 from app.fine_tuning.models import Checkpoint
-from tests.app.cli.running_service import Service, finished, metrics_event
+from tests.support.command import Service, finished, metrics_event
 
 MODEL = "smollm2-135m-instruct"
 

@@ -14,11 +14,11 @@ from junitparser import JUnitXml
 from app.comparisons.models import Answer, Comparison
 from app.completions.models import Engine
 from app.core.database import database_now
-from tests.app.cli.running_service import Service
 from tests.app.comparisons.cook import TUNED, Cook, add_tuned, knows_when_tuned, lines
-from tests.app.completions.engine_stand_in import ENGINE_KEY, run_engine
-from tests.app.models.promotion.found import add_comparison, candidate, regression, results
-from tests.conftest import BASE_MODEL
+from tests.support.command import Service
+from tests.support.comparison_results import add_comparison, candidate, regression, results
+from tests.support.engine_stand_in import ENGINE_KEY, run_engine
+from tests.support.service import BASE_MODEL
 
 
 @pytest.fixture(scope="module")

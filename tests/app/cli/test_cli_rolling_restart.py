@@ -16,9 +16,11 @@ from openai import OpenAI
 
 from app.core.database import Database
 from app.core.settings import Settings
-from tests.app.cli.running_service import TOQUE
-from tests.app.cli.watched_process import read_until
-from tests.conftest import API_KEY, BASE_MODEL, training_bytes, wait_until
+from tests.support.command import TOQUE
+from tests.support.service import API_KEY, BASE_MODEL
+from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
+from tests.support.watched_process import read_until
 
 StartApi = Callable[[socket.socket], subprocess.Popen[str]]
 

@@ -16,8 +16,8 @@ import pytest
 
 from app.auth.service import authenticate
 from app.core.database import Database
-from tests.app.cli.running_service import TOQUE
-from tests.app.cli.watched_process import Watched, has_ended, read_rest, read_until
+from tests.support.command import TOQUE
+from tests.support.watched_process import Watched, has_ended, read_rest, read_until
 
 _WORKER = """
 import signal, os, time

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.app.cli.watched_process import Watched, has_ended, read_rest, read_until
+from tests.support.watched_process import Watched, has_ended, read_rest, read_until
 
 _DRIVER = """
 import asyncio, json, sys

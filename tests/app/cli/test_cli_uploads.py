@@ -16,9 +16,9 @@ from sqlalchemy import select
 from app.cli import uploads
 from app.files.models import File
 from app.uploads.models import Upload, UploadPart
-from tests.app.cli.breaking_proxy import BreakingProxy, breaking_proxy
-from tests.app.cli.running_service import Service
-from tests.conftest import wait_until
+from tests.support.breaking_proxy import BreakingProxy, breaking_proxy
+from tests.support.command import Service
+from tests.support.waiting import wait_until
 
 PART = uploads.PART_BYTES
 SIZE = 7 * PART + 1000

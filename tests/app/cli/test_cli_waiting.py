@@ -16,8 +16,8 @@ import pytest
 
 from app.cli import progress
 from app.fine_tuning.models import Event, FineTuningJob
-from tests.app.cli.running_service import Service, finished, metrics_event
-from tests.app.cli.watched_process import read_rest
+from tests.support.command import Service, finished, metrics_event
+from tests.support.watched_process import read_rest
 
 
 def test_a_job_that_succeeds(service: Service, job_id: str) -> None:

@@ -10,8 +10,7 @@ import pytest
 
 from app.core.database import Database
 from tests.app.comparisons.cook import Cook, knows_when_tuned
-from tests.app.completions.engine_stand_in import run_engine
-from tests.app.completions.test_gateway import register_engine
+from tests.support.engine_stand_in import register_engine, run_engine
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from typing_extensions import override
 from app.auth.models import Project
 from app.core.database import Database
 from app.models.adapters.models import Adapter
-from tests.app.completions.engine_stand_in import EngineStandIn
-from tests.conftest import BASE_MODEL, wait_until
+from tests.support.engine_stand_in import EngineStandIn
+from tests.support.service import BASE_MODEL
+from tests.support.waiting import wait_until
 
 TUNED = f"ft:{BASE_MODEL}:default::1"
 

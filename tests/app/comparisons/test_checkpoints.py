@@ -10,7 +10,7 @@ from sqlalchemy import update
 from app.core.database import Database
 from app.fine_tuning.models import Checkpoint, FineTuningJob
 from tests.app.comparisons.cook import Cook, add_tuned, create, ended, lines, number_asked, reference, upload
-from tests.conftest import BASE_MODEL
+from tests.support.service import BASE_MODEL
 
 
 def add_job(client: OpenAI, database: Database) -> tuple[str, list[str]]:

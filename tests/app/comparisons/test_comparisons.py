@@ -33,8 +33,9 @@ from tests.app.comparisons.cook import (
     refusal,
     upload,
 )
-from tests.app.usage.test_usage import totals, usage
-from tests.conftest import BASE_MODEL, OTHER_KEY, Service, wait_until
+from tests.support.service import BASE_MODEL, OTHER_KEY, Service
+from tests.support.usage import totals, usage
+from tests.support.waiting import wait_until
 
 HELD_OUT = range(100, 140)
 ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

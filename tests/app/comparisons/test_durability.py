@@ -29,9 +29,9 @@ from tests.app.comparisons.cook import (
     number_asked,
     upload,
 )
-from tests.app.completions.engine_stand_in import run_engine
-from tests.app.completions.test_gateway import register_engine
-from tests.conftest import API_KEY, run_service, wait_until
+from tests.support.engine_stand_in import register_engine, run_engine
+from tests.support.service import API_KEY, run_service
+from tests.support.waiting import wait_until
 
 CANDIDATES = [{"type": "base"}, {"type": "model", "model": TUNED}]
 

@@ -23,7 +23,7 @@ from app.completions.gateway import Gateway
 from app.core.database import Database
 from app.core.settings import Settings
 from tests.app.comparisons.cook import create, ended, get, lines, number_asked, question, reference, upload
-from tests.conftest import run_service
+from tests.support.service import run_service
 
 SECRET = "sk-elsewhere-very-secret"
 NOWHERE = "http://127.0.0.1:9/v1"

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from app.core.database import Database, database_now
 from app.core.settings import Settings
-from tests.app.completions.engine_stand_in import ENGINE_KEY, EngineStandIn, run_engine
-from tests.app.completions.test_gateway import register_engine
-from tests.app.test_deployment_commands import run
-from tests.conftest import BASE_MODEL
+from tests.support.command import run
+from tests.support.engine_stand_in import ENGINE_KEY, EngineStandIn, register_engine, run_engine
+from tests.support.service import BASE_MODEL
 
 
 def test_engines_report_themselves(

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -14,41 +10,11 @@ import pytest
 from openai import OpenAI
 
 from app.auth import service as auth_service
-from app.completions.models import Engine
 from app.core.database import Database, database_now
 from app.models.adapters.models import Adapter
-from tests.app.completions.engine_stand_in import ENGINE_KEY, EngineStandIn, run_engine
-from tests.conftest import BASE_MODEL, Service, wait_until
-
-ASK: dict[str, Any] = {"model": BASE_MODEL, "messages": [{"role": "user", "content": "Soup?"}]}
-
-
-def register_engine(database: Database, url: str, **columns: Any) -> str:
-    """The row of an engine that does not report itself again, by default for a long time."""
-    row = {"status": "ready", "heartbeat_at": database_now() + 3600} | columns
-    with database.writer() as session:
-        engine = Engine(
-            base_model=BASE_MODEL,
-            url=url,
-            api_key=ENGINE_KEY,
-            device="cpu",
-            version="0",
-            started_at=time.time(),
-            **row,
-        )
-        session.add(engine)
-        session.flush()
-        return engine.id
-
-
-@pytest.fixture
-def engine(database: Database) -> Iterator[EngineStandIn]:
-    stand_in = EngineStandIn()
-    with tempfile.TemporaryDirectory(prefix="toque-") as folder:
-        socket = str(Path(folder) / "engine.sock")
-        with run_engine(stand_in, socket):
-            register_engine(database, f"unix:{socket}")
-            yield stand_in
+from tests.support.engine_stand_in import ASK, EngineStandIn, register_engine
+from tests.support.service import BASE_MODEL, Service
+from tests.support.waiting import wait_until
 
 
 def test_an_answer_passes_through(client: OpenAI, engine: EngineStandIn) -> None:

@@ -8,9 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.app.completions.engine_stand_in import EngineStandIn
-from tests.app.completions.test_gateway import ASK, engine  # noqa: F401 - a fixture
-from tests.conftest import API_KEY, BASE_MODEL
+from tests.support.engine_stand_in import ASK, EngineStandIn
+from tests.support.service import API_KEY, BASE_MODEL
 
 CHAT = "/v1/chat/completions"
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -41,7 +40,7 @@ def error_of(response: httpx2.Response) -> dict[str, Any]:
         "__proto__",
     ],
 )
-def test_hostile_model_names(http: httpx2.Client, engine: EngineStandIn, model: str) -> None:  # noqa: F811
+def test_hostile_model_names(http: httpx2.Client, engine: EngineStandIn, model: str) -> None:
     error = error_of(http.post(CHAT, json=ASK | {"model": model}))
     assert error["code"] in ("model_not_found", "invalid_value")
     assert engine.bodies == []
@@ -73,13 +72,13 @@ def test_hostile_model_names(http: httpx2.Client, engine: EngineStandIn, model: 
     ],
     ids=range(20),
 )
-def test_hostile_bodies(http: httpx2.Client, engine: EngineStandIn, body: bytes) -> None:  # noqa: F811
+def test_hostile_bodies(http: httpx2.Client, engine: EngineStandIn, body: bytes) -> None:
     headers = {"content-type": "application/json"}
     error_of(http.post(CHAT, content=body, headers=headers))
     assert engine.bodies == []
 
 
-def test_a_body_over_the_limit(http: httpx2.Client, engine: EngineStandIn) -> None:  # noqa: F811
+def test_a_body_over_the_limit(http: httpx2.Client, engine: EngineStandIn) -> None:
     def chunks():
         for _ in range(17 * 16):
             yield b"x" * 65536
@@ -91,7 +90,7 @@ def test_a_body_over_the_limit(http: httpx2.Client, engine: EngineStandIn) -> No
 
 def test_the_last_of_two_equal_fields_counts_for_the_check_and_for_the_engine(
     http: httpx2.Client,
-    engine: EngineStandIn,  # noqa: F811
+    engine: EngineStandIn,
 ) -> None:
     body = b'{"model": "nothing", "cache_salt\\u0000": 1,' + json.dumps(ASK)[1:].encode()
     error_of(http.post(CHAT, content=body))
@@ -100,14 +99,14 @@ def test_the_last_of_two_equal_fields_counts_for_the_check_and_for_the_engine(
     assert (engine.bodies[-1]["model"], engine.bodies[-1]["temperature"]) == (BASE_MODEL, 1)
 
 
-def test_control_characters_in_a_prompt_are_text(http: httpx2.Client, engine: EngineStandIn) -> None:  # noqa: F811
+def test_control_characters_in_a_prompt_are_text(http: httpx2.Client, engine: EngineStandIn) -> None:
     content = "\u0000\u0007\u2028\x1b[2J é 🧑‍🍳"
     response = http.post(CHAT, json=ASK | {"messages": [{"role": "user", "content": content}]})
     assert response.status_code == 200
     assert engine.bodies[-1]["messages"][0]["content"] == content
 
 
-def test_without_a_key_nothing_is_read(service: Any, engine: EngineStandIn) -> None:  # noqa: F811
+def test_without_a_key_nothing_is_read(service: Any, engine: EngineStandIn) -> None:
     with service.http(None) as http:
         for authorization in ("", "Bearer", "Basic eA==", f"Basic {API_KEY}", "Bearer \u00e9"):
             headers = {"authorization": authorization.encode("latin-1")}

@@ -15,9 +15,8 @@ from app.completions.models import Engine
 from app.core.database import Database
 from app.models.adapters.models import Adapter
 from app.models.adapters.service import quarantine
-from tests.app.completions.engine_stand_in import EngineStandIn
-from tests.app.completions.test_gateway import ASK, engine  # noqa: F401 - a fixture
-from tests.conftest import BASE_MODEL
+from tests.support.engine_stand_in import ASK, EngineStandIn
+from tests.support.service import BASE_MODEL
 
 CHAT = "/v1/chat/completions"
 REASON = "its rank is 64; up to 32 can be served"
@@ -54,7 +53,7 @@ def quarantining(database: Database) -> Callable[[], None]:
 def test_the_first_request_learns_of_the_quarantine(
     http: httpx2.Client,
     database: Database,
-    engine: EngineStandIn,  # noqa: F811
+    engine: EngineStandIn,
     stream: bool,
 ) -> None:
     assert (
@@ -78,7 +77,7 @@ def test_the_first_request_learns_of_the_quarantine(
 def test_a_bad_request_stays_one(
     http: httpx2.Client,
     database: Database,
-    engine: EngineStandIn,  # noqa: F811
+    engine: EngineStandIn,
 ) -> None:
     engine.behaviour, engine.on_request = "refuse", quarantining(database)
     for model in (NAMES["good"], BASE_MODEL):
@@ -90,7 +89,7 @@ def test_a_bad_request_stays_one(
 def test_a_model_that_is_deleted_meanwhile_is_gone(
     http: httpx2.Client,
     database: Database,
-    engine: EngineStandIn,  # noqa: F811
+    engine: EngineStandIn,
 ) -> None:
     def delete() -> None:
         with database.writer() as session:

@@ -21,14 +21,16 @@ from app.completions.models import Engine
 from app.core.database import Database
 from app.core.settings import EngineAddress, Settings
 from app.models.adapters.models import Adapter
-from tests.app.completions.engine_stand_in import (
+from tests.support.engine_stand_in import (
+    ASK,
     ENGINE_KEY,
     EngineStandIn,
+    register_engine,
     run_engine,
     run_engine_process,
 )
-from tests.app.completions.test_gateway import ASK, register_engine
-from tests.conftest import API_KEY, BASE_MODEL, Service, run_service, wait_until
+from tests.support.service import API_KEY, BASE_MODEL, Service, run_service
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 

@@ -12,7 +12,9 @@ from openai import DefaultHttpxClient, OpenAI
 from sqlalchemy import text
 
 from app.core.database import Database
-from tests.conftest import API_KEY, BASE_MODEL, OTHER_KEY, Service, training_bytes, wait_until
+from tests.support.service import API_KEY, BASE_MODEL, OTHER_KEY, Service
+from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture

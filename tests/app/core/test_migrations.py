@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 import pytest
 from alembic import command
-from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, MetaData, Table, inspect, select
 
@@ -21,27 +20,17 @@ from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
 from app.storage import open_storage
 from app.storage.base import Storage
-from tests.app.fine_tuning.test_jobs import create
-from tests.conftest import API_KEY, BASE_MODEL, run_service, training_bytes
+from tests.support.databases import configuration, downgrade
+from tests.support.jobs import create
+from tests.support.service import API_KEY, BASE_MODEL, run_service
+from tests.support.training_files import training_bytes
 from workers.training.protocol import Checkpoint, Finished, Hyperparameters, Metrics, Started, Step
 from workers.training.reporter import JobReporter
-
-
-def configuration(url: str) -> Config:
-    config = Config()
-    config.set_main_option("script_location", "migrations:")
-    config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
-    return config
-
 
 REVISIONS = [script.revision for script in ScriptDirectory.from_config(configuration("")).walk_revisions()][
     ::-1
 ]
 """Oldest first; a new one is tested without a change here, once `rows` knows its tables and columns."""
-
-
-def downgrade(url: str, revision: str) -> None:
-    command.downgrade(configuration(url), revision)
 
 
 def test_the_models_and_the_migrations_agree(database_url: str) -> None:

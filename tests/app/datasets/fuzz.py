@@ -24,7 +24,7 @@ from app.datasets.lines import UnreadableFileError, read_lines
 from app.datasets.strict_json import find_flaw
 from app.datasets.types import ExampleError
 from app.datasets.validation import validate_file
-from tests.app.datasets.corpus import CALL, TOOL, bad_examples, bad_lines
+from tests.support.corpus import CALL, TOOL, bad_examples, bad_lines
 
 HOSTILE: list[Any] = [
     None,

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from app.datasets.chat_template import ChatTemplate
 from app.datasets.formats import parse_line
 from app.datasets.types import ExampleError
-from tests.conftest import BASE_MODEL
+from tests.support.service import BASE_MODEL
 
 TOOL = {"type": "function", "function": {"name": "stock", "parameters": {"type": "object"}}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "stock", "arguments": '{"item": "leek"}'}}

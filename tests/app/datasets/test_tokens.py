@@ -18,7 +18,7 @@ from app.datasets.formats import parse_line
 from app.datasets.template_segments import SAMPLE_TEXTS
 from app.datasets.tokens import TokenCounter
 from app.datasets.types import ExampleError
-from tests.conftest import BASE_MODEL
+from tests.support.service import BASE_MODEL
 
 Segments = list[tuple[str, bool]]
 """The rendered text in order: each piece, and whether it is to be learnt."""

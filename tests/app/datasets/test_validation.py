@@ -25,8 +25,9 @@ from app.datasets.lines import UnreadableFileError, read_lines
 from app.datasets.report import Report
 from app.datasets.validation import Base, validate_file
 from tests.app.datasets import fuzz
-from tests.app.datasets.corpus import BadFile, corpus
-from tests.conftest import API_KEY, BASE_MODEL, chat_line, training_bytes
+from tests.support.corpus import BadFile, corpus
+from tests.support.service import API_KEY, BASE_MODEL
+from tests.support.training_files import chat_line, training_bytes
 
 CORPUS = corpus()
 BIG_LINE = "100 MB in one line"

@@ -16,7 +16,9 @@ from app.datasets.report import Report
 from app.datasets.validation import validate_file
 from app.files import checks
 from app.files.models import File, FileCheck
-from tests.conftest import BASE_MODEL, Service, run_service, training_bytes, wait_until
+from tests.support.service import BASE_MODEL, Service, run_service
+from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
 
 BAD = training_bytes() + b'{"messages": []}\n'
 

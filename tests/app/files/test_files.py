@@ -12,7 +12,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.conftest import chat_line, run_service, training_bytes
+from tests.support.service import run_service
+from tests.support.training_files import chat_line, training_bytes
 
 
 def upload(client: OpenAI, content: bytes, name: str = "train.jsonl", purpose: str = "fine-tune"):

@@ -24,8 +24,9 @@ from app.orphans import AGE_SECONDS, find_orphans, sweep_object, sweep_orphans
 from app.storage import open_storage
 from app.storage.base import Storage, object_key
 from app.uploads.models import Upload
-from tests.app.fine_tuning.test_jobs import create, upload
-from tests.conftest import Service, training_bytes
+from tests.support.jobs import create, upload
+from tests.support.service import Service
+from tests.support.training_files import training_bytes
 
 LONG_AGO = time.time() - AGE_SECONDS - 60
 

@@ -22,10 +22,9 @@ from app.models.adapters.validation import Shapes, module_shapes
 from app.orphans import find_orphans
 from app.storage import open_storage
 from app.storage.incoming import StoredFile
-from tests.app.fine_tuning.test_jobs import create, upload
-from tests.app.models.adapters.peft_folder import RANK, tensors, write_adapter
-from tests.app.models.adapters.test_importing import send
-from tests.conftest import BASE_MODEL
+from tests.support.jobs import create, upload
+from tests.support.peft_folder import RANK, send, tensors, write_adapter
+from tests.support.service import BASE_MODEL
 
 
 def preference_line(question: str, preferred: str = "Leek.", other: str = "It depends.", **given: Any) -> str:

@@ -12,8 +12,8 @@ from sqlalchemy import update
 from app.core.database import Database
 from app.fine_tuning import queue
 from app.fine_tuning.models import SPEC_VERSION, FineTuningJob, Worker
-from tests.app.fine_tuning.test_jobs import create, upload
-from tests.conftest import BASE_MODEL
+from tests.support.jobs import create, upload
+from tests.support.service import BASE_MODEL
 
 
 def claim(database: Database, **limits: Any) -> str | None:

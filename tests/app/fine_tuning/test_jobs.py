@@ -14,19 +14,9 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.files.models import File
 from app.storage import open_storage
-from tests.conftest import BASE_MODEL, chat_line, training_bytes
-
-
-def upload(client: OpenAI, content: bytes | None = None, purpose: Any = "fine-tune") -> str:
-    return client.files.create(file=("train.jsonl", content or training_bytes()), purpose=purpose).id
-
-
-def create(client: OpenAI, **parameters: Any):
-    parameters = {
-        "model": BASE_MODEL,
-        "training_file": parameters.pop("training_file", None) or upload(client),
-    } | parameters
-    return client.fine_tuning.jobs.create(**parameters)
+from tests.support.jobs import create, upload
+from tests.support.service import BASE_MODEL
+from tests.support.training_files import chat_line, training_bytes
 
 
 def test_a_job_is_queued_with_numbers_for_auto(client: OpenAI) -> None:

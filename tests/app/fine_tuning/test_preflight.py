@@ -20,8 +20,9 @@ from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed, Worker
 from app.fine_tuning.packing import Limits
 from app.fine_tuning.preflight.inspection import Subject, inspect
-from tests.app.fine_tuning.test_jobs import create, upload
-from tests.conftest import BASE_MODEL, chat_line, training_bytes
+from tests.support.jobs import create, upload
+from tests.support.service import BASE_MODEL
+from tests.support.training_files import chat_line, training_bytes
 
 
 def dry_run(client: OpenAI, **parameters: Any) -> dict[str, Any]:

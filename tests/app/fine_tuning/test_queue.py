@@ -18,8 +18,8 @@ from app.fine_tuning import publication, queue
 from app.fine_tuning.models import ALLOWED_MOVES, FINAL_STATUSES, FineTuningJob
 from app.models.adapters.models import Adapter
 from app.storage import open_storage
-from tests.app.fine_tuning.test_jobs import create
-from tests.conftest import BASE_MODEL
+from tests.support.jobs import create
+from tests.support.service import BASE_MODEL
 
 LEASE = 60.0
 

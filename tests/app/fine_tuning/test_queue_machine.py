@@ -32,7 +32,7 @@ from app.files.models import File
 from app.fine_tuning import publication, queue, service
 from app.fine_tuning.models import ALLOWED_MOVES, FINAL_STATUSES, FineTuningJob
 from app.models.adapters.models import Adapter
-from tests.conftest import execute_sql
+from tests.support.databases import execute_sql
 
 BASE = "base"
 

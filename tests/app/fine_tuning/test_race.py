@@ -19,9 +19,9 @@ from app.files.models import File
 from app.fine_tuning import queue
 from app.fine_tuning.models import Event, FineTuningJob
 from app.models.adapters.models import Adapter
-from tests.conftest import BASE_MODEL
+from tests.support.service import BASE_MODEL
 
-RACING_WORKER = Path(__file__).with_name("racing_worker.py")
+RACING_WORKER = Path(__file__).parents[2] / "support" / "racing_worker.py"
 JOBS = 200
 
 

@@ -23,8 +23,8 @@ from app.fine_tuning.hold_out.split import choose
 from app.fine_tuning.models import EXTENDED_SPEC_VERSION, FineTuningJob
 from app.fine_tuning.schemas import SplitRequest
 from app.orphans import find_orphans
-from tests.app.fine_tuning.test_jobs import create, upload
-from tests.conftest import chat_line, training_bytes
+from tests.support.jobs import create, upload
+from tests.support.training_files import chat_line, training_bytes
 
 INTENTS = ["refund", "delivery", "menu", "hours"]
 

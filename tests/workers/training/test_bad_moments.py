@@ -23,9 +23,10 @@ from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
 from app.orphans import find_orphans
 from app.storage import open_storage
-from tests.conftest import API_KEY, run_service, training_bytes, wait_until
-from tests.workers.training.conftest import create, ended, run_worker
-from tests.workers.training.test_survival import check_record, steps_of
+from tests.support.service import API_KEY, run_service
+from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
+from tests.support.worker import check_record, create, ended, run_worker, steps_of
 
 DISK_BYTES = 8 * 2**20
 

@@ -7,7 +7,7 @@ import pytest
 
 from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits, epoch_batches
-from tests.workers.training.conftest import Lines, chat, colours, preference
+from tests.support.examples import Lines, chat, colours, preference
 from workers.training.dataset import (
     InvalidExampleError,
     Pair,

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits
-from tests.workers.training.conftest import Child, Lines, opinions, preference
-from tests.workers.training.starved_trainer import starved_logits
-from tests.workers.training.test_resume import losses
-from tests.workers.training.test_trainer import adapter_weights, gradients, randomize, with_
+from tests.support.examples import Lines, opinions, preference
+from tests.support.gradients import adapter_weights, gradients, randomize
+from tests.support.starved_trainer import starved_logits
+from tests.support.trainer import Child, losses, with_
 from workers.training import learning, model, trainer
 from workers.training.checkpoint import newest_resumable
 from workers.training.dataset import Pair, TrainingExample, load_examples

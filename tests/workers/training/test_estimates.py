@@ -14,8 +14,10 @@ from app.datasets.chat_template import TokenizedExample
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed, Worker
 from app.fine_tuning.packing import Limits, total, work_by_piece, work_of_job
 from app.fine_tuning.preflight.estimates import Geometry
-from tests.conftest import training_bytes, wait_until
-from tests.workers.training.conftest import Child, create, ended, run_worker
+from tests.support.trainer import Child
+from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
+from tests.support.worker import create, ended, run_worker
 from workers.training.dataset import Pair, TrainingExample, load_examples, micro_batches, pack
 from workers.training.dataset import sequences as sequences_of
 from workers.training.protocol import Finished, Started, Step, TrainingSpec

@@ -17,11 +17,13 @@ from safetensors.torch import save_file as save
 from app.core.database import Database
 from app.core.settings import Settings
 from app.storage import open_storage
-from tests.conftest import BASE_MODEL, training_bytes
-from tests.workers.training.conftest import TINY, Child, Lines, chat, create, ended, preference, run_worker
-from tests.workers.training.test_parity import Reference, log, running
-from tests.workers.training.test_survival import check_record, weights
-from tests.workers.training.test_trainer import with_
+from tests.support.examples import Lines, chat, preference
+from tests.support.reference_engine import Reference, log, running
+from tests.support.service import BASE_MODEL
+from tests.support.tiny_model import TINY
+from tests.support.trainer import Child, with_
+from tests.support.training_files import training_bytes
+from tests.support.worker import check_record, create, ended, run_worker, weights
 from workers.training.protocol import Failed, Finished, Step, TrainingSpec
 
 

@@ -19,15 +19,16 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.packing import Limits
-from tests.conftest import chat_line, training_bytes
-from tests.workers.training.conftest import Lines, colours, create, ended, run_worker
-from tests.workers.training.starved_trainer import starved_logits
-from tests.workers.training.test_trainer import with_
+from tests.support.examples import Lines, colours
+from tests.support.starved_trainer import starved_logits
+from tests.support.trainer import with_
+from tests.support.training_files import chat_line, training_bytes
+from tests.support.worker import create, ended, run_worker
 from workers.training import learning, model, trainer
 from workers.training.dataset import PackedBatch
 from workers.training.protocol import Finished, Progress, Started, Step, TrainingSpec, Warned
 
-STARVED_WORKER = [sys.executable, str(Path(__file__).with_name("starved_worker.py"))]
+STARVED_WORKER = [sys.executable, str(Path(__file__).parents[2] / "support" / "starved_worker.py")]
 
 
 @pytest.fixture

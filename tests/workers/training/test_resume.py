@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 from safetensors.torch import load_file
 
-from tests.workers.training.conftest import Child, Lines, colours
+from tests.support.examples import Lines, colours
+from tests.support.trainer import Child, losses
 from workers.training.checkpoint import newest_resumable, save_checkpoint, verify
 from workers.training.protocol import Checkpoint, Finished, Started, Step, Stopped, TrainingSpec
-
-
-def losses(said: list[Any]) -> dict[int, float | None]:
-    return {message.metrics.step: message.metrics.train_loss for message in said if isinstance(message, Step)}
 
 
 def test_a_stopped_job_goes_on_to_the_same_weights(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import signal
 import sqlite3
 import subprocess
@@ -14,7 +13,6 @@ from typing import Any
 import psutil
 import pytest
 from openai import OpenAI
-from safetensors.torch import load_file
 from sqlalchemy import select
 
 from app.core.database import Database
@@ -23,8 +21,8 @@ from app.fine_tuning.models import FineTuningJob
 from app.models.adapters.models import Adapter
 from app.orphans import find_orphans
 from app.storage import open_storage
-from tests.conftest import wait_until
-from tests.workers.training.conftest import create, ended, run_worker, trainer_of
+from tests.support.waiting import wait_until
+from tests.support.worker import check_record, create, ended, run_worker, steps_of, trainer_of, weights
 
 CRASH_POINTS = [
     "worker.claim_uncommitted",
@@ -50,23 +48,6 @@ CRASH_POINTS = [
 ]
 DPO_CRASH_POINTS = ["trainer.references_fixed", "checkpoint.before_rename"]
 """Those where it has more to lose."""
-
-
-def weights(database: Database, settings: Settings, name: str) -> dict[str, Any]:
-    with database.reader() as session:
-        key = session.get_one(Adapter, name).storage_key
-    return load_file(open_storage(settings).path(key) / "adapter_model.safetensors")
-
-
-def check_record(client: OpenAI, job: Any, steps: int = 12) -> list[str]:
-    """Every step once, in order, in log and result file; returns the losses as text."""
-    events = [
-        event for event in client.fine_tuning.jobs.list_events(job.id, limit=1000) if event.type == "metrics"
-    ]
-    assert [event.data["step"] for event in events][::-1] == list(range(1, steps + 1))
-    rows = list(csv.DictReader(client.files.content(job.result_files[0]).text.splitlines()))
-    assert [int(row["step"]) for row in rows] == list(range(1, steps + 1))
-    return [row["train_loss"] for row in rows]
 
 
 @dataclass
@@ -139,11 +120,6 @@ def test_a_crash_at_any_point_changes_nothing(
 @pytest.fixture
 def long_job(client: OpenAI) -> str:
     return create(client, hyperparameters={"n_epochs": 50}).id
-
-
-def steps_of(client: OpenAI, job_id: str) -> int:
-    events = client.fine_tuning.jobs.list_events(job_id, limit=1000)
-    return max((event.data["step"] for event in events if event.type == "metrics"), default=0)
 
 
 def test_a_paused_job_frees_its_worker_and_goes_on_where_it_stopped(

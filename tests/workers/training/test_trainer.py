@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import peft
@@ -21,7 +20,9 @@ from transformers import AutoModelForCausalLM
 
 from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits
-from tests.workers.training.conftest import COMMAND, ENVIRONMENT, Child, Lines, chat, colours
+from tests.support.examples import Lines, chat, colours
+from tests.support.gradients import adapter_weights, gradients, randomize
+from tests.support.trainer import COMMAND, ENVIRONMENT, Child, with_
 from workers.training import learning, model, trainer
 from workers.training.dataset import load_examples, micro_batches, pack
 from workers.training.objectives import AnswerTokens, Score
@@ -29,7 +30,6 @@ from workers.training.protocol import (
     Checkpoint,
     Failed,
     Finished,
-    Hyperparameters,
     Progress,
     Started,
     Step,
@@ -38,15 +38,6 @@ from workers.training.protocol import (
 
 CPU = torch.device("cpu")
 WIDE = Limits(tokens=1 << 20, targets=1 << 20)
-
-
-def with_(spec: TrainingSpec, **changes: Any) -> TrainingSpec:
-    """The spec with other fields or hyperparameters, and an output folder of its own."""
-    names = Hyperparameters.__struct_fields__
-    numbers = {name: changes.pop(name) for name in list(changes) if name in names}
-    changes.setdefault("output_dir", f"{spec.output_dir}-{time.monotonic_ns()}")
-    hyperparameters = msgspec.structs.replace(spec.hyperparameters, **numbers)
-    return msgspec.structs.replace(spec, hyperparameters=hyperparameters, **changes)
 
 
 def adapter_bytes(said: list[Progress]) -> bytes:
@@ -268,24 +259,6 @@ def reference_gradients(base_model_dir: Path, examples: list[TokenizedExample]) 
     loss = reference_loss(randomize(plain), examples)
     loss.backward()
     return loss.item(), gradients(plain)
-
-
-def randomize(adapted: peft.PeftModel) -> peft.PeftModel:
-    """The same random A and B in whatever model; PEFT starts with B = 0, which would hide half of it."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for _, weight in sorted(adapter_weights(adapted).items()):
-            weight.copy_(torch.randn(weight.shape, generator=generator) * 0.1)
-    return adapted
-
-
-def adapter_weights(adapted: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    return {name: weight for name, weight in adapted.named_parameters() if weight.requires_grad}
-
-
-def gradients(adapted: torch.nn.Module) -> Tensor:
-    found = [weight.grad for _, weight in sorted(adapter_weights(adapted).items())]
-    return torch.cat([grad.flatten() for grad in found if grad is not None])
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

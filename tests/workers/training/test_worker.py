@@ -18,9 +18,10 @@ from app.files.models import File
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
 from app.storage import open_storage
-from tests.app.core.test_migrations import downgrade
-from tests.conftest import training_bytes, wait_until
-from tests.workers.training.conftest import create, ended, run_worker, trainer_of
+from tests.support.databases import downgrade
+from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
+from tests.support.worker import create, ended, run_worker, trainer_of
 
 
 def test_jobs_are_trained_one_after_another(

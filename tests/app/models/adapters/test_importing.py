@@ -28,12 +28,10 @@ from app.models.adapters.validation import Shapes, module_shapes
 from app.orphans import find_orphans, sweep_orphans
 from app.storage import open_storage
 from app.storage.incoming import IncomingFile
-from tests.app.completions.engine_stand_in import EngineStandIn, run_engine
-from tests.app.completions.test_gateway import register_engine
-from tests.app.models.adapters.peft_folder import bad_weights, tensors, write_adapter
-from tests.conftest import BASE_MODEL, OTHER_KEY, Service, run_service, wait_until
-
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+from tests.support.engine_stand_in import EngineStandIn, register_engine, run_engine
+from tests.support.peft_folder import FILES, bad_weights, send, tensors, write_adapter
+from tests.support.service import BASE_MODEL, OTHER_KEY, Service, run_service
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="session")
@@ -46,12 +44,6 @@ def base(base_models_dir: Path) -> Shapes:
 @pytest.fixture
 def adapter(tmp_path: Path, base: Shapes) -> Path:
     return write_adapter(tmp_path / "adapter", tensors(base))
-
-
-def send(http: httpx2.Client, folder: Path, **fields: str) -> httpx2.Response:
-    headers = {name: fields.pop(name) for name in list(fields) if "-" in name}
-    files = {name: (name, (folder / name).read_bytes()) for name in FILES if (folder / name).exists()}
-    return http.post("/v1/adapters", files=files, data={"base_model": BASE_MODEL} | fields, headers=headers)
 
 
 def stored(settings: Settings) -> list[Path]:

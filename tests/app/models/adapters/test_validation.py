@@ -13,15 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from app.models.adapters.validation import AdapterError, check_adapter, describe_adapter, module_shapes
-from tests.app.models.adapters.peft_folder import (
-    BASE,
-    FIRST,
-    RANK,
-    bad_weights,
-    spoilt,
-    tensors,
-    write_adapter,
-)
+from tests.support.peft_folder import BASE, FIRST, RANK, bad_weights, spoilt, tensors, write_adapter
 
 FIRST_B = FIRST.replace("lora_A", "lora_B")
 

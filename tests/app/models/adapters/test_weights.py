@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from app.models.adapters.weights import FLOATS, DamagedWeightsError, Tensor, is_plausible, read_tensors
-from tests.app.models.adapters.peft_folder import bad_weights, tensors
+from tests.support.peft_folder import bad_weights, tensors
 
 
 def read(path: Path) -> dict[str, Tensor]:

@@ -15,12 +15,10 @@ from openai import OpenAI
 from app.core.database import Database
 from app.core.settings import Settings
 from app.models.adapters import service as adapters_service
-from tests.app.completions.engine_stand_in import EngineStandIn
-from tests.app.completions.test_gateway import ASK, engine
-from tests.app.models.aliases.test_aliases import NAME, add_model, put
-from tests.conftest import Service, run_service, wait_until
-
-__all__ = ["engine"]
+from tests.support.aliases import NAME, add_model, put
+from tests.support.engine_stand_in import ASK, EngineStandIn
+from tests.support.service import Service, run_service
+from tests.support.waiting import wait_until
 
 CHAT = "/v1/chat/completions"
 

@@ -27,7 +27,7 @@ from app.models.adapters.models import Adapter
 from app.models.aliases import service
 from app.models.aliases.models import Alias, AliasChange, Share
 from app.models.aliases.schemas import PutAlias, RollBackAlias, ShareObject
-from tests.conftest import execute_sql
+from tests.support.databases import execute_sql
 
 SETTINGS = Settings()
 MODELS = [f"ft:{SETTINGS.base_models[0].name}:p:{letter}:1" for letter in "abc"]

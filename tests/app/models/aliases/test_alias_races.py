@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,29 +9,11 @@ import httpx2
 from openai import OpenAI
 
 from app.core.database import Database
-from tests.app.models.aliases.test_aliases import ADDRESS, add_model, put
-from tests.conftest import Service
+from tests.support.aliases import ADDRESS, add_model, put
+from tests.support.racing import race
+from tests.support.service import Service
 
 RACERS = 6
-
-
-def race(service: Service, *requests: Callable[[httpx2.Client], httpx2.Response]) -> list[httpx2.Response]:
-    """The answers to requests that are sent at once, each on a connection of its own."""
-    barrier = threading.Barrier(len(requests))
-    answers: list[httpx2.Response | None] = [None] * len(requests)
-
-    def run(place: int) -> None:
-        with service.http() as http:
-            http.get("/health/live")  # connects
-            barrier.wait()
-            answers[place] = requests[place](http)
-
-    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(requests))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [answer for answer in answers if answer is not None]
 
 
 def pointing(model: str, version: int | None) -> Callable[[httpx2.Client], httpx2.Response]:

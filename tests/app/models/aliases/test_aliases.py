@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx2
@@ -12,49 +10,17 @@ import openai
 import pytest
 from openai import OpenAI
 
-from app.auth.models import ApiKey, Project
+from app.auth.models import ApiKey
 from app.core.database import Database
-from app.models.adapters.models import Adapter
-from tests.app.models.promotion.found import add_comparison, candidate, results
-from tests.conftest import BASE_MODEL, OTHER_KEY, Service
-
-NAME = "house-style:production"
-ADDRESS = f"/v1/aliases/{NAME}"
-
-
-def add_model(database: Database, suffix: str, project: str = "default", **columns: Any) -> str:
-    """An adapter's row; returns its served name."""
-    name = f"ft:{BASE_MODEL}:{project}:{suffix}:1"
-    with database.writer() as session:
-        owner = session.query(Project).filter_by(name=project).one()
-        row = {"name": name, "project_id": owner.id, "base_model": BASE_MODEL, "storage_key": "none"}
-        session.add(Adapter(**row | columns))
-    return name
+from tests.support.aliases import ADDRESS, NAME, add_model, put, refused
+from tests.support.comparison_results import add_comparison, candidate, results
+from tests.support.service import BASE_MODEL, OTHER_KEY, Service
 
 
 @pytest.fixture
 def models(database: Database) -> list[str]:
     """Three fine-tuned models of the first project."""
     return [add_model(database, suffix) for suffix in ("a", "b", "c")]
-
-
-def put(http: httpx2.Client, name: str = NAME, **body: Any) -> dict[str, Any]:
-    response = http.put(f"/v1/aliases/{name}", json=body)
-    assert response.status_code == 200, response.text
-    return response.json()
-
-
-@contextmanager
-def refused(status: int, code: str, param: str | None) -> Iterator[Any]:
-    """The block calls what it gets with a response that must be refused so."""
-
-    def check(response: httpx2.Response) -> dict[str, Any]:
-        error = response.json()["error"]
-        assert (response.status_code, error["code"], error["param"]) == (status, code, param), response.text
-        assert (response.headers.get("x-should-retry") == "false") == (status in (409, 424))
-        return error
-
-    yield check
 
 
 def test_an_alias_from_first_to_last(http: httpx2.Client, database: Database, models: list[str]) -> None:

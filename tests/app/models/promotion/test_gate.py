@@ -10,7 +10,7 @@ from app.comparisons.results import CandidateResult, ComparisonResults, PairResu
 from app.core.errors import InvalidRequestError
 from app.models.promotion.gate import find_candidate, judge
 from app.models.promotion.schemas import Beats, Opponent, RuleResult, Rules
-from tests.app.models.promotion.found import candidate, pair, regression, results
+from tests.support.comparison_results import candidate, pair, regression, results
 
 TUNED = candidate("tuned", model="ft:new", score=0.9, median=1.2)
 BASE = candidate("base", "base", score=0.2, median=1.0)

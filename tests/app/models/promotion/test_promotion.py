@@ -10,10 +10,10 @@ import pytest
 
 from app.core.database import Database
 from app.models.adapters import service as adapters_service
-from tests.app.models.aliases.test_alias_races import race
-from tests.app.models.aliases.test_aliases import ADDRESS, NAME, add_model, put, refused
-from tests.app.models.promotion.found import add_comparison, candidate, pair, regression, results
-from tests.conftest import BASE_MODEL, OTHER_KEY, Service
+from tests.support.aliases import ADDRESS, NAME, add_model, put, refused
+from tests.support.comparison_results import add_comparison, candidate, pair, regression, results
+from tests.support.racing import race
+from tests.support.service import BASE_MODEL, OTHER_KEY, Service
 
 PROMOTE = f"{ADDRESS}/promote"
 RULES = {

@@ -20,7 +20,7 @@ from app.comparisons.results import (
 )
 from app.core.database import Database
 from app.files.models import File
-from tests.conftest import BASE_MODEL
+from tests.support.service import BASE_MODEL
 
 
 def candidate(

@@ -7,10 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import torch
 from safetensors.torch import save_file
 
+from tests.support.service import BASE_MODEL
+
 BASE = {"model.layers.0.self_attn.q_proj": [12, 8], "model.layers.0.mlp.down_proj": [8, 20]}
+FILES = ("adapter_config.json", "adapter_model.safetensors")
 RANK = 4
 CONFIG = {
     "peft_type": "LORA",
@@ -77,3 +81,9 @@ def bad_weights(good: bytes) -> Iterator[tuple[str, bytes, str]]:
         refolded(b'{"a": %s, "b": %s}' % (entry % (0, 128), entry % (0, 128)), bytes(128)),
         "begin where",
     )
+
+
+def send(http: httpx2.Client, folder: Path, **fields: str) -> httpx2.Response:
+    headers = {name: fields.pop(name) for name in list(fields) if "-" in name}
+    files = {name: (name, (folder / name).read_bytes()) for name in FILES if (folder / name).exists()}
+    return http.post("/v1/adapters", files=files, data={"base_model": BASE_MODEL} | fields, headers=headers)

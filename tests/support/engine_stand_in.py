@@ -1,6 +1,6 @@
 """A stand-in engine for faults that a real one does not show on request; real answers are in end_to_end.
 
-As a process of its own, to be frozen or killed: `python -m tests.app.completions.engine_stand_in SOCKET`.
+As a process of its own, to be frozen or killed: `python -m tests.support.engine_stand_in SOCKET`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.conftest import wait_until
+from app.completions.models import Engine
+from app.core.database import Database, database_now
+from tests.support.service import BASE_MODEL
+from tests.support.waiting import wait_until
 
 ENGINE_KEY = "engine-key"
 USAGE = {"prompt_tokens": 5, "total_tokens": 8, "completion_tokens": 3}
@@ -160,8 +164,8 @@ def run_engine(stand_in: EngineStandIn, socket: str) -> Iterator[None]:
 @contextmanager
 def run_engine_process(socket: str) -> Iterator[subprocess.Popen[bytes]]:
     """Serves a stand-in that answers, in a process of its own."""
-    command = [sys.executable, "-m", "tests.app.completions.engine_stand_in", socket]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[3])
+    command = [sys.executable, "-m", "tests.support.engine_stand_in", socket]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     try:
         wait_until(Path(socket).exists, "the stand-in starts")
         yield process
@@ -172,3 +176,24 @@ def run_engine_process(socket: str) -> Iterator[subprocess.Popen[bytes]]:
 
 if __name__ == "__main__":
     uvicorn.run(EngineStandIn().app, uds=sys.argv[1], log_level="critical", access_log=False)
+
+
+ASK: dict[str, Any] = {"model": BASE_MODEL, "messages": [{"role": "user", "content": "Soup?"}]}
+
+
+def register_engine(database: Database, url: str, **columns: Any) -> str:
+    """The row of an engine that does not report itself again, by default for a long time."""
+    row = {"status": "ready", "heartbeat_at": database_now() + 3600} | columns
+    with database.writer() as session:
+        engine = Engine(
+            base_model=BASE_MODEL,
+            url=url,
+            api_key=ENGINE_KEY,
+            device="cpu",
+            version="0",
+            started_at=time.time(),
+            **row,
+        )
+        session.add(engine)
+        session.flush()
+        return engine.id

@@ -50,4 +50,4 @@ if __name__ == "__main__":
         stand_in_trainer.main()
     else:
         worker.detect = lambda: Device("cuda", "GPU", 80 * 2**30)  # pyright: ignore[reportPrivateImportUsage]
-        worker.main([sys.executable, "-m", "tests.workers.sharing_worker", "trainer", sys.argv[1]])
+        worker.main([sys.executable, "-m", "tests.support.sharing_worker", "trainer", sys.argv[1]])

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from app.cli.main import app
 from app.core.database import Database
+from app.core.settings import Settings
 from app.fine_tuning.models import Event, FineTuningJob
 
 TOQUE = [sys.executable, "-P", "-m", "app.cli.main"]
@@ -54,3 +55,12 @@ def metrics_event(step: int, total_steps: int, loss: float) -> Event:
 
 def finished(status: str) -> dict[str, object]:
     return {"status": status, "finished_at": time.time()}
+
+
+def run(settings: Settings, *arguments: str) -> Result:
+    environment = {
+        "TOQUE_DATA_DIR": str(settings.data_dir),
+        "TOQUE_DATABASE_URL": settings.database_url,
+        "TOQUE_HEARTBEAT_SECONDS": "10",
+    }
+    return CliRunner().invoke(app, arguments, env=environment)

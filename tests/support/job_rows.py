@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 from app.auth.models import Project
 from app.files.models import File
 from app.fine_tuning.models import FineTuningJob
-from tests.conftest import BASE_MODEL
+from tests.support.service import BASE_MODEL
 
 
 def add_job(session: Session) -> None:

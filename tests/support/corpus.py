@@ -15,7 +15,7 @@ from typing import Any
 
 import zstandard
 
-from tests.conftest import chat_line, training_bytes
+from tests.support.training_files import chat_line, training_bytes
 
 MIB = 2**20
 CALL = {"id": "c1", "type": "function", "function": {"name": "stock", "arguments": '{"item": "leek"}'}}

@@ -1,0 +1,70 @@
+"""A trainer process, and the specs that it is given."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+from workers.training.protocol import (
+    Failed,
+    Finished,
+    Hyperparameters,
+    Progress,
+    Started,
+    Step,
+    Stopped,
+    TrainingSpec,
+)
+
+COMMAND = [sys.executable, "-m", "workers.training.trainer"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+class Child:
+    """A trainer process, spoken to as the worker does."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            COMMAND, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+
+    def train(self, spec: TrainingSpec, stop_after: int | None = None) -> list[Progress]:
+        """What it says about the job; after the step `stop_after` (0: once it begins) it is asked to stop."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(msgspec.json.encode(spec) + b"\n")
+        self.process.stdin.flush()
+        said: list[Progress] = []
+        while not said or not isinstance(said[-1], Finished | Stopped | Failed):
+            line = self.process.stdout.readline()
+            assert line, f"the trainer died: {self.process.wait()}"
+            said.append(msgspec.json.decode(line, type=Progress))
+            begins = isinstance(said[-1], Started) and stop_after == 0
+            if begins or (isinstance(said[-1], Step) and said[-1].metrics.step == stop_after):
+                self.process.send_signal(signal.SIGTERM)
+        return said
+
+    def close(self) -> int:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        code = self.process.wait(30)
+        self.process.stdout.close()
+        return code
+
+
+def with_(spec: TrainingSpec, **changes: Any) -> TrainingSpec:
+    """The spec with other fields or hyperparameters, and an output folder of its own."""
+    names = Hyperparameters.__struct_fields__
+    numbers = {name: changes.pop(name) for name in list(changes) if name in names}
+    changes.setdefault("output_dir", f"{spec.output_dir}-{time.monotonic_ns()}")
+    hyperparameters = msgspec.structs.replace(spec.hyperparameters, **numbers)
+    return msgspec.structs.replace(spec, hyperparameters=hyperparameters, **changes)
+
+
+def losses(said: list[Any]) -> dict[int, float | None]:
+    return {message.metrics.step: message.metrics.train_loss for message in said if isinstance(message, Step)}

@@ -1,0 +1,110 @@
+"""A training worker process, and the jobs that it works on."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from openai import OpenAI
+from safetensors.torch import load_file
+
+from app.core.database import Database
+from app.core.settings import Settings
+from app.models.adapters.models import Adapter
+from app.storage import open_storage
+from tests.support.examples import lines_of, opinions
+from tests.support.tiny_model import TINY
+from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
+
+WORKER = [sys.executable, "-m", "workers.training.worker"]
+
+
+@contextmanager
+def run_worker(
+    settings: Settings, tmp_path: Path, command: Sequence[str] = WORKER, **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A real worker process; its log goes to worker.log."""
+    environment = (
+        os.environ
+        | environment
+        | {
+            "TOQUE_DATA_DIR": str(settings.data_dir),
+            "TOQUE_DATABASE_URL": settings.database_url,
+            "TOQUE_STORAGE_DIR": str(settings.storage_root),
+            "TOQUE_BASE_MODELS": f"[{settings.base_models[0].model_dump_json()}]",
+            "TOQUE_HEARTBEAT_SECONDS": "0.2",
+            "TOQUE_LEASE_SECONDS": str(settings.lease_seconds),
+            "TOQUE_RETRY_SECONDS": str(settings.retry_seconds),
+            "TOQUE_STORAGE_ROOM_BYTES": str(settings.storage_room_bytes),
+            "TOQUE_POLL_SECONDS": "0.1",
+            "TOQUE_TRAINING_THREADS": "1",
+        }
+    )
+    with (tmp_path / "worker.log").open("ab") as log:
+        process = subprocess.Popen(command, env=environment, stderr=log)
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                code = process.wait(timeout=30)
+                crashing = "TOQUE_CRASH_AT" in environment  # it may be about to kill itself
+                assert code == 0 or (crashing and code == -signal.SIGKILL), (
+                    tmp_path / "worker.log"
+                ).read_text()
+
+
+def trainer_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    def find() -> psutil.Process | None:
+        children = psutil.Process(worker.pid).children()
+        return next((child for child in children if "workers.training.trainer" in child.cmdline()), None)
+
+    return wait_until(find, "the trainer starts")
+
+
+def create(client: OpenAI, content: bytes | None = None, method: str = "supervised", **parameters: Any):
+    content = content or (lines_of(opinions(24)) if method == "dpo" else training_bytes(24))
+    file = client.files.create(file=("train.jsonl", content), purpose="fine-tune")
+    hyperparameters = {"n_epochs": 2, "batch_size": 4} | parameters.pop("hyperparameters", {})
+    parameters = {"model": TINY, "seed": 1} | parameters
+    settings: Any = {"type": method, method: {"hyperparameters": hyperparameters}}
+    return client.fine_tuning.jobs.create(training_file=file.id, method=settings, **parameters)
+
+
+def ended(client: OpenAI, job_id: str):
+    def look():
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        return job if job.status in ("succeeded", "failed", "cancelled") else None
+
+    return wait_until(look, f"{job_id} ends", seconds=120)
+
+
+def weights(database: Database, settings: Settings, name: str) -> dict[str, Any]:
+    with database.reader() as session:
+        key = session.get_one(Adapter, name).storage_key
+    return load_file(open_storage(settings).path(key) / "adapter_model.safetensors")
+
+
+def check_record(client: OpenAI, job: Any, steps: int = 12) -> list[str]:
+    """Every step once, in order, in log and result file; returns the losses as text."""
+    events = [
+        event for event in client.fine_tuning.jobs.list_events(job.id, limit=1000) if event.type == "metrics"
+    ]
+    assert [event.data["step"] for event in events][::-1] == list(range(1, steps + 1))
+    rows = list(csv.DictReader(client.files.content(job.result_files[0]).text.splitlines()))
+    assert [int(row["step"]) for row in rows] == list(range(1, steps + 1))
+    return [row["train_loss"] for row in rows]
+
+
+def steps_of(client: OpenAI, job_id: str) -> int:
+    events = client.fine_tuning.jobs.list_events(job_id, limit=1000)
+    return max((event.data["step"] for event in events if event.type == "metrics"), default=0)
