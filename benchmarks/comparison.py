@@ -34,9 +34,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from app.comparisons.asking import prompt
+from app.comparisons.chat_client import prompt
 from app.comparisons.few_shot import choose_examples
-from app.comparisons.plan import Arm
+from app.comparisons.plan import Candidate
 from app.comparisons.questions import read_questions
 from app.demo.dataset import HELDOUT_FILE, STYLE_GUIDE, TRAINING_FILE
 from benchmarks.serving.deployment import API_KEY, Deployment, create_deployment
@@ -120,19 +120,19 @@ def _requests(held_out: Path, base: str, adapter: str) -> list[dict[str, Any]]:
     shown = choose_examples(HELDOUT_FILE, questions, EXAMPLES, 0, "random")
     salt = secrets.token_hex(8)
 
-    def body(arm: Arm, number: int) -> dict[str, Any]:
-        examples = shown.turns(number) if arm.examples else []
-        messages = prompt(arm, questions[number], examples)
+    def body(candidate: Candidate, number: int) -> dict[str, Any]:
+        examples = shown.turns(number) if candidate.examples else []
+        messages = prompt(candidate, questions[number], examples)
         sampling = {"max_tokens": MAX_TOKENS, "temperature": 0, "seed": 0, "cache_salt": salt}
-        return {"model": arm.model, "messages": messages} | sampling
+        return {"model": candidate.model, "messages": messages} | sampling
 
-    arms = [
-        Arm(name="base", type="base", model=base),
-        Arm(name="prompted", type="few_shot", model=base, system=guide, examples=EXAMPLES),
-        Arm(name="tuned", type="model", model=adapter),
+    candidates = [
+        Candidate(name="base", type="base", model=base),
+        Candidate(name="prompted", type="few_shot", model=base, system=guide, examples=EXAMPLES),
+        Candidate(name="tuned", type="model", model=adapter),
     ]
-    first = [body(arm, 0) for arm in arms]
-    return first + [body(arm, number) for arm in arms for number in range(1, QUESTIONS)]
+    first = [body(candidate, 0) for candidate in candidates]
+    return first + [body(candidate, number) for candidate in candidates for number in range(1, QUESTIONS)]
 
 
 def _compare(client: OpenAI, held_out: Path, base: str, adapter: str) -> float:

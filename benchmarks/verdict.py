@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.comparisons.analysis.answers import Candidate, Demands
+from app.comparisons.analysis.answers import Thresholds
 from app.comparisons.analysis.statistics import Scores, mcnemar
 from app.comparisons.analysis.verdict import ALPHA, find_verdict
+from app.comparisons.plan import Candidate
 from app.comparisons.results import RegressionResult
 
 SIZES = (20, 50, 100, 200, 500)
@@ -44,7 +45,7 @@ CODES = (
     "not_enough_data",
 )
 _normal = NormalDist()
-_demands = Demands()
+_thresholds = Thresholds()
 
 
 class Line(NamedTuple):
@@ -72,7 +73,7 @@ LINES = [
         for n in SIZES
     ),
     *(Line(2, 1, e, 50, graded=True) for e in (-0.05, 0.0, 0.05)),
-    *(Line(1, 1, 0.0, n, loss=_demands.max_regression) for n in SIZES),
+    *(Line(1, 1, 0.0, n, loss=_thresholds.max_regression) for n in SIZES),
 ]
 
 
@@ -109,9 +110,9 @@ def main() -> None:
                 false_wins.append(rates["fine_tuning_wins"])
             if line.effect >= 0:
                 false_hurts.append(rates["fine_tuning_hurts"])
-            if line.effect > _demands.margin:
+            if line.effect > _thresholds.margin:
                 false_enough.append(rates["prompting_is_enough"])
-            if power is not None and line.effect > _demands.margin and (line.rivals, line.tuned) == (1, 1):
+            if power is not None and line.effect > _thresholds.margin and (line.rivals, line.tuned) == (1, 1):
                 missing.append(power - rates["fine_tuning_wins"])
     print(
         json.dumps(
@@ -132,8 +133,11 @@ def simulate(line: Line, comparisons: int, seed: int) -> Counter[str]:
     """How often each verdict comes up."""
     generator = np.random.default_rng(seed)
     candidates = [
-        *(Candidate(f"rival {n}", "prompt" if n else "base", "base") for n in range(line.rivals)),
-        *(Candidate(f"tuned {n}", "model", f"ft:{n}") for n in range(line.tuned)),
+        *(
+            Candidate(name=f"rival {n}", type="prompt" if n else "base", model="base")
+            for n in range(line.rivals)
+        ),
+        *(Candidate(name=f"tuned {n}", type="model", model=f"ft:{n}") for n in range(line.tuned)),
     ]
     worth = [RIVAL] * line.rivals + [RIVAL + line.effect] * line.tuned
     found: Counter[str] = Counter()
@@ -150,7 +154,7 @@ def simulate(line: Line, comparisons: int, seed: int) -> Counter[str]:
                 p_value=general.p_value(0, 1),
             )
         scores = Scores(draw(generator, worth, line.size, graded=line.graded), seed)
-        found[find_verdict(candidates, scores, _demands, regression).code] += 1
+        found[find_verdict(candidates, scores, _thresholds, regression).code] += 1
     return found
 
 

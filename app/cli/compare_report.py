@@ -8,7 +8,7 @@ from typing import Any
 
 from app.cli.junit import xml_text
 from app.cli.output import print_fields, print_table, stdout
-from app.comparisons.report.wording import percent
+from app.comparisons.report.figures import percent
 from app.core.control_characters import visible
 
 _MOST_QUESTIONS = 20

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from app.cli.aliases import get_object
 from app.cli.compare_report import said
 from app.cli.junit import xml_text
-from app.comparisons.report.wording import percent
+from app.comparisons.report.figures import percent
 from app.core.control_characters import visible
 
 if TYPE_CHECKING:

@@ -12,14 +12,13 @@ from sqlalchemy.orm import Session
 from app.comparisons import models
 from app.comparisons.analysis.answers import (
     Answer,
-    Candidate,
     CandidateAnswers,
     ComparisonAnswers,
-    Demands,
     GeneralAnswers,
+    Thresholds,
 )
 from app.comparisons.graders import grader as graders
-from app.comparisons.plan import Arm, Plan
+from app.comparisons.plan import Plan
 from app.comparisons.questions import Question
 from app.core.database import Database
 
@@ -45,7 +44,7 @@ def compute(database_url: str, comparison_id: str) -> tuple[dict[str, Any], list
             graded = _grade(session, comparison_id, plan, questions)
     finally:
         database.dispose()
-    results = compute_results(_put_together(plan, questions, graded)).model_dump(mode="json")
+    results = compute_results(_collect_answers(plan, questions, graded)).model_dump(mode="json")
     scores = [
         {"candidate": place, "question": number, "score": answer.score, "error": answer.error}
         for (place, number), answer in graded.items()
@@ -65,7 +64,7 @@ def _read_questions(session: Session, comparison_id: str) -> list[Question]:
 def _grade(
     session: Session, comparison_id: str, plan: Plan, questions: list[Question]
 ) -> dict[tuple[int, int], Answer]:
-    """By the arm's place and the question's number."""
+    """By the candidate's place and the question's number."""
     replies: defaultdict[tuple[int, int], list[str | None]] = defaultdict(list)
     judgements = select(models.Judgement).where(models.Judgement.comparison_id == comparison_id)
     for judgement in session.scalars(judgements.order_by(models.Judgement.turn)):
@@ -83,7 +82,7 @@ def _grade(
     return graded
 
 
-def _put_together(
+def _collect_answers(
     plan: Plan, questions: list[Question], graded: dict[tuple[int, int], Answer]
 ) -> ComparisonAnswers:
     held_out, general = questions[: plan.questions], range(plan.questions, len(questions))
@@ -92,12 +91,12 @@ def _put_together(
         return [graded.get((place, number), _UNANSWERED) for number in numbers]
 
     by_candidate = [
-        CandidateAnswers(_candidate(arm), answers(place, range(plan.questions)))
-        for place, arm in enumerate(plan.candidates)
+        CandidateAnswers(candidate, answers(place, range(plan.questions)))
+        for place, candidate in enumerate(plan.candidates)
     ]
     guard = None
     if plan.general_questions:
-        base, *tuned = plan.general_arms
+        base, *tuned = plan.general_candidates
         guard = GeneralAnswers(
             base=answers(base, general),
             tuned={plan.candidates[place].name: answers(place, general) for place in tuned},
@@ -108,10 +107,6 @@ def _put_together(
         grader=plan.grader,
         references=[question.reference for question in held_out],
         general=guard,
-        demands=Demands(plan.margin, plan.good_enough, plan.max_regression),
+        thresholds=Thresholds(plan.margin, plan.good_enough, plan.max_regression),
         seed=plan.seed,
     )
-
-
-def _candidate(arm: Arm) -> Candidate:
-    return Candidate(arm.name, arm.type, arm.model, arm.job, arm.step, arm.is_final)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from app.comparisons.results import CandidateType
 
 
-class Arm(BaseModel):
+class Candidate(BaseModel):
     """One way of answering: a model, and how it is asked."""
 
     name: str
@@ -28,15 +28,23 @@ class Arm(BaseModel):
     base_url: str | None = None
     """Of an external endpoint."""
     job: str | None = None
+    """The fine-tuning job that made the model; two or more candidates of a job make a checkpoint curve."""
     step: int | None = None
+    """The training step whose weights these are; the job's last step for its final model."""
     is_final: bool = False
+    """Whether this is the model that the job published at its end."""
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether this is a fine-tuned model; a candidate of type `model` may also be another base."""
+        return self.type == "model" and self.model.startswith("ft:")
 
 
 class Plan(BaseModel):
     """Who is asked what, and how it is graded."""
 
-    candidates: list[Arm]
-    guard: Arm | None = None
+    candidates: list[Candidate]
+    guard: Candidate | None = None
     """The base, asked the general questions only: where it is no candidate itself."""
     grader: str | dict[str, Any]
     general_grader: str | dict[str, Any]
@@ -54,25 +62,25 @@ class Plan(BaseModel):
     """Training files that the storage has no more, so that nothing could be held against them."""
 
     @property
-    def arms(self) -> list[Arm]:
-        """Everyone who is asked; an answer names its arm by the place in this list."""
+    def all_candidates(self) -> list[Candidate]:
+        """Everyone who is asked; an answer names its candidate by the place in this list."""
         return [*self.candidates, *([self.guard] if self.guard else [])]
 
     @property
     def general_base(self) -> int:
-        """The place of the arm that stands for the base on the general questions."""
-        plain = (place for place, arm in enumerate(self.candidates) if arm.type == "base")
+        """The place of the candidate that stands for the base on the general questions."""
+        plain = (place for place, candidate in enumerate(self.candidates) if candidate.type == "base")
         return len(self.candidates) if self.guard else next(plain)
 
     @property
-    def general_arms(self) -> list[int]:
+    def general_candidates(self) -> list[int]:
         """The places of those who are asked the general questions."""
         if not self.general_questions:
             return []
-        tuned = [place for place, arm in enumerate(self.candidates) if arm.type == "model"]
+        tuned = [place for place, candidate in enumerate(self.candidates) if candidate.type == "model"]
         return [self.general_base, *tuned]
 
     @property
     def total(self) -> int:
         """Answers that are to be given."""
-        return self.questions * len(self.candidates) + self.general_questions * len(self.general_arms)
+        return self.questions * len(self.candidates) + self.general_questions * len(self.general_candidates)

@@ -9,7 +9,14 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from app.comparisons import service
-from app.comparisons.examination import FIT_SECONDS, MAX_QUESTIONS, Examined, Files, check_fit, examine
+from app.comparisons.input_files import (
+    FIT_SECONDS,
+    MAX_QUESTIONS,
+    InputFiles,
+    ValidatedFiles,
+    check_graders_fit,
+    validate_files,
+)
 from app.comparisons.plan import Plan
 from app.comparisons.report.report import render_html
 from app.comparisons.schemas import ComparisonObject, CreateComparison, ItemObject
@@ -33,7 +40,7 @@ def create_comparison(
 ) -> ComparisonObject:
     """Checks the request and its files, and queues a comparison; sent again, it queues no other."""
     comparison = service.create_comparison(
-        reading, session, storage, settings, creating, body, partial(_examine_elsewhere, http)
+        reading, session, storage, settings, creating, body, partial(_validate_in_child, http)
     )
     return ComparisonObject.of(comparison)
 
@@ -97,12 +104,12 @@ def get_report(comparison_id: str, project: CurrentProject, session: ReadSession
     )
 
 
-def _examine_elsewhere(http: Request, files: Files) -> Examined:
+def _validate_in_child(http: Request, files: InputFiles) -> ValidatedFiles:
     """In a child process: files may be large, and this one is to stay small and quick."""
     is_abandoned = http.is_disconnected
-    examined = in_child(examine, files, is_abandoned=is_abandoned)
+    validated = in_child(validate_files, files, is_abandoned=is_abandoned)
     try:
-        in_child(check_fit, files, examined, seconds=FIT_SECONDS, is_abandoned=is_abandoned)
+        in_child(check_graders_fit, files, validated, seconds=FIT_SECONDS, is_abandoned=is_abandoned)
     except TimeoutError:
         raise InvalidRequestError(
             f"grader: takes longer than {FIT_SECONDS:g} s on the references of the held-out file; "
@@ -110,4 +117,4 @@ def _examine_elsewhere(http: Request, files: Files) -> Examined:
             code="invalid_grader",
             param="grader",
         ) from None
-    return examined
+    return validated

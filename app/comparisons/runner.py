@@ -12,8 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.comparisons import queue
-from app.comparisons.asking import Asker
-from app.comparisons.execution import Execution
+from app.comparisons.attempt import Attempt
+from app.comparisons.chat_client import ChatClient
 from app.comparisons.external import ExternalEndpoints
 from app.comparisons.models import Comparison
 from app.completions.gateway import Gateway
@@ -77,10 +77,10 @@ class Runner:
             raise
 
     async def _execute(self, comparison: Comparison) -> None:
-        asker = Asker(self._gateway, self._external, comparison.project_id)
-        execution = Execution(self._database, self._storage, asker, comparison, self._lease_seconds)
+        chat_client = ChatClient(self._gateway, self._external, comparison.project_id)
+        attempt = Attempt(self._database, self._storage, chat_client, comparison, self._lease_seconds)
         try:
-            await execution.run()
+            await attempt.run()
         except* queue.LeaseLostError:
             pass  # cancelled, or another process goes on with it
         except* ToqueError as group:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
 
 from app.comparisons.models import Answer, Comparison
 from app.comparisons.models import Question as QuestionRow
-from app.comparisons.plan import Arm, Plan
+from app.comparisons.plan import Candidate, Plan
 from app.comparisons.questions import Question
 from app.comparisons.results import (
     CandidateResult,
@@ -32,7 +32,7 @@ Seed = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-class _Candidate(BaseModel):
+class _CreateCandidate(BaseModel):
     """What all candidates share."""
 
     model_config = ConfigDict(extra="forbid")
@@ -41,20 +41,20 @@ class _Candidate(BaseModel):
     """Unique in the comparison; made up from what the candidate is, where absent."""
 
 
-class BaseCandidate(_Candidate):
+class BaseCandidate(_CreateCandidate):
     """The base model as it is."""
 
     type: Literal["base"]
 
 
-class PromptCandidate(_Candidate):
+class PromptCandidate(_CreateCandidate):
     """The base model with a system prompt, which takes the place of the question's own."""
 
     type: Literal["prompt"]
     system: SystemPrompt
 
 
-class FewShotCandidate(_Candidate):
+class FewShotCandidate(_CreateCandidate):
     """The base model, shown examples before each question."""
 
     type: Literal["few_shot"]
@@ -68,21 +68,21 @@ class FewShotCandidate(_Candidate):
     """The same for all questions, or for each those whose question is most like it."""
 
 
-class ModelCandidate(_Candidate):
+class ModelCandidate(_CreateCandidate):
     """Any model that the project can ask: fine-tuned, a checkpoint, or another base."""
 
     type: Literal["model"]
     model: Annotated[str, Field(min_length=1, max_length=255)]
 
 
-class CheckpointsCandidate(_Candidate):
+class CheckpointsCandidate(_CreateCandidate):
     """Every model that a job has saved: a candidate each, named by its step."""
 
     type: Literal["checkpoints"]
     job: str
 
 
-class ExternalCandidate(_Candidate):
+class ExternalCandidate(_CreateCandidate):
     """A model behind another OpenAI-compatible endpoint, of those that TOQUE_EXTERNAL_ENDPOINTS allows."""
 
     type: Literal["external"]
@@ -195,11 +195,13 @@ class CandidateObject(BaseModel):
     latency: Latency | None = None
 
     @classmethod
-    def of(cls, arm: Arm, result: CandidateResult | None) -> CandidateObject:
+    def of(cls, candidate: Candidate, result: CandidateResult | None) -> CandidateObject:
         """The candidate as the API shows it."""
         fields = cls.model_fields.keys()
         found = result.model_dump(include=fields & CandidateResult.model_fields.keys()) if result else {}
-        return cls.model_validate(found | arm.model_dump(include=fields & Arm.model_fields.keys()))
+        return cls.model_validate(
+            found | candidate.model_dump(include=fields & Candidate.model_fields.keys())
+        )
 
 
 class ComparisonObject(Identified):
@@ -247,7 +249,9 @@ class ComparisonObject(Identified):
             model=comparison.model,
             file=comparison.file_id,
             grader=plan.grader,
-            candidates=[CandidateObject.of(arm, scored.get(arm.name)) for arm in plan.candidates],
+            candidates=[
+                CandidateObject.of(candidate, scored.get(candidate.name)) for candidate in plan.candidates
+            ],
             progress=Progress(done=comparison.done, total=comparison.total),
             excluded=Excluded(
                 count=len(comparison.excluded),
@@ -317,7 +321,8 @@ class ItemObject(Identified):
             metadata=question.metadata,
             answers=[
                 ItemAnswer(
-                    candidate=plan.arms[answer.candidate].name or plan.arms[answer.candidate].model,
+                    candidate=plan.all_candidates[answer.candidate].name
+                    or plan.all_candidates[answer.candidate].model,
                     text=answer.text,
                     score=answer.score,
                     error=answer.error,

@@ -9,9 +9,9 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.comparisons.examination import Examined, Files
+from app.comparisons.input_files import InputFiles, ValidatedFiles
 from app.comparisons.models import FINAL_STATUSES, Answer, Comparison, Question
-from app.comparisons.proposal import propose
+from app.comparisons.resolver import resolve_request
 from app.comparisons.schemas import CreateComparison
 from app.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from app.core.idempotency import CreationRequest
@@ -30,22 +30,22 @@ def create_comparison(
     settings: Settings,
     creating: CreationRequest,
     request: CreateComparison,
-    look_into: Callable[[Files], Examined],
+    validate: Callable[[InputFiles], ValidatedFiles],
 ) -> Comparison:
     """Checks everything that can be checked without asking a model, and queues the comparison.
 
-    `look_into` is `examination.examine`, wherever that is carried out. It may take long, so `session` is not
-    used before: a transaction may hold up others.
+    `validate` is `input_files.validate_files`, run wherever the caller chooses. It may take long, so
+    `session` is not used before it: an open transaction may hold up others.
 
     Raises:
         InvalidRequestError: a field or a line of a file is wrong; nothing is kept.
         NotFoundError: a model, a job or a file is not there.
         FailedDependencyError: a model is quarantined.
     """
-    proposal = propose(reading, storage, settings, creating.project_id, request)
+    resolved = resolve_request(reading, storage, settings, creating.project_id, request)
     reading.close()
-    examined = look_into(proposal.files)
-    plan = proposal.plan(examined)
+    validated = validate(resolved.files)
+    plan = resolved.plan(validated)
     if plan.total > MAX_ANSWERS:
         raise InvalidRequestError(
             f"Candidates times questions are {plan.total:,} answers; at most {MAX_ANSWERS:,} are asked for.",
@@ -59,20 +59,20 @@ def create_comparison(
         project_id=creating.project_id,
         name=request.name,
         status="queued",
-        model=proposal.base.name,
+        model=resolved.base.name,
         file_id=request.file,
         regression_file_id=request.regression_file,
         plan=plan.model_dump(mode="json"),
-        excluded=examined.excluded,
+        excluded=validated.excluded,
         comparison_metadata=request.metadata,
         total=plan.total,
-        api_keys=proposal.api_keys or None,
+        api_keys=resolved.api_keys or None,
     )
     session.add(comparison)
     session.flush()
     session.add_all(
         Question(comparison_id=comparison.id, number=number, content=msgspec.to_builtins(question))
-        for number, question in enumerate([*examined.questions, *examined.general])
+        for number, question in enumerate([*validated.questions, *validated.general])
     )
     session.flush()
     creating.remember(session, "comparison", content, comparison.id)

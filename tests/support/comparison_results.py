@@ -6,7 +6,7 @@ from typing import Any
 
 from app.auth.models import Project
 from app.comparisons.models import Answer, Comparison, Question
-from app.comparisons.plan import Arm, Plan
+from app.comparisons.plan import Candidate, Plan
 from app.comparisons.results import (
     CandidateResult,
     CandidateType,
@@ -79,9 +79,9 @@ def add_comparison(
     database: Database, found: ComparisonResults, project: str = "default", **columns: Any
 ) -> str:
     """A comparison's row, with three questions that every candidate answered; returns its id."""
-    arms = [Arm(name=each.name, type=each.type, model=each.model) for each in found.candidates]
+    candidates = [Candidate(name=each.name, type=each.type, model=each.model) for each in found.candidates]
     plan = Plan(
-        candidates=arms,
+        candidates=candidates,
         grader="exact_match",
         general_grader="exact_match",
         questions=3,
@@ -112,8 +112,8 @@ def add_comparison(
             "file_id": file.id,
             "plan": plan.model_dump(),
             "excluded": [],
-            "total": 3 * len(arms),
-            "done": 3 * len(arms),
+            "total": 3 * len(candidates),
+            "done": 3 * len(candidates),
             "results": found.model_dump(),
         }
         comparison = Comparison(**row | columns)
@@ -133,13 +133,13 @@ def add_comparison(
                     content=content,
                 )
             )
-            for place in range(len(arms)):
+            for place in range(len(candidates)):
                 session.add(
                     Answer(
                         comparison_id=comparison.id,
                         question=number,
                         candidate=place,
-                        text=f"Answer {number} of @{arms[place].name}\u000b\u0007",
+                        text=f"Answer {number} of @{candidates[place].name}\u000b\u0007",
                         score=number / 2,
                         input_tokens=1,
                         output_tokens=1,

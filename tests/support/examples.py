@@ -31,7 +31,7 @@ def preference(question: str, preferred: str, other: str, *, system: str = SYSTE
     }
 
 
-def opinions(count: int) -> list[dict[str, Any]]:
+def preference_pairs(count: int) -> list[dict[str, Any]]:
     """Pairs of unequal length, of which the shorter word is always preferred."""
     return [
         preference("x" * (number % 7) + f"thing {number}?", COLOURS[number % 5], "the colour of a thing")

@@ -20,7 +20,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.models.adapters.models import Adapter
 from app.storage import open_storage
-from tests.support.examples import lines_of, opinions
+from tests.support.examples import lines_of, preference_pairs
 from tests.support.tiny_model import TINY
 from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
@@ -72,7 +72,7 @@ def trainer_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
 
 
 def create(client: OpenAI, content: bytes | None = None, method: str = "supervised", **parameters: Any):
-    content = content or (lines_of(opinions(24)) if method == "dpo" else training_bytes(24))
+    content = content or (lines_of(preference_pairs(24)) if method == "dpo" else training_bytes(24))
     file = client.files.create(file=("train.jsonl", content), purpose="fine-tune")
     hyperparameters = {"n_epochs": 2, "batch_size": 4} | parameters.pop("hyperparameters", {})
     parameters = {"model": TINY, "seed": 1} | parameters

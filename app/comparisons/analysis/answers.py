@@ -1,4 +1,4 @@
-"""What statistics and verdict are computed from: candidates, their graded answers, the caller's demands.
+"""What statistics and verdict are computed from: candidates, their graded answers, the caller's thresholds.
 
 Plain structs that pickle, since the computing happens in a child process:
 
@@ -14,28 +14,7 @@ from typing import Any
 
 import msgspec
 
-from app.comparisons.results import CandidateType
-
-
-class Candidate(msgspec.Struct, frozen=True):
-    """One way of answering. A checkpoint is of type `model`, too."""
-
-    name: str
-    """Unique in the comparison."""
-    type: CandidateType
-    model: str
-    """Served name of the model that is asked."""
-    job: str | None = None
-    """The fine-tuning job that made the model; two or more candidates of a job make a checkpoint curve."""
-    step: int | None = None
-    """The training step whose weights these are; the job's last for the final model."""
-    is_final: bool = False
-    """The model that the job published at its end."""
-
-    @property
-    def is_tuned(self) -> bool:
-        """Whether it is a fine-tuned model; a candidate of type `model` may also be another base."""
-        return self.type == "model" and self.model.startswith("ft:")
+from app.comparisons.plan import Candidate
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -70,7 +49,7 @@ class GeneralAnswers(msgspec.Struct, frozen=True):
     """By candidate's name; each in the order of `base`."""
 
 
-class Demands(msgspec.Struct, frozen=True):
+class Thresholds(msgspec.Struct, frozen=True):
     """What the verdict is held against; scores and differences run from 0 to 1."""
 
     margin: float = 0.03
@@ -92,6 +71,6 @@ class ComparisonAnswers(msgspec.Struct, frozen=True):
     references: list[str] = []
     """Each question's, in their order; needed for the macro F1 alone."""
     general: GeneralAnswers | None = None
-    demands: Demands = Demands()
+    thresholds: Thresholds = Thresholds()
     seed: int = 0
     """Of bootstrap and permutations; the same answers and seed give the same results."""

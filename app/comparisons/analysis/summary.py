@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from app.comparisons.analysis.answers import Answer, CandidateAnswers, ComparisonAnswers, GeneralAnswers
-from app.comparisons.analysis.correction import holm
+from app.comparisons.analysis.holm import holm
 from app.comparisons.analysis.statistics import Scores
 from app.comparisons.analysis.verdict import ALPHA, find_verdict
 from app.comparisons.graders.grader import label_grader
@@ -56,7 +56,7 @@ def compute_results(answers: ComparisonAnswers) -> ComparisonResults:
         verdict=find_verdict(
             [of.candidate for of in answers.candidates],
             scores,
-            answers.demands,
+            answers.thresholds,
             {found.candidate: found for found in regression},
         ),
     )

@@ -27,10 +27,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from app.comparisons.analysis.answers import Candidate, Demands
-from app.comparisons.analysis.correction import holm
+from app.comparisons.analysis.answers import Thresholds
+from app.comparisons.analysis.holm import holm
 from app.comparisons.analysis.statistics import Scores
-from app.comparisons.report.wording import percent, points
+from app.comparisons.plan import Candidate
+from app.comparisons.report.figures import percent, points
 from app.comparisons.results import Interval, RegressionResult, Verdict, VerdictCode
 
 ALPHA = 0.05
@@ -49,7 +50,7 @@ class _Duel(NamedTuple):
 def find_verdict(
     candidates: Sequence[Candidate],
     scores: Scores,
-    demands: Demands,
+    thresholds: Thresholds,
     regression: Mapping[str, RegressionResult] | None = None,
 ) -> Verdict:
     """The verdict by the rule above.
@@ -57,10 +58,10 @@ def find_verdict(
     Args:
         candidates: in the order of the scores' rows.
         scores: on the held-out questions.
-        demands: what the caller sets.
+        thresholds: what the caller sets.
         regression: of tuned candidates by name, where general questions were asked.
     """
-    return _Judge(candidates, scores, demands, regression or {}).verdict()
+    return _Judge(candidates, scores, thresholds, regression or {}).verdict()
 
 
 class _Judge:
@@ -68,10 +69,15 @@ class _Judge:
         self,
         candidates: Sequence[Candidate],
         scores: Scores,
-        demands: Demands,
+        thresholds: Thresholds,
         regression: Mapping[str, RegressionResult],
     ) -> None:
-        self.candidates, self.scores, self.demands, self.regression = candidates, scores, demands, regression
+        self.candidates, self.scores, self.thresholds, self.regression = (
+            candidates,
+            scores,
+            thresholds,
+            regression,
+        )
         rows = range(len(candidates))
         # The best comes first; of equals, the one that was named first.
         ranked = sorted(rows, key=lambda row: -scores.means[row])
@@ -102,21 +108,21 @@ class _Judge:
                 worst,
             )
         losses = [self.regression.get(self.candidates[row].name) for row in self.tuned]
-        if all(loss is not None and loss.interval.low > self.demands.max_regression for loss in losses):
+        if all(loss is not None and loss.interval.low > self.thresholds.max_regression for loss in losses):
             duel, loss = _Duel(self.tuned[0], self.rivals[0]), losses[0]
             assert loss is not None
             return self._verdict(
                 "fine_tuning_hurts",
                 duel,
                 f"Fine-tuning hurts: on general questions {loss.candidate} {_kept(loss)} against its base, "
-                f"and {points(self.demands.max_regression)} are allowed; on yours "
+                f"and {points(self.thresholds.max_regression)} are allowed; on yours "
                 f"{self._scored(duel.tuned)}, {self._scored(duel.rival)}.",
             )
         return None
 
     def _is_enough(self) -> Verdict | None:
         share = ALPHA / len(self.rivals)
-        goal, margin = self.demands.good_enough, self.demands.margin
+        goal, margin = self.thresholds.good_enough, self.thresholds.margin
         for rival in self.rivals:
             duel = _Duel(self.tuned[0], rival)
             said = f"Prompting is enough: {self._scored(rival)} on {self._count} without training"
@@ -150,7 +156,7 @@ class _Judge:
     def _wins(self) -> Verdict | None:
         for row, p_value in self._winners():
             loss = self.regression.get(self.candidates[row].name)
-            if loss is not None and loss.loss > self.demands.max_regression:
+            if loss is not None and loss.loss > self.thresholds.max_regression:
                 continue
             duel = _Duel(row, self.rivals[0])
             kept = f" On general questions it {_kept(loss)}." if loss else ""
@@ -173,7 +179,7 @@ class _Judge:
                 duel,
                 f"No clear gain is shown: {self._scored(row)} on {self._count}, "
                 f"{self._gap(duel, 'more')} than {self._name(duel.rival)}; but on general questions it "
-                f"{_kept(loss)}, and {points(self.demands.max_regression)} are allowed. "
+                f"{_kept(loss)}, and {points(self.thresholds.max_regression)} are allowed. "
                 "More general questions would tell.",
                 p_value,
             )

@@ -20,11 +20,11 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
 from app.comparisons.graders.patterns import (
+    MAX_EXPANDED_LENGTH,
     MAX_PATTERN,
-    MAX_WRITTEN_OUT,
     PatternError,
     compile_pattern,
-    written_out,
+    expanded_length,
 )
 from app.comparisons.graders.text import REGEX_SECONDS, Grade, TextGrader
 
@@ -222,8 +222,8 @@ def _check_schema(schema: dict[str, Any]) -> None:
                 compile_pattern(pattern)
             except PatternError as error:
                 _refuse("has a pattern ({place}) that {reason}", place=place, reason=str(error))
-            patterns += written_out(pattern)
-            if patterns > 10 * MAX_WRITTEN_OUT:
+            patterns += expanded_length(pattern)
+            if patterns > 10 * MAX_EXPANDED_LENGTH:
                 _refuse("has patterns that together repeat too much; use smaller counts, or * and +")
     dialect: Any = validators.validator_for(schema)
     meta: Any = cast("Any", validators).extend(

@@ -9,7 +9,7 @@ import re
 import regex
 
 MAX_PATTERN = 2000
-MAX_WRITTEN_OUT = 10_000
+MAX_EXPANDED_LENGTH = 10_000
 """Characters of a pattern with each part written as often as it may be repeated."""
 _TOKEN = re.compile(
     r"""
@@ -34,10 +34,10 @@ def compile_pattern(pattern: str, *, ignore_case: bool = False) -> regex.Pattern
     Raises:
         PatternError: it does not compile, or would take too much memory to.
     """
-    if (size := written_out(pattern)) > MAX_WRITTEN_OUT:
+    if (size := expanded_length(pattern)) > MAX_EXPANDED_LENGTH:
         shown = f"{size:,}" if size < 10**12 else "far more than a billion"
         raise PatternError(
-            f"repeats too much: written out it has {shown} characters, at most {MAX_WRITTEN_OUT:,} are "
+            f"repeats too much: written out it has {shown} characters, at most {MAX_EXPANDED_LENGTH:,} are "
             "compiled; use smaller counts, or * and +"
         )
     try:
@@ -47,7 +47,7 @@ def compile_pattern(pattern: str, *, ignore_case: bool = False) -> regex.Pattern
         raise PatternError(f"does not compile: {error or type(error).__name__}") from None
 
 
-def written_out(pattern: str) -> int:
+def expanded_length(pattern: str) -> int:
     """The pattern's length, each part written as often as its count says; more where that is unclear."""
     sizes: list[list[int]] = [[]]
     groups, flat, unclear, after_group = 1, 0, _UNCLEAR.search(pattern) is not None, False

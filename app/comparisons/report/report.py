@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.comparisons.questions import answer_text
-from app.comparisons.report.wording import percent, points
+from app.comparisons.report.figures import percent, points
 from app.comparisons.results import ComparisonResults, Interval, PairResult, SliceResult, Verdict
 from app.core.control_characters import visible
 

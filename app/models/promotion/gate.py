@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
-from app.comparisons.analysis.correction import holm
-from app.comparisons.report.wording import percent, points
+from app.comparisons.analysis.holm import holm
+from app.comparisons.report.figures import percent, points
 from app.comparisons.results import CandidateResult, CandidateType, ComparisonResults, Interval, PairResult
 from app.core.errors import InvalidRequestError
 from app.models.promotion.schemas import Beats, Opponent, RuleResult, Rules
@@ -56,7 +56,7 @@ def find_candidate(results: ComparisonResults, model: str) -> CandidateResult:
     return found[0]
 
 
-def judge(
+def evaluate(
     rules: Rules, results: ComparisonResults, candidate: CandidateResult, current: Collection[str]
 ) -> list[RuleResult]:
     """What each rule comes to, in the order of `Rules`.
@@ -66,17 +66,17 @@ def judge(
     Raises:
         InvalidRequestError: there is no rule, or one that this comparison cannot answer.
     """
-    judged = list(_judged(rules, results, candidate, current))
-    if not judged:
+    evaluated = list(_evaluate_rules(rules, results, candidate, current))
+    if not evaluated:
         raise InvalidRequestError(
             "A gate needs a rule: min_score, beats, max_latency_ratio or max_regression.",
             code="missing_required_parameter",
             param="rules",
         )
-    return judged
+    return evaluated
 
 
-def _judged(
+def _evaluate_rules(
     rules: Rules, results: ComparisonResults, candidate: CandidateResult, current: Collection[str]
 ) -> Iterator[RuleResult]:
     if rules.min_score is not None:

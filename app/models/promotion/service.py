@@ -43,7 +43,7 @@ def promote(
     alias = _alias(session, settings, key.project_id, name, request)
     split = alias.split if alias is not None else []
     current = {share["model"] for share in split} - {model}
-    rules = gate.judge(request.rules, results, gate.find_candidate(results, model), current)
+    rules = gate.evaluate(request.rules, results, gate.find_candidate(results, model), current)
     passed = all(rule.passed for rule in rules)
     if request.dry_run:
         version = alias.version if alias is not None and split else None

@@ -14,7 +14,7 @@ from junitparser import JUnitXml
 from app.comparisons.models import Answer, Comparison
 from app.completions.models import Engine
 from app.core.database import database_now
-from tests.app.comparisons.cook import TUNED, Cook, add_tuned, knows_when_tuned, lines
+from tests.app.comparisons.stub_engine import TUNED, StubEngine, add_tuned, lines, tuned_model_is_right
 from tests.support.command import Service
 from tests.support.comparison_results import add_comparison, candidate, regression, results
 from tests.support.engine_stand_in import ENGINE_KEY, run_engine
@@ -22,12 +22,12 @@ from tests.support.service import BASE_MODEL
 
 
 @pytest.fixture(scope="module")
-def cook(service: Service) -> Iterator[Cook]:
-    cook = Cook(knows_when_tuned)
+def engine(service: Service) -> Iterator[StubEngine]:
+    engine = StubEngine(tuned_model_is_right)
     add_tuned(service.database)
     with tempfile.TemporaryDirectory(prefix="toque-") as folder:
         socket = str(Path(folder) / "engine.sock")
-        with run_engine(cook, socket):
+        with run_engine(engine, socket):
             row = Engine(
                 base_model=BASE_MODEL,
                 url=f"unix:{socket}",
@@ -40,7 +40,7 @@ def cook(service: Service) -> Iterator[Cook]:
             )
             with service.database.writer() as session:
                 session.add(row)
-            yield cook
+            yield engine
             with service.database.writer() as session:
                 session.delete(row)
 
@@ -63,7 +63,7 @@ def candidates(folder: Path) -> list[object]:
     return [part for text in texts for part in ("--candidate", text)]
 
 
-def test_from_files_to_a_verdict(service: Service, cook: Cook, folder: Path) -> None:
+def test_from_files_to_a_verdict(service: Service, engine: StubEngine, folder: Path) -> None:
     junit = folder / "report.xml"
     done = service.run(*arguments(folder, *candidates(folder), "--wait", "--json", "--junit", junit))
     assert done.exit_code == 0, done.output
@@ -106,7 +106,7 @@ def test_from_files_to_a_verdict(service: Service, cook: Cook, folder: Path) -> 
     assert "code comparison_succeeded" in again.stderr
 
 
-def test_a_terminal_obeys_no_text(service: Service, cook: Cook, folder: Path) -> None:
+def test_a_terminal_obeys_no_text(service: Service, engine: StubEngine, folder: Path) -> None:
     turns = [
         {"role": "user", "content": "\x1b[2J\x9b2J\x7f What is in pot number 3?"},
         {"role": "assistant", "content": "\x07Soup\r\n\t3."},
@@ -119,7 +119,9 @@ def test_a_terminal_obeys_no_text(service: Service, cook: Cook, folder: Path) ->
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", shown)
 
 
-def test_what_is_uploaded_already_is_not_sent_again(service: Service, cook: Cook, folder: Path) -> None:
+def test_what_is_uploaded_already_is_not_sent_again(
+    service: Service, engine: StubEngine, folder: Path
+) -> None:
     files: list[str] = []
     for _ in range(2):
         created = service.run(*arguments(folder, "--candidate", "base", "--json"))

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from app.core.database import Database
-from tests.app.comparisons.cook import Cook, knows_when_tuned
+from tests.app.comparisons.stub_engine import StubEngine, tuned_model_is_right
 from tests.support.engine_stand_in import register_engine, run_engine
 
 
 @pytest.fixture
-def cook(database: Database) -> Iterator[Cook]:
-    cook = Cook(knows_when_tuned)
+def engine(database: Database) -> Iterator[StubEngine]:
+    engine = StubEngine(tuned_model_is_right)
     with tempfile.TemporaryDirectory(prefix="toque-") as folder:
         socket = str(Path(folder) / "engine.sock")
-        with run_engine(cook, socket):
+        with run_engine(engine, socket):
             register_engine(database, f"unix:{socket}")
-            yield cook
+            yield engine

@@ -9,7 +9,16 @@ from sqlalchemy import update
 
 from app.core.database import Database
 from app.fine_tuning.models import Checkpoint, FineTuningJob
-from tests.app.comparisons.cook import Cook, add_tuned, create, ended, lines, number_asked, reference, upload
+from tests.app.comparisons.stub_engine import (
+    StubEngine,
+    add_tuned,
+    create,
+    ended,
+    lines,
+    number_asked,
+    reference,
+    upload,
+)
 from tests.support.service import BASE_MODEL
 
 
@@ -31,14 +40,14 @@ def add_job(client: OpenAI, database: Database) -> tuple[str, list[str]]:
     return job.id, [*list(checkpoints)[:2], final]
 
 
-def test_a_jobs_checkpoints_make_a_curve(client: OpenAI, database: Database, cook: Cook) -> None:
+def test_a_jobs_checkpoints_make_a_curve(client: OpenAI, database: Database, engine: StubEngine) -> None:
     job_id, models = add_job(client, database)
 
     def knows(body: dict[str, Any]) -> str:
         number = number_asked(body)
         return reference(number) if body["model"] == models[1] or number % 2 else "Stew."
 
-    cook._knows = knows
+    engine.respond = knows
     held_out = upload(client, lines(range(10, 80)))
     created = create(client, file=held_out, candidates=[{"type": "checkpoints", "job": job_id}])
     shown = [
@@ -58,11 +67,11 @@ def test_a_jobs_checkpoints_make_a_curve(client: OpenAI, database: Database, coo
         (20, 1.0, False),
         (30, 0.5, True),
     ]
-    assert len(cook.bodies) == 180
+    assert len(engine.bodies) == 180
 
 
 def test_a_checkpoint_that_is_also_named_is_asked_once(
-    client: OpenAI, database: Database, cook: Cook
+    client: OpenAI, database: Database, engine: StubEngine
 ) -> None:
     job_id, models = add_job(client, database)
     held_out = upload(client, lines(range(100, 103)))
@@ -75,4 +84,4 @@ def test_a_checkpoint_that_is_also_named_is_asked_once(
         ("ours-step-20", 20),
     ]
     assert ended(client, created["id"])["status"] == "succeeded"
-    assert len(cook.bodies) == 9
+    assert len(engine.bodies) == 9

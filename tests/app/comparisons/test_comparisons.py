@@ -18,9 +18,9 @@ from openai import OpenAI
 from app.comparisons import router
 from app.comparisons.results import ComparisonResults
 from app.core.database import Database
-from tests.app.comparisons.cook import (
+from tests.app.comparisons.stub_engine import (
     TUNED,
-    Cook,
+    StubEngine,
     add_tuned,
     create,
     ended,
@@ -42,7 +42,7 @@ ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True
 
 
 def test_from_a_file_to_a_verdict(
-    client: OpenAI, http: httpx2.Client, database: Database, cook: Cook
+    client: OpenAI, http: httpx2.Client, database: Database, engine: StubEngine
 ) -> None:
     add_tuned(database)
     held_out = upload(client, lines(HELD_OUT, metadata={"kitchen": "north"}))
@@ -82,21 +82,21 @@ def test_from_a_file_to_a_verdict(
     assert all(each.latency is not None and each.latency.p50 > 0 for each in results.candidates)
     assert results.candidates[0].slices[0].value == "north"
 
-    asked = Counter((body["model"], len(body["messages"]), number_asked(body)) for body in cook.bodies)
+    asked = Counter((body["model"], len(body["messages"]), number_asked(body)) for body in engine.bodies)
     assert set(asked.values()) == {1}
-    prompted = next(body for body in cook.bodies if body["messages"][0]["role"] == "system")
+    prompted = next(body for body in engine.bodies if body["messages"][0]["role"] == "system")
     assert prompted["messages"][0]["content"] == "You know all pots."
     assert (prompted["temperature"], prompted["max_tokens"]) == (0, 256)
-    shown = [body["messages"][:-1] for body in cook.bodies if len(body["messages"]) == 5]
+    shown = [body["messages"][:-1] for body in engine.bodies if len(body["messages"]) == 5]
     assert len(shown) == 40
     assert all(turns == shown[0] for turns in shown)
     assert [turn["role"] for turn in shown[0]] == ["user", "assistant"] * 2
-    assert 1 < cook.most_in_flight <= 16
+    assert 1 < engine.most_in_flight <= 16
     wait_until(lambda: totals(usage(http)) == (160, 3600, 480), "usage is written", seconds=10)
 
 
 def test_items_page_through_questions_with_every_answer(
-    client: OpenAI, database: Database, cook: Cook
+    client: OpenAI, database: Database, engine: StubEngine
 ) -> None:
     add_tuned(database)
     held_out = upload(client, lines(range(5)))
@@ -118,7 +118,7 @@ def test_items_page_through_questions_with_every_answer(
 
 
 def test_lists_belong_to_their_project(
-    service: Service, client: OpenAI, http: httpx2.Client, cook: Cook
+    service: Service, client: OpenAI, http: httpx2.Client, engine: StubEngine
 ) -> None:
     held_out = upload(client, lines(range(3)))
     ids = [create(client, file=held_out, candidates=[{"type": "base"}])["id"] for _ in range(3)]
@@ -133,7 +133,7 @@ def test_lists_belong_to_their_project(
         assert other.post(f"/v1/comparisons/{ids[0]}/cancel").status_code == 404
 
 
-def test_what_was_trained_on_is_left_out_and_reported(client: OpenAI, cook: Cook) -> None:
+def test_what_was_trained_on_is_left_out_and_reported(client: OpenAI, engine: StubEngine) -> None:
     held_out = upload(client, lines(range(8)))
     training = upload(client, line(3).replace("What", "WHAT ").encode() + lines(range(5, 20)), "fine-tune")
     few_shot = {"type": "few_shot", "examples": 1, "file": training}
@@ -142,7 +142,7 @@ def test_what_was_trained_on_is_left_out_and_reported(client: OpenAI, cook: Cook
     assert created["excluded"] == {"count": 4, "lines": excluded, "unchecked_files": []}
     done = ended(client, created["id"])
     assert (done["questions"], done["candidates"][0]["questions"]) == (4, 4)
-    assert {number_asked(body) for body in cook.bodies} == {0, 1, 2, 4}
+    assert {number_asked(body) for body in engine.bodies} == {0, 1, 2, 4}
     all_asked = create(client, file=held_out, candidates=[few_shot], exclude_training_overlap=False)
     assert (all_asked["questions"], all_asked["excluded"]["count"]) == (8, 0)
     named = create(client, file=held_out, candidates=[{"type": "base"}], training_file=training)
@@ -151,18 +151,18 @@ def test_what_was_trained_on_is_left_out_and_reported(client: OpenAI, cook: Cook
 
 @ONE_DATABASE
 def test_prompts_with_the_same_beginning_are_asked_together_once_it_is_cached(
-    client: OpenAI, cook: Cook
+    client: OpenAI, engine: StubEngine
 ) -> None:
     examples = upload(client, lines(range(5)))
     few_shot = {"type": "few_shot", "examples": 2, "file": examples}
     candidates = [{"type": "base"}, {"type": "prompt", "system": "You know."}, few_shot]
     held_out = upload(client, lines(range(10, 13)))
     ended(client, create(client, file=held_out, candidates=candidates, concurrency=1)["id"])
-    assert [len(body["messages"]) for body in cook.bodies] == [1, 2, 5, 1, 1, 2, 2, 5, 5]
+    assert [len(body["messages"]) for body in engine.bodies] == [1, 2, 5, 1, 1, 2, 2, 5, 5]
 
 
 @ONE_DATABASE
-def test_the_nearest_examples_are_shown_the_most_alike_last(client: OpenAI, cook: Cook) -> None:
+def test_the_nearest_examples_are_shown_the_most_alike_last(client: OpenAI, engine: StubEngine) -> None:
     held_out = upload(client, lines(range(200, 203)))
     pool = [line(number) for number in (7, 20, 2010, 9)]
     pool.insert(1, line(201).replace("What is in", "What was in"))
@@ -171,7 +171,7 @@ def test_the_nearest_examples_are_shown_the_most_alike_last(client: OpenAI, cook
     ended(client, create(client, file=held_out, candidates=[few_shot])["id"])
     shown = {
         number_asked(body): [turn["content"] for turn in body["messages"][:-1] if turn["role"] == "user"]
-        for body in cook.bodies
+        for body in engine.bodies
     }
     assert [len(questions) for questions in shown.values()] == [2, 2, 2]
     assert shown[201] != shown[202] or shown[200] != shown[201]
@@ -179,9 +179,11 @@ def test_the_nearest_examples_are_shown_the_most_alike_last(client: OpenAI, cook
 
 
 @ONE_DATABASE
-def test_what_a_model_refuses_counts_as_failed(client: OpenAI, database: Database, cook: Cook) -> None:
+def test_what_a_model_refuses_counts_as_failed(
+    client: OpenAI, database: Database, engine: StubEngine
+) -> None:
     add_tuned(database)
-    cook._knows = lambda body: refusal() if number_asked(body) == 2 else reference(number_asked(body))
+    engine.respond = lambda body: refusal() if number_asked(body) == 2 else reference(number_asked(body))
     held_out = upload(client, lines(range(4)))
     created = create(client, file=held_out, candidates=[{"type": "base"}, {"type": "model", "model": TUNED}])
     done = ended(client, created["id"])
@@ -191,11 +193,11 @@ def test_what_a_model_refuses_counts_as_failed(client: OpenAI, database: Databas
     item = get(client, created["id"], "/items")["data"][2]
     assert [(each["text"], each["score"]) for each in item["answers"]] == [(None, None)] * 2
     assert "maximum context length" in item["answers"][0]["error"]
-    assert len(cook.bodies) == 8
+    assert len(engine.bodies) == 8
 
 
 def test_the_general_questions_guard_against_forgetting(
-    client: OpenAI, database: Database, cook: Cook
+    client: OpenAI, database: Database, engine: StubEngine
 ) -> None:
     add_tuned(database)
 
@@ -204,7 +206,7 @@ def test_the_general_questions_guard_against_forgetting(
         is_general = number >= 1000
         return reference(number) if is_general != (body["model"] == TUNED) else "Stew."
 
-    cook._knows = knows
+    engine.respond = knows
     held_out, general = upload(client, lines(range(30))), upload(client, lines(range(1000, 1040)))
     created = create(
         client, file=held_out, regression_file=general, candidates=[{"type": "model", "model": TUNED}]
@@ -219,7 +221,9 @@ def test_the_general_questions_guard_against_forgetting(
     assert [each["candidate"] for each in items[-1]["answers"]] == [TUNED, BASE_MODEL]
 
 
-def test_a_judge_is_asked_through_the_same_gate(client: OpenAI, database: Database, cook: Cook) -> None:
+def test_a_judge_is_asked_through_the_same_gate(
+    client: OpenAI, database: Database, engine: StubEngine
+) -> None:
     judge = add_tuned(database, f"ft:{BASE_MODEL}:default::judge")
 
     def knows(body: dict[str, Any]) -> str:
@@ -227,7 +231,7 @@ def test_a_judge_is_asked_through_the_same_gate(client: OpenAI, database: Databa
             return reference(number_asked(body)) if number_asked(body) else "Stew."
         return "I cannot say." if "> Stew." in body["messages"][-1]["content"] else "Fine.\nScore: 5"
 
-    cook._knows = knows
+    engine.respond = knows
     held_out = upload(client, lines(range(5)))
     created = create(
         client, file=held_out, candidates=[{"type": "base"}], grader={"type": "model", "model": judge}
@@ -238,11 +242,11 @@ def test_a_judge_is_asked_through_the_same_gate(client: OpenAI, database: Databa
     first = get(client, created["id"], "/items")["data"][0]["answers"][0]
     assert (first["text"], first["score"]) == ("Stew.", None)
     assert "I cannot say." in first["error"]
-    assert Counter(body["model"] for body in cook.bodies) == {BASE_MODEL: 5, judge: 5}
+    assert Counter(body["model"] for body in engine.bodies) == {BASE_MODEL: 5, judge: 5}
 
 
 def test_an_alias_is_resolved_when_the_comparison_is_created(
-    client: OpenAI, database: Database, http: httpx2.Client, cook: Cook
+    client: OpenAI, database: Database, http: httpx2.Client, engine: StubEngine
 ) -> None:
     add_tuned(database)
     http.put("/v1/aliases/soup:live", json={"model": TUNED}).raise_for_status()
@@ -259,7 +263,7 @@ def test_an_alias_is_resolved_when_the_comparison_is_created(
 
 @ONE_DATABASE
 def test_the_base_may_go_by_an_alias(
-    client: OpenAI, database: Database, http: httpx2.Client, cook: Cook
+    client: OpenAI, database: Database, http: httpx2.Client, engine: StubEngine
 ) -> None:
     add_tuned(database)
     split = [{"model": BASE_MODEL, "weight": 1}, {"model": TUNED, "weight": 1}]
@@ -279,7 +283,7 @@ def test_the_base_may_go_by_an_alias(
         assert (refused.value.code, refused.value.param) == (code, "model")
 
 
-def test_a_comparison_is_created_once(http: httpx2.Client, client: OpenAI, cook: Cook) -> None:
+def test_a_comparison_is_created_once(http: httpx2.Client, client: OpenAI, engine: StubEngine) -> None:
     request = {"file": upload(client, lines(range(2))), "model": BASE_MODEL, "grader": "exact_match"}
     request["candidates"] = [{"type": "base"}]
     sent = [
@@ -409,7 +413,9 @@ def busy_lines(count: int) -> bytes:
 
 
 @ONE_DATABASE
-def test_answers_that_a_schema_cannot_be_applied_to_are_not_graded(client: OpenAI, cook: Cook) -> None:
+def test_answers_that_a_schema_cannot_be_applied_to_are_not_graded(
+    client: OpenAI, engine: StubEngine
+) -> None:
     levels = {f"d{n}": {"allOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(30)}
     schema = {
         "$defs": levels | {"d30": {}},
@@ -418,7 +424,7 @@ def test_answers_that_a_schema_cannot_be_applied_to_are_not_graded(client: OpenA
         "multipleOf": 0.5,
     }
     says = ["{}", "[1]", "9" * 400, "{}"]
-    cook._knows = lambda body: says[number_asked(body)]
+    engine.respond = lambda body: says[number_asked(body)]
     grader = {"type": "json_match", "schema": schema, "match_reference": False}
     held_out = upload(client, lines(range(4)))
     created = create(client, file=held_out, candidates=[{"type": "base"}], grader=grader)
@@ -464,7 +470,7 @@ def is_examining() -> bool:
 
 
 @ONE_DATABASE
-def test_lines_that_are_no_examples_are_trained_on_by_nobody(client: OpenAI, cook: Cook) -> None:
+def test_lines_that_are_no_examples_are_trained_on_by_nobody(client: OpenAI, engine: StubEngine) -> None:
     training = b'{"input": {"messages": 5}}\n"abc"\n[1, 2]\n' + line(1).encode()
     held_out = upload(client, lines(range(4)))
     file = upload(client, training, "fine-tune")
@@ -481,23 +487,25 @@ def test_too_many_answers_are_refused(client: OpenAI) -> None:
     assert (refused.value.code, refused.value.param) == ("too_many_answers", "candidates")
 
 
-def test_cancelling_ends_the_requests_in_flight(client: OpenAI, http: httpx2.Client, cook: Cook) -> None:
-    cook.hold_after = 3
-    cook.go_on.clear()
+def test_cancelling_ends_the_requests_in_flight(
+    client: OpenAI, http: httpx2.Client, engine: StubEngine
+) -> None:
+    engine.hold_after = 3
+    engine.go_on.clear()
     held_out = upload(client, lines(range(50)))
     created = create(client, file=held_out, candidates=[{"type": "base"}], concurrency=4)
-    wait_until(lambda: len(cook.bodies) == 7, "four requests wait")
+    wait_until(lambda: len(engine.bodies) == 7, "four requests wait")
     cancelled = http.post(f"/v1/comparisons/{created['id']}/cancel").json()
     assert (cancelled["status"], cancelled["progress"]["done"]) == ("cancelled", 3)
     assert cancelled["finished_at"] is not None
-    wait_until(lambda: cook.in_flight == 0, "the engine's work ends", seconds=5)
+    wait_until(lambda: engine.in_flight == 0, "the engine's work ends", seconds=5)
     assert http.post(f"/v1/comparisons/{created['id']}/cancel").status_code == 200
-    assert len(cook.bodies) == 7
+    assert len(engine.bodies) == 7
     answers = [len(item["answers"]) for item in get(client, created["id"], "/items")["data"]]
     assert sum(answers) == 3
 
 
-def test_what_has_ended_cannot_be_cancelled(client: OpenAI, cook: Cook, http: httpx2.Client) -> None:
+def test_what_has_ended_cannot_be_cancelled(client: OpenAI, engine: StubEngine, http: httpx2.Client) -> None:
     created = create(client, file=upload(client, lines(range(2))), candidates=[{"type": "base"}])
     ended(client, created["id"])
     refused = http.post(f"/v1/comparisons/{created['id']}/cancel")

@@ -17,12 +17,21 @@ import pytest
 from sqlalchemy import text
 from tenacity import wait_none
 
-from app.comparisons.asking import Asker, Reply
+from app.comparisons.chat_client import ChatClient, Reply
 from app.comparisons.external import Endpoint, ExternalEndpoints
 from app.completions.gateway import Gateway
 from app.core.database import Database
 from app.core.settings import Settings
-from tests.app.comparisons.cook import create, ended, get, lines, number_asked, question, reference, upload
+from tests.app.comparisons.stub_engine import (
+    create,
+    ended,
+    get,
+    lines,
+    number_asked,
+    question,
+    reference,
+    upload,
+)
 from tests.support.service import run_service
 
 SECRET = "sk-elsewhere-very-secret"
@@ -84,15 +93,15 @@ def elsewhere() -> Iterator[tuple[Elsewhere, str]]:
 async def ask(settings: Settings) -> AsyncIterator[Ask]:
     """Asks an address the third question."""
     external = ExternalEndpoints(settings)
-    asker = Asker(cast("Any", None), external, "project")
+    chat_client = ChatClient(cast("Any", None), external, "project")
     messages = [{"role": "user", "content": question(3)}]
-    yield lambda base_url: asker.ask("big-one", messages, endpoint=Endpoint(base_url, None))
+    yield lambda base_url: chat_client.ask("big-one", messages, endpoint=Endpoint(base_url, None))
     await external.close()
 
 
 @pytest.fixture
 def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.comparisons.asking._BACK_OFF", wait_none())
+    monkeypatch.setattr("app.comparisons.chat_client._BACK_OFF", wait_none())
 
 
 @pytest.mark.parametrize(
@@ -111,9 +120,9 @@ def test_counts_that_cannot_be_are_not_taken(usage: Any, tokens: tuple[int, int]
         async def ask(self, _endpoint: Endpoint, _body: bytes) -> bytes:
             return json.dumps({"choices": [{"message": {"content": "Yes."}}], "usage": usage}).encode()
 
-    asker = Asker(cast("Gateway", None), cast("ExternalEndpoints", Says()), "proj")
+    chat_client = ChatClient(cast("Gateway", None), cast("ExternalEndpoints", Says()), "proj")
     reply = asyncio.run(
-        asker.ask("m", [{"role": "user", "content": "?"}], endpoint=Endpoint("http://x", None))
+        chat_client.ask("m", [{"role": "user", "content": "?"}], endpoint=Endpoint("http://x", None))
     )
     assert (reply.text, reply.error) == ("Yes.", None)
     assert (reply.input_tokens, reply.output_tokens) == tokens
@@ -169,7 +178,7 @@ async def test_it_is_left_alone_for_as_long_as_it_asks(
     started = time.monotonic()
     assert (await ask(base_url)).text == reference(3)
     assert 2 < time.monotonic() - started < 6
-    monkeypatch.setattr("app.comparisons.asking._LONGEST_WISH", 0.1)
+    monkeypatch.setattr("app.comparisons.chat_client._LONGEST_WISH", 0.1)
     service.troubles = iter([(429, "9" * 400)])
     started = time.monotonic()
     assert (await ask(base_url)).text == reference(3)
@@ -180,7 +189,7 @@ async def test_it_is_left_alone_for_as_long_as_it_asks(
 async def test_an_endpoint_that_never_comes_back_is_given_up(
     ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.comparisons.asking._LONGEST_SILENCE", 0.5)
+    monkeypatch.setattr("app.comparisons.chat_client._LONGEST_SILENCE", 0.5)
     started = time.monotonic()
     assert "cannot be reached" in ((await ask(NOWHERE)).error or "")
     assert time.monotonic() - started > 0.5
@@ -196,6 +205,6 @@ async def test_what_is_only_this_questions_trouble_ends(
     service, base_url = elsewhere
     service.troubles = repeat((500, None))
     assert "failed (status 500)" in ((await ask(base_url)).error or "")
-    monkeypatch.setattr("app.comparisons.asking._LONGEST_WAIT", 0.3)
+    monkeypatch.setattr("app.comparisons.chat_client._LONGEST_WAIT", 0.3)
     service.troubles = repeat((504, None))
     assert "away (status 504)" in ((await ask(base_url)).error or "")

@@ -20,7 +20,7 @@ from app.comparisons.graders.grader import (
     label_grader,
     parse_grader,
 )
-from app.comparisons.graders.patterns import MAX_WRITTEN_OUT, written_out
+from app.comparisons.graders.patterns import MAX_EXPANDED_LENGTH, expanded_length
 from app.comparisons.graders.text import LabelF1
 from app.comparisons.questions import Question
 from app.core.errors import InvalidRequestError
@@ -254,7 +254,7 @@ def test_a_pattern_that_would_take_gigabytes_is_not_compiled(pattern: str, wrapp
 )
 def test_patterns_as_they_are_written_are_compiled(pattern: str) -> None:
     parse_grader({"type": "regex", "pattern": pattern})
-    assert written_out(pattern) <= MAX_WRITTEN_OUT
+    assert expanded_length(pattern) <= MAX_EXPANDED_LENGTH
 
 
 def doubling(depth: int) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from app.comparisons.analysis.answers import (
     Answer,
-    Candidate,
     CandidateAnswers,
     ComparisonAnswers,
     GeneralAnswers,
 )
 from app.comparisons.analysis.summary import compute_results
+from app.comparisons.plan import Candidate
 from app.comparisons.report.report import render_html, render_markdown
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>' \" {{ 7*7 }} {% raw %}"
@@ -49,7 +49,10 @@ def compared(says: str = "wrong", name: str = "tuned") -> tuple[dict[str, Any], 
     of = [
         CandidateAnswers(
             Candidate(
-                who, "base" if who == "base" else "model", "b" if who == "base" else f"ft:{who}", **facts
+                name=who,
+                type="base" if who == "base" else "model",
+                model="b" if who == "base" else f"ft:{who}",
+                **facts,
             ),
             [
                 Answer("right", 1.0, None, 30, 5, 0.4)

@@ -14,14 +14,14 @@ from scipy.stats import t as student
 
 from app.comparisons.analysis.answers import (
     Answer,
-    Candidate,
     CandidateAnswers,
     ComparisonAnswers,
     GeneralAnswers,
 )
-from app.comparisons.analysis.correction import holm
+from app.comparisons.analysis.holm import holm
 from app.comparisons.analysis.statistics import Scores, bonett_price, exact_sign_flips, mcnemar, wilson
 from app.comparisons.analysis.summary import compute_results
+from app.comparisons.plan import Candidate
 from app.comparisons.results import CheckpointCurve, ComparisonResults
 
 binary_rows = st.integers(1, 60).flatmap(
@@ -188,7 +188,11 @@ def results(**candidates: list[Answer]) -> ComparisonResults:
         ComparisonAnswers(
             [
                 CandidateAnswers(
-                    Candidate(name, kinds.get(name, "model"), f"ft:{name}" if name not in kinds else "b"),  # type: ignore[arg-type]
+                    Candidate(
+                        name=name,
+                        type=kinds.get(name, "model"),
+                        model=f"ft:{name}" if name not in kinds else "b",
+                    ),  # type: ignore[arg-type]
                     answers,
                 )
                 for name, answers in candidates.items()
@@ -234,7 +238,9 @@ def test_slices_have_their_own_results() -> None:
     answers = answered([1.0, 1.0, 0.0, 0.0, 1.0, 0.0])
     slices = [{"topic": "a", "id": str(n)} if n < 4 else {"id": str(n)} for n in range(6)]
     found = compute_results(
-        ComparisonAnswers([CandidateAnswers(Candidate("base", "base", "b"), answers)], slices=slices)
+        ComparisonAnswers(
+            [CandidateAnswers(Candidate(name="base", type="base", model="b"), answers)], slices=slices
+        )
     )
     parts = {(part.key, part.value): part for part in found.candidates[0].slices}
     assert len(parts) == 7
@@ -242,7 +248,8 @@ def test_slices_have_their_own_results() -> None:
     many = [{"id": str(n)} for n in range(60)]
     named = compute_results(
         ComparisonAnswers(
-            [CandidateAnswers(Candidate("base", "base", "b"), answered([1.0] * 60))], slices=many
+            [CandidateAnswers(Candidate(name="base", type="base", model="b"), answered([1.0] * 60))],
+            slices=many,
         )
     )
     assert named.candidates[0].slices == []
@@ -253,13 +260,18 @@ def curve(*shares: float, size: int = 200) -> CheckpointCurve:
     candidates = [
         CandidateAnswers(
             Candidate(
-                f"step {step}", "model", f"ft:{step}", job="job", step=step, is_final=step == len(shares)
+                name=f"step {step}",
+                type="model",
+                model=f"ft:{step}",
+                job="job",
+                step=step,
+                is_final=step == len(shares),
             ),
             answered([float(place < share * size) for place in range(size)]),
         )
         for step, share in enumerate(shares, 1)
     ]
-    base = CandidateAnswers(Candidate("base", "base", "b"), answered([0.0] * size))
+    base = CandidateAnswers(Candidate(name="base", type="base", model="b"), answered([0.0] * size))
     found = compute_results(ComparisonAnswers([*reversed(candidates), base]))
     assert len(found.checkpoints) == 1
     return found.checkpoints[0]
@@ -277,8 +289,8 @@ def test_the_curve_says_which_checkpoint_to_ship() -> None:
 
 
 def test_general_questions_show_what_was_lost() -> None:
-    task = CandidateAnswers(Candidate("tuned", "model", "ft:1"), answered([1.0] * 30))
-    base = CandidateAnswers(Candidate("base", "base", "b"), answered([0.0] * 30))
+    task = CandidateAnswers(Candidate(name="tuned", type="model", model="ft:1"), answered([1.0] * 30))
+    base = CandidateAnswers(Candidate(name="base", type="base", model="b"), answered([0.0] * 30))
     general = GeneralAnswers(answered([1.0] * 40), {"tuned": answered([1.0] * 30 + [0.0] * 10)})
     found = compute_results(ComparisonAnswers([base, task], general=general))
     lost = found.regression[0]
@@ -293,7 +305,7 @@ def test_labels_give_a_macro_f1() -> None:
     answers = [Answer(text, 1.0) for text in said]
     found = compute_results(
         ComparisonAnswers(
-            [CandidateAnswers(Candidate("base", "base", "b"), answers)],
+            [CandidateAnswers(Candidate(name="base", type="base", model="b"), answers)],
             grader="label_f1",
             references=["Yes", "no", "no", "no."],
         )
@@ -305,8 +317,12 @@ def test_results_repeat_with_their_seed() -> None:
     generator = np.random.default_rng(4)
     answers = ComparisonAnswers(
         [
-            CandidateAnswers(Candidate("base", "base", "b"), answered(generator.random(50).tolist())),
-            CandidateAnswers(Candidate("tuned", "model", "ft:1"), answered(generator.random(50).tolist())),
+            CandidateAnswers(
+                Candidate(name="base", type="base", model="b"), answered(generator.random(50).tolist())
+            ),
+            CandidateAnswers(
+                Candidate(name="tuned", type="model", model="ft:1"), answered(generator.random(50).tolist())
+            ),
         ],
         seed=7,
     )
@@ -315,4 +331,6 @@ def test_results_repeat_with_their_seed() -> None:
 
 def test_no_answers_are_no_results() -> None:
     with pytest.raises(ValueError, match="one answer for each question"):
-        compute_results(ComparisonAnswers([CandidateAnswers(Candidate("base", "base", "b"), [])]))
+        compute_results(
+            ComparisonAnswers([CandidateAnswers(Candidate(name="base", type="base", model="b"), [])])
+        )

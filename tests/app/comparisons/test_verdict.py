@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from app.comparisons.analysis.answers import Candidate, Demands
+from app.comparisons.analysis.answers import Thresholds
 from app.comparisons.analysis.statistics import Scores
 from app.comparisons.analysis.verdict import find_verdict
+from app.comparisons.plan import Candidate
 from app.comparisons.results import Interval, RegressionResult, Verdict
 from benchmarks.verdict import Line, mcnemar_power, simulate
 
@@ -19,12 +20,12 @@ def row(right: int, size: int, start: int = 0) -> list[float]:
 
 
 def verdict(
-    demands: Demands | None = None,
+    thresholds: Thresholds | None = None,
     lost: dict[str, tuple[float, float, float]] | None = None,
     **scores: list[float],
 ) -> Verdict:
     candidates = [
-        Candidate(name, KINDS.get(name, "model"), "b" if name in KINDS else f"ft:{name}")  # type: ignore[arg-type]
+        Candidate(name=name, type=KINDS.get(name, "model"), model="b" if name in KINDS else f"ft:{name}")  # type: ignore[arg-type]
         for name in scores
     ]
     regression = {
@@ -38,7 +39,7 @@ def verdict(
         )
         for name, (low, loss, high) in (lost or {}).items()
     }
-    return find_verdict(candidates, Scores(list(scores.values())), demands or Demands(), regression)
+    return find_verdict(candidates, Scores(list(scores.values())), thresholds or Thresholds(), regression)
 
 
 def test_fine_tuning_wins_over_every_rival() -> None:
@@ -77,15 +78,17 @@ def test_prompting_that_is_as_good_within_the_margin_is_enough() -> None:
     found = verdict(base=row(300, 1000), prompt=row(950, 1000), tuned=row(955, 1000))
     assert found.code == "prompting_is_enough"
     assert "do not matter" in found.sentence
-    strict = verdict(Demands(margin=0.001), base=row(300, 1000), prompt=row(940, 1000), tuned=row(955, 1000))
+    strict = verdict(
+        Thresholds(margin=0.001), base=row(300, 1000), prompt=row(940, 1000), tuned=row(955, 1000)
+    )
     assert strict.code == "fine_tuning_wins"
 
 
 def test_prompting_that_reaches_the_goal_is_enough() -> None:
     scores = {"prompt": row(180, 200), "tuned": row(198, 200)}
     assert verdict(**scores).code == "fine_tuning_wins"
-    assert verdict(Demands(good_enough=0.8), **scores).code == "prompting_is_enough"
-    assert verdict(Demands(good_enough=0.89), **scores).code == "fine_tuning_wins"
+    assert verdict(Thresholds(good_enough=0.8), **scores).code == "prompting_is_enough"
+    assert verdict(Thresholds(good_enough=0.89), **scores).code == "fine_tuning_wins"
 
 
 def test_worse_than_the_base_as_it_is_hurts() -> None:
@@ -103,7 +106,7 @@ def test_general_ability_that_is_shown_to_be_lost_hurts() -> None:
     assert unsure.code == "no_difference_shown"
     assert "lost 8.0 points" in unsure.sentence
     assert (
-        verdict(Demands(max_regression=0.1), lost={"tuned": (-0.01, 0.08, 0.16)}, **scores).code
+        verdict(Thresholds(max_regression=0.1), lost={"tuned": (-0.01, 0.08, 0.16)}, **scores).code
         == "fine_tuning_wins"
     )
     assert "lost nothing" in verdict(lost={"tuned": (-0.1, -0.02, 0.03)}, **scores).sentence
@@ -152,9 +155,9 @@ def test_an_external_model_is_a_rival_only_where_there_is_no_other() -> None:
 
 
 def test_another_base_model_is_no_fine_tuned_one() -> None:
-    other = Candidate("bigger", "model", "a-bigger-base")
+    other = Candidate(name="bigger", type="model", model="a-bigger-base")
     assert not other.is_tuned
-    assert Candidate("tuned", "model", "ft:b:p:s:1").is_tuned
+    assert Candidate(name="tuned", type="model", model="ft:b:p:s:1").is_tuned
 
 
 @pytest.mark.parametrize(("rivals", "tuned"), [(1, 1), (3, 1), (2, 3)])

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits
-from tests.support.examples import Lines, opinions, preference
+from tests.support.examples import Lines, preference, preference_pairs
 from tests.support.gradients import adapter_weights, gradients, randomize
 from tests.support.starved_trainer import starved_logits
 from tests.support.trainer import Child, losses, with_
@@ -56,7 +56,7 @@ def pairs(base_model_dir: Path, jsonl: Lines) -> list[TrainingExample]:
         {"role": "user", "content": "This?"},
         {"role": "assistant", "content": "Red."},
     ]
-    lines = [*opinions(5), several_turns, preference("Why?", "Because.", "Because of the light.")]
+    lines = [*preference_pairs(5), several_turns, preference("Why?", "Because.", "Because of the light.")]
     return load_examples(jsonl(lines), ChatTemplate.load(base_model_dir), 1000, "dpo")
 
 
@@ -70,8 +70,8 @@ def base(base_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> model.WarmBas
 @pytest.fixture
 def dpo(spec: TrainingSpec, jsonl: Lines) -> TrainingSpec:
     files = {
-        "training_file": str(jsonl(opinions(20), "pairs.jsonl")),
-        "validation_file": str(jsonl(opinions(6), "valid.jsonl")),
+        "training_file": str(jsonl(preference_pairs(20), "pairs.jsonl")),
+        "validation_file": str(jsonl(preference_pairs(6), "valid.jsonl")),
     }
     return with_(spec, method="dpo", beta=0.1, **files)
 
@@ -258,7 +258,7 @@ def test_a_stop_before_the_first_step_leaves_nothing_behind(
     child: Child, dpo: TrainingSpec, jsonl: Lines
 ) -> None:
     before = child.train(with_(dpo))
-    many = str(jsonl(opinions(4000), "many.jsonl"))
+    many = str(jsonl(preference_pairs(4000), "many.jsonl"))
     said = child.train(with_(dpo, training_file=many), stop_after=0)
     assert [type(message) for message in said] == [Started, Stopped]
     assert said[-1] == Stopped(step=0)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from app.comparisons.results import CandidateResult, ComparisonResults, PairResult
 from app.core.errors import InvalidRequestError
-from app.models.promotion.gate import find_candidate, judge
+from app.models.promotion.gate import evaluate, find_candidate
 from app.models.promotion.schemas import Beats, Opponent, RuleResult, Rules
 from tests.support.comparison_results import candidate, pair, regression, results
 
@@ -29,7 +29,7 @@ FOUND = results(ALL, PAIRS, [regression("tuned", 0.02), regression("old", 0.5)])
 
 
 def one(rules: Rules, found: ComparisonResults = FOUND, current: tuple[str, ...] = ("ft:old",)) -> RuleResult:
-    [result] = judge(rules, found, find_candidate(found, "ft:new"), current)
+    [result] = evaluate(rules, found, find_candidate(found, "ft:new"), current)
     return result
 
 
@@ -179,8 +179,8 @@ def test_rules_come_in_order() -> None:
         beats=["current", Beats(candidate="base", delta=0.1), "prompted"],
         min_score=0.5,
     )
-    judged = judge(rules, FOUND, TUNED, ["ft:old"])
-    assert [(each.rule, each.passed) for each in judged] == [
+    evaluated = evaluate(rules, FOUND, TUNED, ["ft:old"])
+    assert [(each.rule, each.passed) for each in evaluated] == [
         ("min_score", True),
         ("beats:current", False),
         ("beats:base", True),
@@ -212,7 +212,7 @@ def test_what_a_comparison_cannot_answer_is_no_refusal(
     rules: Rules, candidates: list[CandidateResult], pairs: list[PairResult], param: str, code: str
 ) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        judge(rules, results(candidates, pairs), TUNED, ["ft:old"])
+        evaluate(rules, results(candidates, pairs), TUNED, ["ft:old"])
     assert (caught.value.body.param, caught.value.body.code) == (param, code)
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
 
 from app.comparisons.external import Endpoint, EndpointAwayError, ExternalEndpoints
-from app.comparisons.plan import Arm
+from app.comparisons.plan import Candidate
 from app.comparisons.questions import Question, answer_text
 from app.completions.gateway import Gateway
 from app.completions.schemas import ChatCompletionRequest
@@ -47,7 +47,7 @@ class Reply(msgspec.Struct, frozen=True):
     seconds: float | None = None
 
 
-class Asker:
+class ChatClient:
     """Asks for one project."""
 
     def __init__(self, gateway: Gateway, external: ExternalEndpoints, project_id: str) -> None:
@@ -118,13 +118,15 @@ class Asker:
         return not waited_for and state.attempt_number >= _TRIES
 
 
-def prompt(arm: Arm, question: Question, examples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The conversation that the arm's model is shown.
+def prompt(
+    candidate: Candidate, question: Question, examples: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return the conversation that the candidate's model is shown.
 
-    The arm's system prompt takes the place of the question's own; examples come between it and the question.
+    The candidate's system prompt replaces the question's own; examples come between it and the question.
     """
     own = list(itertools.takewhile(lambda turn: turn["role"] in _SYSTEM_ROLES, question.messages))
-    system = own if arm.system is None else [{"role": "system", "content": arm.system}]
+    system = own if candidate.system is None else [{"role": "system", "content": candidate.system}]
     return [*system, *examples, *question.messages[len(own) :]]
 
 

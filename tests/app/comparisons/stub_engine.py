@@ -1,6 +1,6 @@
-"""A stand-in engine that knows the answers, or not, by model and prompt; and what comparisons are made of.
+"""A stand-in engine whose answers a test chooses, and the requests and files that comparisons are made of.
 
-As a process's partner it is served on a Unix socket; `held` lets requests wait until a test says go on.
+It is served on a Unix socket. Requests after the first `hold_after` wait until the test sets `go_on`.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def lines(numbers: range, **more: Any) -> bytes:
 
 
 def number_asked(body: dict[str, Any]) -> int:
-    """Of the question, which is the last turn."""
+    """Return the number of the question, which is the last turn."""
     return int(body["messages"][-1]["content"].rpartition(" ")[2].rstrip("?"))
 
 
-class Cook(EngineStandIn):
-    """Answers with what `knows` says; a text, or a response of its own."""
+class StubEngine(EngineStandIn):
+    """Answers with what `respond` returns: a text, or a whole response."""
 
-    def __init__(self, knows: Callable[[dict[str, Any]], str | Response]) -> None:
+    def __init__(self, respond: Callable[[dict[str, Any]], str | Response]) -> None:
         super().__init__()
-        self._knows = knows
+        self.respond = respond
         self.answered = 0
         self.in_flight = self.most_in_flight = 0
         self.go_on = threading.Event()
@@ -78,19 +78,19 @@ class Cook(EngineStandIn):
             if place > self.hold_after:
                 while not self.go_on.is_set() and not await request.is_disconnected():
                     await asyncio.to_thread(self.go_on.wait, 0.01)
-            said = self._knows(body)
+            answer = self.respond(body)
         finally:
             self.in_flight -= 1
-        if isinstance(said, Response):
-            return said
+        if isinstance(answer, Response):
+            return answer
         self.answered += 1
-        choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
+        choice = {"index": 0, "message": {"role": "assistant", "content": answer}, "finish_reason": "stop"}
         usage = {"prompt_tokens": 10 * len(body["messages"]), "completion_tokens": 3, "total_tokens": 13}
         return JSONResponse(self._envelope(body, "chat.completion", [choice]) | {"usage": usage})
 
 
-def knows_when_tuned(body: dict[str, Any]) -> str:
-    """The fine-tuned model knows everything; a prompt helps with one question in four."""
+def tuned_model_is_right(body: dict[str, Any]) -> str:
+    """Answer as if the fine-tuned model knew everything; a prompt helps with one question in four."""
     number = number_asked(body)
     has_help = len(body["messages"]) > 1
     return reference(number) if body["model"] == TUNED or (has_help and number % 4 == 0) else "Stew."
@@ -120,7 +120,7 @@ def add_tuned(database: Database, name: str = TUNED, **columns: Any) -> str:
 
 
 def create(client: OpenAI, **request: Any) -> dict[str, Any]:
-    """Through the official client, which knows nothing of comparisons."""
+    """Through the official client, which respond nothing of comparisons."""
     return client.post(
         "/comparisons", cast_to=dict[str, Any], body={"model": BASE_MODEL, "grader": "exact_match"} | request
     )

@@ -1,4 +1,4 @@
-"""What a request to compare comes to: every name resolved to what it stands for now, every file found."""
+"""Resolves a request to compare: every name to what it stands for now, and every file to its path."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any, cast
 
 from sqlalchemy.orm import Session
 
-from app.comparisons.examination import Examined, Files, Pool
 from app.comparisons.external import allowed_endpoint
 from app.comparisons.graders.grader import parse_grader
-from app.comparisons.plan import Arm, Plan
+from app.comparisons.input_files import ExamplePool, InputFiles, ValidatedFiles
+from app.comparisons.plan import Candidate, Plan
 from app.comparisons.schemas import (
     CheckpointsCandidate,
     CreateCandidate,
@@ -36,36 +36,42 @@ from app.models.aliases import service as aliases_service
 from app.models.catalogue import find_base_model
 from app.storage.base import Storage
 
-MAX_ARMS = 64
+MAX_CANDIDATES = 64
 MAX_FILE_BYTES = 64 * 2**20
 """Of a file of questions."""
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
-    """A request that names nothing that is not there; its files are still to be examined."""
+class ResolvedRequest:
+    """A request that names nothing that is not there; its files are still to be validated."""
 
     request: CreateComparison
     base: BaseModelEntry
-    arms: list[Arm]
+    candidates: list[Candidate]
     api_keys: dict[str, str]
     grader: Grader
     general_grader: Grader
-    files: Files
+    files: InputFiles
     unchecked_files: list[str]
 
-    def plan(self, examined: Examined) -> Plan:
+    def plan(self, validated: ValidatedFiles) -> Plan:
         """What is to be done, now that the files are known."""
         request = self.request
-        has_base = any(arm.type == "base" and arm.model == self.base.name for arm in self.arms)
-        guard = Arm(name="", type="base", model=self.base.name) if examined.general and not has_base else None
+        has_base = any(
+            candidate.type == "base" and candidate.model == self.base.name for candidate in self.candidates
+        )
+        guard = (
+            Candidate(name="", type="base", model=self.base.name)
+            if validated.general and not has_base
+            else None
+        )
         return Plan(
-            candidates=self.arms,
+            candidates=self.candidates,
             guard=guard,
             grader=self.grader,
             general_grader=self.general_grader,
-            questions=len(examined.questions),
-            general_questions=len(examined.general),
+            questions=len(validated.questions),
+            general_questions=len(validated.general),
             max_tokens=request.max_tokens,
             temperature=request.temperature,
             concurrency=request.concurrency,
@@ -77,9 +83,9 @@ class Proposal:
         )
 
 
-def propose(
+def resolve_request(
     session: Session, storage: Storage, settings: Settings, project_id: str, request: CreateComparison
-) -> Proposal:
+) -> ResolvedRequest:
     """Resolves and checks whatever needs no look into files.
 
     Raises:
@@ -88,10 +94,10 @@ def propose(
         FailedDependencyError: a model is quarantined.
         UnavailableError: the storage does not have a file.
     """
-    return _Proposing(session, storage, settings, project_id, request).propose()
+    return _Resolver(session, storage, settings, project_id, request).resolve()
 
 
-class _Proposing:
+class _Resolver:
     """One request, with what is needed to look its names up."""
 
     def __init__(
@@ -108,7 +114,7 @@ class _Proposing:
         self._project_id = project_id
         self._request = request
         self._base = self._find_base(request.model)
-        self._pools: list[Pool] = []
+        self._pools: list[ExamplePool] = []
         self._training: dict[str, Path] = {}
         self._unchecked: list[str] = []
 
@@ -125,7 +131,7 @@ class _Proposing:
             )
         return find_base_model(self._settings, name)
 
-    def propose(self) -> Proposal:
+    def resolve(self) -> ResolvedRequest:
         request = self._request
         held_out = self._questions(request.file, "file")
         general = (
@@ -137,8 +143,8 @@ class _Proposing:
             if request.regression_grader is None
             else self._grader(request.regression_grader, "regression_grader")
         )
-        arms, api_keys = self._arms()
-        if general is not None and not any(arm.type == "model" for arm in arms):
+        candidates, api_keys = self._resolve_candidates()
+        if general is not None and not any(candidate.type == "model" for candidate in candidates):
             raise InvalidRequestError(
                 "Only fine-tuned candidates are asked the general questions; there is none.",
                 code="invalid_value",
@@ -148,7 +154,7 @@ class _Proposing:
             self._training = {request.training_file: self._path(request.training_file, "training_file")}
             self._unchecked = []
         checked = request.exclude_training_overlap
-        files = Files(
+        files = InputFiles(
             held_out=held_out,
             grader=grader,
             general=general,
@@ -157,106 +163,119 @@ class _Proposing:
             pools=self._pools,
         )
         unchecked = self._unchecked if checked else []
-        return Proposal(
-            request, self._base, arms, api_keys, grader, general_grader, files, list(dict.fromkeys(unchecked))
+        return ResolvedRequest(
+            request,
+            self._base,
+            candidates,
+            api_keys,
+            grader,
+            general_grader,
+            files,
+            list(dict.fromkeys(unchecked)),
         )
 
-    def _arms(self) -> tuple[list[Arm], dict[str, str]]:
+    def _resolve_candidates(self) -> tuple[list[Candidate], dict[str, str]]:
         """Everyone who is to be compared, under a name of its own, and the keys of those outside by place."""
         found = [
-            (place, arm)
-            for place, candidate in enumerate(self._request.candidates)
-            for arm in self._candidate(candidate, f"candidates[{place}]")
+            (place, candidate)
+            for place, entry in enumerate(self._request.candidates)
+            for candidate in self._resolve_entry(entry, f"candidates[{place}]")
         ]
         # A checkpoint that is also named by itself is asked once.
         named = {
-            arm.model for place, arm in found if isinstance(self._request.candidates[place], ModelCandidate)
+            candidate.model
+            for place, candidate in found
+            if isinstance(self._request.candidates[place], ModelCandidate)
         }
         found = [
-            (place, arm)
-            for place, arm in found
-            if arm.model not in named or not isinstance(self._request.candidates[place], CheckpointsCandidate)
+            (place, candidate)
+            for place, candidate in found
+            if candidate.model not in named
+            or not isinstance(self._request.candidates[place], CheckpointsCandidate)
         ]
-        if len(found) > MAX_ARMS:
+        if len(found) > MAX_CANDIDATES:
             raise InvalidRequestError(
-                f"These are {len(found)} candidates, checkpoints counted; at most {MAX_ARMS} are compared.",
+                f"These are {len(found)} candidates, checkpoints counted; "
+                f"at most {MAX_CANDIDATES} are compared.",
                 code="too_many_candidates",
                 param="candidates",
             )
-        arms = self._distinct(found)
+        candidates = self._distinct(found)
         keys: dict[str, str] = {}
         for number, (place, _) in enumerate(found):
-            candidate = self._request.candidates[place]
-            if isinstance(candidate, ExternalCandidate) and candidate.api_key is not None:
-                keys[str(number)] = candidate.api_key.get_secret_value()
-        return arms, keys
+            entry = self._request.candidates[place]
+            if isinstance(entry, ExternalCandidate) and entry.api_key is not None:
+                keys[str(number)] = entry.api_key.get_secret_value()
+        return candidates, keys
 
-    def _distinct(self, found: Iterable[tuple[int, Arm]]) -> list[Arm]:
+    def _distinct(self, found: Iterable[tuple[int, Candidate]]) -> list[Candidate]:
         """Given names stay, and must differ; made-up ones get a number where they are taken."""
         given: set[str] = set()
-        for place, arm in found:
+        for place, candidate in found:
             if self._request.candidates[place].name is None:
                 continue
-            if arm.name in given:
+            if candidate.name in given:
                 raise InvalidRequestError(
-                    f"Two candidates are named '{arm.name}'.",
+                    f"Two candidates are named '{candidate.name}'.",
                     code="duplicate_name",
                     param=f"candidates[{place}].name",
                 )
-            given.add(arm.name)
-        taken, arms = set(given), list[Arm]()
-        for place, arm in found:
-            name, number = arm.name, 2
+            given.add(candidate.name)
+        taken, candidates = set(given), list[Candidate]()
+        for place, candidate in found:
+            name, number = candidate.name, 2
             if self._request.candidates[place].name is None:
                 while name in taken:
-                    name, number = f"{arm.name}-{number}", number + 1
+                    name, number = f"{candidate.name}-{number}", number + 1
                 taken.add(name)
-            arms.append(arm.model_copy(update={"name": name}))
-        return arms
+            candidates.append(candidate.model_copy(update={"name": name}))
+        return candidates
 
-    def _candidate(self, candidate: CreateCandidate, param: str) -> list[Arm]:
-        name = candidate.name
-        if isinstance(candidate, ModelCandidate):
-            return [self._model(candidate, param)]
-        if isinstance(candidate, CheckpointsCandidate):
-            return self._checkpoints(candidate, param)
-        if isinstance(candidate, ExternalCandidate):
-            return [self._external(candidate, param)]
-        if isinstance(candidate, FewShotCandidate):
-            return [self._few_shot(candidate, param)]
-        if isinstance(candidate, PromptCandidate):
-            arm = Arm(name=name or "prompt", type="prompt", model=self._base.name, system=candidate.system)
-            return [arm]
-        return [Arm(name=name or "base", type="base", model=self._base.name)]
+    def _resolve_entry(self, entry: CreateCandidate, param: str) -> list[Candidate]:
+        name = entry.name
+        if isinstance(entry, ModelCandidate):
+            return [self._model(entry, param)]
+        if isinstance(entry, CheckpointsCandidate):
+            return self._checkpoints(entry, param)
+        if isinstance(entry, ExternalCandidate):
+            return [self._external(entry, param)]
+        if isinstance(entry, FewShotCandidate):
+            return [self._few_shot(entry, param)]
+        if isinstance(entry, PromptCandidate):
+            candidate = Candidate(
+                name=name or "prompt", type="prompt", model=self._base.name, system=entry.system
+            )
+            return [candidate]
+        return [Candidate(name=name or "base", type="base", model=self._base.name)]
 
-    def _few_shot(self, candidate: FewShotCandidate, param: str) -> Arm:
-        path = self._path(candidate.file, f"{param}.file")
-        self._pools.append(Pool(path, candidate.examples, param))
-        self._training[candidate.file] = path
-        return Arm(
-            name=candidate.name or f"few-shot-{candidate.examples}",
+    def _few_shot(self, entry: FewShotCandidate, param: str) -> Candidate:
+        path = self._path(entry.file, f"{param}.file")
+        self._pools.append(ExamplePool(path, entry.examples, param))
+        self._training[entry.file] = path
+        return Candidate(
+            name=entry.name or f"few-shot-{entry.examples}",
             type="few_shot",
             model=self._base.name,
-            system=candidate.system,
-            examples=candidate.examples,
-            file=candidate.file,
-            seed=self._request.seed if candidate.seed is None else candidate.seed,
-            selection=candidate.selection,
+            system=entry.system,
+            examples=entry.examples,
+            file=entry.file,
+            seed=self._request.seed if entry.seed is None else entry.seed,
+            selection=entry.selection,
         )
 
-    def _model(self, candidate: ModelCandidate, param: str) -> Arm:
-        requested = candidate.model
+    def _model(self, entry: ModelCandidate, param: str) -> Candidate:
+        requested = entry.model
         model = self._resolve(requested, f"{param}.model")
         other_name = requested if requested != model else None
         adapter = adapters_service.get_adapter(self._session, self._settings, self._project_id, model)
-        name = candidate.name or requested
+        name = entry.name or requested
         if adapter is None:
-            return Arm(name=name, type="base", model=model, requested_model=other_name)
+            return Candidate(name=name, type="base", model=model, requested_model=other_name)
         job = self._job(adapter)
-        arm = Arm(name=name, type="model", model=model, requested_model=other_name)
+        candidate = Candidate(name=name, type="model", model=model, requested_model=other_name)
         if job is None:
-            return arm
-        return arm.model_copy(
+            return candidate
+        return candidate.model_copy(
             update={
                 "job": job.id,
                 "step": self._steps(job).get(model),
@@ -264,10 +283,10 @@ class _Proposing:
             }
         )
 
-    def _checkpoints(self, candidate: CheckpointsCandidate, param: str) -> list[Arm]:
+    def _checkpoints(self, entry: CheckpointsCandidate, param: str) -> list[Candidate]:
         """The job's models by step; its last checkpoint goes by the name of the model that it became."""
         with _as_param(f"{param}.job"):
-            job = fine_tuning_service.get_job(self._session, self._project_id, candidate.job)
+            job = fine_tuning_service.get_job(self._session, self._project_id, entry.job)
         adapters = adapters_service.list_job_adapters(self._session, self._project_id, job.id)
         final = next((each for each in adapters if each.name == job.fine_tuned_model), None)
         steps = self._steps(job)
@@ -284,9 +303,9 @@ class _Proposing:
                 param=f"{param}.job",
             )
         self._held_against(job)
-        prefix = f"{candidate.name}-" if candidate.name else ""
+        prefix = f"{entry.name}-" if entry.name else ""
         return [
-            Arm(
+            Candidate(
                 name=f"{prefix}step-{step}",
                 type="model",
                 model=model,
@@ -297,16 +316,16 @@ class _Proposing:
             for model, step in sorted(models.items(), key=lambda item: item[1])
         ]
 
-    def _external(self, candidate: ExternalCandidate, param: str) -> Arm:
-        base_url = allowed_endpoint(self._settings, candidate.base_url)
+    def _external(self, entry: ExternalCandidate, param: str) -> Candidate:
+        base_url = allowed_endpoint(self._settings, entry.base_url)
         if base_url is None:
             raise InvalidRequestError(
                 "This endpoint is not one that comparisons may ask; TOQUE_EXTERNAL_ENDPOINTS lists them.",
                 code="endpoint_not_allowed",
                 param=f"{param}.base_url",
             )
-        name = candidate.name or candidate.model
-        return Arm(name=name, type="external", model=candidate.model, base_url=base_url)
+        name = entry.name or entry.model
+        return Candidate(name=name, type="external", model=entry.model, base_url=base_url)
 
     def _job(self, adapter: Adapter) -> FineTuningJob | None:
         if adapter.job_id is None:

@@ -19,7 +19,7 @@ MAX_QUESTIONS = 5_000
 """In one file."""
 
 
-class Pool(msgspec.Struct, frozen=True):
+class ExamplePool(msgspec.Struct, frozen=True):
     """A file that few-shot examples are drawn from."""
 
     path: Path
@@ -29,7 +29,7 @@ class Pool(msgspec.Struct, frozen=True):
     """The field of the request that names it."""
 
 
-class Files(msgspec.Struct, frozen=True):
+class InputFiles(msgspec.Struct, frozen=True):
     """What a request to compare names, and what it must be fit for."""
 
     held_out: Path
@@ -38,10 +38,10 @@ class Files(msgspec.Struct, frozen=True):
     general_grader: Any
     training: dict[str, Path]
     """By id: held-out questions that are in one of them are left out."""
-    pools: list[Pool]
+    pools: list[ExamplePool]
 
 
-class Examined(msgspec.Struct, frozen=True):
+class ValidatedFiles(msgspec.Struct, frozen=True):
     """What is to be asked."""
 
     questions: list[Question]
@@ -50,8 +50,8 @@ class Examined(msgspec.Struct, frozen=True):
     """As `app.comparisons.models.Comparison.excluded`."""
 
 
-def examine(files: Files) -> Examined:
-    """Reads and checks them all, whatever the graders make of them left out: see `check_fit`.
+def validate_files(files: InputFiles) -> ValidatedFiles:
+    """Reads and checks them all, whatever the graders make of them left out: see `check_graders_fit`.
 
     Raises:
         InvalidRequestError: one is not what it must be, or no question is left.
@@ -66,19 +66,19 @@ def examine(files: Files) -> Examined:
                 code="too_few_examples",
                 param=f"{pool.candidate}.examples",
             )
-    return Examined(questions, general, excluded)
+    return ValidatedFiles(questions, general, excluded)
 
 
-def check_fit(files: Files, examined: Examined) -> None:
+def check_graders_fit(files: InputFiles, validated: ValidatedFiles) -> None:
     """Holds every reference against its grader: a caller's pattern or schema may take long.
 
     Raises:
         InvalidRequestError: a grader cannot grade answers to these questions.
     """
-    check_grader_fits(parse_grader(files.grader), examined.questions)
+    check_grader_fits(parse_grader(files.grader), validated.questions)
     if files.general is not None:
         param = "grader" if files.general_grader == files.grader else "regression_grader"
-        check_grader_fits(parse_grader(files.general_grader, param=param), examined.general, param=param)
+        check_grader_fits(parse_grader(files.general_grader, param=param), validated.general, param=param)
 
 
 def _read(path: Path, param: str) -> list[Question]:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
 
 from app.comparisons import few_shot, grading, models, queue
-from app.comparisons.asking import Asker, prompt
+from app.comparisons.chat_client import ChatClient, prompt
 from app.comparisons.external import Endpoint
 from app.comparisons.graders import grader as graders
 from app.comparisons.graders.model_grader import JudgeRequest
@@ -29,7 +29,7 @@ from app.storage.base import Storage
 
 T = TypeVar("T")
 Ask = tuple[int, int]
-"""An arm's place in the plan, and a question's number."""
+"""A candidate's place in the plan, and a question's number."""
 Judging = tuple[Ask, int, JudgeRequest]
 """The answer to that is judged; the request's turn among those on it."""
 
@@ -38,20 +38,20 @@ _RENEW_SECONDS = 1.0
 _JUDGE_TOKENS = 512
 
 
-class Execution:
+class Attempt:
     """An attempt at one comparison; ends when it has results, or when the lease is lost."""
 
     def __init__(
         self,
         database: Database,
         storage: Storage,
-        asker: Asker,
+        chat_client: ChatClient,
         comparison: models.Comparison,
         lease_seconds: float,
     ) -> None:
         self._database = database
         self._storage = storage
-        self._asker = asker
+        self._chat_client = chat_client
         self._id = comparison.id
         self._epoch = comparison.lease_epoch
         self._plan = Plan.model_validate(comparison.plan)
@@ -96,11 +96,16 @@ class Execution:
     async def _choose_examples(self) -> None:
         """Those that each question is shown, for every candidate that shows some."""
         held_out = self._questions[: self._plan.questions]
-        for place, arm in enumerate(self._plan.candidates):
-            if arm.file and arm.examples and arm.selection:
-                path = await self._read(self._find_path, arm.file)
+        for place, candidate in enumerate(self._plan.candidates):
+            if candidate.file and candidate.examples and candidate.selection:
+                path = await self._read(self._find_path, candidate.file)
                 self._choices[place] = await run_in_child(
-                    few_shot.choose_examples, path, held_out, arm.examples, arm.seed, arm.selection
+                    few_shot.choose_examples,
+                    path,
+                    held_out,
+                    candidate.examples,
+                    candidate.seed,
+                    candidate.selection,
                 )
 
     async def _ask(self) -> None:
@@ -111,11 +116,17 @@ class Execution:
 
         async def ask(each: Ask) -> None:
             place, number = each
-            arm, question, choice = self._plan.arms[place], self._questions[number], self._choices.get(place)
-            reply = await self._asker.ask(
-                arm.model,
-                prompt(arm, question, choice.turns(number) if choice else []),
-                endpoint=Endpoint(arm.base_url, self._api_keys.get(str(place))) if arm.base_url else None,
+            candidate, question, choice = (
+                self._plan.all_candidates[place],
+                self._questions[number],
+                self._choices.get(place),
+            )
+            reply = await self._chat_client.ask(
+                candidate.model,
+                prompt(candidate, question, choice.turns(number) if choice else []),
+                endpoint=Endpoint(candidate.base_url, self._api_keys.get(str(place)))
+                if candidate.base_url
+                else None,
                 tools=question.tools,
                 max_tokens=self._plan.max_tokens,
                 temperature=self._plan.temperature,
@@ -126,23 +137,23 @@ class Execution:
         await self._in_flight(self._order(answered), ask)
 
     def _order(self, answered: set[Ask]) -> list[Ask]:
-        """What is to be asked, arm by arm, questions that are shown the same examples next to each other.
+        """Return what is to be asked: by candidate, with questions that share their examples side by side.
 
-        Each arm's first question comes before all others: so the beginnings of all prompts are in the
+        Each candidate's first question comes before all others: so the beginnings of all prompts are in the
         engine's prefix cache by the time that many requests at once would compute the same one.
         """
         plan = self._plan
-        by_arm = [
+        by_candidate = [
             [(place, number) for number in sorted(range(plan.questions), key=self._shown(place))]
             for place in range(len(plan.candidates))
         ]
         general = range(plan.questions, len(self._questions))
-        by_arm += [[(place, number) for number in general] for place in plan.general_arms]
-        left = [[ask for ask in asks if ask not in answered] for asks in by_arm]
+        by_candidate += [[(place, number) for number in general] for place in plan.general_candidates]
+        left = [[ask for ask in asks if ask not in answered] for asks in by_candidate]
         return [*(asks[0] for asks in left if asks), *(ask for asks in left for ask in asks[1:])]
 
     def _shown(self, place: int) -> Callable[[int], Any]:
-        """What questions of that arm are ordered by."""
+        """What questions of that candidate are ordered by."""
         choice = self._choices.get(place)
         return lambda number: choice.shown[number] if choice else number
 
@@ -168,7 +179,7 @@ class Execution:
 
         async def ask(judging: Judging) -> None:
             (place, number), turn, request = judging
-            reply = await self._asker.ask(
+            reply = await self._chat_client.ask(
                 request.model, request.messages, max_tokens=_JUDGE_TOKENS, temperature=0.0
             )
             key = {"candidate": place, "question": number, "turn": turn}
