@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from app.datasets.validation import Base, scan_file
+from app.datasets.validation import PreparedBase, scan_file
 
 REFERENCE_BYTES = 32 * 10**6
 SAMPLED = 100
@@ -79,7 +79,7 @@ def check(path: Path, folder: Path, out: Path) -> None:
     from app.datasets.report import build_report
 
     started = time.monotonic()
-    base = Base("base", str(folder), 2048)
+    base = PreparedBase("base", str(folder), 2048)
     scan = scan_file(path, base, processes=os.cpu_count() or 1)
     report = build_report(scan, base.name, base.context)
     seconds = time.monotonic() - started

@@ -17,7 +17,7 @@ import typer
 
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.output import AsJson, fail, print_fields, print_json
-from app.cli.tether import tethered
+from app.cli.parent_death import bound_to_parent
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -132,7 +132,7 @@ def merge(
 def _merge(folder: Path, base_model: str | None, into: Path) -> int:
     """Runs the merge in a process of its own, since it needs torch; returns its exit code."""
     command = [sys.executable, "-P", "-m", "workers.merged_model", str(folder), "--into", str(into)]
-    return subprocess.call(tethered(command + (["--base-model", base_model] if base_model else [])))
+    return subprocess.call(bound_to_parent(command + (["--base-model", base_model] if base_model else [])))
 
 
 def _download(client: OpenAI, name: str, target: Path) -> None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.text import Text
 
-from app.cli.configuration import read_settings
 from app.cli.output import fail, moment, print_fields, print_json, stdout
+from app.cli.settings import read_settings
 from app.core.control_characters import visible
 from app.core.settings import Settings
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.configuration import read_settings
 from app.cli.keys import first_key_file
 from app.cli.output import fail
+from app.cli.settings import read_settings
 
 if TYPE_CHECKING:
     from openai import APIError, OpenAI

@@ -13,8 +13,8 @@ from app.cli.aliases import get_object, given, list_objects, post_object
 from app.cli.candidates import Uploads, parse_candidate, parse_grader
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.compare_report import print_comparison, said, write_junit
+from app.cli.comparison_progress import await_comparison
 from app.cli.output import AsJson, fail, moment, print_json, print_json_line, print_table, stderr, stdout
-from app.cli.waiting import await_comparison
 from app.core.control_characters import visible
 
 if TYPE_CHECKING:

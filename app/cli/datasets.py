@@ -11,8 +11,8 @@ import typer
 from rich.text import Text
 
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
-from app.cli.configuration import read_settings
 from app.cli.output import AsJson, fail, print_fields, print_json, print_table, stderr, stdout
+from app.cli.settings import read_settings
 
 if TYPE_CHECKING:
     from app.datasets.report import Report
@@ -39,16 +39,16 @@ def validate(
     Example: toque files validate training.jsonl
     """
     from app.core.errors import ToqueError  # noqa: PLC0415 - as above
-    from app.datasets.validation import compare_files, validate_file  # noqa: PLC0415 - as above
-    from app.models.catalogue import counted_base  # noqa: PLC0415 - slow to import
+    from app.datasets.validation import flag_equal_files, validate_file  # noqa: PLC0415 - as above
+    from app.models.catalogue import prepared_base  # noqa: PLC0415 - slow to import
 
     try:
-        base = counted_base(read_settings(), base_model)
+        base = prepared_base(read_settings(), base_model)
     except ToqueError as error:
         fail(error.body.message, 2)
     report = validate_file(path, base, processes=os.cpu_count() or 1)
     if validation_file is not None:
-        compare_files(report, path, validation_file)
+        flag_equal_files(report, path, validation_file)
     if as_json:
         print_json(report.model_dump())
     else:
@@ -91,16 +91,16 @@ def convert(
 
     Example: toque files convert questions.csv --prompt question --completion answer -o training.jsonl
     """
-    from app.datasets.tables import TableError, convert_table  # noqa: PLC0415 - only here
+    from app.datasets.csv_table import CsvError, convert_csv  # noqa: PLC0415 - only here
 
     target = output.with_name(output.name + ".part") if output is not None else None
     try:
         count = 0
         with target.open("wb") if target is not None else os.fdopen(os.dup(1), "wb") as out:
-            for line in convert_table(path, prompt=prompt, completion=completion, system=system):
+            for line in convert_csv(path, prompt=prompt, completion=completion, system=system):
                 out.write(line + b"\n")
                 count += 1
-    except TableError as error:
+    except CsvError as error:
         if target is not None:
             target.unlink(missing_ok=True)
         fail(str(error))

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from app.cli.configuration import read_settings
+from app.cli.database_session import database_session
 from app.cli.keys import ensure_first_key
 from app.cli.output import AsJson, fail, print_fields, print_json, print_table
-from app.cli.session import database_session
+from app.cli.settings import read_settings
 from app.core.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="The database.")

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from app.cli.aliases import list_objects, post_object
 from app.cli.compare_report import print_comparison
-from app.cli.configuration import read_settings
+from app.cli.comparison_progress import await_comparison
+from app.cli.job_progress import TrainingBar, follow
 from app.cli.output import fail, stderr, stdout
-from app.cli.progress import TrainingBar, follow
 from app.cli.promote import ask_gate, print_promotion
-from app.cli.waiting import await_comparison
+from app.cli.settings import read_settings
 from app.core.control_characters import visible
 from app.demo.dataset import (
     EXAMPLES_PROMPT,

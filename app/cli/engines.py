@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from app.cli.configuration import read_settings
+from app.cli.database_session import database_session
 from app.cli.output import AsJson, print_json, print_table
-from app.cli.session import database_session
+from app.cli.settings import read_settings
 
 if TYPE_CHECKING:
-    from app.completions.statistics import EngineReport
+    from app.completions.engine_reports import EngineReport
 
 
 def engines(as_json: AsJson = False) -> None:
@@ -18,7 +18,7 @@ def engines(as_json: AsJson = False) -> None:
 
     Example: toque engines
     """
-    from app.completions.statistics import ask_engines, list_engines  # noqa: PLC0415 - slow to import
+    from app.completions.engine_reports import ask_engines, list_engines  # noqa: PLC0415 - slow to import
 
     settings = read_settings()
     with database_session(settings, read_only=True) as session:

@@ -11,6 +11,7 @@ import typer
 from app.cli.check import check_files
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.files import upload_file
+from app.cli.job_progress import Outcome, TrainingBar, follow
 from app.cli.next_steps import next_steps
 from app.cli.output import (
     AsJson,
@@ -22,7 +23,6 @@ from app.cli.output import (
     stderr,
     stdout,
 )
-from app.cli.progress import Outcome, TrainingBar, follow
 from app.core.control_characters import visible
 
 if TYPE_CHECKING:

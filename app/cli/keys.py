@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.configuration import read_settings
+from app.cli.database_session import database_session
 from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr
-from app.cli.session import database_session
+from app.cli.settings import read_settings
 from app.core.settings import Settings
 
 if TYPE_CHECKING:

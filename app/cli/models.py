@@ -10,7 +10,7 @@ import typer
 
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect
 from app.cli.output import AsJson, moment, print_json, print_table
-from app.cli.tether import tethered
+from app.cli.parent_death import bound_to_parent
 
 app = typer.Typer(no_args_is_help=True, help="Base models and fine-tuned ones.")
 
@@ -41,4 +41,4 @@ def pull(name: Annotated[str, typer.Argument(show_default=False, help="A name in
 
 def pull_base_model(name: str) -> int:
     """Runs the pull in a process of its own, since it needs torch; returns its exit code."""
-    return subprocess.call(tethered([sys.executable, "-P", "-m", "workers.base_models", "pull", name]))
+    return subprocess.call(bound_to_parent([sys.executable, "-P", "-m", "workers.base_models", "pull", name]))

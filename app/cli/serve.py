@@ -18,11 +18,11 @@ from typing import Annotated, NoReturn
 import typer
 from rich.text import Text
 
-from app.cli.configuration import read_settings
 from app.cli.db import upgrade_database
 from app.cli.keys import ensure_first_key, first_key_file
 from app.cli.models import pull_base_model
 from app.cli.output import fail, stdout
+from app.cli.settings import read_settings
 from app.cli.supervisor import Program, Supervisor
 from app.core.settings import Settings
 

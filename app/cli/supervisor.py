@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from app.cli.tether import tethered
+from app.cli.parent_death import bound_to_parent
 
 _LONGEST_LINE = 64 * 1024
 
@@ -106,7 +106,7 @@ class Supervisor:
         read_end, write_end = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                *tethered(program.command),
+                *bound_to_parent(program.command),
                 stdin=DEVNULL,
                 stdout=write_end,
                 stderr=STDOUT,

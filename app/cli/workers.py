@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from app.cli.configuration import read_settings
+from app.cli.database_session import database_session
 from app.cli.output import AsJson, print_json, print_table
-from app.cli.session import database_session
+from app.cli.settings import read_settings
 
 if TYPE_CHECKING:
     from app.fine_tuning.models import Worker

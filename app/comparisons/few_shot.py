@@ -15,7 +15,7 @@ from rapidfuzz import fuzz, process, utils
 
 from app.comparisons.questions import Question
 from app.datasets.formats import parse_line
-from app.datasets.numbered_lines import line_error, numbered_lines
+from app.datasets.request_file import line_error, read_request_file
 from app.datasets.types import ChatExample, ExampleError
 
 MOST_SEARCHED = 10_000
@@ -89,7 +89,7 @@ def _examples_at(path: Path, places: set[int]) -> dict[int, list[dict[str, Any]]
 
 def _read_examples(path: Path, param: str) -> Iterator[list[dict[str, Any]]]:
     """Each example's turns."""
-    for number, line in numbered_lines(path, param=param):
+    for number, line in read_request_file(path, param=param):
         try:
             example = parse_line(line)
             if not isinstance(example, ChatExample):

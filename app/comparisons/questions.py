@@ -13,7 +13,7 @@ import msgspec
 
 from app.core.errors import InvalidRequestError
 from app.datasets.formats import parse_line
-from app.datasets.numbered_lines import numbered_lines
+from app.datasets.request_file import read_request_file
 from app.datasets.types import ChatExample, CompletionExample, ExampleError, PreferenceExample
 
 MAX_SLICE_TEXT = 512
@@ -46,7 +46,7 @@ def read_questions(path: Path, *, param: str = "file") -> list[Question]:
     Raises:
         InvalidRequestError: `param` is no held-out file; the message names the line and what is wrong there.
     """
-    questions = [_question(number, line, param) for number, line in numbered_lines(path, param=param)]
+    questions = [_question(number, line, param) for number, line in read_request_file(path, param=param)]
     if not questions:
         raise InvalidRequestError("The file is empty: it has no questions.", code="empty_file", param=param)
     return questions
@@ -55,7 +55,7 @@ def read_questions(path: Path, *, param: str = "file") -> list[Question]:
 def read_question_keys(path: Path) -> set[str]:
     """The keys of the questions that a training file answers: one for each assistant turn."""
     keys: set[str] = set()
-    for _, line in numbered_lines(path):
+    for _, line in read_request_file(path):
         try:
             example = parse_line(line)
         except ExampleError:

@@ -7,7 +7,7 @@ from functools import partial
 from starlette.types import Scope
 
 from app.auth import service as auth_service
-from app.completions.answer import Answer, upstream_body, usage_in
+from app.completions.completion_response import CompletionResponse, upstream_body, usage_in
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import SamplingParameters
 from app.completions.stale_while_revalidate import StaleWhileRevalidate
@@ -43,7 +43,9 @@ class Gateway:
         """
         return await self._projects.get(secret or "")
 
-    async def answer(self, scope: Scope, project_id: str, path: str, body: SamplingParameters) -> Answer:
+    async def answer(
+        self, scope: Scope, project_id: str, path: str, body: SamplingParameters
+    ) -> CompletionResponse:
         """The response that will ask an engine when it is sent.
 
         Raises:
@@ -54,7 +56,7 @@ class Gateway:
         served = target.model_for(body.user)
         add_usage = partial(self._tally.count, project_id, served.name, alias=target.alias)
         look_up_now = partial(self._targets.look_up_now, key)
-        return Answer(
+        return CompletionResponse(
             self._replicas, add_usage, served, look_up_now, project_id, path, body, scope[ARRIVED_AT]
         )
 

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.completions import service
-from app.completions.vllm_client import Unanswered, VllmConnection, unreachable
+from app.completions.vllm_client import RetryableError, VllmConnection, unreachable
 from app.core.database import Database
 from app.core.errors import ToqueError, UnavailableError
 from app.core.settings import EngineAddress, Settings
@@ -75,7 +75,7 @@ class Replica:
         self._turn = next(_turns)
         try:
             yield
-        except Unanswered as unanswered:
+        except RetryableError as unanswered:
             self.is_out = self.is_out or unanswered.is_gone
             raise
         finally:
@@ -86,7 +86,7 @@ class Replica:
         """The wait for an answer's first byte.
 
         Raises:
-            Unanswered: the engine is stuck, and another is ready.
+            RetryableError: the engine is stuck, and another is ready.
         """
         try:
             async with asyncio.timeout(None) as wait:
@@ -96,7 +96,7 @@ class Replica:
                 finally:
                     self._waits.discard(wait)
         except TimeoutError as error:
-            raise Unanswered(unreachable()) from error
+            raise RetryableError(unreachable()) from error
 
     def give_up_waiting(self) -> None:
         """Ends the wait of the requests that may still go elsewhere."""
@@ -132,7 +132,7 @@ class Replicas:
         self._leaving: list[Replica] = []
         self._lent: set[str] = set()
         """Base models with an engine that lets a job train on its device."""
-        self._given = {given_id(address): address for address in settings.engine_urls}
+        self._configured = {configured_id(address): address for address in settings.engine_urls}
 
     async def run(self) -> None:
         """Follows the database and probes the engines, until it is cancelled."""
@@ -145,17 +145,17 @@ class Replicas:
         for replica in [*self._by_id.values(), *self._leaving]:
             await replica.connection.close()
 
-    async def choose(self, base_model: str, model: str, *, but: Collection[Replica] = ()) -> Replica:
+    async def choose(self, base_model: str, model: str, *, exclude: Collection[Replica] = ()) -> Replica:
         """The replica to ask: the least loaded that has the model warm, else the least loaded.
 
         Raises:
             UnavailableError: none is ready, `but` for those given.
         """
-        ready = self.ready(base_model, but)
-        if not ready and not but:
+        ready = self.ready(base_model, exclude)
+        if not ready and not exclude:
             await self.refresh()  # perhaps one is, since a moment
-            ready = self.ready(base_model, but)
-        if not ready and not but:
+            ready = self.ready(base_model, exclude)
+        if not ready and not exclude:
             ready = await self._outwait_training(base_model)
         if not ready:
             raise await self._none_ready(base_model)
@@ -175,24 +175,24 @@ class Replicas:
         """
         asked: list[Replica] = []
         while True:
-            replica = await self.choose(base_model, model, but=asked)
+            replica = await self.choose(base_model, model, exclude=asked)
             asked.append(replica)
             try:
                 with replica.serving():
                     return await question(replica)
-            except Unanswered as unanswered:
+            except RetryableError as unanswered:
                 others = self.ready(base_model, asked)
                 if len(asked) == _ATTEMPTS or not others:
                     raise _named(unanswered.error, replica) from unanswered
             except ToqueError as error:
                 raise _named(error, replica) from None
 
-    def ready(self, base_model: str, but: Collection[Replica] = ()) -> list[Replica]:
+    def ready(self, base_model: str, exclude: Collection[Replica] = ()) -> list[Replica]:
         """Those of the base that answer."""
         return [
             replica
             for replica in list(self._by_id.values())  # at once, for other threads look too
-            if replica.address.base_model == base_model and not replica.is_out and replica not in but
+            if replica.address.base_model == base_model and not replica.is_out and replica not in exclude
         ]
 
     async def _outwait_training(self, base_model: str) -> list[Replica]:
@@ -219,7 +219,7 @@ class Replicas:
 
     async def refresh(self) -> None:
         """Takes in what the database says now."""
-        found = self._given | await to_thread.run_sync(self._registered)
+        found = self._configured | await to_thread.run_sync(self._registered)
         for replica_id, replica in list(self._by_id.items()):
             if found.get(replica_id) != replica.address:
                 self._leaving.append(self._by_id.pop(replica_id))  # its streams may end
@@ -275,7 +275,7 @@ class Replicas:
             await asyncio.sleep(max(0.0, started + _PROBE_EVERY_SECONDS - time.monotonic()))
 
 
-def given_id(address: EngineAddress) -> str:
+def configured_id(address: EngineAddress) -> str:
     """Of an engine that has no row: the same in every gateway."""
     return "engine_" + hashlib.sha256(address.url.encode()).hexdigest()[:24]
 

@@ -19,7 +19,7 @@ _KEEP_ALIVE_SECONDS = 3.0
 """Less than vLLM's 5, or requests would be sent on connections that it is just closing."""
 
 
-class Unanswered(Exception):  # noqa: N818 - no fault of the request
+class RetryableError(Exception):
     """The engine gave not one byte of an answer: another may be asked.
 
     `error` is what to say if there is none; `is_gone`: nobody listens where the engine was.
@@ -48,7 +48,7 @@ class VllmConnection:
         """The answer to `POST path`, as far as its headers; the caller closes it.
 
         Raises:
-            Unanswered: the engine cannot be reached, broke off before its first byte, or has no such model.
+            RetryableError: the engine is unreachable, sent no byte of an answer, or has no such model.
             UnavailableError: it said nothing in time, or failed on this request.
             InvalidRequestError: it refused the request.
         """
@@ -60,14 +60,14 @@ class VllmConnection:
             return answer
         refusal = await _refusal(answer)
         if answer.status in (401, 403, 404):
-            raise Unanswered(refusal)
+            raise RetryableError(refusal)
         raise refusal
 
     async def read_all(self, answer: aiohttp.ClientResponse) -> bytes:
         """The whole of an answer.
 
         Raises:
-            Unanswered: the engine broke it off; nobody has seen any of it yet.
+            RetryableError: the engine broke it off; nobody has seen any of it yet.
             UnavailableError: it went silent.
         """
         with _errors():
@@ -161,9 +161,9 @@ def _errors() -> Generator[None]:
     except aiohttp.SocketTimeoutError as error:
         raise UnavailableError("The engine did not answer in time.", code="engine_timeout") from error
     except (aiohttp.ClientConnectorError, ValueError) as error:  # nobody there, or no URL at all
-        raise Unanswered(unreachable(), is_gone=True) from error
+        raise RetryableError(unreachable(), is_gone=True) from error
     except aiohttp.ClientError as error:
-        raise Unanswered(unreachable()) from error
+        raise RetryableError(unreachable()) from error
 
 
 def unreachable() -> UnavailableError:

@@ -91,7 +91,7 @@ class ChatTemplate:
         """
         if isinstance(example, CompletionExample):
             return self._tokenize_completion(example)
-        text, spans = self.mark(example)
+        text, spans = self.render_with_targets(example)
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         mask = [
             any(start < end <= stop and end > begin for begin, stop in spans)
@@ -99,7 +99,9 @@ class ChatTemplate:
         ]
         return TokenizedExample(encoding.ids, mask)
 
-    def mark(self, example: ChatExample | CompletionExample) -> tuple[str, list[tuple[int, int]]]:
+    def render_with_targets(
+        self, example: ChatExample | CompletionExample
+    ) -> tuple[str, list[tuple[int, int]]]:
         """The example as the model reads it, and its targets as spans of characters.
 
         Raises:

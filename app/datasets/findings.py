@@ -7,34 +7,34 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 Severity = Literal["error", "warning", "info"]
-SHOWN_PER_CODE = 10
+MAX_SHOWN_PER_CODE = 10
 """The report names so many lines for each code, and counts the rest."""
 _EXCERPT_CHARACTERS = 120
 
 
-class Kind(NamedTuple):
+class FindingKind(NamedTuple):
     """Errors stop a job; warnings and remarks do not."""
 
     severity: Severity
     hint: str
 
 
-def _error(hint: str) -> Kind:
-    return Kind("error", hint)
+def _error(hint: str) -> FindingKind:
+    return FindingKind("error", hint)
 
 
-def _warning(hint: str) -> Kind:
-    return Kind("warning", hint)
+def _warning(hint: str) -> FindingKind:
+    return FindingKind("warning", hint)
 
 
-def _info(hint: str) -> Kind:
-    return Kind("info", hint)
+def _info(hint: str) -> FindingKind:
+    return FindingKind("info", hint)
 
 
 _REPACK = "Compress it again, or upload it as it is."
 _UNPACK = "Unpack it, and upload the JSONL file that is in it (plain, .gz or .zst)."
 
-KINDS: Mapping[str, Kind] = {
+FINDING_KINDS: Mapping[str, FindingKind] = {
     # The file as a whole.
     "empty_file": _error("Write one example on each line."),
     "zip_archive": _error(_UNPACK),
@@ -113,13 +113,13 @@ KINDS: Mapping[str, Kind] = {
     ),
 }
 
-OF_THE_BASE = frozenset(
+BASE_MODEL_CODES = frozenset(
     {"example_too_long", "tools_not_supported", "template_refused", "template_not_incremental"}
 )
 """Errors for jobs on this base model alone: the file itself is sound."""
 
 
-class Place(NamedTuple):
+class Occurrence(NamedTuple):
     """One occurrence."""
 
     line: int | None
@@ -133,7 +133,7 @@ class Occurrences:
     """Of one code: how many in all, and the first few places."""
 
     count: int = 0
-    places: list[Place] = field(default_factory=list[Place])
+    places: list[Occurrence] = field(default_factory=list[Occurrence])
 
 
 @dataclass
@@ -148,15 +148,15 @@ class Findings:
         """One more; `content` is the line's, for its excerpt."""
         known = self.by_code.setdefault(code, Occurrences())
         known.count += 1
-        if len(known.places) < SHOWN_PER_CODE:
-            known.places.append(Place(line, pointer, message, _excerpt(content)))
+        if len(known.places) < MAX_SHOWN_PER_CODE:
+            known.places.append(Occurrence(line, pointer, message, _excerpt(content)))
 
     def merge(self, later: Findings, lines_before: int) -> None:
         """Takes in those of a later part of the file, whose lines were counted from its start."""
         for code, occurrences in later.by_code.items():
             known = self.by_code.setdefault(code, Occurrences())
             known.count += occurrences.count
-            for place in occurrences.places[: SHOWN_PER_CODE - len(known.places)]:
+            for place in occurrences.places[: MAX_SHOWN_PER_CODE - len(known.places)]:
                 line = place.line + lines_before if place.line is not None else None
                 known.places.append(place._replace(line=line))
 

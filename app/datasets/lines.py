@@ -19,7 +19,7 @@ import zstandard
 
 MAX_LINE_BYTES = 8 * 2**20
 TOO_LONG = f"is longer than {MAX_LINE_BYTES:,} bytes"
-MAX_UNPACKED_BYTES = 16 * 2**30
+MAX_DECOMPRESSED_BYTES = 16 * 2**30
 MAX_RATIO = 200
 """Unpacked bytes for a packed one: text comes to 20 at most, a bomb to 1,000 and more."""
 _RATIO_MATTERS_FROM = 16 * 2**20
@@ -108,7 +108,7 @@ def open_lines(path: Path) -> Generator[BinaryIO]:
         yield file
 
 
-def is_packed(path: Path) -> bool:
+def is_compressed(path: Path) -> bool:
     """Whether the file's bytes are compressed: only plain files can be read from the middle."""
     with path.open("rb") as file:
         magic = file.read(4)
@@ -216,11 +216,11 @@ class _Unpacked(io.RawIOBase):
 
     def _refuse_bomb(self) -> None:
         packed = self._packed.tell()
-        if self._bytes > min(max(_RATIO_MATTERS_FROM, packed * MAX_RATIO), MAX_UNPACKED_BYTES):
+        if self._bytes > min(max(_RATIO_MATTERS_FROM, packed * MAX_RATIO), MAX_DECOMPRESSED_BYTES):
             raise UnreadableFileError(
                 "decompression_bomb",
                 f"The file unpacks into {self._bytes // 2**20:,} MiB from {packed:,} bytes; at most "
-                f"{MAX_RATIO} times its size and {MAX_UNPACKED_BYTES // 2**30} GiB are unpacked",
+                f"{MAX_RATIO} times its size and {MAX_DECOMPRESSED_BYTES // 2**30} GiB are unpacked",
             )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from app.datasets.findings import KINDS, OF_THE_BASE, SHOWN_PER_CODE, Findings, Severity
+from app.datasets.findings import BASE_MODEL_CODES, FINDING_KINDS, MAX_SHOWN_PER_CODE, Findings, Severity
 from app.datasets.scan import Scan
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Report(BaseModel):
 
 def is_fatal(severity: Severity, code: str) -> bool:
     """Whether no job can be made of it, whatever the base model."""
-    return severity == "error" and code not in OF_THE_BASE
+    return severity == "error" and code not in BASE_MODEL_CODES
 
 
 def sentence(finding: Finding) -> str:
@@ -143,7 +143,7 @@ def build_report(scan: Scan, base_model: str | None, context: int | None) -> Rep
         scripts={script: count for script, count in scan.scripts.most_common() if count},
         finding_counts=sorted(
             (
-                FindingCount(code=code, severity=KINDS[code].severity, count=occurrences.count)
+                FindingCount(code=code, severity=FINDING_KINDS[code].severity, count=occurrences.count)
                 for code, occurrences in findings.by_code.items()
             ),
             key=lambda found: (_ORDER[found.severity], -found.count),
@@ -158,14 +158,14 @@ def add_equal_files(report: Report) -> None:
     code = "validation_equals_training"
     findings = Findings()
     findings.add(code, None, "The validation file has the very bytes of this one")
-    report.finding_counts.append(FindingCount(code=code, severity=KINDS[code].severity, count=1))
+    report.finding_counts.append(FindingCount(code=code, severity=FINDING_KINDS[code].severity, count=1))
     report.findings.extend(_shown(findings))
 
 
 def _judge(scan: Scan, findings: Findings) -> None:
     """What can only be said of all lines together."""
     examples = len(scan.numbers)
-    if not examples and not any(KINDS[code].severity == "error" for code in findings.by_code):
+    if not examples and not any(FINDING_KINDS[code].severity == "error" for code in findings.by_code):
         findings.add("empty_file", None, "The file is empty: it has no training examples")
     elif 0 < examples < MIN_EXAMPLES:
         findings.add("too_few_examples", None, f"The file has {examples} examples")
@@ -178,7 +178,7 @@ def _judge(scan: Scan, findings: Findings) -> None:
 
 def _shown(findings: Findings) -> Iterator[Finding]:
     for code, occurrences in findings.by_code.items():
-        severity, hint = KINDS[code]
+        severity, hint = FINDING_KINDS[code]
         for line, pointer, message, excerpt in occurrences.places:
             yield Finding(
                 code=code,
@@ -207,7 +207,7 @@ def _find_duplicates(scan: Scan) -> Duplicates:
 def _note_repeats(
     scan: Scan, code: str, words: str, later: NDArray[np.int64], first: NDArray[np.int64]
 ) -> None:
-    shown = slice(SHOWN_PER_CODE)
+    shown = slice(MAX_SHOWN_PER_CODE)
     for place, original in zip(map(int, later[shown]), map(int, first[shown]), strict=True):
         scan.findings.add(code, scan.numbers[place], f"{words} {scan.numbers[original]}")
     if len(later):

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import msgspec
 
-from app.datasets.findings import SHOWN_PER_CODE, Findings
+from app.datasets.findings import MAX_SHOWN_PER_CODE, Findings
 from app.datasets.formats import recognise_line
 from app.datasets.lines import TOO_LONG, Line, UnreadableFileError, open_lines, split_lines
-from app.datasets.scripts import count_letters
-from app.datasets.tokens import TokenCounter
+from app.datasets.token_counter import TokenCounter
 from app.datasets.types import ChatExample, CompletionExample, Example, ExampleError, Format, Message
+from app.datasets.unicode_scripts import count_letters
 
 _BATCH_BYTES = 2**19
 _SAMPLED = 8
@@ -136,9 +136,9 @@ def _read(lines: Iterator[Line], scan: Scan) -> Iterator[_Read]:
             continue
         content = content.strip(_WHITE)
         if not content:
-            for later in range(number, number + min(line.count, SHOWN_PER_CODE)):
+            for later in range(number, number + min(line.count, MAX_SHOWN_PER_CODE)):
                 findings.add("empty_line", later, "is empty")
-            findings.by_code["empty_line"].count += max(0, line.count - SHOWN_PER_CODE)
+            findings.by_code["empty_line"].count += max(0, line.count - MAX_SHOWN_PER_CODE)
             continue
         if line.is_unfinished:
             findings.add("no_final_newline", number, "is the last and has no newline", content=content)

@@ -47,7 +47,7 @@ SAMPLE_TEXTS: tuple[str, ...] = (
 """Texts that tokenizers are known to differ on, in many scripts."""
 
 
-class Turn(NamedTuple):
+class TurnSegments(NamedTuple):
     """What stands around a turn's text."""
 
     opening: str
@@ -61,45 +61,47 @@ class Turn(NamedTuple):
         return self.closing[len(self.closing.rstrip()) :]
 
 
-class ChatPieces:
+class TemplateSegments:
     """By the role before (None: it is the first) and the turn's own."""
 
-    def __init__(self, turns: dict[tuple[Role | None, Role], Turn], special_texts: Sequence[str]) -> None:
+    def __init__(
+        self, turns: dict[tuple[Role | None, Role], TurnSegments], special_texts: Sequence[str]
+    ) -> None:
         self.turns = turns
         self._special = tuple(special_texts)
 
     @classmethod
-    def learn(cls, template: ChatTemplate) -> ChatPieces | None:
-        """The template's pieces; None where it cannot be taken apart."""
-        turns: dict[tuple[Role | None, Role], Turn] = {}
+    def infer(cls, template: ChatTemplate) -> TemplateSegments | None:
+        """The template's segments; None where it cannot be taken apart."""
+        turns: dict[tuple[Role | None, Role], TurnSegments] = {}
         for before, role in product((None, *_ROLES), _ROLES):
-            turn = _learn_turn(template, before, role)
+            turn = _infer_turn(template, before, role)
             if turn is not None:
                 turns[before, role] = turn
-        pieces = cls(turns, template.special_texts)
-        return pieces if turns and all(pieces.agrees(template, chat) for chat in sample_chats()) else None
+        segments = cls(turns, template.special_texts)
+        return segments if turns and all(segments.agrees(template, chat) for chat in sample_chats()) else None
 
     def agrees(self, template: ChatTemplate, chat: ChatExample) -> bool:
         """Whether both ways come to the same text, or this one does not know."""
         texts: list[str] = []
-        if self.take_apart(chat, texts) is None:
+        if self.render_turns(chat, texts) is None:
             return True
         try:
             return "".join(texts) == template.render(chat)
         except ExampleError:
             return False
 
-    def take_apart(self, chat: ChatExample, texts: list[str]) -> list[tuple[Turn, bool]] | None:
+    def render_turns(self, chat: ChatExample, texts: list[str]) -> list[tuple[TurnSegments, bool]] | None:
         """Appends each turn's whole text; returns each turn, and whether it is learnt.
 
-        None, with nothing appended, for what the pieces do not cover: tools, names, a role that was not
+        None, with nothing appended, for what the segments do not cover: tools, names, a role that was not
         learnt, and an answer that begins with white space or a control token: how the white space before it
         is cut into tokens may depend on it.
         """
         if chat.tools:
             return None
         before: Role | None = None
-        parts: list[tuple[Turn, bool]] = []
+        parts: list[tuple[TurnSegments, bool]] = []
         whole: list[str] = []
         for message in chat.messages:
             turn = self.turns.get((before, message.role))
@@ -144,7 +146,7 @@ def sample_chats() -> Iterator[ChatExample]:
         )
 
 
-def _learn_turn(template: ChatTemplate, before: Role | None, role: Role) -> Turn | None:
+def _infer_turn(template: ChatTemplate, before: Role | None, role: Role) -> TurnSegments | None:
     if before is None and role == "assistant":
         return None  # templates differ in what the model is asked to follow
     earlier = [Message(before, "before")] if before is not None else []
@@ -162,4 +164,4 @@ def _learn_turn(template: ChatTemplate, before: Role | None, role: Role) -> Turn
         return None
     if spaced not in (whole, whole.replace(_MARK, f" {_MARK} ")):
         return None
-    return Turn(opening, closing, strips=spaced == whole)
+    return TurnSegments(opening, closing, strips=spaced == whole)

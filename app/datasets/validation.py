@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from app.datasets.lines import is_packed
+from app.datasets.lines import is_compressed
 from app.datasets.scan import Scan, scan_lines
-from app.datasets.tokens import Shortcuts, TokenCounter
+from app.datasets.token_counter import Shortcuts, TokenCounter
 
 if TYPE_CHECKING:
     from app.datasets.report import Report
@@ -26,7 +26,7 @@ _LARGE_BYTES = 32 * 2**20
 """Of a larger file, the letters of one example in eight are counted."""
 
 
-class Base(msgspec.Struct, frozen=True):
+class PreparedBase(msgspec.Struct, frozen=True):
     """The base model whose tokens are counted."""
 
     name: str
@@ -34,7 +34,7 @@ class Base(msgspec.Struct, frozen=True):
     context: int
 
 
-def validate_file(path: Path, base: Base | None, *, processes: int = 1) -> Report:
+def validate_file(path: Path, base: PreparedBase | None, *, processes: int = 1) -> Report:
     """Checks, counts and measures a training file. Raises nothing for what is in it.
 
     With several processes a large file is read in parts; call it where a new process may be started.
@@ -45,7 +45,7 @@ def validate_file(path: Path, base: Base | None, *, processes: int = 1) -> Repor
     return build_report(scan, base.name if base else None, base.context if base else None)
 
 
-def scan_file(path: Path, base: Base | None, *, processes: int = 1) -> Scan:
+def scan_file(path: Path, base: PreparedBase | None, *, processes: int = 1) -> Scan:
     """Everything that the report is made of."""
     scan = Scan()
     for part in _scan_parts(path, base, processes):
@@ -53,7 +53,7 @@ def scan_file(path: Path, base: Base | None, *, processes: int = 1) -> Scan:
     return scan
 
 
-def compare_files(report: Report, training: Path, validation: Path) -> None:
+def flag_equal_files(report: Report, training: Path, validation: Path) -> None:
     """Notes in the training file's report where the held-out file is the same."""
     from app.datasets.report import add_equal_files  # noqa: PLC0415 - as above
 
@@ -62,18 +62,18 @@ def compare_files(report: Report, training: Path, validation: Path) -> None:
             add_equal_files(report)
 
 
-def validate_upload(path: str, base: Base | None, processes: int) -> bytes:
+def validate_to_json(path: str, base: PreparedBase | None, processes: int) -> bytes:
     """`validate_file` for a process of its own: the report as JSON. It gives way to all others."""
     os.nice(5 if os.nice(0) < 5 else 0)
     return validate_file(Path(path), base, processes=processes).model_dump_json().encode()
 
 
-def _scan_parts(path: Path, base: Base | None, processes: int) -> Iterator[Scan]:
+def _scan_parts(path: Path, base: PreparedBase | None, processes: int) -> Iterator[Scan]:
     """The parts in order. This process takes its turn too: waiting, it would hold memory for nothing."""
     size = path.stat().st_size
     is_large = size > _LARGE_BYTES
-    shortcuts = _prove_shortcuts(base.folder) if base is not None else None
-    if processes == 1 or size < 2 * _PART_BYTES or is_packed(path):
+    shortcuts = _verify_shortcuts(base.folder) if base is not None else None
+    if processes == 1 or size < 2 * _PART_BYTES or is_compressed(path):
         yield _scan_part(path, base, shortcuts, 0, None, is_large)
         return
     starts = iter(range(0, size, _PART_BYTES))
@@ -96,7 +96,12 @@ def _finished(part: Scan | Future[Scan]) -> Scan:
 
 
 def _scan_part(
-    path: Path, base: Base | None, shortcuts: Shortcuts | None, start: int, end: int | None, is_large: bool
+    path: Path,
+    base: PreparedBase | None,
+    shortcuts: Shortcuts | None,
+    start: int,
+    end: int | None,
+    is_large: bool,
 ) -> Scan:
     counter = context = None
     if base is not None and shortcuts is not None:
@@ -120,5 +125,5 @@ def _load_counter(folder: str, shortcuts: Shortcuts) -> TokenCounter:
 
 
 @lru_cache(maxsize=4)
-def _prove_shortcuts(folder: str) -> Shortcuts:
-    return Shortcuts.prove(Path(folder))
+def _verify_shortcuts(folder: str) -> Shortcuts:
+    return Shortcuts.verify(Path(folder))

@@ -15,9 +15,9 @@ from app.core.child_process import run_in_child
 from app.core.database import Database
 from app.core.settings import Settings
 from app.datasets.report import Report
-from app.datasets.validation import Base, validate_upload
+from app.datasets.validation import PreparedBase, validate_to_json
 from app.files import checks
-from app.models.catalogue import counted_base
+from app.models.catalogue import prepared_base
 from app.storage.base import Storage
 
 log = logging.getLogger("toque.checker")
@@ -66,7 +66,7 @@ class Checker:
                 while not await to_thread.run_sync(self._are_done, file_ids):  # noqa: ASYNC110
                     await asyncio.sleep(_LOOK_AGAIN_SECONDS)
 
-    async def validate(self, storage_key: str, base: Base | None) -> Report:
+    async def validate(self, storage_key: str, base: PreparedBase | None) -> Report:
         """A file's report for a base that it was not checked with; one request at a time."""
         return await self._validate(storage_key, base, self._asked)
 
@@ -92,7 +92,7 @@ class Checker:
     async def _check(self, claim: checks.Claim) -> None:
         try:
             async with self._lease(claim):
-                base = counted_base(self._settings)
+                base = prepared_base(self._settings)
                 report = await self._validate(claim.storage_key, base, self._processes)
         except asyncio.CancelledError:
             await asyncio.shield(to_thread.run_sync(self._release, claim, 0.0))
@@ -106,10 +106,12 @@ class Checker:
         else:
             await to_thread.run_sync(self._finish, claim, report)
 
-    async def _validate(self, storage_key: str, base: Base | None, limiter: CapacityLimiter) -> Report:
+    async def _validate(
+        self, storage_key: str, base: PreparedBase | None, limiter: CapacityLimiter
+    ) -> Report:
         path = str(self._storage.path(storage_key))
         processes = min(_MOST_PROCESSES, os.cpu_count() or 1)
-        found = await run_in_child(validate_upload, path, base, processes, limiter=limiter)
+        found = await run_in_child(validate_to_json, path, base, processes, limiter=limiter)
         return Report.model_validate_json(found)
 
     @asynccontextmanager

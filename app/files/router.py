@@ -22,7 +22,7 @@ from app.dependencies import (
 from app.files import service
 from app.files.dependencies import CheckerDep
 from app.files.schemas import FileDeleted, FileObject, FileValidation
-from app.models.catalogue import counted_base
+from app.models.catalogue import prepared_base
 
 router = APIRouter(prefix="/v1/files", tags=["Files"], responses=ERROR_RESPONSES)
 
@@ -120,7 +120,7 @@ async def file_validation(
     """
     file, report = await run_in_threadpool(service.get_report, session, project.id, file_id)
     if base_model is not None and report is not None:
-        base = counted_base(settings, base_model)
+        base = prepared_base(settings, base_model)
         if base is None or base.name != report.base_model:
             session.close()  # no transaction stays open while a large file is read
             report = await checker.validate(file.storage_key, base)

@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from app.core.database import Database
 from app.core.errors import InvalidRequestError, ToqueError, UnavailableError
 from app.core.settings import BaseModelEntry, Settings
-from app.datasets.findings import OF_THE_BASE
-from app.datasets.numbered_lines import line_error, numbered_lines, parse_numbered_line
+from app.datasets.findings import BASE_MODEL_CODES
 from app.datasets.report import MIN_EXAMPLES, Report, sentence
+from app.datasets.request_file import line_error, parse_request_line, read_request_file
 from app.datasets.types import ExampleError
 from app.files import service as files_service
 from app.files.checks import report_of
@@ -179,7 +179,7 @@ def _refuse_errors_of_base(report: Report, base: BaseModelEntry, param: str) -> 
     if report.base_model != base.name:
         return  # the worker finds them, before it trains
     for found in report.findings:
-        if found.code in OF_THE_BASE and found.code != "example_too_long":
+        if found.code in BASE_MODEL_CODES and found.code != "example_too_long":
             raise InvalidRequestError(f"{sentence(found)} {found.hint}", code=found.code, param=param)
 
 
@@ -188,9 +188,9 @@ def _check_format(storage: Storage, file: File, report: Report, method: str, par
     pairs = report.counts.formats.get("preference", 0)
     if pairs == (report.counts.examples if method == "dpo" else 0):
         return
-    for number, line in numbered_lines(files_service.content_path(storage, file), param=param):
+    for number, line in read_request_file(files_service.content_path(storage, file), param=param):
         try:
-            check_format(method, parse_numbered_line(number, line, param=param))
+            check_format(method, parse_request_line(number, line, param=param))
         except ExampleError as error:
             raise line_error(number, error, param=param) from None
 
@@ -224,11 +224,11 @@ def _check_lengths(
     template = chat_template(settings, base)
     if template is None:
         return  # prepared on the worker's machine only, which checks every example before it trains
-    for number, line in numbered_lines(files_service.content_path(storage, file), param=param):
+    for number, line in read_request_file(files_service.content_path(storage, file), param=param):
         if len(line) <= longest_safe:
             continue
         try:
-            parts = tokenize(template, method, parse_numbered_line(number, line, param=param))
+            parts = tokenize(template, method, parse_request_line(number, line, param=param))
         except ExampleError as error:
             raise line_error(number, error, param=param) from None
         tokens = max(len(part.input_ids) for part in parts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from app.core.errors import NotFoundError
 from app.core.settings import BaseModelEntry, Settings
 from app.datasets.chat_template import ChatTemplate
-from app.datasets.validation import Base
+from app.datasets.validation import PreparedBase
 
 
 def find_base_model(settings: Settings, name: str, *, param: str = "model") -> BaseModelEntry:
@@ -22,7 +22,7 @@ def find_base_model(settings: Settings, name: str, *, param: str = "model") -> B
     if entry is None:
         known = ", ".join(entry.name for entry in settings.base_models)
         raise NotFoundError(
-            f"The model '{name[:255]}' does not exist. Base models here: {known}.",
+            f"The model '{name[:255]}' does not exist. PreparedBase models here: {known}.",
             code="model_not_found",
             param=param,
         )
@@ -49,7 +49,7 @@ def chat_template(settings: Settings, entry: BaseModelEntry) -> ChatTemplate | N
     return _load_template(settings.base_model_dir(entry)) if is_prepared(settings, entry) else None
 
 
-def counted_base(settings: Settings, name: str | None = None) -> Base | None:
+def prepared_base(settings: Settings, name: str | None = None) -> PreparedBase | None:
     """The base whose tokens a check counts: the one that is named, or the catalogue's first that is prepared.
 
     None where it is not prepared on this machine.
@@ -59,7 +59,7 @@ def counted_base(settings: Settings, name: str | None = None) -> Base | None:
     """
     entries = [find_base_model(settings, name, param="base_model")] if name else settings.base_models
     entry = next((entry for entry in entries if is_prepared(settings, entry)), None)
-    return Base(entry.name, str(settings.base_model_dir(entry)), entry.context) if entry else None
+    return PreparedBase(entry.name, str(settings.base_model_dir(entry)), entry.context) if entry else None
 
 
 @lru_cache(maxsize=8)

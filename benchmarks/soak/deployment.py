@@ -20,8 +20,8 @@ import psutil
 from pydantic import SecretStr
 
 from app.auth import service as auth_service
+from app.cli.parent_death import bound_to_parent
 from app.cli.supervisor import Program, Supervisor, Timing
-from app.cli.tether import tethered
 from app.core.database import Database
 from app.core.migrations import upgrade
 from app.core.settings import BaseModelEntry, Settings
@@ -52,7 +52,7 @@ class Deployment:
         for process in self.supervisor.children(recursive=True):
             with suppress(psutil.Error):
                 command = process.cmdline()
-                if "app.cli.tether" not in command and all(mark in command for mark in marks):
+                if "app.cli.parent_death" not in command and all(mark in command for mark in marks):
                     found.append(process)
         return found
 
@@ -79,7 +79,7 @@ def running_deployment(folder: Path, database_url: str) -> Generator[Deployment]
     ):
         port: int = listener.getsockname()[1]
         process = subprocess.Popen(
-            tethered([sys.executable, "-m", "benchmarks.soak.deployment", str(listener.fileno())]),
+            bound_to_parent([sys.executable, "-m", "benchmarks.soak.deployment", str(listener.fileno())]),
             env=_environment(settings),
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,

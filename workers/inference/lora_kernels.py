@@ -1,4 +1,4 @@
-"""Has vLLM use `workers.inference.dense_lora` on CPUs: a plugin in every process that vLLM starts.
+"""Has vLLM use `workers.inference.punica_wrapper` on CPUs: a plugin in every process that vLLM starts.
 
 This module imports nothing of vLLM when it is loaded: vLLM carries on without a plugin that fails to load,
 and would then answer with its own kernels, wrongly. What `register` raises ends it.
@@ -30,7 +30,7 @@ def register() -> None:
     if not current_platform.is_cpu():
         return
     check_version(_vllm_version())
-    wrapper = "workers.inference.dense_lora.DenseLoraWrapper"
+    wrapper = "workers.inference.punica_wrapper.DensePunicaWrapper"
     cast(Any, type(current_platform)).get_punica_wrapper = classmethod(lambda _: wrapper)
 
 

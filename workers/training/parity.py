@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from app.completions import service as completions_service
 from app.completions.models import Engine
-from app.completions.vllm_client import Unanswered, VllmConnection
+from app.completions.vllm_client import RetryableError, VllmConnection
 from app.core.errors import ToqueError
 from app.core.settings import Settings
 from app.datasets.formats import parse_line
@@ -77,7 +77,7 @@ def compare(engine: Engine, model: str, training_file: Path, samples: Sequence[S
     """
     try:
         return asyncio.run(_compare(engine, model, training_file, samples))
-    except (Unanswered, ToqueError, OSError) as error:
+    except (RetryableError, ToqueError, OSError) as error:
         raise NoAnswerError(f"the engine cannot be asked: {str(error)[:200]}") from error
 
 

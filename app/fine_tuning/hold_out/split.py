@@ -21,7 +21,7 @@ from pathlib import Path
 
 from app.core.errors import InvalidRequestError
 from app.datasets import fingerprint
-from app.datasets.numbered_lines import numbered_lines, parse_numbered_line
+from app.datasets.request_file import parse_request_line, read_request_file
 from app.files.models import File
 from app.fine_tuning.schemas import SplitRequest
 from app.storage.base import Storage
@@ -71,8 +71,8 @@ def choose(path: Path, request: SplitRequest, min_examples: int) -> Choice:
     answers: dict[bytes, bytes] = {}
     lengths: dict[bytes, int] = {}
     examples = 0
-    for number, line in numbered_lines(path, param="training_file"):
-        example = parse_numbered_line(number, line, param="training_file")
+    for number, line in read_request_file(path, param="training_file"):
+        example = parse_request_line(number, line, param="training_file")
         group = fingerprint.normalised(example)
         if group not in lines:
             lines[group], answers[group], lengths[group] = [], fingerprint.answer(example), len(line)
@@ -108,7 +108,7 @@ def write_split(storage: Storage, file: File, choice: Choice) -> Generator[Incom
     """Writes both files; they are gone when the block ends, unless they were published."""
     with storage.incoming() as rest, storage.incoming() as held_out:
         split = IncomingSplit(choice, Part(rest), Part(held_out))
-        for number, line in numbered_lines(storage.path(file.storage_key)):
+        for number, line in read_request_file(storage.path(file.storage_key)):
             (split.held_out if number in choice.held_out else split.rest).add(line)
         rest.finish()
         held_out.finish()

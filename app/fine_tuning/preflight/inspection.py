@@ -18,7 +18,7 @@ import msgspec
 from app.datasets import fingerprint
 from app.datasets.chat_template import ChatTemplate
 from app.datasets.formats import parse_line
-from app.datasets.numbered_lines import numbered_lines
+from app.datasets.request_file import read_request_file
 from app.datasets.types import Example, ExampleError, PreferenceExample
 from app.fine_tuning.methods import tokenize
 from app.fine_tuning.packing import JobWork, Limits, Sequences, length, work_by_piece, work_of_job
@@ -168,14 +168,14 @@ class _Inspector:
     def _lines(self, side: Side) -> Iterator[tuple[FileParam, int, bytes]]:
         subject = self._subject
         if side == "training":
-            for number, line in numbered_lines(subject.training, param="training_file"):
+            for number, line in read_request_file(subject.training, param="training_file"):
                 if number not in subject.held_out:
                     yield "training_file", number, line
         elif subject.validation is not None:
-            for number, line in numbered_lines(subject.validation, param="validation_file"):
+            for number, line in read_request_file(subject.validation, param="validation_file"):
                 yield "validation_file", number, line
         else:
-            for number, line in numbered_lines(subject.training, param="training_file"):
+            for number, line in read_request_file(subject.training, param="training_file"):
                 if number in subject.held_out:
                     yield "training_file", number, line
 
@@ -207,7 +207,7 @@ class _Inspector:
             return None
         if place.side == "training" and len(found.rendered) < _RENDERED:
             learnt = example.chats()[0] if isinstance(example, PreferenceExample) else example
-            text, targets = self._template.mark(learnt)
+            text, targets = self._template.render_with_targets(learnt)
             found.rendered.append(RenderedExample(line=place.line, text=text, targets=targets))
         return sequences
 

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from app.core.child_process import in_child
 from app.core.errors import UnavailableError
 from app.core.settings import BaseModelEntry, Settings
-from app.datasets.numbered_lines import numbered_lines
 from app.datasets.report import MIN_EXAMPLES
+from app.datasets.request_file import read_request_file
 from app.files import service as files_service
 from app.files.models import File
 from app.fine_tuning import service
@@ -259,7 +259,7 @@ def _estimates(
 
 
 def _count(path: Path, param: str) -> int:
-    return sum(1 for _ in numbered_lines(path, param=param))
+    return sum(1 for _ in read_request_file(path, param=param))
 
 
 def _lengths(tokens: list[int], limit: int) -> Lengths | None:

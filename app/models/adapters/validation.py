@@ -99,7 +99,7 @@ def module_shapes(base_model_dir: Path) -> Shapes:
         with path.open("rb") as file:
             tensors = read_tensors(file)
         for name, tensor in tensors.items():
-            # Adapters of embeddings and of the output layer are not served: see `dense_lora`.
+            # Embeddings and the output layer get no adapter: see `workers.inference.punica_wrapper`.
             is_linear = len(tensor.shape) == 2 and tensor.shape[0] != config.get("vocab_size")
             if name.endswith(".weight") and is_linear:
                 shapes[name.removesuffix(".weight")] = tensor.shape

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli import progress
+from app.cli import job_progress
 from app.fine_tuning.models import Event, FineTuningJob
 from tests.support.command import Service, finished, metrics_event
 from tests.support.watched_process import read_rest
@@ -174,8 +174,8 @@ def stand_in(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[list[object]], Service]]:
     """Makes a service that answers from a list: a job's statuses, HTTP errors, lost connections."""
-    monkeypatch.setattr(progress, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(progress, "_LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(job_progress, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(job_progress, "_LONGEST_PAUSE", 0.02)
     with _scripted_server() as (server, answers):
 
         def make(script: list[object]) -> Service:

@@ -19,11 +19,11 @@ from openai import OpenAI
 from typer.testing import CliRunner
 
 from app.cli.main import app as command
-from app.datasets.findings import KINDS, OF_THE_BASE
+from app.datasets.findings import BASE_MODEL_CODES, FINDING_KINDS
 from app.datasets.formats import parse_line
 from app.datasets.lines import UnreadableFileError, read_lines
 from app.datasets.report import Report
-from app.datasets.validation import Base, validate_file
+from app.datasets.validation import PreparedBase, validate_file
 from tests.app.datasets import fuzz
 from tests.support.corpus import BadFile, corpus
 from tests.support.service import API_KEY, BASE_MODEL
@@ -34,8 +34,8 @@ BIG_LINE = "100 MB in one line"
 
 
 @pytest.fixture(scope="module")
-def base(base_models_dir: Path) -> Base:
-    return Base(BASE_MODEL, str(base_models_dir / BASE_MODEL), 2048)
+def base(base_models_dir: Path) -> PreparedBase:
+    return PreparedBase(BASE_MODEL, str(base_models_dir / BASE_MODEL), 2048)
 
 
 def assert_found(report: dict[str, Any], bad: BadFile) -> None:
@@ -52,20 +52,20 @@ def assert_found(report: dict[str, Any], bad: BadFile) -> None:
 
 
 @pytest.mark.parametrize("bad", CORPUS, ids=lambda bad: bad.name)
-def test_the_validator_names_it(bad: BadFile, base: Base, tmp_path: Path) -> None:
+def test_the_validator_names_it(bad: BadFile, base: PreparedBase, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(bad.make())
     report = validate_file(path, base)
     assert_found(report.model_dump(), bad)
-    assert (report.first_error is not None) == (bad.severity == "error" and bad.code not in OF_THE_BASE)
+    assert (report.first_error is not None) == (bad.severity == "error" and bad.code not in BASE_MODEL_CODES)
     if bad.severity != "error":  # what is only remarked on, every reader reads
         assert [parse_line(line) for _, line in read_lines(path)]
 
 
-def test_every_code_of_the_table_is_met(base: Base) -> None:
+def test_every_code_of_the_table_is_met(base: PreparedBase) -> None:
     met = {bad.code for bad in CORPUS}
     elsewhere = {"validation_equals_training", "template_refused", "template_not_incremental"}
-    assert met | elsewhere == set(KINDS)
+    assert met | elsewhere == set(FINDING_KINDS)
 
 
 def test_the_api_names_it(client: OpenAI, http: httpx2.Client) -> None:
@@ -76,7 +76,7 @@ def test_the_api_names_it(client: OpenAI, http: httpx2.Client) -> None:
         report = http.get(f"/v1/files/{file.id}/validation").json()
         assert report["status"] == file.status
         assert_found(report, bad)
-        is_bad = bad.severity == "error" and bad.code not in OF_THE_BASE
+        is_bad = bad.severity == "error" and bad.code not in BASE_MODEL_CODES
         assert file.status == ("error" if is_bad else "processed")
         if not is_bad:
             continue
@@ -138,7 +138,7 @@ def test_only_training_files_have_a_report(client: OpenAI, http: httpx2.Client, 
     assert http.get(f"/v1/files/{theirs.id}/validation").status_code == 404
 
 
-def test_a_bad_million_makes_a_short_report(base: Base, tmp_path: Path) -> None:
+def test_a_bad_million_makes_a_short_report(base: PreparedBase, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'{"messages": []}\n' * 100_000 + b"\n" * 100_000)
     report = validate_file(path, base)
@@ -154,7 +154,7 @@ def test_a_bad_million_makes_a_short_report(base: Base, tmp_path: Path) -> None:
     "pack",
     [gzip.compress, zstandard.compress, lambda raw: gzip.compress(raw[:500]) + gzip.compress(raw[500:])],
 )
-def test_packed_files_are_read_as_they_are(pack: Any, base: Base, tmp_path: Path) -> None:
+def test_packed_files_are_read_as_they_are(pack: Any, base: PreparedBase, tmp_path: Path) -> None:
     plain, packed = tmp_path / "plain.jsonl", tmp_path / "packed.jsonl"
     plain.write_bytes(training_bytes(2000))
     packed.write_bytes(pack(plain.read_bytes()))
@@ -162,7 +162,9 @@ def test_packed_files_are_read_as_they_are(pack: Any, base: Base, tmp_path: Path
     assert list(read_lines(packed)) == list(read_lines(plain))
 
 
-def test_parts_make_the_same_report_as_the_whole(base: Base, tmp_path: Path, monkeypatch: Any) -> None:
+def test_parts_make_the_same_report_as_the_whole(
+    base: PreparedBase, tmp_path: Path, monkeypatch: Any
+) -> None:
     path = tmp_path / "x.jsonl"
     bad = [b'{"messages": []}', b"\xff", b"", chat_line("again").encode(), chat_line("AGAIN!").encode()]
     lines = [

@@ -271,7 +271,7 @@ def test_target_marks_are_the_masks(base_models_dir: Path) -> None:
         (json.dumps({"prompt": "Two: ", "completion": "deux"}), ["deux<|im_end|>"]),
     ):
         example = parse_line(line.encode())
-        text, spans = template.mark(example)
+        text, spans = template.render_with_targets(example)
         assert [text[start:end] for start, end in spans] == expected
         assert any(template.tokenize(example).target_mask)
 

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
 from workers.inference import lora_stack  # noqa: E402
-from workers.inference.dense_lora import DenseLoraWrapper  # noqa: E402
+from workers.inference.punica_wrapper import DensePunicaWrapper  # noqa: E402
 
 SLOTS, MAX_RANK = 4, 32
 LAYERS = {"qkv": (96, (96, 32, 32)), "o": (96, (96,)), "gate_up": (96, (160, 160)), "down": (160, (96,))}
@@ -44,14 +44,14 @@ class Layer:
         return delta
 
 
-def wrapper_for(slots: list[int], *, is_prefill: bool = True) -> DenseLoraWrapper:
-    wrapper = DenseLoraWrapper(1024, 64, torch.device("cpu"))
+def wrapper_for(slots: list[int], *, is_prefill: bool = True) -> DensePunicaWrapper:
+    wrapper = DensePunicaWrapper(1024, 64, torch.device("cpu"))
     set_rows(wrapper, slots, [slot + 1 for slot in range(SLOTS)], is_prefill=is_prefill)
     return wrapper
 
 
 def set_rows(
-    wrapper: DenseLoraWrapper, slots: list[int], owners: list[int | None], *, is_prefill: bool = True
+    wrapper: DensePunicaWrapper, slots: list[int], owners: list[int | None], *, is_prefill: bool = True
 ) -> None:
     """`owners` are the ids of the adapters in the slots."""
     ids = [owners[slot] if slot >= 0 else 0 for slot in slots]
@@ -59,7 +59,7 @@ def set_rows(
     wrapper.update_metadata(mapping, owners, SLOTS + 1, 1000)
 
 
-def apply(wrapper: DenseLoraWrapper, layer: Layer, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def apply(wrapper: DensePunicaWrapper, layer: Layer, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     result = y.clone()
     wrapper.add_lora_linear(result, x, layer.a, layer.b, 1.0, layer.slices)
     return result

@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.datasets.chat_template import ChatTemplate
-from app.datasets.template_segments import SAMPLE_TEXTS, ChatPieces, Turn, sample_chats
+from app.datasets.template_segments import SAMPLE_TEXTS, TemplateSegments, TurnSegments, sample_chats
 from app.datasets.types import ChatExample, CompletionExample, Example, ExampleError, PreferenceExample
 
 Lengths = Callable[[list[str]], Sequence[int]]
 """Tokens of each text."""
 
 
-class Counted(NamedTuple):
+class TokenCounts(NamedTuple):
     """Tokens of one example; of a preference pair, those of both conversations."""
 
     tokens: int
@@ -40,12 +40,12 @@ class Shortcuts(NamedTuple):
     """What was proven to hold for one base model; it can be sent to other processes."""
 
     fast_tokenizer: bool
-    pieces: ChatPieces | None
+    segments: TemplateSegments | None
     """None: every example is rendered."""
     special_texts: tuple[str, ...]
 
     @classmethod
-    def prove(cls, base_model_dir: Path) -> Shortcuts:
+    def verify(cls, base_model_dir: Path) -> Shortcuts:
         """Holds each against the base's own template and tokenizer.
 
         Raises:
@@ -53,10 +53,10 @@ class Shortcuts(NamedTuple):
         """
         template = ChatTemplate.load(base_model_dir)
         fast = _fast_lengths(base_model_dir, template)
-        pieces = ChatPieces.learn(template)
-        if pieces is not None and not TurnCounter.agrees(template, pieces, fast or template.lengths):
-            pieces = None
-        return cls(fast is not None, pieces, tuple(template.special_texts))
+        segments = TemplateSegments.infer(template)
+        if segments is not None and not TurnCounter.agrees(template, segments, fast or template.lengths):
+            segments = None
+        return cls(fast is not None, segments, tuple(template.special_texts))
 
 
 class TokenCounter:
@@ -65,7 +65,9 @@ class TokenCounter:
     def __init__(self, base_model_dir: Path, shortcuts: Shortcuts) -> None:
         self._folder = base_model_dir
         self._fast_lengths = _fast_lengths(base_model_dir) if shortcuts.fast_tokenizer else None
-        self._turns = TurnCounter(shortcuts.pieces, self._lengths) if shortcuts.pieces is not None else None
+        self._turns = (
+            TurnCounter(shortcuts.segments, self._lengths) if shortcuts.segments is not None else None
+        )
         special = sorted(shortcuts.special_texts, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
         self._first_signs = {text[0] for text in special}
@@ -78,7 +80,7 @@ class TokenCounter:
         Raises:
             FileNotFoundError: the folder has no tokenizer or no chat template.
         """
-        return cls(base_model_dir, Shortcuts.prove(base_model_dir))
+        return cls(base_model_dir, Shortcuts.verify(base_model_dir))
 
     @cached_property
     def _template(self) -> ChatTemplate:
@@ -86,15 +88,15 @@ class TokenCounter:
         return ChatTemplate.load(self._folder)
 
     @property
-    def is_quick(self) -> bool:
+    def counts_by_turn(self) -> bool:
         """Whether turns are counted apart from each other, without rendering."""
         return self._turns is not None
 
-    def count(self, examples: Sequence[Example]) -> list[Counted | ExampleError]:
+    def count(self, examples: Sequence[Example]) -> list[TokenCounts | ExampleError]:
         """Tokens of each example, or why the template cannot express it."""
         chats: list[ChatExample] = []
         owners: list[int] = []
-        counted: list[Counted | ExampleError] = [Counted(0, 0, 0)] * len(examples)
+        counted: list[TokenCounts | ExampleError] = [TokenCounts(0, 0, 0)] * len(examples)
         for number, example in enumerate(examples):
             if isinstance(example, CompletionExample):
                 counted[number] = self._count_one(example)
@@ -111,7 +113,7 @@ class TokenCounter:
             counted[owner] = (
                 one
                 if isinstance(one, ExampleError)
-                else Counted(
+                else TokenCounts(
                     before.tokens + one.tokens,
                     before.targets + one.targets,
                     max(before.longest, one.longest),
@@ -135,40 +137,40 @@ class TokenCounter:
                 pass
         return self._template.lengths(texts)
 
-    def _count_one(self, example: ChatExample | CompletionExample) -> Counted | ExampleError:
+    def _count_one(self, example: ChatExample | CompletionExample) -> TokenCounts | ExampleError:
         try:
             tokenized = self._template.tokenize(example)
         except ExampleError as error:
             return error
         # The first token is never predicted, so it is no target.
         tokens = len(tokenized.input_ids)
-        return Counted(tokens, sum(tokenized.target_mask[1:]), tokens)
+        return TokenCounts(tokens, sum(tokenized.target_mask[1:]), tokens)
 
 
 class TurnCounter:
     """Counts turn by turn, for a template whose turns begin with a control token."""
 
-    def __init__(self, pieces: ChatPieces, lengths: Lengths) -> None:
-        self._pieces = pieces
+    def __init__(self, segments: TemplateSegments, lengths: Lengths) -> None:
+        self._pieces = segments
         self._lengths = lengths
         # White space at an opening's end is cut into tokens by whether something follows it.
-        around = [text for turn in pieces.turns.values() for text in (f"{turn.opening}x", "x", turn.tail)]
+        around = [text for turn in segments.turns.values() for text in (f"{turn.opening}x", "x", turn.tail)]
         sizes = lengths(around)
         self._overhead = {
             turn: head - one + tail
             for turn, head, one, tail in zip(
-                pieces.turns.values(), sizes[::3], sizes[1::3], sizes[2::3], strict=True
+                segments.turns.values(), sizes[::3], sizes[1::3], sizes[2::3], strict=True
             )
         }
 
     @classmethod
-    def agrees(cls, template: ChatTemplate, pieces: ChatPieces, lengths: Lengths) -> bool:
+    def agrees(cls, template: ChatTemplate, segments: TemplateSegments, lengths: Lengths) -> bool:
         """Whether turns begin with a control token, and every sample comes to the template's own numbers."""
         special = tuple(template.special_texts)
-        if not special or not all(turn.opening.startswith(special) for turn in pieces.turns.values()):
+        if not special or not all(turn.opening.startswith(special) for turn in segments.turns.values()):
             return False
         chats = list(sample_chats())
-        for chat, counted in zip(chats, cls(pieces, lengths).count(chats), strict=True):
+        for chat, counted in zip(chats, cls(segments, lengths).count(chats), strict=True):
             if counted is None:
                 continue
             try:
@@ -180,15 +182,15 @@ class TurnCounter:
                 return False
         return True
 
-    def count(self, chats: Sequence[ChatExample]) -> list[Counted | None]:
+    def count(self, chats: Sequence[ChatExample]) -> list[TokenCounts | None]:
         """Tokens of each conversation; None for one that is to be counted the long way."""
         texts: list[str] = []
-        turns: list[list[tuple[Turn, bool]] | None] = []
+        turns: list[list[tuple[TurnSegments, bool]] | None] = []
         for chat in chats:
-            known = self._pieces.take_apart(chat, texts)
+            known = self._pieces.render_turns(chat, texts)
             turns.append(known)
         sizes = iter(self._lengths(texts))
-        counted: list[Counted | None] = []
+        counted: list[TokenCounts | None] = []
         for parts in turns:
             if parts is None:
                 counted.append(None)
@@ -198,7 +200,7 @@ class TurnCounter:
                 tokens += size
                 if is_target:
                     targets += size - self._overhead[turn]
-            counted.append(Counted(tokens, targets, tokens))
+            counted.append(TokenCounts(tokens, targets, tokens))
         return counted
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.completions import service
 from app.completions.models import Engine
-from app.completions.replicas import given_id
+from app.completions.replicas import configured_id
 from app.completions.vllm_client import VllmConnection
 from app.core.settings import Settings
 
@@ -48,7 +48,7 @@ def list_engines(session: Session, settings: Settings) -> Sequence[tuple[EngineR
     ]
     given = [
         (
-            EngineReport(given_id(address), address.base_model, address.url, None, None, "given", ""),
+            EngineReport(configured_id(address), address.base_model, address.url, None, None, "given", ""),
             VllmConnection(address.url, address.api_key.get_secret_value(), _BETWEEN_SECONDS),
         )
         for address in settings.engine_urls

@@ -1,4 +1,4 @@
-"""Ties a child to its parent: `python -m app.cli.tether PARENT COMMAND…` runs the command, which gets
+"""Ties a child to its parent: `python -m app.cli.parent_death PARENT COMMAND…` runs the command, which gets
 SIGTERM when its parent dies, even by SIGKILL. Linux only; elsewhere it just runs the command.
 
 A program of its own rather than `preexec_fn`, which is not safe in a process with threads.
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 _PR_SET_PDEATHSIG = 1  # prctl(2); the setting outlives exec
 
 
-def tethered(command: Sequence[str]) -> list[str]:
+def bound_to_parent(command: Sequence[str]) -> list[str]:
     """The command, tied to the process that starts it (to its main thread, to be exact)."""
-    return [sys.executable, "-P", "-m", "app.cli.tether", str(os.getpid()), *command]
+    return [sys.executable, "-P", "-m", "app.cli.parent_death", str(os.getpid()), *command]
 
 
 def main() -> None:

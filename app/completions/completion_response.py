@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.completions.events import Events, usage_of
+from app.completions.event_stream import EventStream, usage_of
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import SamplingParameters
 from app.completions.vllm_client import MODEL_NOT_LOADED, broken_off
@@ -25,7 +25,7 @@ _CLIENT_GONE = 499
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
-class Answer(Response):
+class CompletionResponse(Response):
     """Asks an engine when it is sent, and passes on what it says.
 
     Its headers: `x-toque-model` is the model that answered, under its own name, `x-toque-replica` the engine,
@@ -132,11 +132,11 @@ class Answer(Response):
         upstream: aiohttp.ClientResponse,
         content: bytes,
     ) -> None:
-        events = Events(hide_usage=self._hides_usage)
+        events = EventStream(hide_usage=self._hides_usage)
         await self._start(send, headers + _STREAM_HEADERS)
         try:
             while content:
-                if passed := events.passed(content):
+                if passed := events.forward(content):
                     await send({"type": "http.response.body", "body": passed, "more_body": True})
                 content = await upstream.content.readany()
             last = events.rest

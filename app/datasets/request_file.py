@@ -11,7 +11,7 @@ from app.datasets.lines import UnreadableFileError, read_lines
 from app.datasets.types import Example, ExampleError
 
 
-def numbered_lines(path: Path, *, param: str = "file") -> Iterator[tuple[int, bytes]]:
+def read_request_file(path: Path, *, param: str = "file") -> Iterator[tuple[int, bytes]]:
     """The file's lines with their numbers from 1, empty ones left out.
 
     Raises:
@@ -24,7 +24,7 @@ def numbered_lines(path: Path, *, param: str = "file") -> Iterator[tuple[int, by
         raise InvalidRequestError(f"{where}{error.message}.", code=error.code, param=param) from None
 
 
-def parse_numbered_line(number: int, line: bytes, *, param: str = "file") -> Example:
+def parse_request_line(number: int, line: bytes, *, param: str = "file") -> Example:
     """The example on that line.
 
     Raises:

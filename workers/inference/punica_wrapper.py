@@ -27,7 +27,7 @@ _CALLS_PER_REORDERING = 30
 """A batch calls once for each layer. All layers reordered in one would be a pause that users see."""
 
 
-class DenseLoraWrapper(PunicaWrapperCPU):
+class DensePunicaWrapper(PunicaWrapperCPU):
     """What vLLM's LoRA layers call, for one model."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

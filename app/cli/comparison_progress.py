@@ -9,8 +9,8 @@ from urllib.parse import quote
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from app.cli.job_progress import EXIT_CODES, EXIT_INTERRUPTED, EXIT_TIMED_OUT
 from app.cli.output import stderr
-from app.cli.progress import EXIT_CODES, EXIT_INTERRUPTED, EXIT_TIMED_OUT
 from app.core.control_characters import visible
 
 if TYPE_CHECKING:

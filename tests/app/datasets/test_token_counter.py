@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from app.datasets.chat_template import ChatTemplate
 from app.datasets.formats import parse_line
 from app.datasets.template_segments import SAMPLE_TEXTS
-from app.datasets.tokens import TokenCounter
+from app.datasets.token_counter import TokenCounter
 from app.datasets.types import ExampleError
 from tests.support.service import BASE_MODEL
 
@@ -142,7 +142,7 @@ def test_counts_are_those_of_the_long_way(
 ) -> None:
     folder = bases[name] if name else base_models_dir / BASE_MODEL
     counter, template = TokenCounter.load(folder), ChatTemplate.load(folder)
-    assert counter.is_quick == (name != "bracketed")  # where turns begin with a control token
+    assert counter.counts_by_turn == (name != "bracketed")  # where turns begin with a control token
 
     @given(st.lists(CHATS, min_size=1, max_size=4))
     @hypothesis_settings(max_examples=150, deadline=None)
@@ -185,7 +185,7 @@ def test_a_template_that_cannot_be_taken_apart_is_rendered(bases: dict[str, Path
     source = "{{ messages | length }}" + TEMPLATES["chatml"][0]
     (tmp_path / "chat_template.jinja").write_text(source, "utf-8")
     counter, template = TokenCounter.load(tmp_path), ChatTemplate.load(tmp_path)
-    assert not counter.is_quick
+    assert not counter.counts_by_turn
     single = parse_line(b'{"messages": [{"role": "assistant", "content": "Three."}]}')
     [counted] = counter.count([single])
     with pytest.raises(ExampleError) as refused:

@@ -9,7 +9,7 @@ import orjson
 _END = b"\n\n"
 
 
-class Events:
+class EventStream:
     """One stream of events. Engines are always asked for usage; a client that was not asked for it must
     not see the event that carries it."""
 
@@ -20,7 +20,7 @@ class Events:
         self.usage: tuple[int, int] | None = None
         """Tokens in and out, once known."""
 
-    def passed(self, received: bytes) -> bytes:
+    def forward(self, received: bytes) -> bytes:
         """What may go on to the client: whole events, none of which waits for another."""
         if self.rest:
             received = self.rest + received

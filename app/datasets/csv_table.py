@@ -13,17 +13,17 @@ from app.datasets.lines import MAX_LINE_BYTES
 _SAMPLE_CHARACTERS = 65_536
 
 
-class TableError(ValueError):
+class CsvError(ValueError):
     """The table cannot be converted; the message says where and why."""
 
 
-def convert_table(table: Path, *, prompt: str, completion: str, system: str | None) -> Iterator[bytes]:
+def convert_csv(table: Path, *, prompt: str, completion: str, system: str | None) -> Iterator[bytes]:
     """One line of JSONL for each row: the columns' texts as system, user and assistant messages.
 
     The separator (comma, semicolon or tab) is found out from the first line. Empty rows are skipped.
 
     Raises:
-        TableError: it is not UTF-8, a column is not there, or a row lacks a text.
+        CsvError: it is not UTF-8, a column is not there, or a row lacks a text.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
     try:
@@ -36,14 +36,14 @@ def convert_table(table: Path, *, prompt: str, completion: str, system: str | No
             for _, column in named:
                 if column not in (reader.fieldnames or ()):
                     known = ", ".join(map(repr, reader.fieldnames or ())) or "none"
-                    raise TableError(f"the table has no column {column!r}; it has {known}")
+                    raise CsvError(f"the table has no column {column!r}; it has {known}")
             for row in reader:
                 if any(row.values()):
                     yield msgspec.json.encode({"messages": _messages(row, named, reader.line_num)})
     except UnicodeDecodeError as error:
-        raise TableError(f"the table is not UTF-8 (byte {error.start + 1} of a block)") from None
+        raise CsvError(f"the table is not UTF-8 (byte {error.start + 1} of a block)") from None
     except csv.Error as error:
-        raise TableError(f"the table is damaged: {error}") from None
+        raise CsvError(f"the table is damaged: {error}") from None
 
 
 def _messages(row: Mapping[str, str], named: Sequence[tuple[str, str]], line: int) -> list[dict[str, str]]:
@@ -53,5 +53,5 @@ def _messages(row: Mapping[str, str], named: Sequence[tuple[str, str]], line: in
         if content and content.strip():
             messages.append({"role": role, "content": content})
         elif role != "system":
-            raise TableError(f"the row that ends on line {line} has an empty {column!r}")
+            raise CsvError(f"the row that ends on line {line} has an empty {column!r}")
     return messages
