@@ -242,7 +242,7 @@ def test_only_what_was_named_is_installed(script: str, variable: str, setting: s
     add("pip")
     code, log = run("")
     assert code == 1
-    assert f"Set {setting} to what pip is to install, such as git+https://" in log
+    assert f"Set {setting} to what pip should install, such as git+https://" in log
     assert "pip install" not in log
 
     code, log = run("./toque-1.0-py3-none-any.whl")
