@@ -10,7 +10,7 @@ import time
 from openai import OpenAI
 
 client = OpenAI(
-    base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),  # the only line that is specific to Toque
+    base_url=os.environ.get("OPENAI_BASE_URL", "http://127.0.0.1:8000/v1"),  # the only line of Toque's own
     api_key=os.environ["OPENAI_API_KEY"],
 )
 
