@@ -1,4 +1,4 @@
-# `make demo` shows what Toque does; `make test` proves it. Both install what they need into .venv.
+# `make demo` shows what Toque does, and `make test` proves it. Both install what they need into .venv.
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 MINUTES ?= 10
@@ -9,21 +9,26 @@ BIN := .venv/bin
   bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict fuzz clean
 
 help:
-	@echo "make demo         from a dataset to a custom model, side by side with prompting"
-	@echo "make test         lint, types, contracts, and every test"
-	@echo "make serve        the service on port 8000"
-	@echo "make bench-train  our trainer against TRL's (DATASET=FILE for your own data)"
-	@echo "make bench-api    the API's answers while a job trains on every core"
-	@echo "make bench-queue  our queue's jobs per second against Procrastinate's"
-	@echo "make bench-serving  many adapters over one base: correct, fast, cheap to reach"
-	@echo "make bench-comparison  what a comparison costs beyond the engine's own time"
-	@echo "make bench-upload  1 GB comes in, against a plain FastAPI handler"
-	@echo "make bench-estimates  dry runs' time and memory against what then happens"
-	@echo "make bench-soak   every job ends once, whatever is killed (MINUTES=10)"
-	@echo "make bench-verdict  how often a comparison's verdict is wrong, on simulated ones"
-	@echo "make bench-validate  the check of a 1 GB dataset against datasets + apply_chat_template (SIZE=MB)"
-	@echo "make fuzz         a million hostile lines through the checks (LINES=1000000)"
-	@echo "make install lint generated lock clean"
+	@echo "make demo              train a model on the demo's data and compare it with prompting"
+	@echo "make serve             run the service on port 8000"
+	@echo "make test              lint, types, contracts and all tests"
+	@echo "make lint              formatting, lint, import contracts and types"
+	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
+	@echo "make install           install what the service needs into .venv"
+	@echo "make lock              update the pinned requirements (UPGRADE=1 for new versions)"
+	@echo "make clean             remove .venv and build files"
+	@echo
+	@echo "make bench-train       our trainer against TRL's (DATASET=FILE for your own data)"
+	@echo "make bench-estimates   predicted time and memory of jobs against what they take"
+	@echo "make bench-serving     many adapters over one base: correctness, speed, overhead of the gateway"
+	@echo "make bench-comparison  a comparison's time against the engine's own"
+	@echo "make bench-verdict     how often the verdict of a simulated comparison is wrong"
+	@echo "make bench-validate    the check of a 1 GB dataset against datasets (SIZE=MB)"
+	@echo "make bench-upload      an upload of 1 GB against a plain FastAPI handler"
+	@echo "make bench-api         the API's response times while a job trains on every core"
+	@echo "make bench-queue       our queue's jobs per second against Procrastinate's"
+	@echo "make bench-soak        jobs while processes are killed and frozen (MINUTES=10)"
+	@echo "make fuzz              a million hostile lines through the checks (LINES=1000000)"
 
 install: .venv/.installed
 
