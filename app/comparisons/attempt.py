@@ -16,8 +16,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
 from app.comparisons import few_shot, grading, models, queue
 from app.comparisons.chat_client import ChatClient, prompt
 from app.comparisons.external import Endpoint
-from app.comparisons.graders import grader as graders
-from app.comparisons.graders.model_grader import JudgeRequest
+from app.comparisons.graders.base import JudgeRequest
+from app.comparisons.graders.registry import parse_grader
 from app.comparisons.ledger import Ledger, Row
 from app.comparisons.plan import Plan
 from app.comparisons.questions import Question
@@ -160,16 +160,14 @@ class Attempt:
     async def _ask_judges(self) -> None:
         """Asks judges for whatever they have not judged yet."""
         plan = self._plan
-        held_out, general = (
-            graders.parse_grader(document) for document in (plan.grader, plan.general_grader)
-        )
-        if not any(graders.judge_requests(grader, self._questions[0], "") for grader in (held_out, general)):
+        held_out, general = (parse_grader(document) for document in (plan.grader, plan.general_grader))
+        if not any(grader.judge_requests(self._questions[0], "") for grader in (held_out, general)):
             return
         answers, judged = await self._read(self._find_texts), await self._read(self._find_judged)
         judgings: list[Judging] = []
         for (place, number), text in answers:
             grader = held_out if number < plan.questions else general
-            requests = graders.judge_requests(grader, self._questions[number], text)
+            requests = grader.judge_requests(self._questions[number], text)
             judgings += [
                 ((place, number), turn, request)
                 for turn, request in enumerate(requests)

@@ -17,7 +17,7 @@ from app.comparisons.analysis.answers import (
     GeneralAnswers,
     Thresholds,
 )
-from app.comparisons.graders import grader as graders
+from app.comparisons.graders.registry import parse_grader
 from app.comparisons.plan import Plan
 from app.comparisons.questions import Question
 from app.core.database import Database
@@ -69,14 +69,14 @@ def _grade(
     judgements = select(models.Judgement).where(models.Judgement.comparison_id == comparison_id)
     for judgement in session.scalars(judgements.order_by(models.Judgement.turn)):
         replies[judgement.candidate, judgement.question].append(judgement.text)
-    held_out, general = (graders.parse_grader(document) for document in (plan.grader, plan.general_grader))
+    held_out, general = (parse_grader(document) for document in (plan.grader, plan.general_grader))
     graded: dict[tuple[int, int], Answer] = {}
     for row in session.scalars(select(models.Answer).where(models.Answer.comparison_id == comparison_id)):
         ask = row.candidate, row.question
         score, error = None, row.error
         if row.text is not None:
             grader = held_out if row.question < plan.questions else general
-            grade = graders.grade(grader, questions[row.question], row.text, replies[ask])
+            grade = grader.grade(questions[row.question], row.text, replies[ask])
             score, error = grade.score, grade.detail if grade.score is None else None
         graded[ask] = Answer(row.text, score, error, row.input_tokens, row.output_tokens, row.seconds)
     return graded

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from app.comparisons.few_shot import count_examples
-from app.comparisons.graders.grader import check_grader_fits, parse_grader
+from app.comparisons.graders.registry import parse_grader
 from app.comparisons.questions import Question, read_question_keys, read_questions, same_question_key
 from app.core.errors import InvalidRequestError
 
@@ -75,10 +75,10 @@ def check_graders_fit(files: InputFiles, validated: ValidatedFiles) -> None:
     Raises:
         InvalidRequestError: a grader cannot grade answers to these questions.
     """
-    check_grader_fits(parse_grader(files.grader), validated.questions)
+    parse_grader(files.grader).check_fits(validated.questions)
     if files.general is not None:
         param = "grader" if files.general_grader == files.grader else "regression_grader"
-        check_grader_fits(parse_grader(files.general_grader, param=param), validated.general, param=param)
+        parse_grader(files.general_grader, param=param).check_fits(validated.general, param=param)
 
 
 def _read(path: Path, param: str) -> list[Question]:

@@ -95,7 +95,7 @@ class Judgement(Base):
     question: Mapped[int] = mapped_column(primary_key=True)
     candidate: Mapped[int] = mapped_column(primary_key=True)
     turn: Mapped[int] = mapped_column(primary_key=True)
-    """Among the answer's requests to judges, as `graders.judge_requests` orders them."""
+    """The place of the request among the grader's `judge_requests` for this answer."""
     text: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
     input_tokens: Mapped[int] = mapped_column(BigInteger)

@@ -11,7 +11,7 @@ from typing import Any, cast
 from sqlalchemy.orm import Session
 
 from app.comparisons.external import allowed_endpoint
-from app.comparisons.graders.grader import parse_grader
+from app.comparisons.graders.registry import parse_grader
 from app.comparisons.input_files import ExamplePool, InputFiles, ValidatedFiles
 from app.comparisons.plan import Candidate, Plan
 from app.comparisons.schemas import (

@@ -14,8 +14,8 @@ from app.comparisons.analysis.answers import Answer, CandidateAnswers, Compariso
 from app.comparisons.analysis.holm import holm
 from app.comparisons.analysis.statistics import Scores
 from app.comparisons.analysis.verdict import ALPHA, find_verdict
-from app.comparisons.graders.grader import label_grader
-from app.comparisons.graders.text import LabelF1
+from app.comparisons.graders.label_f1 import LabelF1
+from app.comparisons.graders.registry import label_grader
 from app.comparisons.results import (
     CandidateResult,
     CheckpointCurve,

@@ -1,7 +1,7 @@
-"""A served model as judge: what it is asked, and how its reply is read.
+"""The `model` grader: a served model as judge, what it is asked, and how its reply is read.
 
-A judge may be swayed by what it reads, and by which of two answers stands first. So answers are quoted,
-preferences are asked in both orders, and a reply that is not in the form asked for is no judgement at all.
+A judge may be swayed by what it reads, and by which of two answers comes first. So answers are quoted,
+preferences are asked for in both orders, and a reply in any other form than requested is not used.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
-import msgspec
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
+from typing_extensions import override
 
-from app.comparisons.graders.text import Grade, GraderModel
+from app.comparisons.graders.base import Grade, Grader, JudgeRequest
 from app.comparisons.questions import Question, answer_text
 
 _CRITERIA = (
@@ -27,28 +27,20 @@ _PREFERENCE = re.compile(
 )
 
 
-class JudgeRequest(msgspec.Struct, frozen=True):
-    """One request to a judge; wants temperature 0 and room for a few hundred tokens."""
+class ModelGrader(Grader):
+    """Asks a served model to judge the answer.
 
-    model: str
-    """Served name."""
-    messages: list[dict[str, Any]]
-
-
-class ModelGrader(GraderModel):
-    """A judge's opinion of the answer.
-
-    `score`: a mark from `lowest` to `highest`, stretched to 0 to 1. `preference`: the answer against the
-    reference, in both orders: 1 if it is preferred twice, 0 if the reference is, 0.5 for a tie, and where the
-    order decided.
+    With mode `score`, the judge gives a mark from `lowest` to `highest`, which is scaled to 0 to 1. With
+    `preference`, it chooses between answer and reference, in both orders: the score is 1 if it prefers the
+    answer twice, 0 if it prefers the reference twice, and 0.5 for a tie or if the order decided.
     """
 
     type: Literal["model"] = "model"
     model: str = Field(min_length=1)
-    """Served name: a base model, a fine-tuned one, or an alias."""
+    """Served name of the judge: a base model, a fine-tuned one, or an alias."""
     mode: Literal["score", "preference"] = "score"
     criteria: str = Field(default=_CRITERIA, min_length=1, max_length=8000)
-    """What makes an answer good."""
+    """What makes an answer good, in the words that the judge reads."""
     lowest: int = Field(default=1, ge=0, le=100)
     highest: int = Field(default=5, ge=1, le=100)
 
@@ -58,8 +50,13 @@ class ModelGrader(GraderModel):
             raise PydanticCustomError("marks", "lowest must be below highest", {})
         return self
 
-    def requests(self, question: Question, answer: str) -> list[JudgeRequest]:
-        """What the judge is asked: once for a score, twice for a preference."""
+    @override
+    def check_fits(self, questions: Sequence[Question], *, param: str = "grader") -> None:
+        """A judge can be asked about any question."""
+
+    @override
+    def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:
+        """Return one request for a score, or two for a preference."""
         if self.mode == "score":
             task = (
                 f"Grade the answer from {self.lowest} (worst) to {self.highest} (best). "
@@ -72,20 +69,21 @@ class ModelGrader(GraderModel):
             self._request(task, question, {"answer A": question.reference, "answer B": answer}),
         ]
 
-    def read(self, replies: Sequence[str | None]) -> Grade:
-        """The grade in the judge's replies, in the order of `requests`; None is a reply that never came.
-
-        Its score is None where a reply is not what was asked for.
-        """
-        marks = [self._mark(reply, swapped=bool(turn)) for turn, reply in enumerate(replies)]
-        given = [mark for mark in marks if mark is not None]
-        if not marks or len(given) < len(marks):
-            said = next((reply for reply, mark in zip(replies, marks, strict=True) if mark is None), None)
-            return Grade(None, f"the judge gave no judgement: {_last_line(said or '')[:200]!r}")
-        score = sum(given) / len(given)
+    @override
+    def grade(self, question: Question, answer: str, replies: Sequence[str | None] = ()) -> Grade:
+        """Return the grade in the judge's replies; there is no score unless every reply is as requested."""
+        needed = 1 if self.mode == "score" else 2
+        marks: list[float] = []
+        for turn in range(needed):
+            reply = replies[turn] if turn < len(replies) else None
+            mark = self._mark(reply, swapped=bool(turn))
+            if mark is None:
+                return Grade(None, f"the judge gave no judgement: {_last_line(reply or '')[:200]!r}")
+            marks.append(mark)
+        score = sum(marks) / needed
         if self.mode == "score":
             return Grade(score, f"the judge gave {self.lowest + score * (self.highest - self.lowest):g}")
-        order = ", by its order alone" if given in ([1, 0], [0, 1]) else ""
+        order = ", by its order alone" if marks in ([1, 0], [0, 1]) else ""
         return Grade(score, ("reference preferred", "tie", "answer preferred")[round(score * 2)] + order)
 
     def _request(self, task: str, question: Question, quoted: dict[str, str]) -> JudgeRequest:
@@ -110,7 +108,7 @@ class ModelGrader(GraderModel):
         )
 
     def _mark(self, reply: str | None, *, swapped: bool) -> float | None:
-        """0 to 1 for the answer that is judged; None for nonsense."""
+        """Return the mark in a reply, scaled to 0 to 1, or None if the reply is not as requested."""
         line = _last_line(reply or "")
         if self.mode == "score":
             found = _SCORE.fullmatch(line)
@@ -126,7 +124,7 @@ class ModelGrader(GraderModel):
 
 
 def _quoted(name: str, text: str) -> str:
-    """A block whose end the text in it cannot fake."""
+    """Return the text as a block whose end it cannot fake."""
     return f"[{name}]\n" + "\n".join(f"> {line}" for line in text.split("\n")) + f"\n[end of {name}]"
 
 
@@ -135,6 +133,6 @@ def _content(turn: dict[str, Any]) -> str:
 
 
 def _last_line(reply: str) -> str:
-    """The last line that says something, without marks of emphasis around it."""
+    """Return the last line that is not empty, without marks of emphasis."""
     lines = [line.strip(" \t*_`#>") for line in reply.strip().splitlines()]
     return next((line.replace("**", "") for line in reversed(lines) if line), "")

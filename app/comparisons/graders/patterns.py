@@ -1,16 +1,22 @@
-"""Users' patterns: compiled only where that is cheap, as `regex` writes out what is repeated a fixed number
-of times: `(?:(?:a?){1000}){1000}` is a million pieces.
+"""Regular expressions that users write: bounded in size before they are compiled, and in time when they run.
+
+The package `regex` unrolls what is repeated a fixed number of times, so that compiling
+`(?:(?:a?){1000}){1000}` would take gigabytes.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 
 import regex
 
 MAX_PATTERN = 2000
+"""Characters in the longest pattern."""
+PATTERN_SECONDS = 0.1
+"""The time that a pattern may take on one answer."""
 MAX_EXPANDED_LENGTH = 10_000
-"""Characters of a pattern with each part written as often as it may be repeated."""
+"""The largest `expanded_length` of a pattern."""
 _TOKEN = re.compile(
     r"""
     \\.                                     # an escaped character
@@ -21,18 +27,18 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _UNCLEAR = re.compile(r"\(\?[\w-]*(?:x|V1)|\(\?\#")
-"""What makes blanks and comments of brackets, or nests sets."""
+"""Flags and comments with which blanks and brackets no longer mean what `_TOKEN` takes them for."""
 
 
 class PatternError(ValueError):
-    """A pattern that is none, or too large; the message goes on from its name."""
+    """A pattern is invalid or too large; the message is a predicate, as in "does not compile"."""
 
 
 def compile_pattern(pattern: str, *, ignore_case: bool = False) -> regex.Pattern[str]:
-    """The pattern, ready to be searched for.
+    """Return the compiled pattern.
 
     Raises:
-        PatternError: it does not compile, or would take too much memory to.
+        PatternError: it does not compile, or compiling it would take too much memory.
     """
     if (size := expanded_length(pattern)) > MAX_EXPANDED_LENGTH:
         shown = f"{size:,}" if size < 10**12 else "far more than a billion"
@@ -41,14 +47,23 @@ def compile_pattern(pattern: str, *, ignore_case: bool = False) -> regex.Pattern
             "compiled; use smaller counts, or * and +"
         )
     try:
-        # Without the package's own cache: that keeps 500 for as long as the process lives.
+        # The package's own cache would keep 500 patterns for as long as the process lives.
         return regex.compile(pattern, regex.IGNORECASE if ignore_case else 0, cache_pattern=False)
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
         raise PatternError(f"does not compile: {error or type(error).__name__}") from None
 
 
+@functools.lru_cache(maxsize=1024)
+def cached_pattern(pattern: str, *, ignore_case: bool = False) -> regex.Pattern[str]:
+    """Return the pattern as `compile_pattern` does; it is compiled once for many answers."""
+    return compile_pattern(pattern, ignore_case=ignore_case)
+
+
 def expanded_length(pattern: str) -> int:
-    """The pattern's length, each part written as often as its count says; more where that is unclear."""
+    """Return the length of the pattern with every repeated part written out as often as its count says.
+
+    Where flags or odd sets make the nesting unclear, the result is an upper bound.
+    """
     sizes: list[list[int]] = [[]]
     groups, flat, unclear, after_group = 1, 0, _UNCLEAR.search(pattern) is not None, False
     for token in _TOKEN.finditer(pattern):
@@ -57,7 +72,7 @@ def expanded_length(pattern: str) -> int:
             repeated = max(1, *counts)
             if level:
                 level[-1] *= repeated
-            # Were all groups nested, and every count another's.
+            # The upper bound: as if all groups were nested in each other.
             groups, flat = (groups * repeated, flat) if after_group else (groups, flat + repeated)
             continue
         if not text.isspace():
@@ -76,7 +91,7 @@ def expanded_length(pattern: str) -> int:
 
 
 def _counts(text: str) -> list[int]:
-    """Those in `{m,n}`; a comment in it counts as well, which can only make it more."""
+    """Return the numbers in `{m,n}`. Those in a comment count as well, which can only raise the bound."""
     joined = re.sub(r"\s|#[^\n]*\n", "", text)
     return [int(part) for part in joined.split(",") if part]
 

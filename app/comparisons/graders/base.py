@@ -1,0 +1,108 @@
+"""What every grader is: a pydantic model of its settings that grades one answer at a time.
+
+A grader that compares texts extends `TextGrader` and needs only `grade_text`; `registry` lists them all.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from pydantic import BaseModel, ConfigDict
+from typing_extensions import override
+
+from app.comparisons.questions import Question
+from app.core.errors import InvalidRequestError
+
+MAX_WEIGHT = 1_000_000_000
+"""The largest weight that a setting may have, so that no sum of weights overflows."""
+
+
+class Grade(msgspec.Struct, frozen=True):
+    """How good an answer is, and why."""
+
+    score: float | None
+    """From 0 to 1, or None if the answer could not be graded: the judge's reply made no sense, or a pattern
+    took too long."""
+    detail: str = ""
+    """One line for a person to read."""
+
+
+class JudgeRequest(msgspec.Struct, frozen=True):
+    """One request to a judge, to be sent with temperature 0 and room for a few hundred tokens."""
+
+    model: str
+    """Served name of the judge."""
+    messages: list[dict[str, Any]]
+
+
+class Grader(BaseModel, ABC):
+    """A grader with its settings, as a request describes it. Unknown settings are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    type: Any
+    """The name by which requests choose the grader: a `Literal` in each grader."""
+
+    @abstractmethod
+    def grade(self, question: Question, answer: str, replies: Sequence[str | None] = ()) -> Grade:
+        """Return how good an answer is.
+
+        This may take a tenth of a second where a pattern backtracks, so it does not belong on an event loop.
+
+        Args:
+            question: the question, with the reference that the answer is compared with.
+            answer: the answer, as `questions.answer_text` makes it from the assistant's turn.
+            replies: the judges' replies to `judge_requests`, in the same order; None for one that failed.
+        """
+
+    @abstractmethod
+    def check_fits(self, questions: Sequence[Question], *, param: str = "grader") -> None:
+        """Check that the grader can grade answers to these questions. This, too, may take long.
+
+        Raises:
+            InvalidRequestError: it cannot. The message names the line of the file, and the error's `param` is
+                the path of the grader that does not fit, which starts with `param`.
+        """
+
+    def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:  # noqa: ARG002
+        """Return the requests whose replies `grade` needs; only a `model` grader has any."""
+        return []
+
+
+class TextGrader(Grader):
+    """A grader that needs nothing but the texts of the answer and the reference."""
+
+    @abstractmethod
+    def grade_text(self, reference: str, answer: str) -> Grade:
+        """Return the answer's grade."""
+
+    def misfit(self, reference: str) -> str | None:  # noqa: ARG002
+        """Return why no answer can be compared with this reference, or None if answers can."""
+        return None
+
+    @override
+    def grade(self, question: Question, answer: str, replies: Sequence[str | None] = ()) -> Grade:
+        return self.grade_text(question.reference, answer)
+
+    @override
+    def check_fits(self, questions: Sequence[Question], *, param: str = "grader") -> None:
+        for question in questions:
+            if problem := self.misfit(question.reference):
+                raise self.misfit_error(param, f"line {question.line}'s reference {problem}")
+
+    def misfit_error(self, param: str, reason: str) -> InvalidRequestError:
+        """Return the error that says why this grader does not fit the file."""
+        return invalid_grader(param, f"{self.type} does not fit the file: {reason}")
+
+
+def binary_grade(is_right: bool) -> Grade:
+    """Return a grade of 1 or 0."""
+    return Grade(float(is_right))
+
+
+def invalid_grader(param: str, message: str) -> InvalidRequestError:
+    """Return the error for a grader that cannot be used; `param` is its path in the request."""
+    return InvalidRequestError(f"{param}: {message}.", code="invalid_grader", param=param)
