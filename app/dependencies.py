@@ -1,4 +1,4 @@
-"""What routers ask for: settings, a session, the caller's project, a page of a list."""
+"""What routers ask for: the context of the request, a session, and whether the request was sent before."""
 
 from __future__ import annotations
 
@@ -11,31 +11,26 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy.orm import Session
 
 from app.auth import service as auth_service
-from app.auth.models import ApiKey, Project
+from app.context import Context
 from app.core.database import Database
-from app.core.idempotency import CreationRequest
+from app.core.idempotency import IdempotentRequest
 from app.core.settings import Settings
-from app.storage.base import Storage
 
 # Dependencies with `yield` end after the response unless declared with scope="function":
 # a commit that fails must still be able to change the status.
 
 
-def _settings(request: Request) -> Settings:
+async def _settings(request: Request) -> Settings:
     return cast("Settings", request.app.state.settings)
 
 
-def _database(request: Request) -> Database:
+async def _database(request: Request) -> Database:
     return cast("Database", request.app.state.database)
-
-
-def _storage(request: Request) -> Storage:
-    return cast("Storage", request.app.state.storage)
 
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
 DatabaseDep = Annotated[Database, Depends(_database)]
-StorageDep = Annotated[Storage, Depends(_storage)]
+"""For long work, which opens its own short transactions."""
 
 
 def _read_session(database: DatabaseDep) -> Iterator[Session]:
@@ -58,37 +53,35 @@ bearer = HTTPBearer(
 )
 
 
-def _project(
-    database: DatabaseDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> Project:
-    with database.reader() as session:
-        return auth_service.authenticate(session, credentials.credentials if credentials else None)
-
-
-def _key(
-    database: DatabaseDep, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
-) -> ApiKey:
-    with database.reader() as session:
-        return auth_service.authenticate_key(session, credentials.credentials if credentials else None)[0]
-
-
-def _creation(
+def _context(
     request: Request,
-    project: Annotated[Project, Depends(_project, scope="function")],
+    database: DatabaseDep,
+    settings: SettingsDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+) -> Context:
+    with database.reader() as session:
+        key = auth_service.authenticate(session, credentials.credentials if credentials else None)
+    return Context(key.project_id, settings, request.app.state.storage, key.id)
+
+
+ContextDep = Annotated[Context, Depends(_context, scope="function")]
+"""The context of the caller's project; a request without a valid API key is refused."""
+
+
+async def _idempotent_request(
+    request: Request,
+    context: ContextDep,
     idempotency_key: Annotated[str | None, Header(max_length=255, min_length=1)] = None,
     x_stainless_retry_count: Annotated[str | None, Header(include_in_schema=False)] = None,
-) -> CreationRequest:
+) -> IdempotentRequest:
     count = x_stainless_retry_count
-    return CreationRequest(
-        project.id,
+    return IdempotentRequest(
+        context.project_id,
         idempotency_key,
         retry_count=int(count) if count is not None and count.isdecimal() and len(count) < 9 else None,
         is_abandoned=lambda: from_thread.run(request.is_disconnected),  # routes that create run in threads
     )
 
 
-Creating = Annotated[CreationRequest, Depends(_creation, scope="function")]
-"""For routes that create: finds what an equal request has created before."""
-CurrentProject = Annotated[Project, Depends(_project, scope="function")]
-CurrentKey = Annotated[ApiKey, Depends(_key, scope="function")]
-"""For routes that write down who asked."""
+IdempotentRequestDep = Annotated[IdempotentRequest, Depends(_idempotent_request, scope="function")]
+"""For routes that create: what an equal request has created before is not created again."""

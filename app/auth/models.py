@@ -17,12 +17,12 @@ class Project(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("proj_"))
     name: Mapped[str] = mapped_column(String(64), unique=True)
-    """Lower-case letters, digits and dashes: part of its models' names."""
+    """Lower-case letters, digits and dashes; it is part of the names of the project's models."""
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
 class ApiKey(Base):
-    """A key, of which only the SHA-256 is kept."""
+    """An API key, of which only the SHA-256 is stored."""
 
     __tablename__ = "api_keys"
 
@@ -31,6 +31,6 @@ class ApiKey(Base):
     name: Mapped[str] = mapped_column(String(128))
     key_sha256: Mapped[str] = mapped_column(String(64), unique=True)
     hint: Mapped[str] = mapped_column(String(16))
-    """Its last four characters, to tell keys apart in a list."""
+    """The last four characters of its secret, to tell keys apart in a list."""
     created_at: Mapped[float] = mapped_column(default=time.time)
     revoked_at: Mapped[float | None]

@@ -18,16 +18,11 @@ FIRST_PROJECT = "default"
 _PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
-def authenticate(session: Session, secret: str | None) -> Project:
-    """The project that the key belongs to; raises as `authenticate_key` does."""
-    return authenticate_key(session, secret)[1]
-
-
-def authenticate_key(session: Session, secret: str | None) -> tuple[ApiKey, Project]:
-    """The key with that secret, and the project that it belongs to.
+def authenticate(session: Session, secret: str | None) -> ApiKey:
+    """Return the API key with that secret.
 
     Raises:
-        AuthenticationError: no key, an unknown one, or one that was revoked.
+        AuthenticationError: there is no secret, no key has it, or the key was revoked.
     """
     if not secret:
         raise AuthenticationError(
@@ -35,16 +30,15 @@ def authenticate_key(session: Session, secret: str | None) -> tuple[ApiKey, Proj
             "`toque keys create` makes one; `toque serve` printed the first.",
             code="invalid_api_key",
         )
-    known = select(ApiKey, Project).join(Project).where(ApiKey.key_sha256 == _digest(secret))
-    found = session.execute(known.where(ApiKey.revoked_at.is_(None))).one_or_none()
-    if found is None:
+    known = select(ApiKey).where(ApiKey.key_sha256 == _digest(secret), ApiKey.revoked_at.is_(None))
+    key = session.scalar(known)
+    if key is None:
         raise AuthenticationError("The API key is not valid, or was revoked.", code="invalid_api_key")
-    key, project = found
-    return key, project
+    return key
 
 
 def create_project(session: Session, name: str) -> Project:
-    """The project of that name, made if it is not there.
+    """Return the project of that name, and create it if there is none.
 
     Raises:
         InvalidRequestError: the name cannot be part of a model's name.
@@ -64,7 +58,7 @@ def create_project(session: Session, name: str) -> Project:
 
 
 def create_key(session: Session, project_id: str, name: str, secret: str | None = None) -> tuple[ApiKey, str]:
-    """A new key and its secret, which is not kept and cannot be shown again."""
+    """Create a key. Returns it with its secret, which is not kept and cannot be shown again."""
     secret = secret or "sk-toque-" + secrets.token_urlsafe(32)
     key = ApiKey(project_id=project_id, name=name, key_sha256=_digest(secret), hint=secret[-4:])
     session.add(key)
@@ -73,10 +67,10 @@ def create_key(session: Session, project_id: str, name: str, secret: str | None 
 
 
 def ensure_first_key(session: Session, secret: str | None) -> str | None:
-    """The first project has a key: the given one, or, where there is none at all, a new one.
+    """Make sure that the first project has a key: the given one or, if no key exists at all, a new one.
 
     Returns:
-        The secret of a key made here without one given; else None.
+        The secret of the new key; None if the secret was given or a key existed.
     """
     project = create_project(session, FIRST_PROJECT)
     if secret is not None:
@@ -89,13 +83,13 @@ def ensure_first_key(session: Session, secret: str | None) -> str | None:
 
 
 def list_keys(session: Session) -> Sequence[tuple[ApiKey, Project]]:
-    """Every key with its project, oldest first."""
+    """Return every key with its project, oldest first."""
     rows = session.execute(select(ApiKey, Project).join(Project).order_by(ApiKey.created_at))
     return [(key, project) for key, project in rows]
 
 
 def revoke_key(session: Session, key_id: str) -> ApiKey:
-    """Ends a key; doing so again changes nothing.
+    """Revoke a key; one that was revoked before keeps its time.
 
     Raises:
         NotFoundError: no key has that id.

@@ -17,8 +17,7 @@ from app.core.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from sqlalchemy.orm import Session
-
+    from app.core.database import Database
     from app.fine_tuning.preflight.schemas import Findings, JobPreflight
 
 _TARGET = "bold green"
@@ -59,9 +58,9 @@ def check_files(
     if validation_file is not None and not validation_file.is_file():
         raise typer.BadParameter(f"there is no file '{validation}'", param_hint="--validation-file")
     try:
-        with _measured_speeds(settings) as session:
+        with _measured_speeds(settings) as database:
             found = preflight.check_files(
-                session, settings, model, training, validation_file, wanted, method, given, seed
+                database, settings, model, training, validation_file, wanted, method, given, seed
             )
     except ToqueError as error:
         fail(error.body.message)
@@ -73,7 +72,7 @@ def check_files(
 
 
 @contextmanager
-def _measured_speeds(settings: Settings) -> Generator[Session | None]:
+def _measured_speeds(settings: Settings) -> Generator[Database | None]:
     """The database, where one can be read without a server: it knows what earlier jobs took."""
     from sqlalchemy import inspect  # noqa: PLC0415 - SQLAlchemy is slow to import
 
@@ -84,11 +83,7 @@ def _measured_speeds(settings: Settings) -> Generator[Session | None]:
         return
     database = Database(settings.sqlalchemy_url)
     try:
-        if inspect(database.engine).has_table("training_speeds"):
-            with database.reader() as session:
-                yield session
-        else:
-            yield None
+        yield database if inspect(database.engine).has_table("training_speeds") else None
     finally:
         database.dispose()
 

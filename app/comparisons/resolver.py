@@ -24,26 +24,26 @@ from app.comparisons.schemas import (
     ModelCandidate,
     PromptCandidate,
 )
+from app.context import Context
 from app.core.errors import InvalidRequestError, ToqueError
-from app.core.settings import BaseModelEntry, Settings
+from app.core.settings import BaseModelEntry
 from app.files import service as files_service
 from app.files.models import File
 from app.fine_tuning import service as fine_tuning_service
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
-from app.models.aliases import service as aliases_service
+from app.models.aliases.resolution import find_single
 from app.models.catalogue import find_base_model
-from app.storage.base import Storage
 
 MAX_CANDIDATES = 64
 MAX_FILE_BYTES = 64 * 2**20
-"""Of a file of questions."""
+"""The size of the largest file of questions."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRequest:
-    """A request that names nothing that is not there; its files are still to be validated."""
+    """A request in which every name is resolved; its files are still to be validated."""
 
     request: CreateComparison
     base: BaseModelEntry
@@ -55,7 +55,7 @@ class ResolvedRequest:
     unchecked_files: list[str]
 
     def plan(self, validated: ValidatedFiles) -> Plan:
-        """What is to be done, now that the files are known."""
+        """Return what is to be done, now that the files are validated."""
         request = self.request
         has_base = any(
             candidate.type == "base" and candidate.model == self.base.name for candidate in self.candidates
@@ -83,35 +83,26 @@ class ResolvedRequest:
         )
 
 
-def resolve_request(
-    session: Session, storage: Storage, settings: Settings, project_id: str, request: CreateComparison
-) -> ResolvedRequest:
-    """Resolves and checks whatever needs no look into files.
+def resolve_request(session: Session, context: Context, request: CreateComparison) -> ResolvedRequest:
+    """Resolve and check everything that can be checked without reading files.
 
     Raises:
         InvalidRequestError: a field is wrong.
-        NotFoundError: a model, a job or a file is not there.
+        NotFoundError: a model, a job or a file does not exist.
         FailedDependencyError: a model is quarantined.
         UnavailableError: the storage does not have a file.
     """
-    return _Resolver(session, storage, settings, project_id, request).resolve()
+    return _Resolver(session, context, request).resolve()
 
 
 class _Resolver:
-    """One request, with what is needed to look its names up."""
+    """Resolves one request."""
 
-    def __init__(
-        self,
-        session: Session,
-        storage: Storage,
-        settings: Settings,
-        project_id: str,
-        request: CreateComparison,
-    ) -> None:
+    def __init__(self, session: Session, context: Context, request: CreateComparison) -> None:
         self._session = session
-        self._storage = storage
-        self._settings = settings
-        self._project_id = project_id
+        self._context = context
+        self._settings = context.settings
+        self._project_id = context.project_id
         self._request = request
         self._base = self._find_base(request.model)
         self._pools: list[ExamplePool] = []
@@ -119,9 +110,9 @@ class _Resolver:
         self._unchecked: list[str] = []
 
     def _find_base(self, requested: str) -> BaseModelEntry:
-        """The base model of that name or alias."""
+        """Return the base model of that name or alias."""
         with _as_param("model"):
-            name = aliases_service.find_single(self._session, self._settings, self._project_id, requested)
+            name = find_single(self._session, self._settings, self._project_id, requested)
             adapter = adapters_service.get_adapter(self._session, self._settings, self._project_id, name)
         if adapter is not None:
             raise InvalidRequestError(
@@ -209,7 +200,7 @@ class _Resolver:
         return candidates, keys
 
     def _distinct(self, found: Iterable[tuple[int, Candidate]]) -> list[Candidate]:
-        """Given names stay, and must differ; made-up ones get a number where they are taken."""
+        """Make names differ: requested ones have to, and generated ones get a number if they are taken."""
         given: set[str] = set()
         for place, candidate in found:
             if self._request.candidates[place].name is None:
@@ -284,7 +275,7 @@ class _Resolver:
         )
 
     def _checkpoints(self, entry: CheckpointsCandidate, param: str) -> list[Candidate]:
-        """The job's models by step; its last checkpoint goes by the name of the model that it became."""
+        """Return the job's models by step; the last checkpoint has the name of the model that it became."""
         with _as_param(f"{param}.job"):
             job = fine_tuning_service.get_job(self._session, self._project_id, entry.job)
         adapters = adapters_service.list_job_adapters(self._session, self._project_id, job.id)
@@ -335,7 +326,7 @@ class _Resolver:
         return job
 
     def _steps(self, job: FineTuningJob) -> dict[str, int]:
-        """The step of each model of the job; its final model is that of the last checkpoint."""
+        """Return the step of each model of the job; its final model has that of the last checkpoint."""
         checkpoints, _ = fine_tuning_service.list_checkpoints(
             self._session, self._project_id, job.id, after=None, limit=1000
         )
@@ -345,9 +336,9 @@ class _Resolver:
         return steps
 
     def _held_against(self, job: FineTuningJob) -> None:
-        """Held-out questions must not be among those that the job was trained on."""
+        """Have held-out questions compared with those that the job was trained on."""
         file = self._session.get_one(File, job.training_file_id)
-        path = self._storage.path(file.storage_key)
+        path = self._context.storage.path(file.storage_key)
         if path.is_file():
             self._training[file.id] = path
         else:
@@ -370,9 +361,9 @@ class _Resolver:
         return document | {"graders": resolved}
 
     def _resolve(self, name: str, param: str) -> str:
-        """The one model that a name stands for now."""
+        """Return the one model that a name stands for now."""
         with _as_param(param):
-            model = aliases_service.find_single(self._session, self._settings, self._project_id, name)
+            model = find_single(self._session, self._settings, self._project_id, name)
             served = adapters_service.resolve_model(self._session, self._settings, self._project_id, model)
         return served.name
 
@@ -386,13 +377,13 @@ class _Resolver:
 
     def _path(self, file_id: str, param: str) -> Path:
         with _as_param(param):
-            _, path = files_service.find_content(self._session, self._storage, self._project_id, file_id)
+            _, path = files_service.find_content(self._session, self._context, file_id)
         return path
 
 
 @contextmanager
 def _as_param(param: str) -> Generator[None]:
-    """An error in the block is about that field of the request."""
+    """Make an error in the block name that field of the request."""
     try:
         yield
     except ToqueError as error:

@@ -23,7 +23,7 @@ from app.comparisons.schemas import ComparisonObject, CreateComparison, ItemObje
 from app.core.child_process import in_child
 from app.core.errors import ERROR_RESPONSES, InvalidRequestError
 from app.core.pagination import Page
-from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
 
 router = APIRouter(prefix="/v1/comparisons", tags=["Comparisons"], responses=ERROR_RESPONSES)
 
@@ -31,56 +31,50 @@ router = APIRouter(prefix="/v1/comparisons", tags=["Comparisons"], responses=ERR
 @router.post("")
 def create_comparison(
     body: CreateComparison,
-    creating: Creating,
-    reading: ReadSession,
-    session: WriteSession,
-    storage: StorageDep,
-    settings: SettingsDep,
+    context: ContextDep,
+    creating: IdempotentRequestDep,
+    database: DatabaseDep,
     http: Request,
 ) -> ComparisonObject:
     """Checks the request and its files, and queues a comparison; sent again, it queues no other."""
-    comparison = service.create_comparison(
-        reading, session, storage, settings, creating, body, partial(_validate_in_child, http)
-    )
-    return ComparisonObject.of(comparison)
+    validate = partial(_validate_in_child, http)
+    return ComparisonObject.of(service.create_comparison(database, context, creating, body, validate))
 
 
 @router.get("")
 def list_comparisons(
-    project: CurrentProject,
+    context: ContextDep,
     session: ReadSession,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> Page[ComparisonObject]:
     """The project's comparisons, newest first."""
-    comparisons, has_more = service.list_comparisons(session, project.id, after=after, limit=limit)
+    comparisons, has_more = service.list_comparisons(session, context.project_id, after=after, limit=limit)
     return Page[ComparisonObject].of([ComparisonObject.of(each) for each in comparisons], has_more)
 
 
 @router.get("/{comparison_id}")
-def retrieve_comparison(
-    comparison_id: str, project: CurrentProject, session: ReadSession
-) -> ComparisonObject:
+def retrieve_comparison(comparison_id: str, context: ContextDep, session: ReadSession) -> ComparisonObject:
     """One comparison, with its results once it has succeeded."""
-    return ComparisonObject.of(service.get_comparison(session, project.id, comparison_id))
+    return ComparisonObject.of(service.get_comparison(session, context.project_id, comparison_id))
 
 
 @router.post("/{comparison_id}/cancel")
-def cancel_comparison(comparison_id: str, project: CurrentProject, session: WriteSession) -> ComparisonObject:
+def cancel_comparison(comparison_id: str, context: ContextDep, session: WriteSession) -> ComparisonObject:
     """Ends a comparison; the answers so far can still be read."""
-    return ComparisonObject.of(service.cancel_comparison(session, project.id, comparison_id))
+    return ComparisonObject.of(service.cancel_comparison(session, context.project_id, comparison_id))
 
 
 @router.get("/{comparison_id}/items")
 def list_items(
     comparison_id: str,
-    project: CurrentProject,
+    context: ContextDep,
     session: ReadSession,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Page[ItemObject]:
     """The questions in the order of their file, each with every answer so far."""
-    comparison = service.get_comparison(session, project.id, comparison_id)
+    comparison = service.get_comparison(session, context.project_id, comparison_id)
     items, has_more = service.list_items(session, comparison, after=after, limit=limit)
     plan = Plan.model_validate(comparison.plan)
     data = [ItemObject.of(comparison, plan, question, answers) for question, answers in items]
@@ -92,9 +86,9 @@ def list_items(
     response_class=Response,
     responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
 )
-def get_report(comparison_id: str, project: CurrentProject, session: ReadSession) -> Response:
+def get_report(comparison_id: str, context: ContextDep, session: ReadSession) -> Response:
     """One page to look at, with everything in it; before there are results, how far the comparison is."""
-    comparison = service.get_comparison(session, project.id, comparison_id)
+    comparison = service.get_comparison(session, context.project_id, comparison_id)
     items, _ = service.list_items(session, comparison, after=None, limit=MAX_QUESTIONS)
     plan = Plan.model_validate(comparison.plan)
     shown = [ItemObject.of(comparison, plan, *item).model_dump(mode="json") for item in items]

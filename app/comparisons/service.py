@@ -1,9 +1,10 @@
-"""Rules on comparisons."""
+"""Comparisons: creating, listing, reading and cancelling them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 from sqlalchemy import select
@@ -11,52 +12,60 @@ from sqlalchemy.orm import Session
 
 from app.comparisons.input_files import InputFiles, ValidatedFiles
 from app.comparisons.models import FINAL_STATUSES, Answer, Comparison, Question
-from app.comparisons.resolver import resolve_request
+from app.comparisons.resolver import ResolvedRequest, resolve_request
 from app.comparisons.schemas import CreateComparison
+from app.context import Context
+from app.core.database import Database
 from app.core.errors import ConflictError, InvalidRequestError, NotFoundError
-from app.core.idempotency import CreationRequest
+from app.core.idempotency import IdempotentRequest
 from app.core.pagination import fetch_page
-from app.core.settings import Settings
-from app.storage.base import Storage
 
 MAX_ANSWERS = 50_000
-"""Of one comparison, all candidates' together."""
+"""The most answers that one comparison may ask for, of all candidates together."""
 
 
 def create_comparison(
-    reading: Session,
-    session: Session,
-    storage: Storage,
-    settings: Settings,
-    creating: CreationRequest,
+    database: Database,
+    context: Context,
+    creating: IdempotentRequest,
     request: CreateComparison,
     validate: Callable[[InputFiles], ValidatedFiles],
 ) -> Comparison:
-    """Checks everything that can be checked without asking a model, and queues the comparison.
+    """Check everything that can be checked without asking a model, and queue the comparison.
 
-    `validate` is `input_files.validate_files`, run wherever the caller chooses. It may take long, so
-    `session` is not used before it: an open transaction may hold up others.
+    `validate` is `input_files.validate_files`, run wherever the caller chooses. No transaction is open
+    while it runs, because it may take long.
 
     Raises:
         InvalidRequestError: a field or a line of a file is wrong; nothing is kept.
-        NotFoundError: a model, a job or a file is not there.
+        NotFoundError: a model, a job or a file does not exist.
         FailedDependencyError: a model is quarantined.
     """
-    resolved = resolve_request(reading, storage, settings, creating.project_id, request)
-    reading.close()
+    with database.reader() as session:
+        resolved = resolve_request(session, context, request)
     validated = validate(resolved.files)
-    plan = resolved.plan(validated)
+    with database.writer() as session:
+        return creating.once(
+            session,
+            "comparison",
+            request.model_dump(mode="json", exclude_unset=True),
+            find=partial(get_comparison, session, context.project_id),
+            create=partial(_create, session, context, resolved, validated),
+        )
+
+
+def _create(
+    session: Session, context: Context, resolved: ResolvedRequest, validated: ValidatedFiles
+) -> Comparison:
+    request, plan = resolved.request, resolved.plan(validated)
     if plan.total > MAX_ANSWERS:
         raise InvalidRequestError(
             f"Candidates times questions are {plan.total:,} answers; at most {MAX_ANSWERS:,} are asked for.",
             code="too_many_answers",
             param="candidates",
         )
-    content = request.model_dump(mode="json", exclude_unset=True)
-    if (known := creating.find(session, "comparison", content)) is not None:
-        return get_comparison(session, creating.project_id, known)
     comparison = Comparison(
-        project_id=creating.project_id,
+        project_id=context.project_id,
         name=request.name,
         status="queued",
         model=resolved.base.name,
@@ -75,15 +84,14 @@ def create_comparison(
         for number, question in enumerate([*validated.questions, *validated.general])
     )
     session.flush()
-    creating.remember(session, "comparison", content, comparison.id)
     return comparison
 
 
 def get_comparison(session: Session, project_id: str, comparison_id: str) -> Comparison:
-    """The project's comparison.
+    """Return the project's comparison.
 
     Raises:
-        NotFoundError: not there, or another project's.
+        NotFoundError: it does not exist, or is another project's.
     """
     comparison = session.scalar(
         select(Comparison).where(Comparison.id == comparison_id, Comparison.project_id == project_id)
@@ -96,7 +104,7 @@ def get_comparison(session: Session, project_id: str, comparison_id: str) -> Com
 def list_comparisons(
     session: Session, project_id: str, *, after: str | None, limit: int
 ) -> tuple[Sequence[Comparison], bool]:
-    """A page of the project's comparisons, newest first, and whether more follow."""
+    """Return a page of the project's comparisons, newest first, and whether more follow."""
     return fetch_page(
         session,
         select(Comparison).where(Comparison.project_id == project_id),
@@ -108,7 +116,7 @@ def list_comparisons(
 
 
 def cancel_comparison(session: Session, project_id: str, comparison_id: str) -> Comparison:
-    """Ends a comparison that has not ended; what it was answered stays.
+    """Cancel a comparison that has not ended; the answers so far stay.
 
     Raises:
         ConflictError: it has succeeded or failed.
@@ -133,7 +141,7 @@ def cancel_comparison(session: Session, project_id: str, comparison_id: str) -> 
 def list_items(
     session: Session, comparison: Comparison, *, after: str | None, limit: int
 ) -> tuple[Sequence[tuple[Question, Sequence[Answer]]], bool]:
-    """A page of the questions in their order, each with the answers to it so far, and whether more follow."""
+    """Return a page of the questions in order, each with its answers so far, and whether more follow."""
     questions, has_more = fetch_page(
         session,
         select(Question).where(Question.comparison_id == comparison.id),

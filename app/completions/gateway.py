@@ -14,7 +14,7 @@ from app.completions.stale_while_revalidate import StaleWhileRevalidate
 from app.core.database import Database
 from app.core.scope import ARRIVED_AT
 from app.core.settings import Settings
-from app.models.aliases import service as aliases_service
+from app.models.aliases import resolution
 from app.models.aliases.target import Target
 from app.usage.tally import Tally
 
@@ -86,9 +86,9 @@ class Gateway:
 
     def _find_project(self, secret: str) -> str:
         with self._database.reader() as session:
-            return auth_service.authenticate(session, secret).id
+            return auth_service.authenticate(session, secret).project_id
 
     def _find_target(self, key: tuple[str, str]) -> Target:
         project_id, name = key
         with self._database.reader() as session:
-            return aliases_service.resolve(session, self._settings, project_id, name)
+            return resolution.resolve(session, self._settings, project_id, name)

@@ -1,4 +1,4 @@
-"""What routers ask for of the checks."""
+"""What routers ask for: the checker of uploaded files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fastapi import Depends, Request
 from app.files.checker import Checker
 
 
-def _checker(request: Request) -> Checker:
+async def _checker(request: Request) -> Checker:
     return cast("Checker", request.app.state.checker)
 
 

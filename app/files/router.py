@@ -4,25 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
 from app.core.pagination import Order, Page
-from app.dependencies import (
-    Creating,
-    CurrentProject,
-    ReadSession,
-    SettingsDep,
-    StorageDep,
-    WriteSession,
-)
+from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
 from app.files import service
 from app.files.dependencies import CheckerDep
 from app.files.schemas import FileDeleted, FileObject, FileValidation
-from app.models.catalogue import prepared_base
 
 router = APIRouter(prefix="/v1/files", tags=["Files"], responses=ERROR_RESPONSES)
 
@@ -53,33 +45,25 @@ _UPLOAD_BODY: dict[str, Any] = {
 @router.post("", openapi_extra=_UPLOAD_BODY)
 async def upload_file(
     request: Request,
-    creating: Creating,
-    session: WriteSession,
-    storage: StorageDep,
-    settings: SettingsDep,
+    context: ContextDep,
+    creating: IdempotentRequestDep,
+    database: DatabaseDep,
     checker: CheckerDep,
-    background: BackgroundTasks,
 ) -> FileObject:
     """Uploads a file; one with the purpose `fine-tune` is checked at once, in the background."""
-    with storage.incoming() as incoming:
-        form = UploadForm({"file": incoming}, settings.max_file_bytes)
+    with context.storage.incoming() as incoming:
+        form = UploadForm({"file": incoming}, context.settings.max_file_bytes)
         await form.receive(request.headers.get("content-type", ""), request.stream())
         file = await run_in_threadpool(
-            service.create_file,
-            session,
-            storage,
-            creating,
-            incoming=incoming,
-            filename=form.filenames["file"],
-            fields=form.fields,
+            service.create_file, database, context, creating, incoming, form.filenames["file"], form.fields
         )
-    background.add_task(checker.wake)  # it is committed before the response is sent
+    checker.wake()
     return FileObject.of(file)
 
 
 @router.get("")
 def list_files(
-    project: CurrentProject,
+    context: ContextDep,
     session: ReadSession,
     purpose: str | None = None,
     after: str | None = None,
@@ -88,29 +72,28 @@ def list_files(
 ) -> Page[FileObject]:
     """The project's files, newest first."""
     files, has_more = service.list_files(
-        session, project.id, purpose=purpose, after=after, limit=limit, order=order
+        session, context.project_id, purpose=purpose, after=after, limit=limit, order=order
     )
     return Page[FileObject].of([FileObject.of(file) for file in files], has_more)
 
 
 @router.get("/{file_id}")
-def retrieve_file(file_id: str, project: CurrentProject, session: ReadSession) -> FileObject:
+def retrieve_file(file_id: str, context: ContextDep, session: ReadSession) -> FileObject:
     """One file."""
-    return FileObject.of(service.get_file(session, project.id, file_id))
+    return FileObject.of(service.get_file(session, context.project_id, file_id))
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, project: CurrentProject, session: WriteSession) -> FileDeleted:
+def delete_file(file_id: str, context: ContextDep, session: WriteSession) -> FileDeleted:
     """Deletes a file; jobs that were created with it go on."""
-    return FileDeleted(id=service.delete_file(session, project.id, file_id).id)
+    return FileDeleted(id=service.delete_file(session, context.project_id, file_id).id)
 
 
 @router.get("/{file_id}/validation")
 async def file_validation(
     file_id: str,
-    project: CurrentProject,
-    session: ReadSession,
-    settings: SettingsDep,
+    context: ContextDep,
+    database: DatabaseDep,
     checker: CheckerDep,
     base_model: str | None = None,
 ) -> FileValidation:
@@ -118,19 +101,12 @@ async def file_validation(
 
     With `base_model`, those of that one.
     """
-    file, report = await run_in_threadpool(service.get_report, session, project.id, file_id)
-    if base_model is not None and report is not None:
-        base = prepared_base(settings, base_model)
-        if base is None or base.name != report.base_model:
-            session.close()  # no transaction stays open while a large file is read
-            report = await checker.validate(file.storage_key, base)
+    file, report = await service.validate_for(database, context, checker, file_id, base_model)
     return FileValidation.of(file, report)
 
 
 @router.get("/{file_id}/content", response_class=FileResponse)
-def file_content(
-    file_id: str, project: CurrentProject, session: ReadSession, storage: StorageDep
-) -> FileResponse:
+def file_content(file_id: str, context: ContextDep, session: ReadSession) -> FileResponse:
     """The file's bytes."""
-    file, path = service.find_content(session, storage, project.id, file_id)
+    file, path = service.find_content(session, context, file_id)
     return FileResponse(path, media_type="application/octet-stream", filename=file.filename)

@@ -1,37 +1,41 @@
-"""Rules on files."""
+"""What can be done with files: upload, list, read, delete."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
+from anyio import to_thread
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
-from app.core.database import advisory_lock
+from app.context import Context
+from app.core.database import Database, advisory_lock
 from app.core.errors import InvalidRequestError, NotFoundError, UnavailableError
-from app.core.idempotency import CreationRequest
+from app.core.idempotency import IdempotentRequest
 from app.core.pagination import Order, fetch_page
 from app.datasets.report import Report
 from app.files import checks
+from app.files.checker import Checker
 from app.files.models import File
 from app.files.schemas import LONGEST_LIFE, SHORTEST_LIFE, UploadPurpose
+from app.models.catalogue import prepared_base
 from app.storage.base import Storage, object_key
 from app.storage.incoming import IncomingFile, StoredFile
 
 
 def create_file(
-    session: Session,
-    storage: Storage,
-    creating: CreationRequest,
-    *,
+    database: Database,
+    context: Context,
+    creating: IdempotentRequest,
     incoming: IncomingFile,
     filename: str,
     fields: dict[str, str],
 ) -> File:
-    """Keeps an upload; one that is to be trained on waits to be checked.
+    """Keep an uploaded file; one that is for training waits to be checked.
 
     Raises:
         InvalidRequestError: a field is wrong; nothing is kept.
@@ -39,47 +43,34 @@ def create_file(
     """
     purpose = _purpose(fields.get("purpose"))
     expires_at = _expiry(fields)
-    # What takes long comes before the first look at the database: a transaction may hold up others.
     incoming.finish()
-    content = [incoming.sha256, filename, fields]
-    if (known := creating.find(session, "file", content)) is not None:
-        try:
-            return get_file(session, creating.project_id, known)
-        except NotFoundError:  # deleted since: without a key, this upload is a new one
-            if creating.idempotency_key is not None:
-                raise
-    file = keep_file(
-        session,
-        storage,
-        incoming,
-        project_id=creating.project_id,
-        filename=filename,
-        purpose=purpose,
-        expires_at=expires_at,
-    )
-    creating.remember(session, "file", content, file.id)
-    return file
+    with database.writer() as session:
+        return creating.once(
+            session,
+            "file",
+            [incoming.sha256, filename, fields],
+            find=partial(get_file, session, context.project_id),
+            create=partial(keep_file, session, context, incoming, filename, purpose, expires_at),
+        )
 
 
 def keep_file(
     session: Session,
-    storage: Storage,
+    context: Context,
     incoming: IncomingFile,
-    *,
-    project_id: str,
     filename: str,
     purpose: str,
-    expires_at: float | None,
+    expires_at: float | None = None,
 ) -> File:
-    """Publishes finished bytes, and adds the row that names them; equal bytes are stored once.
+    """Publish finished bytes and add the row that names them; equal bytes are stored once.
 
-    A sweep of the same bytes has its turn before or after this transaction. If before, they are here again.
+    The lock orders this against a sweep of the same bytes: if the sweep came first, they are published again.
     """
     key = object_key(incoming.sha256)
     advisory_lock(session, key)
-    stored = storage.publish(incoming, key)
+    stored = context.storage.publish(incoming, key)
     file = File(
-        project_id=project_id,
+        project_id=context.project_id,
         filename=plain_filename(filename),
         purpose=purpose,
         bytes=stored.bytes,
@@ -96,7 +87,7 @@ def keep_file(
 
 
 def create_result_file(session: Session, project_id: str, filename: str, stored: StoredFile) -> File:
-    """A row for a file that a job produced."""
+    """Add the row of a file that a job produced."""
     file = File(
         project_id=project_id,
         filename=filename,
@@ -111,10 +102,10 @@ def create_result_file(session: Session, project_id: str, filename: str, stored:
 
 
 def get_file(session: Session, project_id: str, file_id: str, *, param: str | None = None) -> File:
-    """The project's file.
+    """Return the project's file.
 
     Raises:
-        NotFoundError: not there, deleted, expired, or another project's.
+        NotFoundError: it does not exist, was deleted, has expired, or is another project's.
     """
     file = session.scalar(select(File).where(File.id == file_id, *_visible_to(project_id)))
     if file is None:
@@ -123,10 +114,10 @@ def get_file(session: Session, project_id: str, file_id: str, *, param: str | No
 
 
 def get_report(session: Session, project_id: str, file_id: str) -> tuple[File, Report | None]:
-    """The project's training file, and what its check found; None until it is checked.
+    """Return the project's training file and the report of its check, which is None until it is checked.
 
     Raises:
-        NotFoundError: not there, deleted, expired, or another project's.
+        NotFoundError: as `get_file`.
         InvalidRequestError: the file is not for training.
     """
     file = get_file(session, project_id, file_id)
@@ -139,19 +130,42 @@ def get_report(session: Session, project_id: str, file_id: str) -> tuple[File, R
     return file, checks.report_of(session, file.id)
 
 
-def find_content(session: Session, storage: Storage, project_id: str, file_id: str) -> tuple[File, Path]:
-    """The project's file, and where its bytes are.
+async def validate_for(
+    database: Database, context: Context, checker: Checker, file_id: str, base_model: str | None
+) -> tuple[File, Report | None]:
+    """Return what `get_report` returns, but with the tokens of the given base model counted.
 
     Raises:
-        NotFoundError: not there, deleted, expired, or another project's.
+        NotFoundError: as `get_report`; or the catalogue has no such model.
+        InvalidRequestError: the file is not for training.
+    """
+
+    def read() -> tuple[File, Report | None]:
+        with database.reader() as session:
+            return get_report(session, context.project_id, file_id)
+
+    file, report = await to_thread.run_sync(read)
+    if base_model is None or report is None:
+        return file, report
+    base = prepared_base(context.settings, base_model)
+    if base is None or base.name != report.base_model:
+        report = await checker.validate(file.storage_key, base)
+    return file, report
+
+
+def find_content(session: Session, context: Context, file_id: str) -> tuple[File, Path]:
+    """Return the project's file and the path of its bytes.
+
+    Raises:
+        NotFoundError: as `get_file`.
         UnavailableError: the storage does not have it.
     """
-    file = get_file(session, project_id, file_id)
-    return file, content_path(storage, file)
+    file = get_file(session, context.project_id, file_id)
+    return file, content_path(context.storage, file)
 
 
 def content_path(storage: Storage, file: File) -> Path:
-    """Where the file's bytes are.
+    """Return the path of the file's bytes.
 
     Raises:
         UnavailableError: the storage does not have it.
@@ -168,7 +182,7 @@ def content_path(storage: Storage, file: File) -> Path:
 def list_files(
     session: Session, project_id: str, *, purpose: str | None, after: str | None, limit: int, order: Order
 ) -> tuple[Sequence[File], bool]:
-    """A page of the project's files and whether more follow."""
+    """Return a page of the project's files, and whether more follow."""
     query = select(File).where(*_visible_to(project_id))
     if purpose is not None:
         query = query.where(File.purpose == purpose)
@@ -178,14 +192,14 @@ def list_files(
 
 
 def delete_file(session: Session, project_id: str, file_id: str) -> File:
-    """Takes the file from its owner's list; the row stays for the jobs that name it."""
+    """Hide the file from its owner; the row stays for the jobs that name it."""
     file = get_file(session, project_id, file_id)
     file.deleted_at = time.time()
     return file
 
 
 def plain_filename(name: str) -> str:
-    """The name without folders and control characters: it is shown to people, never opened."""
+    """Return the name without folders and control characters: it is shown to people, never opened."""
     plain = name.replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(character for character in plain if character.isprintable())[:255] or "file"
 

@@ -1,4 +1,4 @@
-"""Rules on fine-tuning jobs."""
+"""Fine-tuning jobs: creating, listing, cancelling, pausing and resuming them."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import secrets
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
+from app.context import Context
+from app.core.database import Database
 from app.core.errors import ConflictError, InvalidRequestError, NotFoundError
-from app.core.idempotency import CreationRequest
+from app.core.idempotency import IdempotentRequest
 from app.core.pagination import fetch_page
-from app.core.settings import BaseModelEntry, Settings
+from app.core.settings import Settings
 from app.datasets.report import MIN_EXAMPLES
 from app.files.models import File
 from app.fine_tuning import queue, training_files, workers
@@ -28,73 +31,44 @@ from app.fine_tuning.hyperparameters import (
 )
 from app.fine_tuning.methods import SUPPORTED_METHODS
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
-from app.fine_tuning.schemas import CreateJob
+from app.fine_tuning.plan import JobPlan
+from app.fine_tuning.schemas import CreateJob, JobObject
 from app.models.adapters.parent import Parent
-from app.models.aliases import service as aliases_service
+from app.models.aliases.resolution import find_model_to_train
 from app.models.catalogue import find_base_model, hidden_size
-from app.storage.base import Storage
-
-
-@dataclass(frozen=True, slots=True)
-class JobPlan:
-    """A job as it would be created: everything about the request was checked."""
-
-    base: BaseModelEntry
-    parent: Parent | None
-    method: str
-    hyperparameters: dict[str, Any]
-    """As requested, where the files are still being checked."""
-    training_file: File
-    validation_file: File | None
-    """None, too, where it is a hold-out yet to be made."""
-    examples: int
-    """To learn from; 0 where that is not known yet."""
-
-    @property
-    def waits(self) -> bool:
-        """Whether a file is still being checked."""
-        return "uploaded" in (self.training_file.status, self.validation_file and self.validation_file.status)
 
 
 def create_job(
-    reading: Session,
-    session: Session,
-    storage: Storage,
-    settings: Settings,
-    creating: CreationRequest,
-    request: CreateJob,
-) -> FineTuningJob:
-    """Checks everything that can be checked without a GPU, and queues the job.
+    database: Database, context: Context, creating: IdempotentRequest, request: CreateJob
+) -> JobObject:
+    """Check everything that can be checked without a GPU, and queue the job.
 
     While a file is still being checked the job waits in `validating_files` (`training_files.admit_waiting`).
-    A hold-out is made with `reading` alone, before `session` is used: its transaction may hold up others.
 
     Raises:
         InvalidRequestError: a parameter or a training example is wrong; nothing is kept.
         NotFoundError: the model or a file does not exist.
-        FailedDependencyError: the model to go on from is quarantined or damaged.
+        FailedDependencyError: the model to continue from is quarantined or damaged.
         UnavailableError: a hold-out is to be made of a file that is still being checked.
     """
-    with made_split(reading, storage, creating.project_id, request) as split:
-        return _create(session, storage, settings, creating, request, split)
+    with made_split(database, context, request) as split, database.writer() as session:
+        job = creating.once(
+            session,
+            "fine_tuning.job",
+            request.model_dump(exclude_unset=True),
+            find=partial(get_job, session, context.project_id),
+            create=partial(_create, session, context, request, split),
+        )
+        return describe_job(session, context.settings, job)
 
 
 def _create(
-    session: Session,
-    storage: Storage,
-    settings: Settings,
-    creating: CreationRequest,
-    request: CreateJob,
-    split: IncomingSplit | None,
+    session: Session, context: Context, request: CreateJob, split: IncomingSplit | None
 ) -> FineTuningJob:
-    project_id, content = creating.project_id, request.model_dump(exclude_unset=True)
-    if (known := creating.find(session, "fine_tuning.job", content)) is not None:
-        return get_job(session, project_id, known)
-    choice = split.choice if split else None
-    plan = plan_job(session, storage, settings, project_id, request, choice)
+    plan = plan_job(session, context, request, split.choice if split else None)
     base, parent = plan.base, plan.parent
     job = FineTuningJob(
-        project_id=project_id,
+        project_id=context.project_id,
         status="validating_files" if plan.waits else "queued",
         model=base.name,
         parent=parent.name if parent else None,
@@ -108,12 +82,11 @@ def _create(
         rank=-(request.priority or 0),
     )
     if split is not None:
-        keep_split(session, storage, plan.training_file, split, job)
+        keep_split(session, context, plan.training_file, split, job)
     if split is not None or parent is not None or plan.method != "supervised":
         job.spec_version = EXTENDED_SPEC_VERSION
     session.add(job)
     session.flush()
-    creating.remember(session, "fine_tuning.job", content, job.id)
     queue.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
     _note_files(session, job, plan.training_file, plan.validation_file)
     if parent is not None:
@@ -128,33 +101,32 @@ def _create(
 
 def plan_job(
     session: Session,
-    storage: Storage,
-    settings: Settings,
-    project_id: str,
+    context: Context,
     request: CreateJob,
     choice: Choice | None,
     *,
     is_dry_run: bool = False,
 ) -> JobPlan:
-    """The job that the request asks for; `choice` is what its hold-out leaves it.
+    """Return the job that the request asks for; `choice` says what its hold-out leaves for training.
 
     Raises:
         InvalidRequestError: a parameter or a training example is wrong.
         NotFoundError: the model or a file does not exist.
-        FailedDependencyError: the model to go on from is quarantined or damaged.
+        FailedDependencyError: the model to continue from is quarantined or damaged.
     """
+    settings = context.settings
     method, requested = _method(request)
-    model = aliases_service.find_model_to_train(settings, storage, session, project_id, request.model)
+    model = find_model_to_train(session, context, request.model)
     parent = model if isinstance(model, Parent) else None
     base = find_base_model(settings, model.base_model if isinstance(model, Parent) else model)
     named = {"training_file": request.training_file}
     if choice is None and request.validation_file is not None:
         named["validation_file"] = request.validation_file
     files = {
-        param: training_files.find_training_file(session, project_id, file_id, param)
+        param: training_files.find_training_file(session, context.project_id, file_id, param)
         for param, file_id in named.items()
     }
-    # What is wrong whatever the files hold is said first.
+    # Errors that do not depend on the files' content come first.
     resolve_hyperparameters(
         requested,
         examples=MIN_EXAMPLES,
@@ -170,25 +142,16 @@ def plan_job(
     plan = JobPlan(base, parent, method, requested, training_file, files.get("validation_file"), examples)
     if plan.waits:
         return plan
-    hyperparameters = training_files.resolve(
-        session,
-        storage,
-        settings,
-        base=base,
-        method=method,
-        files=files,
-        examples=examples,
-        requested=requested,
-        is_dry_run=is_dry_run,
+    return replace(
+        plan, hyperparameters=training_files.resolve(session, context, plan, is_dry_run=is_dry_run)
     )
-    return replace(plan, hyperparameters=hyperparameters)
 
 
 def get_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
-    """The project's job.
+    """Return the project's job.
 
     Raises:
-        NotFoundError: not there, or another project's.
+        NotFoundError: it does not exist, or is another project's.
     """
     job = session.scalar(
         select(FineTuningJob).where(FineTuningJob.id == job_id, FineTuningJob.project_id == project_id)
@@ -201,7 +164,7 @@ def get_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
 def list_jobs(
     session: Session, project_id: str, *, metadata: dict[str, str], after: str | None, limit: int
 ) -> tuple[Sequence[FineTuningJob], bool]:
-    """A page of the project's jobs, newest first, and whether more follow."""
+    """Return a page of the project's jobs, newest first, and whether more follow."""
     files = selectinload(FineTuningJob.training_file), selectinload(FineTuningJob.validation_file)
     query = select(FineTuningJob).where(FineTuningJob.project_id == project_id).options(*files)
     for key, value in metadata.items():
@@ -219,7 +182,7 @@ def list_jobs(
 def list_events(
     session: Session, project_id: str, job_id: str, *, after: str | None, limit: int
 ) -> tuple[Sequence[Event], bool]:
-    """A page of the job's log, newest first, and whether more follow."""
+    """Return a page of the job's log, newest first, and whether more follow."""
     job = get_job(session, project_id, job_id)
     query = select(Event).where(Event.job_id == job.id)
     return fetch_page(session, query, (Event.seq,), identity=Event.id, after=after, limit=limit)
@@ -228,7 +191,7 @@ def list_events(
 def list_checkpoints(
     session: Session, project_id: str, job_id: str, *, after: str | None, limit: int
 ) -> tuple[Sequence[Checkpoint], bool]:
-    """A page of the job's checkpoints, newest first, and whether more follow."""
+    """Return a page of the job's checkpoints, newest first, and whether more follow."""
     job = get_job(session, project_id, job_id)
     query = select(Checkpoint).where(Checkpoint.job_id == job.id)
     return fetch_page(
@@ -237,7 +200,7 @@ def list_checkpoints(
 
 
 def cancel_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
-    """Ends a job that has not ended; the worker that trains it finds out by its next fenced write.
+    """Cancel a job that has not ended; the worker that trains it finds out by its next fenced write.
 
     Raises:
         ConflictError: the job has succeeded or failed.
@@ -248,7 +211,7 @@ def cancel_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
 
 
 def pause_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
-    """Sets a job aside; its worker saves what it can, and takes another.
+    """Pause a job; its worker saves what it can, and takes another.
 
     Raises:
         ConflictError: the job has ended.
@@ -259,7 +222,7 @@ def pause_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
 
 
 def resume_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
-    """Puts a paused job back into the queue; on one that waits or runs it changes nothing.
+    """Put a paused job back into the queue; a job that waits or runs stays as it is.
 
     Raises:
         ConflictError: the job has ended.
@@ -271,10 +234,18 @@ def resume_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
     return job
 
 
-def forecast(session: Session, settings: Settings, job: FineTuningJob) -> tuple[int, int | None]:
-    """A waiting job's place in the queue (0: next), and when it may start, by what jobs took lately."""
+def describe_job(session: Session, settings: Settings, job: FineTuningJob) -> JobObject:
+    """Return the job as the API shows it: while it waits, with its place in the queue and expected start."""
+    shown = JobObject.of(job)
+    if job.status == "queued":
+        shown.queue_position, shown.estimated_start = _forecast(session, settings, job)
+    return shown
+
+
+def _forecast(session: Session, settings: Settings, job: FineTuningJob) -> tuple[int, int | None]:
+    """Return a waiting job's place in the queue (0: next) and its start, estimated from recent jobs."""
     ahead = queue.position(session, job)
-    hands = len(workers.alive(session, settings.heartbeat_seconds))
+    alive = len(workers.alive(session, settings.heartbeat_seconds))
     recent = (
         select(FineTuningJob.finished_at - FineTuningJob.started_at)
         .where(FineTuningJob.status == "succeeded")
@@ -284,14 +255,14 @@ def forecast(session: Session, settings: Settings, job: FineTuningJob) -> tuple[
     durations = [seconds for seconds in session.scalars(recent) if seconds is not None]
     running = session.scalars(select(FineTuningJob.estimated_finish).where(FineTuningJob.status == "running"))
     finishes = [finish for finish in running if finish is not None]
-    if not hands or not durations:
+    if not alive or not durations:
         return ahead, None
-    first_free = min(finishes, default=time.time()) if len(finishes) >= hands else time.time()
-    return ahead, int(first_free + ahead / hands * statistics.median(durations))
+    first_free = min(finishes, default=time.time()) if len(finishes) >= alive else time.time()
+    return ahead, int(first_free + ahead / alive * statistics.median(durations))
 
 
 def count_by_status(session: Session) -> dict[str, int]:
-    """Jobs of all projects."""
+    """Count the jobs of all projects by status."""
     rows = session.execute(select(FineTuningJob.status, func.count()).group_by(FineTuningJob.status))
     return {status: count for status, count in rows}  # noqa: C416 - rows are no pairs to the type checker
 
@@ -309,7 +280,7 @@ def _note_files(session: Session, job: FineTuningJob, training: File, validation
 
 
 def _move(session: Session, project_id: str, job_id: str, status: str, message: str) -> FineTuningJob:
-    """Moves the job; to the status that it has, it changes nothing."""
+    """Move the job to a status; one that has that status stays as it is."""
     job = get_job(session, project_id, job_id)
     # Locked, so that a worker that is completing it either has done so or finds it moved.
     session.refresh(job, with_for_update=True)
@@ -326,7 +297,7 @@ def _move(session: Session, project_id: str, job_id: str, status: str, message: 
 
 
 def _method(request: CreateJob) -> tuple[str, dict[str, Any]]:
-    """The method's name and every hyperparameter asked for, from the three places where one may stand."""
+    """Return the method's name and the requested hyperparameters, from the three places that may hold any."""
     method = request.method.type if request.method else "supervised"
     if method not in SUPPORTED_METHODS:
         raise InvalidRequestError(

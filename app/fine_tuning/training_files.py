@@ -1,14 +1,14 @@
-"""The files that a job is to learn from: are they fit for it, and what do they make of its `"auto"`?"""
+"""The files that a job trains on: whether they are fit for it, and what its `"auto"` becomes with them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.context import Context
 from app.core.database import Database
 from app.core.errors import InvalidRequestError, ToqueError, UnavailableError
 from app.core.settings import BaseModelEntry, Settings
@@ -23,6 +23,7 @@ from app.fine_tuning import queue
 from app.fine_tuning.hyperparameters import resolve_hyperparameters
 from app.fine_tuning.methods import check_format, tokenize
 from app.fine_tuning.models import FineTuningJob
+from app.fine_tuning.plan import JobPlan
 from app.models.catalogue import chat_template, find_base_model, hidden_size
 from app.storage.base import Storage
 
@@ -31,10 +32,10 @@ _TEMPLATE_ALLOWANCE = 256
 
 
 def find_training_file(session: Session, project_id: str, file_id: str, param: str) -> File:
-    """The project's file, if jobs may learn from it.
+    """Return the project's file if jobs may train on it.
 
     Raises:
-        NotFoundError: no such file.
+        NotFoundError: the project has no such file.
         InvalidRequestError: it was uploaded for something else, or has errors.
     """
     file = files_service.get_file(session, project_id, file_id, param=param)
@@ -48,54 +49,43 @@ def find_training_file(session: Session, project_id: str, file_id: str, param: s
     return file
 
 
-def resolve(
-    session: Session,
-    storage: Storage,
-    settings: Settings,
-    *,
-    base: BaseModelEntry,
-    method: str,
-    files: Mapping[str, File],
-    examples: int,
-    requested: Mapping[str, Any],
-    is_dry_run: bool = False,
-) -> dict[str, Any]:
-    """The job's hyperparameters, once its files are checked; `files` by parameter, `examples` to learn from.
+def resolve(session: Session, context: Context, plan: JobPlan, *, is_dry_run: bool = False) -> dict[str, Any]:
+    """Return the job's hyperparameters, once its files are checked.
 
-    A dry run goes on to list the examples that the base model cannot learn from: they are no error of it.
+    A dry run lists the examples that the base model cannot learn from, so they are no error here.
 
     Raises:
         InvalidRequestError: a file is unfit for this job, or a hyperparameter for this file.
         UnavailableError: the storage does not have a file.
     """
-    for param, file in files.items():
+    for param, file in plan.files.items():
         _refuse_errors(session, file, param)
-        files_service.content_path(storage, file)
-    require_enough(examples)
+        files_service.content_path(context.storage, file)
+    require_enough(plan.examples)
     hyperparameters = resolve_hyperparameters(
-        dict(requested),
-        examples=examples,
-        base=base,
-        hidden_size=hidden_size(settings, base),
-        method=method,
+        dict(plan.hyperparameters),
+        examples=plan.examples,
+        base=plan.base,
+        hidden_size=hidden_size(context.settings, plan.base),
+        method=plan.method,
     )
-    for param, file in files.items():
+    for param, file in plan.files.items():
         report = report_of(session, file.id)
         if report is not None:
-            _check_format(storage, file, report, method, param)
+            _check_format(context.storage, file, report, plan.method, param)
         if is_dry_run:
             continue
         if report is not None:
-            _refuse_errors_of_base(report, base, param)
-        _check_lengths(settings, storage, base, method, file, report, hyperparameters["max_length"], param)
+            _refuse_errors_of_base(report, plan.base, param)
+        _check_lengths(context, plan, file, report, hyperparameters["max_length"], param)
     return hyperparameters
 
 
 def require_enough(examples: int) -> None:
-    """To train on.
+    """Check that there are enough training examples.
 
     Raises:
-        InvalidRequestError: they are too few.
+        InvalidRequestError: there are too few.
     """
     if examples < MIN_EXAMPLES:
         raise InvalidRequestError(
@@ -106,60 +96,56 @@ def require_enough(examples: int) -> None:
 
 
 def admit_waiting(database: Database, storage: Storage, settings: Settings) -> None:
-    """Queues the jobs whose files have been checked since, or fails them."""
+    """Queue the jobs whose files have been checked since, or fail them."""
     with database.reader() as session:
         if not _any_waits(session):
             return
     with database.writer() as session:
-        _admit(session, storage, settings)
+        waiting = session.scalars(
+            select(FineTuningJob)
+            .where(FineTuningJob.status == "validating_files")
+            .with_for_update(skip_locked=True)
+        ).all()
+        for job in waiting:
+            _admit(session, Context(job.project_id, settings, storage), job)
 
 
-def _admit(session: Session, storage: Storage, settings: Settings) -> None:
-    waiting = session.scalars(
-        select(FineTuningJob)
-        .where(FineTuningJob.status == "validating_files")
-        .with_for_update(skip_locked=True)
-    ).all()
-    for job in waiting:
-        files = _files_of(session, job)
-        if any(file.status == "uploaded" for file in files.values()):
-            continue
-        try:
-            job.hyperparameters = resolve(
-                session,
-                storage,
-                settings,
-                base=find_base_model(settings, job.model),
-                method=job.method,
-                files=files,
-                examples=files["training_file"].examples or 0,
-                requested=job.hyperparameters,
-            )
-        except UnavailableError:
-            continue  # the storage may come back
-        except ToqueError as error:
-            job.status, job.finished_at = "failed", time.time()
-            job.error = {
-                "code": "invalid_training_file",
-                "message": error.body.message,
-                "param": error.body.param,
-            }
-            queue.add_event(session, job.id, f"The job failed: {error.body.message}", level="error")
-        else:
-            job.status = "queued"
-            queue.add_event(session, job.id, "Files validated, moving job to queued state")
+def _admit(session: Session, context: Context, job: FineTuningJob) -> None:
+    training_file = session.get_one(File, job.training_file_id, populate_existing=True)
+    validation_file = None
+    if job.validation_file_id is not None:
+        validation_file = session.get_one(File, job.validation_file_id, populate_existing=True)
+    try:
+        plan = JobPlan(
+            base=find_base_model(context.settings, job.model),
+            parent=None,
+            method=job.method,
+            hyperparameters=job.hyperparameters,
+            training_file=training_file,
+            validation_file=validation_file,
+            examples=training_file.examples or 0,
+        )
+        if plan.waits:
+            return
+        job.hyperparameters = resolve(session, context, plan)
+    except UnavailableError:
+        return  # the storage may come back
+    except ToqueError as error:
+        job.status, job.finished_at = "failed", time.time()
+        job.error = {
+            "code": "invalid_training_file",
+            "message": error.body.message,
+            "param": error.body.param,
+        }
+        queue.add_event(session, job.id, f"The job failed: {error.body.message}", level="error")
+    else:
+        job.status = "queued"
+        queue.add_event(session, job.id, "Files validated, moving job to queued state")
 
 
 def _any_waits(session: Session) -> bool:
     waiting = select(FineTuningJob.id).where(FineTuningJob.status == "validating_files").limit(1)
     return session.scalar(waiting) is not None
-
-
-def _files_of(session: Session, job: FineTuningJob) -> dict[str, File]:
-    files = {"training_file": session.get_one(File, job.training_file_id, populate_existing=True)}
-    if job.validation_file_id is not None:
-        files["validation_file"] = session.get_one(File, job.validation_file_id, populate_existing=True)
-    return files
 
 
 def _refuse_errors(session: Session, file: File, param: str) -> None:
@@ -175,7 +161,7 @@ def _refuse_errors(session: Session, file: File, param: str) -> None:
 
 
 def _refuse_errors_of_base(report: Report, base: BaseModelEntry, param: str) -> None:
-    """But lengths, which depend on the job's `max_length`."""
+    """Refuse what the check found wrong for this base, except lengths: they depend on `max_length`."""
     if report.base_model != base.name:
         return  # the worker finds them, before it trains
     for found in report.findings:
@@ -184,7 +170,7 @@ def _refuse_errors_of_base(report: Report, base: BaseModelEntry, param: str) -> 
 
 
 def _check_format(storage: Storage, file: File, report: Report, method: str, param: str) -> None:
-    """Every example is one that the method learns from; the first that is not is named."""
+    """Refuse the first example that the method does not learn from."""
     pairs = report.counts.formats.get("preference", 0)
     if pairs == (report.counts.examples if method == "dpo" else 0):
         return
@@ -196,20 +182,14 @@ def _check_format(storage: Storage, file: File, report: Report, method: str, par
 
 
 def _check_lengths(
-    settings: Settings,
-    storage: Storage,
-    base: BaseModelEntry,
-    method: str,
-    file: File,
-    report: Report | None,
-    max_length: int,
-    param: str,
+    context: Context, plan: JobPlan, file: File, report: Report | None, max_length: int, param: str
 ) -> None:
-    """No example is longer than `max_length` tokens: none is cut in silence.
+    """Refuse an example that is longer than `max_length` tokens, since none is cut silently.
 
     A token is at least one byte, so only lines of that many bytes need to be tokenized; and none, where the
     file was checked with this base model.
     """
+    base = plan.base
     longest_safe = max_length - _TEMPLATE_ALLOWANCE
     if (file.longest_line or 0) <= longest_safe:
         return
@@ -221,14 +201,14 @@ def _check_lengths(
         and not any(found.severity == "error" for found in report.finding_counts)
     ):
         return
-    template = chat_template(settings, base)
+    template = chat_template(context.settings, base)
     if template is None:
         return  # prepared on the worker's machine only, which checks every example before it trains
-    for number, line in read_request_file(files_service.content_path(storage, file), param=param):
+    for number, line in read_request_file(files_service.content_path(context.storage, file), param=param):
         if len(line) <= longest_safe:
             continue
         try:
-            parts = tokenize(template, method, parse_request_line(number, line, param=param))
+            parts = tokenize(template, plan.method, parse_request_line(number, line, param=param))
         except ExampleError as error:
             raise line_error(number, error, param=param) from None
         tokens = max(len(part.input_ids) for part in parts)

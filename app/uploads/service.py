@@ -1,17 +1,19 @@
-"""Rules on uploads: a file that comes in parts, in any order, and is one file in the end."""
+"""Uploads in parts: a file arrives in pieces, in any order, and is put together in the end."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.context import Context
 from app.core.database import Database
 from app.core.errors import ConflictError, InvalidRequestError, NotFoundError, TooLargeError, UnavailableError
-from app.core.idempotency import CreationRequest
+from app.core.idempotency import IdempotentRequest
 from app.core.settings import Settings
 from app.files import service as files_service
 from app.files.models import File
@@ -25,37 +27,43 @@ _BLOCK_BYTES = 4 * 2**20
 
 
 def create_upload(
-    session: Session, settings: Settings, creating: CreationRequest, request: CreateUpload
+    session: Session, context: Context, creating: IdempotentRequest, request: CreateUpload
 ) -> Upload:
-    """Announces a file.
+    """Announce a file that will arrive in parts.
 
     Raises:
         TooLargeError: it is larger than the service takes.
     """
-    if request.bytes > settings.max_upload_bytes:
-        raise _too_large(settings, "bytes")
-    content = request.model_dump(exclude_unset=True)
-    if (known := creating.find(session, "upload", content)) is not None:
-        return get_upload(session, creating.project_id, known)
-    upload = Upload(
-        project_id=creating.project_id,
-        filename=files_service.plain_filename(request.filename),
-        purpose=request.purpose,
-        mime_type=request.mime_type,
-        bytes=request.bytes,
-        file_life_seconds=request.expires_after.seconds if request.expires_after else None,
+    if request.bytes > context.settings.max_upload_bytes:
+        raise _too_large(context.settings, "bytes")
+
+    def create() -> Upload:
+        upload = Upload(
+            project_id=context.project_id,
+            filename=files_service.plain_filename(request.filename),
+            purpose=request.purpose,
+            mime_type=request.mime_type,
+            bytes=request.bytes,
+            file_life_seconds=request.expires_after.seconds if request.expires_after else None,
+        )
+        session.add(upload)
+        session.flush()
+        return upload
+
+    return creating.once(
+        session,
+        "upload",
+        request.model_dump(exclude_unset=True),
+        find=partial(get_upload, session, context.project_id),
+        create=create,
     )
-    session.add(upload)
-    session.flush()
-    creating.remember(session, "upload", content, upload.id)
-    return upload
 
 
 def get_upload(session: Session, project_id: str, upload_id: str, *, lock: bool = False) -> Upload:
-    """The project's upload; locked, nothing else changes it before this transaction has ended.
+    """Return the project's upload; with `lock`, nothing else changes it until this transaction ends.
 
     Raises:
-        NotFoundError: not there, or another project's.
+        NotFoundError: it does not exist, or is another project's.
     """
     query = select(Upload).where(Upload.id == upload_id, Upload.project_id == project_id)
     upload = session.scalar(query.with_for_update() if lock else query)
@@ -65,10 +73,10 @@ def get_upload(session: Session, project_id: str, upload_id: str, *, lock: bool 
 
 
 def get_open_upload(session: Session, project_id: str, upload_id: str, *, lock: bool = False) -> Upload:
-    """The project's upload, which still takes parts.
+    """Return the project's upload if it still takes parts.
 
     Raises:
-        NotFoundError: not there, or another project's.
+        NotFoundError: it does not exist, or is another project's.
         ConflictError: it was completed or cancelled, or has expired.
     """
     upload = get_upload(session, project_id, upload_id, lock=lock)
@@ -80,25 +88,19 @@ def get_open_upload(session: Session, project_id: str, upload_id: str, *, lock: 
 def find_upload(
     session: Session, project_id: str, upload_id: str
 ) -> tuple[Upload, File | None, Sequence[UploadPart]]:
-    """The project's upload, the file that it became, and the parts that have arrived.
+    """Return the project's upload, the file that it became, and the parts that have arrived.
 
     Raises:
-        NotFoundError: not there, or another project's.
+        NotFoundError: it does not exist, or is another project's.
     """
     upload = get_upload(session, project_id, upload_id)
     return upload, _file(session, upload), _parts(session, upload)
 
 
 def add_part(
-    session: Session,
-    storage: Storage,
-    settings: Settings,
-    creating: CreationRequest,
-    *,
-    upload_id: str,
-    incoming: IncomingFile,
+    database: Database, context: Context, creating: IdempotentRequest, upload_id: str, incoming: IncomingFile
 ) -> UploadPart:
-    """Keeps a part. Only an idempotency key makes one of two: a file may well have equal parts.
+    """Keep a part. Without an idempotency key nothing tells a retry apart: a file may well have equal parts.
 
     Raises:
         ConflictError: the upload was completed or cancelled, or has expired.
@@ -106,45 +108,54 @@ def add_part(
         TooLargeError: with this part there would be more than an upload may have.
     """
     incoming.finish()
-    upload = get_open_upload(session, creating.project_id, upload_id, lock=True)
-    content, has_key = [upload.id, incoming.sha256], creating.idempotency_key is not None
-    if has_key and (known := creating.find(session, "upload.part", content)) is not None:
-        return session.get_one(UploadPart, known)
+    with database.writer() as session:
+        upload = get_open_upload(session, context.project_id, upload_id, lock=True)
+        create = partial(_keep_part, session, context, upload, incoming)
+        if creating.idempotency_key is None:
+            return create()
+        return creating.once(
+            session,
+            "upload.part",
+            [upload.id, incoming.sha256],
+            find=partial(session.get_one, UploadPart),
+            create=create,
+        )
+
+
+def _keep_part(session: Session, context: Context, upload: Upload, incoming: IncomingFile) -> UploadPart:
     parts = _parts(session, upload)
     if len(parts) >= MAX_PARTS:
         raise InvalidRequestError(
             f"An upload has {MAX_PARTS:,} parts at most; send larger ones.", code="too_many_parts"
         )
     sizes = {part.sha256: part.bytes for part in parts} | {incoming.sha256: incoming.bytes}
-    if sum(sizes.values()) > settings.max_upload_bytes:
-        raise _too_large(settings, "data")
+    if sum(sizes.values()) > context.settings.max_upload_bytes:
+        raise _too_large(context.settings, "data")
     part = UploadPart(upload_id=upload.id, bytes=incoming.bytes, sha256=incoming.sha256)
-    storage.publish(incoming, part.storage_key)
+    context.storage.publish(incoming, part.storage_key)
     session.add(part)
     session.flush()
-    if has_key:
-        creating.remember(session, "upload.part", content, part.id)
     return part
 
 
 def complete_upload(
     database: Database,
-    storage: Storage,
-    creating: CreationRequest,
+    context: Context,
+    creating: IdempotentRequest,
     upload_id: str,
     request: CompleteUpload,
 ) -> tuple[Upload, File | None]:
-    """Makes a file of these parts, in this order; of several tries at once, one does.
+    """Make a file of these parts, in this order; of several attempts at once, one does.
 
     The bytes are copied and checked between two short transactions, so that nobody waits for them.
 
     Raises:
-        NotFoundError: not there, or another project's.
+        NotFoundError: the upload does not exist, or is another project's.
         ConflictError: it was completed or cancelled, or has expired.
         InvalidRequestError: the parts are not those of the file, or a line of it is wrong; nothing is kept.
         UnavailableError: the storage does not have the parts.
     """
-    project_id, content = creating.project_id, [upload_id, request.model_dump(exclude_unset=True)]
+    project_id, content = context.project_id, [upload_id, request.model_dump(exclude_unset=True)]
     with database.writer() as session:
         if creating.find(session, "upload.complete", content) is not None:
             upload = get_upload(session, project_id, upload_id)
@@ -152,12 +163,12 @@ def complete_upload(
         upload = get_open_upload(session, project_id, upload_id)
         parts = _ordered(upload, _parts(session, upload), request.part_ids)
 
-    with storage.incoming() as incoming:
-        lost = False
+    with context.storage.incoming() as incoming:
+        are_parts_lost = False
         try:
-            md5 = _assemble(storage, parts, incoming, with_md5=request.md5 is not None)
-        except FileNotFoundError:  # another try has made the file by now
-            lost = True
+            md5 = _assemble(context.storage, parts, incoming, with_md5=request.md5 is not None)
+        except FileNotFoundError:  # another attempt may have made the file and removed them
+            are_parts_lost = True
         else:
             if request.md5 is not None and md5 != request.md5.lower():
                 problem = f"The MD5 of these parts is {md5}, not '{request.md5}'."
@@ -165,57 +176,59 @@ def complete_upload(
             incoming.finish()
 
         with database.writer() as session:
-            # One that expired meanwhile was completed in time.
+            # It may have expired since the first transaction: this attempt was in time all the same.
             upload = get_upload(session, project_id, upload_id, lock=True)
-            if creating.find(session, "upload.complete", content) is None:
-                if upload.status != "pending":
-                    raise _over(upload)
-                if lost:
-                    raise UnavailableError(
-                        "The parts cannot be read now: the storage does not have them.",
-                        code="storage_unavailable",
-                    )
-                life = upload.file_life_seconds
-                file = files_service.keep_file(
-                    session,
-                    storage,
-                    incoming,
-                    project_id=project_id,
-                    filename=upload.filename,
-                    purpose=upload.purpose,
-                    expires_at=time.time() + life if life is not None else None,
-                )
-                upload.status, upload.file_id = "completed", file.id
-                creating.remember(session, "upload.complete", content, upload.id)
+            upload = creating.once(
+                session,
+                "upload.complete",
+                content,
+                find=partial(get_upload, session, project_id),
+                create=partial(_complete, session, context, upload, None if are_parts_lost else incoming),
+            )
             file = _file(session, upload)
-    storage.remove_folder(parts_key(upload.id))
+    context.storage.remove_folder(parts_key(upload.id))
     return upload, file
 
 
-def cancel_upload(database: Database, storage: Storage, project_id: str, upload_id: str) -> Upload:
-    """Gives an upload up; one that was, it leaves as it is. Its parts go once that is certain.
+def _complete(session: Session, context: Context, upload: Upload, incoming: IncomingFile | None) -> Upload:
+    """Turn a pending upload into a file of the assembled bytes, which are None if a part is not there."""
+    if upload.status != "pending":
+        raise _over(upload)
+    if incoming is None:
+        raise UnavailableError(
+            "The parts cannot be read now: the storage does not have them.", code="storage_unavailable"
+        )
+    life = upload.file_life_seconds
+    expires_at = time.time() + life if life is not None else None
+    file = files_service.keep_file(session, context, incoming, upload.filename, upload.purpose, expires_at)
+    upload.status, upload.file_id = "completed", file.id
+    return upload
+
+
+def cancel_upload(database: Database, context: Context, upload_id: str) -> Upload:
+    """Give an upload up, and remove its parts once that is committed; one that was given up stays as it is.
 
     Raises:
-        NotFoundError: not there, or another project's.
+        NotFoundError: it does not exist, or is another project's.
         ConflictError: it was completed, or has expired.
     """
     with database.writer() as session:
-        upload = get_upload(session, project_id, upload_id, lock=True)
+        upload = get_upload(session, context.project_id, upload_id, lock=True)
         if upload.has_expired or upload.status == "completed":
             raise _over(upload)
         upload.status = "cancelled"
-    storage.remove_folder(parts_key(upload.id))
+    context.storage.remove_folder(parts_key(upload.id))
     return upload
 
 
 def _parts(session: Session, upload: Upload) -> Sequence[UploadPart]:
-    """In the order in which they arrived."""
+    """Return the upload's parts in the order in which they arrived."""
     query = select(UploadPart).where(UploadPart.upload_id == upload.id)
     return session.scalars(query.order_by(UploadPart.created_at, UploadPart.id)).all()
 
 
 def _file(session: Session, upload: Upload) -> File | None:
-    """What the upload became; None once it was deleted or has expired."""
+    """Return the file that the upload became; None once that was deleted or has expired."""
     try:
         return files_service.get_file(session, upload.project_id, upload.file_id) if upload.file_id else None
     except NotFoundError:
@@ -223,7 +236,7 @@ def _file(session: Session, upload: Upload) -> File | None:
 
 
 def _ordered(upload: Upload, parts: Sequence[UploadPart], part_ids: Sequence[str]) -> list[UploadPart]:
-    """The parts as the request names them: each once, and all of the file together."""
+    """Return the parts that the request names, after checking that they are the whole file, each once."""
     known = {part.id: part for part in parts}
     ordered: dict[str, UploadPart] = {}
     for position, part_id in enumerate(part_ids):
@@ -250,7 +263,7 @@ def _ordered(upload: Upload, parts: Sequence[UploadPart], part_ids: Sequence[str
 def _assemble(
     storage: Storage, parts: Sequence[UploadPart], incoming: IncomingFile, *, with_md5: bool
 ) -> str | None:
-    """Copies the parts, one after the other; returns the MD5 of it all where it is asked for."""
+    """Copy the parts one after the other. Returns the MD5 of all bytes if that is asked for."""
     md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
     block = memoryview(bytearray(_BLOCK_BYTES))
     for part in parts:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 
 from app.core.errors import ERROR_RESPONSES
-from app.dependencies import CurrentProject, ReadSession
+from app.dependencies import ContextDep, ReadSession
 from app.usage import service
 from app.usage.schemas import BucketWidth, UsagePage
 
@@ -23,7 +23,7 @@ Group = Literal["model", "project_id"]
 @router.get("/usage")
 def get_usage(
     session: ReadSession,
-    project: CurrentProject,
+    context: ContextDep,
     start_time: Moment,
     end_time: Moment | None = None,
     bucket_width: BucketWidth = "1d",
@@ -45,7 +45,7 @@ def get_usage(
     """
     buckets, next_start = service.list_buckets(
         session,
-        project.id,
+        context.project_id,
         start=start_time if page is None else int(page),
         end=int(time.time()) + 1 if end_time is None else end_time,
         width=bucket_width,
@@ -54,4 +54,4 @@ def get_usage(
         aliases=[*(aliases or ()), *(aliases_in_brackets or ())],
         limit=limit,
     )
-    return UsagePage.of(project.id, buckets, next_start)
+    return UsagePage.of(context.project_id, buckets, next_start)

@@ -1,4 +1,4 @@
-"""The hold-out that a job's request asks for: chosen and written first, kept with the job."""
+"""The hold-out that a job's request asks for: chosen and written first, then kept with the job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 from sqlalchemy.orm import Session
 
+from app.context import Context
 from app.core.child_process import in_child
+from app.core.database import Database
 from app.core.errors import InvalidRequestError, UnavailableError
 from app.datasets.report import MIN_EXAMPLES
 from app.files import service as files_service
@@ -16,18 +18,16 @@ from app.fine_tuning import training_files
 from app.fine_tuning.hold_out.split import Choice, IncomingSplit, choose, filenames, write_split
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.schemas import AUTO_SPLIT, CreateJob, SplitRequest
-from app.storage.base import Storage
 
 
-def choose_split(
-    session: Session, storage: Storage, project_id: str, request: CreateJob
-) -> tuple[File, Choice] | None:
-    """What the request's hold-out takes of which file; None where it asks for none.
+def choose_split(database: Database, context: Context, request: CreateJob) -> tuple[File, Choice] | None:
+    """Return which examples the request's hold-out takes of which file, or None if it asks for none.
 
-    It reads the whole file in another process, and takes no transaction along.
+    The file is read whole, in another process and in no transaction.
 
     Raises:
-        InvalidRequestError: the file is too small, has the wrong purpose, or another one is named beside.
+        InvalidRequestError: the file is too small or has the wrong purpose, or the request also names a
+            validation file.
         NotFoundError: the file does not exist.
         UnavailableError: the storage does not have it, or it is still being checked.
     """
@@ -43,45 +43,37 @@ def choose_split(
         )
     if wanted is None:
         return None
-    file = training_files.find_training_file(session, project_id, request.training_file, "training_file")
+    with database.reader() as session:
+        file = training_files.find_training_file(
+            session, context.project_id, request.training_file, "training_file"
+        )
     _require_checked(file)
-    _, path = files_service.find_content(session, storage, project_id, file.id)
-    session.close()
-    return file, in_child(choose, path, wanted, MIN_EXAMPLES)
+    return file, in_child(choose, files_service.content_path(context.storage, file), wanted, MIN_EXAMPLES)
 
 
 @contextmanager
-def made_split(
-    session: Session, storage: Storage, project_id: str, request: CreateJob
-) -> Generator[IncomingSplit | None]:
-    """The hold-out that the request asks for, written but not kept: for `keep_split`.
+def made_split(database: Database, context: Context, request: CreateJob) -> Generator[IncomingSplit | None]:
+    """Write the hold-out that the request asks for, ready for `keep_split`; None if it asks for none.
 
     Raises:
         InvalidRequestError: as `choose_split`.
         NotFoundError: as `choose_split`.
+        UnavailableError: as `choose_split`.
     """
-    chosen = choose_split(session, storage, project_id, request)
+    chosen = choose_split(database, context, request)
     if chosen is None:
         yield None
         return
-    with write_split(storage, *chosen) as split:
+    with write_split(context.storage, *chosen) as split:
         yield split
 
 
 def keep_split(
-    session: Session, storage: Storage, file: File, split: IncomingSplit, job: FineTuningJob
+    session: Session, context: Context, file: File, split: IncomingSplit, job: FineTuningJob
 ) -> None:
-    """Makes files of both parts, and names them on the job."""
+    """Make files of both parts, and name them on the job."""
     rest, held_out = (
-        files_service.keep_file(
-            session,
-            storage,
-            part.incoming,
-            project_id=file.project_id,
-            filename=filename,
-            purpose=file.purpose,
-            expires_at=None,
-        )
+        files_service.keep_file(session, context, part.incoming, filename, file.purpose)
         for part, filename in zip((split.rest, split.held_out), filenames(file.filename), strict=True)
     )
     job.rest_file_id, job.validation_file_id = rest.id, held_out.id

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.orm import Session
-
+from app.context import Context
 from app.core.child_process import in_child
+from app.core.database import Database
 from app.core.errors import UnavailableError
 from app.core.settings import BaseModelEntry, Settings
 from app.datasets.report import MIN_EXAMPLES
 from app.datasets.request_file import read_request_file
 from app.files import service as files_service
-from app.files.models import File
 from app.fine_tuning import service
 from app.fine_tuning.hold_out.service import choose_split
 from app.fine_tuning.hold_out.split import Choice, choose
@@ -35,7 +35,6 @@ from app.fine_tuning.preflight.schemas import (
 from app.fine_tuning.schemas import CreateJob, ResolvedHyperparameters, SplitRequest
 from app.fine_tuning.training_files import require_enough
 from app.models.catalogue import find_base_model, hidden_size, is_prepared
-from app.storage.base import Storage
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,37 +50,28 @@ class _Files:
     validation_name: str | None
 
 
-def check_job(
-    session: Session,
-    storage: Storage,
-    settings: Settings,
-    project_id: str,
-    request: CreateJob,
-) -> JobPreflight:
-    """What the requested job would do. No transaction is open while the files are read.
+def check_job(database: Database, context: Context, request: CreateJob) -> JobPreflight:
+    """Return what the requested job would do. No transaction is open while the files are read.
 
     Raises:
         InvalidRequestError: whatever `service.create_job` refuses, but for what the base model cannot learn
             from: the answer lists that.
         NotFoundError: the base model or a file does not exist.
-        FailedDependencyError: the model to go on from is quarantined or damaged.
+        FailedDependencyError: the model to continue from is quarantined or damaged.
         UnavailableError: a file is still being checked, or the storage does not have it; or the base model is
             not prepared on this machine, so nothing can be tokenized, or of a kind that nothing is known of.
     """
-    chosen = choose_split(session, storage, project_id, request)
+    chosen = choose_split(database, context, request)
     choice = chosen[1] if chosen else None
-    plan = service.plan_job(session, storage, settings, project_id, request, choice, is_dry_run=True)
+    with database.reader() as session:
+        plan = service.plan_job(session, context, request, choice, is_dry_run=True)
     if plan.waits:
         message = "A file is still being checked; ask again in a moment."
         raise UnavailableError(message, code="file_not_checked")
     training, validation = plan.training_file, plan.validation_file
-
-    def path(file: File) -> Path:
-        return files_service.find_content(session, storage, project_id, file.id)[1]
-
     files = _Files(
-        training=path(training),
-        validation=path(validation) if validation else None,
+        training=files_service.content_path(context.storage, training),
+        validation=files_service.content_path(context.storage, validation) if validation else None,
         choice=choice,
         examples=plan.examples,
         validation_examples=(validation.examples or 0) if validation else 0,
@@ -89,8 +79,8 @@ def check_job(
         validation_name=validation.id if validation else None,
     )
     return _preflight(
-        session,
-        settings,
+        database,
+        context.settings,
         plan.base,
         plan.method,
         plan.hyperparameters,
@@ -101,7 +91,7 @@ def check_job(
 
 
 def check_files(
-    session: Session | None,
+    database: Database | None,
     settings: Settings,
     model: str,
     training: Path,
@@ -134,11 +124,11 @@ def check_files(
         training_name=training.name,
         validation_name=validation.name if validation else None,
     )
-    return _preflight(session, settings, base, method, hyperparameters, files, seed, inspect)
+    return _preflight(database, settings, base, method, hyperparameters, files, seed, inspect)
 
 
 def _preflight(
-    session: Session | None,
+    database: Database | None,
     settings: Settings,
     base: BaseModelEntry,
     method: str,
@@ -161,9 +151,8 @@ def _preflight(
             f"Nothing can be estimated for '{base.name}': its configuration lacks {missing}.",
             code="base_model_not_estimable",
         ) from missing
-    basis = estimates.find_basis(session, base, geometry, settings.heartbeat_seconds)
-    if session is not None:
-        session.close()
+    with database.reader() if database is not None else nullcontext() as session:
+        basis = estimates.find_basis(session, base, geometry, settings.heartbeat_seconds)
     held_out = files.choice.held_out if files.choice else frozenset[int]()
     subject = Subject(
         base_model_dir=folder,

@@ -12,7 +12,7 @@ from app.core.database import Base
 
 
 class Adapter(Base):
-    """Immutable weights under a served name that is never used again, even after deletion."""
+    """Published weights, which never change, under a served name that is never given again."""
 
     __tablename__ = "adapters"
     __table_args__ = (Index("ix_adapters_project_created", "project_id", "created_at", "name"),)
@@ -21,15 +21,20 @@ class Adapter(Base):
     """The served name: `ft:<base>:<project>:<suffix>:<id>`; a checkpoint's ends with `:ckpt-step-<n>`."""
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     job_id: Mapped[str | None] = mapped_column(ForeignKey("fine_tuning_jobs.id"), index=True)
-    """None: it was trained elsewhere and imported."""
+    """The job that trained it; None if it was trained elsewhere and imported."""
     parent: Mapped[str | None] = mapped_column(String(255))
-    """The adapter that its training went on from; None: it began with the base model, or elsewhere."""
+    """The adapter that its training continued from; None if it began with the base model, or elsewhere."""
     base_model: Mapped[str] = mapped_column(String(64))
     storage_key: Mapped[str] = mapped_column(String(512))
     """The PEFT folder, relative to the storage root."""
     created_at: Mapped[float] = mapped_column(default=time.time)
     deleted_at: Mapped[float | None]
     quarantine_reason: Mapped[str | None] = mapped_column(String(1024))
-    """Why no engine may load it any more; None: it is fine as far as is known."""
+    """Why no engine may load it; None if nothing is known to be wrong with it."""
     parity: Mapped[dict[str, Any] | None]
     """How far the engine's answers were from the trainer's, once they were compared."""
+
+    @property
+    def id(self) -> str:
+        """The last part of its name, which no other adapter's name ends with."""
+        return self.name.split(":", 4)[-1]

@@ -12,11 +12,10 @@ from pydantic import ValidationError
 
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
-from app.dependencies import Creating, CurrentProject, ReadSession, SettingsDep, StorageDep, WriteSession
+from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession
 from app.models.adapters import service
 from app.models.adapters.schemas import ImportAdapter, ModelList, ModelObject
 from app.models.adapters.validation import CONFIG, WEIGHTS
-from app.models.catalogue import find_base_model
 
 models_router = APIRouter(prefix="/v1/models", tags=["Models"], responses=ERROR_RESPONSES)
 adapters_router = APIRouter(prefix="/v1/adapters", tags=["Adapters"], responses=ERROR_RESPONSES)
@@ -43,60 +42,37 @@ _IMPORT_BODY: dict[str, Any] = {
 
 
 @models_router.get("")
-def list_models(project: CurrentProject, session: ReadSession, settings: SettingsDep) -> ModelList:
+def list_models(context: ContextDep, session: ReadSession) -> ModelList:
     """Base models, then the project's fine-tuned models and checkpoints, newest first."""
-    bases = [ModelObject.of_base(entry) for entry in settings.base_models]
-    adapters = [ModelObject.of_adapter(adapter) for adapter in service.list_adapters(session, project.id)]
-    return ModelList(data=bases + adapters)
+    return service.list_models(session, context)
 
 
 @models_router.get("/{model}")
-def retrieve_model(
-    model: str, project: CurrentProject, session: ReadSession, settings: SettingsDep
-) -> ModelObject:
+def retrieve_model(model: str, context: ContextDep, session: ReadSession) -> ModelObject:
     """One model, and what it was trained from."""
-    adapter = service.get_adapter(session, settings, project.id, model)
-    if adapter is None:
-        base = ModelObject.of_base(find_base_model(settings, model))
-        return base.model_copy(update={"lineage": [base.id]})
-    return ModelObject.of_adapter(adapter, service.lineage(session, adapter))
+    return service.retrieve_model(session, context, model)
 
 
 @adapters_router.post("", openapi_extra=_IMPORT_BODY)
 async def import_adapter(
-    request: Request,
-    creating: Creating,
-    session: WriteSession,
-    storage: StorageDep,
-    settings: SettingsDep,
+    request: Request, context: ContextDep, creating: IdempotentRequestDep, database: DatabaseDep
 ) -> ModelObject:
     """Takes a LoRA adapter as PEFT saves it, and serves it; it is checked whole before it is kept."""
-    with storage.incoming_folder() as incoming:
-        form = UploadForm({name: incoming.file(name) for name in (CONFIG, WEIGHTS)}, settings.max_file_bytes)
+    with context.storage.incoming_folder() as incoming:
+        files = {name: incoming.file(name) for name in (CONFIG, WEIGHTS)}
+        form = UploadForm(files, context.settings.max_file_bytes)
         await form.receive(request.headers.get("content-type", ""), request.stream())
         adapter = await run_in_threadpool(
-            service.import_adapter,
-            session,
-            settings,
-            storage,
-            creating,
-            incoming=incoming,
-            request=_import_request(form.fields),
+            service.import_adapter, database, context, creating, incoming, _import_request(form.fields)
         )
     return ModelObject.of_adapter(adapter, [adapter.base_model, adapter.name])
 
 
 @adapters_router.post("/{name}/check")
-def check_adapter(
-    name: str,
-    project: CurrentProject,
-    reading: ReadSession,
-    writing: WriteSession,
-    settings: SettingsDep,
-) -> ModelObject:
+def check_adapter(name: str, context: ContextDep, database: DatabaseDep, session: ReadSession) -> ModelObject:
     """Reads all of the adapter again: lifts its quarantine if it can be served now, else sets it."""
-    adapter = service.check_again(reading, writing, settings, project.id, name)
-    return ModelObject.of_adapter(adapter, service.lineage(writing, adapter))
+    adapter = service.check_again(database, context, name)
+    return ModelObject.of_adapter(adapter, service.lineage(session, adapter))
 
 
 @adapters_router.get(
@@ -104,11 +80,9 @@ def check_adapter(
     response_class=StreamingResponse,
     responses={200: {"content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}},
 )
-def download_adapter(
-    name: str, project: CurrentProject, session: ReadSession, storage: StorageDep, settings: SettingsDep
-) -> StreamingResponse:
+def download_adapter(name: str, context: ContextDep, session: ReadSession) -> StreamingResponse:
     """The adapter as a tar of `adapter_config.json` and `adapter_model.safetensors`, for PEFT."""
-    archive = service.archive_adapter(session, settings, storage, project.id, name)
+    archive = service.archive_adapter(session, context, name)
     filename = name.replace(":", "-") + ".tar"
     headers = {
         "content-length": str(archive.size),

@@ -1,10 +1,11 @@
-"""Rules on models: how an adapter gets its name, is found by it, is set aside when it is bad, and ends."""
+"""Adapters: importing, finding, checking, quarantining and deleting them."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from sqlalchemy import Update, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app.auth.models import Project
-from app.core.database import new_id
+from app.context import Context
+from app.core.database import Database, new_id
 from app.core.errors import (
     FailedDependencyError,
     InvalidRequestError,
@@ -20,12 +22,12 @@ from app.core.errors import (
     PermissionDeniedError,
     UnavailableError,
 )
-from app.core.idempotency import CreationRequest
+from app.core.idempotency import IdempotentRequest
 from app.core.settings import Settings
 from app.models.adapters.archive import AdapterArchive
 from app.models.adapters.models import Adapter
 from app.models.adapters.parent import Parent
-from app.models.adapters.schemas import ImportAdapter
+from app.models.adapters.schemas import ImportAdapter, ModelList, ModelObject
 from app.models.adapters.validation import (
     CONFIG,
     WEIGHTS,
@@ -37,7 +39,6 @@ from app.models.adapters.validation import (
     module_shapes,
 )
 from app.models.catalogue import find_base_model, is_prepared
-from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
 
 
@@ -51,21 +52,19 @@ class ServedModel:
 
 
 def served_name(session: Session, project_id: str, base: str, suffix: str | None, adapter_id: str) -> str:
-    """`ft:<base>:<project>:<suffix>:<id>`, unique for ever because the id is."""
+    """Return `ft:<base>:<project>:<suffix>:<id>`, which is never given twice because the id is not."""
     project = session.get_one(Project, project_id)
     return f"ft:{base}:{project.name}:{suffix or ''}:{adapter_id}"
 
 
 def import_adapter(
-    session: Session,
-    settings: Settings,
-    storage: Storage,
-    creating: CreationRequest,
-    *,
+    database: Database,
+    context: Context,
+    creating: IdempotentRequest,
     incoming: IncomingFolder,
     request: ImportAdapter,
 ) -> Adapter:
-    """Publishes an adapter that was trained elsewhere: its weights as they are, its config written anew.
+    """Publish an adapter that was trained elsewhere: its weights as they are, its config written anew.
 
     Where the base model is not on this machine, an engine compares the two before it loads the adapter.
 
@@ -74,60 +73,62 @@ def import_adapter(
             that was deleted.
         InvalidRequestError: the adapter cannot be served; nothing is kept.
     """
-    base = find_base_model(settings, request.base_model, param="base_model")
+    base = find_base_model(context.settings, request.base_model, param="base_model")
     given = [incoming.file_sha256(name) for name in (CONFIG, WEIGHTS)]
-    # What takes long comes before the first look at the database: a transaction may hold up others.
     try:
-        lora = check_adapter(incoming.finish(), _known_shapes(settings, base.name), base.max_rank)
+        lora = check_adapter(incoming.finish(), _known_shapes(context.settings, base.name), base.max_rank)
     except AdapterError as error:
         raise InvalidRequestError(
             f"The adapter cannot be served: {error}.", code=error.code, param=error.file
         ) from error
-    content = [given, request.model_dump()]
-    if (known := creating.find(session, "adapter", content)) is not None:
-        adapter = _find_imported(session, creating.project_id, known)
-        if adapter is not None:
-            return adapter
-        if creating.idempotency_key is not None:
-            raise NotFoundError("The adapter that this Idempotency-Key stands for was deleted.")
-    adapter_id, suffix = new_id(""), request.suffix.replace(" ", "-") if request.suffix else None
     incoming.file(CONFIG).write(lora.config(base.name))
-    storage.publish_folder(incoming, f"adapters/{adapter_id}")
+    with database.writer() as session:
+        return creating.once(
+            session,
+            "adapter",
+            [given, request.model_dump()],
+            find=partial(_find_imported, session, context.project_id),
+            create=partial(_keep_imported, session, context, incoming, base.name, request.suffix),
+        )
+
+
+def _keep_imported(
+    session: Session, context: Context, incoming: IncomingFolder, base: str, suffix: str | None
+) -> Adapter:
+    adapter_id = new_id("")
+    storage_key = f"adapters/{adapter_id}"
+    context.storage.publish_folder(incoming, storage_key)
+    plain_suffix = suffix.replace(" ", "-") if suffix else None
     adapter = Adapter(
-        name=served_name(session, creating.project_id, base.name, suffix, adapter_id),
-        project_id=creating.project_id,
-        base_model=base.name,
-        storage_key=f"adapters/{adapter_id}",
+        name=served_name(session, context.project_id, base, plain_suffix, adapter_id),
+        project_id=context.project_id,
+        base_model=base,
+        storage_key=storage_key,
     )
     session.add(adapter)
     session.flush()
-    creating.remember(session, "adapter", content, adapter_id)
     return adapter
 
 
-def archive_adapter(
-    session: Session, settings: Settings, storage: Storage, project_id: str, name: str
-) -> AdapterArchive:
-    """The project's adapter, to be taken elsewhere.
+def archive_adapter(session: Session, context: Context, name: str) -> AdapterArchive:
+    """Return the project's adapter as an archive to download.
 
     Raises:
-        NotFoundError: no such adapter.
+        NotFoundError: the project has no such adapter.
         FailedDependencyError: it is quarantined, or its files are damaged.
         UnavailableError: the storage cannot be read now.
     """
-    adapter = _existing(session, project_id, name)
-    lora = _describe(settings, storage, adapter, "name")
-    weights = storage.path(adapter.storage_key) / WEIGHTS
+    adapter = _existing(session, context.project_id, name)
+    lora = _describe(context, adapter, "name")
+    weights = context.storage.path(adapter.storage_key) / WEIGHTS
     try:
         return AdapterArchive(lora.config(adapter.base_model), weights, adapter.created_at)
     except OSError as error:
         raise _unreadable(name, error) from error
 
 
-def find_parent(
-    settings: Settings, storage: Storage, session: Session, project_id: str, name: str
-) -> Parent | None:
-    """The project's adapter of that name, for training to go on from; None where it has none.
+def find_parent(session: Session, context: Context, name: str) -> Parent | None:
+    """Return the project's adapter of that name for training to continue from, or None if it has none.
 
     It is not deleted before the caller's transaction ends.
 
@@ -135,18 +136,18 @@ def find_parent(
         FailedDependencyError: it is quarantined, or its files are damaged.
         UnavailableError: the storage cannot be read now.
     """
-    adapter = _find_adapter(session, project_id, name)
+    adapter = _find_adapter(session, context.project_id, name)
     if adapter is None:
         return None
     session.refresh(adapter, with_for_update={"read": True})
     if adapter.deleted_at is not None:
         return None
-    lora = _describe(settings, storage, adapter, "model")
+    lora = _describe(context, adapter, "model")
     return Parent(adapter.name, adapter.base_model, lora.rank, lora.alpha)
 
 
 def lineage(session: Session, adapter: Adapter) -> list[str]:
-    """The base model, then every adapter that training went on from, up to this one."""
+    """Return the base model, then every adapter that training continued from, up to this one."""
     line = (
         select(Adapter.name, Adapter.parent, literal(0).label("generations"))
         .where(Adapter.name == adapter.name)
@@ -161,32 +162,31 @@ def lineage(session: Session, adapter: Adapter) -> list[str]:
 
 
 def quarantine(session: Session, name: str, reason: str) -> bool:
-    """Has no engine asked for the adapter any more; the first reason stands. Returns whether this is it."""
+    """Stop the adapter from being served. The first reason stands: returns whether it is this one."""
     this = update(Adapter).where(Adapter.name == name, Adapter.quarantine_reason.is_(None))
     return _has_changed(session, this.values(quarantine_reason=reason[:1024]))
 
 
 def record_parity(session: Session, name: str, parity: dict[str, Any]) -> bool:
-    """Notes how near an engine came to the trainer; returns False where it was noted before."""
+    """Record how close an engine came to the trainer. Returns False if that was recorded before."""
     this = update(Adapter).where(Adapter.name == name, Adapter.parity.is_(None))
     return _has_changed(session, this.values(parity=parity))
 
 
-def check_again(
-    reading: Session, writing: Session, settings: Settings, project_id: str, name: str
-) -> Adapter:
-    """Reads all of an adapter anew: quarantines it if it cannot be served, else lifts its quarantine.
+def check_again(database: Database, context: Context, name: str) -> Adapter:
+    """Read all of an adapter again: quarantine it if it cannot be served, else lift its quarantine.
 
-    What only an engine can find out (its answers, its own loader) is found out again: by a worker, and on
-    the first request. The files are read between two transactions, so that neither is held open.
+    What only an engine can find out (its answers, its own loader) is found out again by a worker, and by the
+    first request. The files are read between two transactions, so that neither is held open.
 
     Raises:
-        NotFoundError: no such adapter, or its base has left the catalogue.
+        NotFoundError: the project has no such adapter, or its base has left the catalogue.
         UnavailableError: the storage cannot be read now; nothing is changed.
     """
-    adapter = _existing(reading, project_id, name)
+    settings = context.settings
+    with database.reader() as session:
+        adapter = _existing(session, context.project_id, name)
     base = find_base_model(settings, adapter.base_model)
-    reading.close()
     problem: str | None = None
     try:
         check_files(
@@ -196,17 +196,18 @@ def check_again(
         problem = error.message
     except OSError as error:
         raise _unreadable(name, error) from error
-    found = writing.get(Adapter, adapter.name, with_for_update=True)
-    if found is None or found.deleted_at is not None:
-        raise _no_adapter(name)
-    if problem is None and found.quarantine_reason is not None:
-        found.parity = None  # of files that were others, perhaps
-    found.quarantine_reason = problem
+    with database.writer() as session:
+        found = session.get(Adapter, adapter.name, with_for_update=True)
+        if found is None or found.deleted_at is not None:
+            raise _no_adapter(name)
+        if problem is None and found.quarantine_reason is not None:
+            found.parity = None  # it may have been measured on other files
+        found.quarantine_reason = problem
     return found
 
 
 def check_files(root: Path, storage_key: str, base: Shapes | None, max_rank: int | None) -> Path:
-    """The folder of a published adapter, if it can be served.
+    """Return the folder of a published adapter after checking that it can be served.
 
     Raises:
         AdapterError, OSError: as `check_adapter`.
@@ -220,7 +221,7 @@ def check_files(root: Path, storage_key: str, base: Shapes | None, max_rank: int
 
 
 def resolve_model(session: Session, settings: Settings, project_id: str, name: str) -> ServedModel:
-    """What a request's `model` stands for.
+    """Return the model that a request's `model` names.
 
     Raises:
         NotFoundError: no base model, adapter or checkpoint of this project has that name.
@@ -235,10 +236,10 @@ def resolve_model(session: Session, settings: Settings, project_id: str, name: s
 
 
 def get_adapter(session: Session, settings: Settings, project_id: str, name: str) -> Adapter | None:
-    """The project's adapter of that name; None where the name is a base model's.
+    """Return the project's adapter of that name, or None if the name is a base model's.
 
     Raises:
-        NotFoundError: it is neither.
+        NotFoundError: there is neither.
     """
     adapter = _find_adapter(session, project_id, name)
     if adapter is None:
@@ -246,14 +247,34 @@ def get_adapter(session: Session, settings: Settings, project_id: str, name: str
     return adapter
 
 
+def list_models(session: Session, context: Context) -> ModelList:
+    """Return the base models, then the project's adapters and checkpoints, newest first."""
+    bases = [ModelObject.of_base(entry) for entry in context.settings.base_models]
+    adapters = [ModelObject.of_adapter(each) for each in list_adapters(session, context.project_id)]
+    return ModelList(data=bases + adapters)
+
+
+def retrieve_model(session: Session, context: Context, name: str) -> ModelObject:
+    """Return a base model or an adapter of the project, with its lineage.
+
+    Raises:
+        NotFoundError: there is neither.
+    """
+    adapter = get_adapter(session, context.settings, context.project_id, name)
+    if adapter is None:
+        base = ModelObject.of_base(find_base_model(context.settings, name))
+        return base.model_copy(update={"lineage": [base.id]})
+    return ModelObject.of_adapter(adapter, lineage(session, adapter))
+
+
 def list_adapters(session: Session, project_id: str) -> Sequence[Adapter]:
-    """The project's adapters and checkpoints, newest first."""
+    """Return the project's adapters and checkpoints, newest first."""
     query = select(Adapter).where(Adapter.project_id == project_id, Adapter.deleted_at.is_(None))
     return session.scalars(query.order_by(Adapter.created_at.desc(), Adapter.name.desc())).all()
 
 
 def list_job_adapters(session: Session, project_id: str, job_id: str) -> Sequence[Adapter]:
-    """What a job has published and can be asked: its checkpoints and, where it has ended, its model."""
+    """Return what a job has published and is served: its checkpoints and, once it has ended, its model."""
     query = select(Adapter).where(
         Adapter.job_id == job_id,
         Adapter.project_id == project_id,
@@ -264,10 +285,10 @@ def list_job_adapters(session: Session, project_id: str, job_id: str) -> Sequenc
 
 
 def delete_adapter(session: Session, settings: Settings, project_id: str, name: str) -> Adapter:
-    """Ends a model: it is found no more, and its name is never given to another.
+    """Delete a model: it is not found any more, and its name is never given to another.
 
     Raises:
-        NotFoundError: no such model.
+        NotFoundError: the project has no such model.
         PermissionDeniedError: it is a base model.
     """
     adapter = get_adapter(session, settings, project_id, name)
@@ -282,7 +303,7 @@ def delete_adapter(session: Session, settings: Settings, project_id: str, name: 
 
 
 def find_servable(session: Session, base_model: str, name: str) -> Adapter | None:
-    """The adapter that an engine of that base is asked for by its served name, of any project."""
+    """Return the adapter, of any project, that an engine of that base is asked for by its served name."""
     query = select(Adapter).where(
         Adapter.name == name, Adapter.base_model == base_model, Adapter.deleted_at.is_(None)
     )
@@ -318,24 +339,24 @@ def _has_changed(session: Session, change: Update) -> bool:
 
 
 def _known_shapes(settings: Settings, base_model: str) -> Shapes | None:
-    """Those of the base; None where it is not prepared on this machine."""
+    """Return the shapes of the base's modules, or None if it is not prepared on this machine."""
     entry = settings.base_model(base_model)
     if entry is None or not is_prepared(settings, entry):
         return None
     return module_shapes(settings.base_model_dir(entry))
 
 
-def _describe(settings: Settings, storage: Storage, adapter: Adapter, param: str) -> LoraWeights:
-    """What is known of an adapter that is not quarantined.
+def _describe(context: Context, adapter: Adapter, param: str) -> LoraWeights:
+    """Read what kind of adapter this is, unless it is quarantined.
 
     Raises:
-        FailedDependencyError: it is, or its files are damaged.
+        FailedDependencyError: it is quarantined, or its files are damaged.
         UnavailableError: the storage cannot be read now.
     """
     _refuse_quarantined(adapter, param)
     try:
         return describe_adapter(
-            storage.path(adapter.storage_key), _known_shapes(settings, adapter.base_model)
+            context.storage.path(adapter.storage_key), _known_shapes(context.settings, adapter.base_model)
         )
     except AdapterError as error:
         raise FailedDependencyError(
@@ -345,13 +366,16 @@ def _describe(settings: Settings, storage: Storage, adapter: Adapter, param: str
         raise _unreadable(adapter.name, error) from error
 
 
-def _find_imported(session: Session, project_id: str, adapter_id: str) -> Adapter | None:
+def _find_imported(session: Session, project_id: str, adapter_id: str) -> Adapter:
     query = select(Adapter).where(
         Adapter.project_id == project_id,
         Adapter.storage_key == f"adapters/{adapter_id}",
         Adapter.deleted_at.is_(None),
     )
-    return session.scalar(query)
+    adapter = session.scalar(query)
+    if adapter is None:
+        raise NotFoundError("The adapter that this Idempotency-Key stands for was deleted.")
+    return adapter
 
 
 def _refuse_quarantined(adapter: Adapter, param: str) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Query, Request
 
 from app.core.errors import ERROR_RESPONSES
 from app.core.pagination import Page
-from app.dependencies import Creating, CurrentKey, CurrentProject, ReadSession, SettingsDep, WriteSession
+from app.dependencies import ContextDep, IdempotentRequestDep, ReadSession, WriteSession
 from app.models.adapters.schemas import ModelDeleted
 from app.models.aliases import service
 from app.models.aliases.schemas import (
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/aliases", tags=["Aliases"], responses=ERROR_RESPO
 models_router = APIRouter(prefix="/v1/models", tags=["Models"], responses=ERROR_RESPONSES)
 
 
-def _find_comparison(request: Request) -> FindComparison:
+async def _find_comparison(request: Request) -> FindComparison:
     return cast("FindComparison", request.app.state.find_comparison)
 
 
@@ -35,10 +35,10 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 
 @router.get("")
 def list_aliases(
-    session: ReadSession, project: CurrentProject, after: str | None = None, limit: Limit = 20
+    context: ContextDep, session: ReadSession, after: str | None = None, limit: Limit = 20
 ) -> Page[AliasObject]:
     """The project's aliases, newest first."""
-    aliases, has_more = service.list_aliases(session, project.id, after=after, limit=limit)
+    aliases, has_more = service.list_aliases(session, context.project_id, after=after, limit=limit)
     return Page[AliasObject].of([AliasObject.of(alias) for alias in aliases], has_more)
 
 
@@ -46,32 +46,31 @@ def list_aliases(
 def put_alias(
     name: AliasName,
     body: PutAlias,
-    creating: Creating,
-    key: CurrentKey,
+    context: ContextDep,
+    creating: IdempotentRequestDep,
     session: WriteSession,
-    settings: SettingsDep,
     find_comparison: FindComparisonDep,
 ) -> AliasObject:
     """Creates an alias, or points it to another model or to a split; within two seconds everywhere."""
-    return AliasObject.of(service.put_alias(session, settings, find_comparison, creating, key, name, body))
+    return AliasObject.of(service.put_alias(session, context, creating, name, body, find_comparison))
 
 
 @router.get("/{name}")
-def retrieve_alias(name: AliasName, project: CurrentProject, session: ReadSession) -> AliasObject:
+def retrieve_alias(name: AliasName, context: ContextDep, session: ReadSession) -> AliasObject:
     """One alias."""
-    return AliasObject.of(service.get_alias(session, project.id, name))
+    return AliasObject.of(service.get_alias(session, context.project_id, name))
 
 
 @router.get("/{name}/history")
 def list_changes(
     name: AliasName,
-    project: CurrentProject,
+    context: ContextDep,
     session: ReadSession,
     after: str | None = None,
     limit: Limit = 20,
 ) -> Page[AliasChangeObject]:
     """Every change of an alias, newest first; also of one that is deleted."""
-    changes, has_more = service.list_changes(session, project.id, name, after=after, limit=limit)
+    changes, has_more = service.list_changes(session, context.project_id, name, after=after, limit=limit)
     return Page[AliasChangeObject].of(
         [AliasChangeObject.of(change, key) for change, key in changes], has_more
     )
@@ -80,31 +79,28 @@ def list_changes(
 @router.post("/{name}/rollback")
 def roll_back_alias(
     name: AliasName,
-    creating: Creating,
-    key: CurrentKey,
+    context: ContextDep,
+    creating: IdempotentRequestDep,
     session: WriteSession,
-    settings: SettingsDep,
     body: RollBackAlias | None = None,
 ) -> AliasObject:
     """Points an alias to where it pointed before."""
     request = body or RollBackAlias()
-    return AliasObject.of(service.roll_back(session, settings, creating, key, name, request))
+    return AliasObject.of(service.roll_back(session, context, creating, name, request))
 
 
 @router.delete("/{name}")
 def delete_alias(
     name: AliasName,
-    key: CurrentKey,
+    context: ContextDep,
     session: WriteSession,
     version: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
 ) -> AliasDeleted:
     """Ends an alias; its history stays."""
-    return AliasDeleted(id=service.delete_alias(session, key, name, version).name)
+    return AliasDeleted(id=service.delete_alias(session, context, name, version).name)
 
 
 @models_router.delete("/{model}")
-def delete_model(
-    model: str, project: CurrentProject, session: WriteSession, settings: SettingsDep
-) -> ModelDeleted:
+def delete_model(model: str, context: ContextDep, session: WriteSession) -> ModelDeleted:
     """Deletes a fine-tuned model or a checkpoint that no alias points to."""
-    return ModelDeleted(id=service.delete_model(session, settings, project.id, model).name)
+    return ModelDeleted(id=service.delete_model(session, context, model).name)

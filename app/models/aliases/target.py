@@ -1,4 +1,4 @@
-"""What a request's `model` leads to: one model, or a split of several."""
+"""What a request's `model` leads to: one model, or a split of traffic between several."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from app.models.adapters.service import ServedModel
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
-    """A model of a split, and its weight among the others'."""
+class WeightedModel:
+    """A model of a split, with its weight among the others."""
 
     model: ServedModel
     weight: float
@@ -23,7 +23,7 @@ class Target:
     """The models that a name stands for, one or more."""
 
     name: str
-    arms: tuple[Arm, ...]
+    models: tuple[WeightedModel, ...]
     is_alias: bool = True
 
     @property
@@ -32,18 +32,19 @@ class Target:
         return self.name if self.is_alias else None
 
     def model_for(self, user: str | None) -> ServedModel:
-        """The user's own model, always the same while the split is; without a user, each call draws a lot.
+        """Return the user's model, the same on every call while the split is; without a user, a random one.
 
         Weighted rendezvous hashing (https://en.wikipedia.org/wiki/Rendezvous_hashing): when weights change
-        or a model leaves, only the users move whose share did, so a canary that grows keeps those it has.
+        or a model leaves, only as many users move as the shares changed, so a canary that grows keeps those
+        it has.
         """
-        if len(self.arms) == 1:
-            return self.arms[0].model
-        lot = user or secrets.token_hex(8)
-        return min(self.arms, key=lambda arm: self._distance(arm, lot)).model
+        if len(self.models) == 1:
+            return self.models[0].model
+        seed = user or secrets.token_hex(8)
+        return min(self.models, key=lambda weighted: self._distance(weighted, seed)).model
 
-    def _distance(self, arm: Arm, lot: str) -> float:
-        """Exponential, with the weight as its rate: each arm is nearest as often as its share says."""
-        content = f"{self.name}\n{arm.model.name}\n{lot}".encode("utf-8", "surrogatepass")
+    def _distance(self, weighted: WeightedModel, seed: str) -> float:
+        """Exponential with the weight as its rate: each model is nearest as often as its share says."""
+        content = f"{self.name}\n{weighted.model.name}\n{seed}".encode("utf-8", "surrogatepass")
         number = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest())
-        return -math.log((number + 1) / 2**64) / arm.weight
+        return -math.log((number + 1) / 2**64) / weighted.weight

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from app.core.errors import ERROR_RESPONSES, ErrorResponse
-from app.dependencies import Creating, CurrentKey, SettingsDep, WriteSession
+from app.dependencies import ContextDep, IdempotentRequestDep, WriteSession
 from app.models.aliases.schemas import AliasName
 from app.models.promotion import service
 from app.models.promotion.schemas import GateErrorResponse, PromoteModel, PromotionObject
@@ -25,10 +25,9 @@ router = APIRouter(prefix="/v1/aliases", tags=["Aliases"], responses=ERROR_RESPO
 def promote_model(
     name: AliasName,
     body: PromoteModel,
-    creating: Creating,
-    key: CurrentKey,
+    context: ContextDep,
+    creating: IdempotentRequestDep,
     session: WriteSession,
-    settings: SettingsDep,
 ) -> PromotionObject:
     """Points an alias to a model if a comparison says that the model deserves it."""
-    return service.promote(session, settings, creating, key, name, body)
+    return service.promote(session, context, creating, name, body)

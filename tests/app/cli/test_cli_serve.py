@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from app.auth.models import Project
 from app.auth.service import authenticate
 from app.core.database import Database
 from tests.support.command import TOQUE
@@ -156,7 +157,8 @@ def test_a_given_key_is_not_shown(serve: Serve, tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "api_key").exists()
     database = Database(f"sqlite:///{tmp_path / 'data' / 'toque.db'}")
     with database.reader() as session:
-        assert authenticate(session, "sk-given").name == "default"
+        key = authenticate(session, "sk-given")
+        assert session.get_one(Project, key.project_id).name == "default"
     database.dispose()
 
 

@@ -19,14 +19,16 @@ from sqlalchemy import select
 
 from app.auth import service as auth_service
 from app.auth.models import ApiKey
+from app.context import Context
 from app.core.database import Database
 from app.core.errors import ConflictError, NotFoundError, ToqueError
-from app.core.idempotency import CreationRequest
+from app.core.idempotency import IdempotentRequest
 from app.core.settings import Settings
 from app.models.adapters.models import Adapter
 from app.models.aliases import service
 from app.models.aliases.models import Alias, AliasChange, Share
 from app.models.aliases.schemas import PutAlias, RollBackAlias, ShareObject
+from app.storage import open_storage
 from tests.support.databases import execute_sql
 
 SETTINGS = Settings()
@@ -47,7 +49,7 @@ class AliasMachine(RuleBasedStateMachine):
         with self.database.writer() as session:
             age = len(session.scalars(select(ApiKey.id)).all())
             project = auth_service.create_project(session, f"p{age}")
-            self.key, _ = auth_service.create_key(session, project.id, "machine")
+            key, _ = auth_service.create_key(session, project.id, "machine")
             # Rows of their own, since a served name is unique: the names are the project's.
             self.targets: list[list[Share]] = [
                 [{"model": f"{share['model']}{age}", "weight": share["weight"]} for share in target]
@@ -62,7 +64,8 @@ class AliasMachine(RuleBasedStateMachine):
                         storage_key="k",
                     )
                 )
-        self.creating = CreationRequest(project.id, None, None, lambda: False)
+        self.context = Context(project.id, SETTINGS, open_storage(SETTINGS), key.id)
+        self.creating = IdempotentRequest(project.id, None, None, lambda: False)
         self.stack: list[list[Share]] = []
         self.version = 0
         self.moves = 0
@@ -83,9 +86,7 @@ class AliasMachine(RuleBasedStateMachine):
         request = PutAlias(split=[ShareObject(**share) for share in split], version=self.seen(is_stale))
         try:
             with self.database.writer() as session:
-                alias = service.put_alias(
-                    session, SETTINGS, lambda *_: None, self.creating, self.key, "a", request
-                )
+                alias = service.put_alias(session, self.context, self.creating, "a", request, lambda *_: None)
         except ConflictError as error:
             assert is_stale and error.body.code == "alias_version_conflict"
             return
@@ -101,7 +102,7 @@ class AliasMachine(RuleBasedStateMachine):
         request = RollBackAlias(version=version)
         try:
             with self.database.writer() as session:
-                alias = service.roll_back(session, SETTINGS, self.creating, self.key, "a", request)
+                alias = service.roll_back(session, self.context, self.creating, "a", request)
         except NotFoundError:
             assert not self.stack
         except ConflictError as error:
@@ -120,9 +121,9 @@ class AliasMachine(RuleBasedStateMachine):
         """As `app.models.promotion` does once its rules hold."""
         split = self.targets[number]
         with self.database.writer() as session:
-            alias = service.lock_alias(session, SETTINGS, self.key.project_id, "a", self.seen(False))
+            alias = service.lock_alias(session, self.context, "a", self.seen(False))
             rules = [{"rule": "min_score", "passed": True}]
-            service.point(session, self.key, "a", alias, split, kind="promoted", rules=rules)
+            service.point(session, self.context, "a", alias, service.Move("promoted", split, rules=rules))
         self.moved()
         if not self.stack or self.stack[-1] != split:
             self.stack.append(split)
@@ -131,7 +132,7 @@ class AliasMachine(RuleBasedStateMachine):
     def delete(self) -> None:
         try:
             with self.database.writer() as session:
-                service.delete_alias(session, self.key, "a", None)
+                service.delete_alias(session, self.context, "a", None)
         except NotFoundError:
             assert not self.stack
         else:
@@ -144,21 +145,21 @@ class AliasMachine(RuleBasedStateMachine):
         if not self.stack or share["model"] not in [each["model"] for each in self.stack[-1]]:
             return
         with pytest.raises(ToqueError, match="points to"), self.database.writer() as session:
-            service.delete_model(session, SETTINGS, self.key.project_id, share["model"])
+            service.delete_model(session, self.context, share["model"])
 
     @invariant()
     def history_and_target_agree(self) -> None:
         if not hasattr(self, "stack"):
             return
         with self.database.reader() as session:
-            alias = session.scalar(select(Alias).where(Alias.project_id == self.key.project_id))
+            alias = session.scalar(select(Alias).where(Alias.project_id == self.context.project_id))
             if alias is None:
                 assert self.version == 0
                 return
             changes = session.scalars(
                 select(AliasChange).where(AliasChange.alias_id == alias.id).order_by(AliasChange.version)
             ).all()
-            leads_to = service.find_alias(session, SETTINGS, self.key.project_id, "a")
+            leads_to = service.find_alias(session, self.context, "a")
         assert [change.version for change in changes] == list(range(1, self.moves + 1))
         for before, after in itertools.pairwise(changes):
             assert after.split_before == before.split_after

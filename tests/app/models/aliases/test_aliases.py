@@ -61,13 +61,13 @@ def test_an_alias_from_first_to_last(http: httpx2.Client, database: Database, mo
     with database.reader() as session:
         key = session.query(ApiKey).filter_by(name="TOQUE_API_KEY").one()
     assert all(change["by"] == {"id": key.id, "name": "TOQUE_API_KEY"} for change in history)
-    arms = [[{"model": model, "weight": 1.0}] for model in (*models, BASE_MODEL)]
+    splits = [[{"model": model, "weight": 1.0}] for model in (*models, BASE_MODEL)]
     assert [(change["from"], change["to"]) for change in reversed(history)] == [
-        (None, arms[0]),
-        (arms[0], arms[1]),
-        (arms[1], arms[3]),
-        (arms[3], None),
-        (None, arms[2]),
+        (None, splits[0]),
+        (splits[0], splits[1]),
+        (splits[1], splits[3]),
+        (splits[3], None),
+        (None, splits[2]),
     ]
     assert (history[4]["reason"], history[4]["comparison"]) == ("the first", comparison)
     assert all(before <= change["created_at"] <= time.time() for change in history)

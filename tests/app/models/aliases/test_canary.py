@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.models.adapters.service import ServedModel
-from app.models.aliases.target import Arm, Target
+from app.models.aliases.target import Target, WeightedModel
 
 
 def target(**weights: float) -> Target:
-    arms = (Arm(ServedModel(name, "base", is_base=False), weight) for name, weight in weights.items())
-    return Target("house-style:production", tuple(arms))
+    models = (
+        WeightedModel(ServedModel(name, "base", is_base=False), weight) for name, weight in weights.items()
+    )
+    return Target("house-style:production", tuple(models))
 
 
 USERS = [f"user-{number}" for number in range(20_000)]
@@ -61,7 +63,7 @@ def test_a_model_that_leaves_moves_its_users_only() -> None:
 
 def test_another_alias_draws_anew() -> None:
     split = target(old=1.0, new=1.0)
-    other = Target("another", split.arms)
+    other = Target("another", split.models)
     agree = sum(split.model_for(user) == other.model_for(user) for user in USERS)
     assert abs(agree / len(USERS) - 0.5) < 0.02
 
@@ -74,7 +76,7 @@ def test_without_a_user_each_request_draws_its_own_lot() -> None:
 @given(st.text(), st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=16))
 def test_any_user_gets_a_model(user: str, weights: list[float]) -> None:
     split = target(**{f"m{number}": weight for number, weight in enumerate(weights)})
-    assert split.model_for(user or secrets.token_hex(4)) in [arm.model for arm in split.arms]
+    assert split.model_for(user or secrets.token_hex(4)) in [each.model for each in split.models]
 
 
 def test_half_a_character_is_a_user_too() -> None:
