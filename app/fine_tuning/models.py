@@ -20,13 +20,13 @@ ALLOWED_MOVES: dict[str, frozenset[str]] = {
     "failed": frozenset(),
     "cancelled": frozenset(),
 }
-"""The only moves a job may make; a status without moves is final."""
+"""The only changes of status that a job may make; a status without any is final."""
 
 SPEC_VERSION = 2
-"""What this version's workers understand."""
+"""The newest version of a job that this version's workers can train."""
 EXTENDED_SPEC_VERSION = 2
-"""Of jobs by DPO, that go on from a fine-tuned model, or that learn from a part of their training file: an
-older worker would train something else."""
+"""The version of jobs that continue from a fine-tuned model or train on a part of their training file, which
+workers of version 1 would train wrongly."""
 
 FINAL_STATUSES = frozenset(status for status, moves in ALLOWED_MOVES.items() if not moves)
 
@@ -54,25 +54,25 @@ class FineTuningJob(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     status: Mapped[str] = mapped_column(String(32))
     model: Mapped[str] = mapped_column(String(255))
-    """The base."""
+    """The base model's name."""
     parent: Mapped[str | None] = mapped_column(String(255))
-    """The name of the adapter that training goes on from; None: a fresh one. Its row stays for ever."""
+    """The adapter that training continues from, whose row stays for ever; None for a fresh adapter."""
     training_file_id: Mapped[str] = mapped_column(ForeignKey("files.id"))
     validation_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     rest_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
-    """What a hold-out has left of the training file; None where there was none on request."""
+    """The training file without its hold-out; None unless a hold-out was asked for."""
     validation_split: Mapped[dict[str, Any] | None]
-    """`share` and `seed` of that hold-out, `examples` left and `held_out`."""
+    """The hold-out's `share` and `seed`, the `examples` left to train on, and those `held_out`."""
     suffix: Mapped[str | None] = mapped_column(String(64))
     seed: Mapped[int] = mapped_column(BigInteger)
     method: Mapped[str] = mapped_column(String(32))
     hyperparameters: Mapped[dict[str, Any]]
-    """As `workers.training.protocol.Hyperparameters`, resolved, and `learning_rate_multiplier`."""
+    """The resolved hyperparameters, as `app.fine_tuning.methods.hyperparameters.Hyperparameters`."""
     job_metadata: Mapped[dict[str, Any] | None]
     rank: Mapped[int] = mapped_column(default=0, server_default="0")
-    """Among the waiting jobs of its project, lower goes first: the priority, turned round for the index."""
+    """The negated priority, for the index: of a project's waiting jobs, the lowest rank goes first."""
     spec_version: Mapped[int] = mapped_column(default=1, server_default="1")
-    """What a worker must understand to train it; one that is older leaves it in the queue."""
+    """The version that a worker must support to train the job; an older worker leaves it in the queue."""
 
     created_at: Mapped[float] = mapped_column(default=time.time)
     started_at: Mapped[float | None]
@@ -84,31 +84,31 @@ class FineTuningJob(Base):
     error: Mapped[dict[str, Any] | None]
 
     lease_epoch: Mapped[int] = mapped_column(Integer, default=0)
-    """Counts claims; fences the writes of whoever claimed it before."""
+    """The number of claims; it fences the writes of earlier claimants."""
     attempts_failed: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     """Attempts that died; pauses, drains and cancellations do not count."""
     not_before: Mapped[float] = mapped_column(default=0.0, server_default="0")
-    """By the database's clock: a queued job is not claimed earlier."""
+    """The earliest time, by the database's clock, at which a queued job is claimed."""
     recorded_step: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
-    """The last step in its log: a resumed attempt repeats none on the record."""
+    """The last step in the job's log; a resumed attempt records no step twice."""
     pause_reason: Mapped[str | None] = mapped_column(String(32))
-    """`requested`, or `storage_full`: then it goes on by itself once there is room."""
+    """`requested`, or `storage_full`: such a job resumes by itself once there is room."""
     lease_until: Mapped[float | None]
-    """By the database's clock; a running job whose lease has passed may be claimed by any worker."""
+    """The end of its lease by the database's clock; after that, any worker may claim a running job."""
     worker_id: Mapped[str | None] = mapped_column(String(64))
 
     training_file: Mapped[File] = relationship(foreign_keys=training_file_id, viewonly=True)
     validation_file: Mapped[File | None] = relationship(foreign_keys=validation_file_id, viewonly=True)
-    """These two are there for good: a file that is deleted keeps its row."""
+    """Both rows are always there: a file that is deleted keeps its row."""
 
     @property
     def learnt_file_id(self) -> str:
-        """The file whose examples the job learns from."""
+        """The id of the file whose examples the job trains on."""
         return self.rest_file_id or self.training_file_id
 
 
 class Event(Base):
-    """A line of a job's log; `seq` is the order in which lines were written."""
+    """A line of a job's log; `seq` is the order in which the lines were written."""
 
     __tablename__ = "fine_tuning_events"
     __table_args__ = (Index("ix_events_job_seq", "job_id", "seq"),)
@@ -126,7 +126,7 @@ class Event(Base):
 
 
 class Checkpoint(Base):
-    """A saved step of a job, servable under its own name."""
+    """A step of a job that was saved and can be served under its own name."""
 
     __tablename__ = "fine_tuning_checkpoints"
     __table_args__ = (Index("ix_checkpoints_job_step", "job_id", "step_number", unique=True),)
@@ -152,15 +152,15 @@ class Worker(Base):
     memory_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     """Resident memory of the worker and its trainer."""
     device_memory_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """What the device has in all; 0 where it is not known."""
+    """The device's total memory; 0 if unknown."""
     job_id: Mapped[str | None] = mapped_column(String(64))
     started_at: Mapped[float]
     heartbeat_at: Mapped[float] = mapped_column(default=0.0)
-    """By the database's clock."""
+    """The time of the last heartbeat, by the database's clock."""
 
 
 class TrainingSpeed(Base):
-    """What a job took on its device, from its first step to its last word; what estimates are made from."""
+    """What a job took on its device, from its first step to its end. Estimates are made from these rows."""
 
     __tablename__ = "training_speeds"
     __table_args__ = (Index("ix_training_speeds_base_measured", "base_model", "measured_at"),)
@@ -172,18 +172,18 @@ class TrainingSpeed(Base):
     measured_at: Mapped[float] = mapped_column(default=time.time)
     lora_rank: Mapped[int]
     value_bytes: Mapped[int]
-    """Of a weight or an activation, as the device computes."""
+    """The size of a weight or an activation in the type that the device computes in."""
     tokens: Mapped[int] = mapped_column(BigInteger)
-    """Learnt, as the user counts them."""
+    """Trained tokens, as the user counts them."""
     seconds: Mapped[float]
     startup_seconds: Mapped[float]
-    """From the claim to the first step: the trainer's start, loading and reading."""
+    """Time from the claim to the first step: starting the trainer, loading the model and reading files."""
     training: Mapped[dict[str, Any]]
-    """The work that was done in these seconds, as `packing.Work`."""
-    looking: Mapped[dict[str, Any]]
-    """The same for validation examples."""
+    """The work that was done in `seconds`, as `packing.Work`."""
+    evaluation: Mapped[dict[str, Any]] = mapped_column("looking")
+    """The work of evaluating validation examples in the same time, as `packing.Work`."""
     largest: Mapped[dict[str, Any]]
-    """Of the pieces that the batches were cut into: it decided the peak."""
+    """The largest micro-batch, as `packing.Work`; it decided the peak."""
     resident_memory_bytes: Mapped[int] = mapped_column(BigInteger)
-    """Of the trainer, with the base model in use, before any step."""
+    """The trainer's memory before any step, with the base model in use."""
     peak_memory_bytes: Mapped[int] = mapped_column(BigInteger)

@@ -1,14 +1,14 @@
-"""Training files as tensors: examples of tokens, and packed batches.
+"""Training files as tensors: tokenized examples, and packed batches.
 
-A packed batch is one row without padding. Tokens that all its sequences begin with (the system prompt,
-as a rule), or a sequence and the one before it (two answers to one prompt), stand in it once: causal
-attention gives them the same hidden states in every sequence, so computing them once is exact, and their
-gradients add up by themselves.
+A packed batch is one row without padding. Tokens that all its sequences begin with (usually the system
+prompt), or that a sequence has in common with the one before it (two answers to one prompt), are in it once:
+causal attention gives them the same hidden states in every sequence, so computing them once is exact, and
+their gradients add up by themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,11 @@ from app.datasets.lines import UnreadableFileError, read_lines
 from app.datasets.types import ExampleError
 from app.fine_tuning import packing
 from app.fine_tuning.methods import tokenize
-from app.fine_tuning.packing import Limits, common_prefix, last_target
+from app.fine_tuning.packing import Layout, Limits
 
 
 class InvalidExampleError(ValueError):
-    """A line that cannot be trained on; the message names it and says what to do."""
+    """A line cannot be trained on; the message names it and says what to do."""
 
     def __init__(self, line: int, message: str) -> None:
         super().__init__(f"Line {line} {message}")
@@ -34,31 +34,32 @@ class InvalidExampleError(ValueError):
 
 @dataclass(slots=True)
 class Pair:
-    """Two answers to one prompt, of which the first is preferred."""
+    """Two answers to one prompt, of which one is preferred."""
 
     preferred: TokenizedExample
-    other: TokenizedExample
-    reference: float | None = None
-    """How much likelier the preferred answer was than the other, in nats, before the first step."""
+    non_preferred: TokenizedExample
+    reference_logratio: float | None = None
+    """The preferred answer's log-probability minus the other's before the first step, in nats."""
 
 
 TrainingExample = TokenizedExample | Pair
-"""What a line of a training file is to the trainer, by the job's method."""
+"""A line of a training file as the trainer computes it; which of the two, the job's method decides."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """Sequences in one row: the tokens they all share first, then what is each one's own.
+    """Sequences in one row: first the tokens that they all share, then each one's own (`packing.Layout`).
 
-    N tokens in the row, T targets, B sequences, P shared tokens, L further tokens of the longest sequence.
+    There are N tokens in the row, T targets, B sequences, P shared tokens, and L further tokens in the
+    longest sequence.
     """
 
     input_ids: Tensor
     """[1, N]"""
     position_ids: Tensor
-    """[1, N]: each token's place in its own sequence."""
+    """[1, N]: each token's position in its own sequence."""
     predicting: Tensor
-    """[T]: the row's tokens whose logits predict the targets."""
+    """[T]: places in the row of the tokens whose logits predict the targets."""
     targets: Tensor
     """[T]: token ids."""
     sequence: Tensor
@@ -66,14 +67,14 @@ class PackedBatch:
     shared: int
     """P"""
     query_rows: Tensor
-    """[B, L]: where each sequence's further tokens stand in the row; past its end, any token."""
+    """[B, L]: places in the row of each sequence's further tokens; past its end, of any token."""
     key_rows: Tensor
-    """[B, P + L]: the same after the shared tokens."""
+    """[B, P + L]: places of the shared tokens, then those of `query_rows`."""
     own_places: Tensor
-    """[N - P]: where each of the row's further tokens stands in `query_rows`, flattened."""
+    """[N - P]: the index in the flattened `query_rows` of each of the row's further tokens."""
 
     def to(self, device: torch.device) -> PackedBatch:
-        """The same on another device."""
+        """The same batch on another device."""
         if device.type == "cpu":
             return self
         tensors = {
@@ -87,11 +88,11 @@ class PackedBatch:
 def load_examples(
     path: Path, template: ChatTemplate, max_length: int, method: str = "supervised"
 ) -> list[TrainingExample]:
-    """Every example of a JSONL file, tokenized as the method learns it.
+    """Read every example of a JSONL file, tokenized as the method needs it.
 
     Raises:
-        InvalidExampleError: a line is not an example, or one of another method, is longer than `max_length`
-            tokens, or has no target.
+        InvalidExampleError: a line is not an example of the method, is longer than `max_length` tokens, or
+            has no target.
     """
     examples: list[TrainingExample] = []
     for number, line in _numbered_lines(path):
@@ -131,60 +132,54 @@ def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def micro_batches(examples: Iterable[TrainingExample], limits: Limits) -> Iterator[list[TrainingExample]]:
-    """The examples in as few pieces as the limits allow (`packing.cut`)."""
-    return packing.cut(examples, limits, sequences)
+    """Yield the examples in as few micro-batches as the limits allow."""
+    return packing.split_into_micro_batches(examples, limits, sequences)
 
 
 def sequences(example: TrainingExample) -> tuple[TokenizedExample, ...]:
-    """What is computed of it; for a pair both, the preferred first."""
-    return (example.preferred, example.other) if isinstance(example, Pair) else (example,)
+    """The example's sequences; a pair has two, the preferred answer's first."""
+    return (example.preferred, example.non_preferred) if isinstance(example, Pair) else (example,)
 
 
 def length(example: TrainingExample) -> int:
-    """In tokens; for a pair, of the longer."""
+    """The number of tokens in the example's longest sequence."""
     return packing.length(sequences(example))
 
 
 def count_targets(example: TrainingExample) -> int:
-    """Tokens to predict."""
+    """The number of tokens to predict."""
     return packing.count_targets(sequences(example))
 
 
 def limits_of(examples: Iterable[TrainingExample]) -> Limits:
-    """What one piece that holds them all takes."""
+    """The narrowest limits under which all the examples form one micro-batch."""
     return Limits.holding([sequences(example) for example in examples])
 
 
-def pack(examples: Sequence[TrainingExample]) -> PackedBatch:
-    """The examples in one row, their common beginning once; what follows the last target is left out."""
-    parts = [part for example in examples for part in sequences(example)]
-    inputs = [part.input_ids[: last_target(part)] for part in parts]
-    # At least one token of each sequence is its own, even where two are equal.
-    shared = min(common_prefix(inputs), min(map(len, inputs)) - 1) if len(inputs) > 1 else 0
-    longest = max(map(len, inputs)) - shared
-
-    row = inputs[0][:shared]
+def pack(examples: Iterable[TrainingExample]) -> PackedBatch:
+    """Turn the examples' layout into tensors."""
+    layout = Layout.of(map(sequences, examples))
+    shared, width = layout.shared, layout.width
+    row = layout.inputs[0][:shared]
     positions = list(range(shared))
     predicting: list[int] = []
     targets: list[int] = []
     sequence: list[int] = []
     query_rows: list[list[int]] = []
     own_places: list[int] = []
-    before, places = inputs[0][:shared], list(range(shared))
-    for number, (part, tokens) in enumerate(zip(parts, inputs, strict=True)):
-        # What it has in common with the one before it stands in the row already.
-        begun = min(shared + common_prefix([before[shared:], tokens[shared:]]), len(tokens) - 1)
-        places = [*places[:begun], *range(len(row), len(row) + len(tokens) - begun)]
+    places = list(range(shared))
+    laid_out = zip(layout.sequences, layout.inputs, layout.starts, strict=True)
+    for number, (part, tokens, start) in enumerate(laid_out):
+        places = [*places[:start], *range(len(row), len(row) + len(tokens) - start)]
         for place in range(1, len(tokens) + 1):
             if part.target_mask[place]:
                 predicting.append(places[place - 1])
                 targets.append(part.input_ids[place])
                 sequence.append(number)
-        query_rows.append([*places[shared:], *[places[-1]] * (longest + shared - len(tokens))])
-        own_places.extend(number * longest + place - shared for place in range(begun, len(tokens)))
-        row.extend(tokens[begun:])
-        positions.extend(range(begun, len(tokens)))
-        before = tokens
+        query_rows.append([*places[shared:], *[places[-1]] * (width + shared - len(tokens))])
+        own_places.extend(number * width + place - shared for place in range(start, len(tokens)))
+        row.extend(tokens[start:])
+        positions.extend(range(start, len(tokens)))
 
     queries = torch.tensor(query_rows)
     return PackedBatch(
@@ -195,6 +190,6 @@ def pack(examples: Sequence[TrainingExample]) -> PackedBatch:
         sequence=torch.tensor(sequence),
         shared=shared,
         query_rows=queries,
-        key_rows=torch.cat([torch.arange(shared).expand(len(inputs), shared), queries], dim=1),
+        key_rows=torch.cat([torch.arange(shared).expand(len(query_rows), shared), queries], dim=1),
         own_places=torch.tensor(own_places),
     )

@@ -19,18 +19,19 @@ from transformers.utils import logging
 
 from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.packing import Limits
+from app.fine_tuning.precision import cpu_has_bf16
 from app.models.adapters.validation import WEIGHTS
 from workers.training.dataset import PackedBatch
 
 ADAPTER = "default"
 
 WRITTEN_OUT = 128 * 128
-"""Up to so many scores, three plain products are faster than torch's CPU kernel, which is made for long rows
-(four times at 48 x 65), and keeping the scores for the backward pass costs little memory."""
+"""Up to this many attention scores, three plain products are faster than torch's CPU kernel, which is made
+for long rows (four times as fast at 48 x 65), and keeping the scores for the backward pass costs little."""
 
 
 def load_base(folder: Path, device: torch.device) -> PreTrainedModel:
-    """The frozen base, in bf16 where the device computes in it (as it is served), else in fp32."""
+    """Load the frozen base, in bf16 (as it is served) where the device computes in it, otherwise in fp32."""
     registry, models = cast(Any, AttentionInterface), cast(Any, AutoModelForCausalLM)
     registry.register("packed", packed_attention)
     logging.disable_progress_bar()
@@ -42,10 +43,7 @@ def load_base(folder: Path, device: torch.device) -> PreTrainedModel:
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """The type of weights and activations; the LoRA weights themselves are always fp32."""
-    if device.type == "cuda":
-        return torch.bfloat16
-    cpu = torch.cpu.get_capabilities()
-    return torch.bfloat16 if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else torch.float32
+    return torch.bfloat16 if device.type == "cuda" or cpu_has_bf16() else torch.float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +55,18 @@ class WarmBase:
     template: ChatTemplate
     device: torch.device
     resident_memory_bytes: int
-    """Of the process (or the GPU's allocator) with all its weights in use, and what earlier jobs left."""
+    """Memory of the process (or the GPU's allocator) with all weights in use, and what earlier jobs left."""
 
     def with_resident(self) -> WarmBase:
-        """The same, between two jobs."""
+        """The same base, its resident memory measured again between two jobs."""
         resident = _memory_in_use(self.device)
         return replace(self, resident_memory_bytes=max(self.resident_memory_bytes, resident))
 
 
 def load_warm_base(folder: Path) -> WarmBase:
-    """The base model on the best device there is."""
+    """Load the base model on the best device of this machine."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # On the CPU, weights are mapped from their file: they become resident one by one, as they are used.
+    # On the CPU, weights are mapped from their file and become resident one by one, as they are used.
     before = _memory_in_use(device)
     model = load_base(folder, device)
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
@@ -82,7 +80,7 @@ def _memory_in_use(device: torch.device) -> int:
 
 
 def batch_limits(base: PreTrainedModel, device: torch.device) -> Limits:
-    """Large enough to keep the device busy, small enough that activations stay beside the weights."""
+    """The limits of a micro-batch of this base on this device."""
     vocabulary: int = cast(Any, base.config).get_text_config().vocab_size
     return Limits.of_device(is_gpu=device.type == "cuda", vocabulary=vocabulary)
 
@@ -96,9 +94,9 @@ def add_lora(
     *,
     use_rslora: bool = False,
 ) -> peft.PeftModel:
-    """A fresh adapter, drawn from torch's random numbers.
+    """Add a fresh adapter, initialized from torch's random numbers.
 
-    It is on the modules of these names, or on every linear layer but the output layer.
+    It adapts the modules of these names, or every linear layer but the output layer.
     """
     config = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
@@ -113,7 +111,7 @@ def add_lora(
 
 
 def linear_modules(base: PreTrainedModel) -> list[str]:
-    """The last names of all linear layers but the output layer."""
+    """Return the module names of all linear layers but the output layer."""
     output = cast(nn.Module | None, cast(Any, base).get_output_embeddings())
     modules = cast(Iterator[tuple[str, nn.Module]], nn.Module.named_modules(base))
     linear = {name for name, module in modules if isinstance(module, nn.Linear) and module is not output}
@@ -121,16 +119,16 @@ def linear_modules(base: PreTrainedModel) -> list[str]:
 
 
 def load_weights(model: peft.PeftModel, folder: Path) -> None:
-    """Puts a saved adapter's weights in place of the model's."""
+    """Replace the model's adapter weights with a saved adapter's."""
     tensors = safetensors.torch.load((folder / WEIGHTS).read_bytes())
     cast(Any, peft).set_peft_model_state_dict(model, tensors)
 
 
 def target_logits(model: nn.Module, batch: PackedBatch) -> Tensor:
-    """Logits [T, vocabulary] in fp32, of the batch's targets only."""
+    """Compute the logits of the batch's targets only, [T, vocabulary] in fp32."""
     places = batch.key_rows.shape[1]
     dtype = next(model.parameters()).dtype
-    # 0 where a token may look, minus infinity where it may not: [places, places], the same for all examples.
+    # [places, places], the same for all examples: 0 where a token attends, minus infinity where it may not.
     causal = torch.full((places, places), -torch.inf, dtype=dtype, device=batch.input_ids.device).triu(1)
     output = model(
         input_ids=batch.input_ids,
@@ -155,7 +153,7 @@ def packed_attention(
     dropout: float = 0.0,  # noqa: ARG001 - the base is frozen: nothing to regularize
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention inside each example of a packed row; called by transformers' attention layers.
+    """Compute causal attention inside each sequence of a packed row, for transformers' attention layers.
 
     Args:
         module: the attention layer.
@@ -164,9 +162,9 @@ def packed_attention(
         value: as `key`.
         attention_mask: [1, 1, P + L, P + L], causal.
         packed: the row's layout.
-        scaling: of the scores.
+        scaling: the factor of the scores.
         dropout: not applied.
-        kwargs: what the base's architecture adds.
+        kwargs: arguments that the base's architecture adds.
 
     Returns:
         [1, N, heads, width]
@@ -209,7 +207,10 @@ def packed_attention(
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Attention with grouped heads, [B, heads, L, width]; `mask` [L, keys] lets the last query see all."""
+    """Compute attention with grouped heads, [B, heads, L, width].
+
+    The last query attends to every key of `mask` [L, keys].
+    """
     batch, heads, length, width = query.shape
     groups, keys = key.shape[1], key.shape[2]
     if query.device.type != "cpu" or length * keys > WRITTEN_OUT:

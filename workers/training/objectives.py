@@ -1,12 +1,11 @@
-"""What a method has the adapter learn: how far the model is from it on a packed batch.
+"""The objectives that an adapter is trained on: each method's loss on a micro-batch, and its metrics.
 
-A batch may be computed in pieces, so an objective gives sums; `weight` is what a batch's sum is divided by.
+A batch is computed in micro-batches, so an objective returns sums, which add up to those of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 import torch
@@ -14,127 +13,125 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from workers.training.dataset import PackedBatch, Pair, TrainingExample, count_targets
-from workers.training.protocol import TrainingSpec
+from workers.training.protocol import Hyperparameters
 
 
-@dataclass(slots=True)
-class Score:
-    """How well the model does on examples, summed over them."""
+class MeanMetrics:
+    """Means by name, kept as a sum and a count each, so that those of micro-batches can be added up."""
 
-    loss: float = 0.0
-    """Nats: of every target, or of every pair if there are pairs."""
-    correct: int = 0
-    targets: int = 0
-    pairs: int = 0
-    preferred: int = 0
-    """Pairs whose preferred answer has the higher reward."""
-    margin: float = 0.0
-    """By how much."""
+    def __init__(self, **sums: tuple[float, int]) -> None:
+        self._sums = sums
 
-    def add(self, other: Score) -> None:
-        """Counts the other's examples too."""
-        for name in self.__slots__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+    def add(self, other: MeanMetrics) -> None:
+        """Count the other's examples too."""
+        for name, (more, more_count) in other._sums.items():
+            value, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = value + more, count + more_count
 
-    @property
-    def mean_loss(self) -> float:
-        """Nats per target token, or per pair."""
-        return self.loss / (self.pairs or self.targets)
+    def mean(self, name: str) -> float:
+        """The mean over everything that was added up."""
+        value, count = self._sums[name]
+        return value / count
 
-    def metrics(self, of: str) -> dict[str, float]:
-        """By the names that `Metrics` has for `of` ("train", "valid" or "full_valid")."""
-        named = {"loss": self.mean_loss, "mean_token_accuracy": self.correct / self.targets}
-        if self.pairs:
-            named["reward_accuracy"] = self.preferred / self.pairs
-            named["reward_margin"] = self.margin / self.pairs
-        return {f"{of}_{name}": value for name, value in named.items()}
+    def named(self, prefix: str) -> dict[str, float]:
+        """All the means by the names they have in `Metrics`, where `prefix` is train, valid or full_valid."""
+        return {f"{prefix}_{name}": self.mean(name) for name in self._sums}
 
 
 class Objective(Protocol):
-    """What is to be made small."""
+    """What training minimizes."""
 
-    def weight(self, examples: Sequence[TrainingExample]) -> int:
-        """What the examples' summed loss is divided by."""
+    def normalizer(self, examples: Sequence[TrainingExample]) -> int:
+        """The number that the examples' summed loss is divided by."""
         ...
 
-    def judge(
+    def __call__(
         self, logits: Tensor, batch: PackedBatch, examples: Sequence[TrainingExample]
-    ) -> tuple[Tensor, Score]:
-        """The examples' summed loss, a scalar, and their score.
+    ) -> tuple[Tensor, MeanMetrics]:
+        """Compute the examples' summed loss, a scalar, and their metrics.
 
         Args:
             logits: [T, vocabulary], of the batch's targets.
             batch: the examples, packed.
-            examples: of the objective's kind.
+            examples: of the kind that the objective's method tokenizes to.
         """
         ...
 
 
-class AnswerTokens:
-    """Supervised: cross-entropy of the assistant's words, each as heavy as any other."""
+class CrossEntropyLoss:
+    """The cross-entropy of the target tokens, all of which have the same weight (supervised fine-tuning)."""
 
-    def weight(self, examples: Sequence[TrainingExample]) -> int:
-        """Their target tokens."""
+    def normalizer(self, examples: Sequence[TrainingExample]) -> int:
+        """The number of target tokens."""
         return sum(map(count_targets, examples))
 
-    def judge(
+    def __call__(
         self,
         logits: Tensor,
         batch: PackedBatch,
-        examples: Sequence[TrainingExample],  # noqa: ARG002 - the batch says it all
-    ) -> tuple[Tensor, Score]:
-        """Nats of all targets."""
+        examples: Sequence[TrainingExample],  # noqa: ARG002 - the packed batch holds all that is needed
+    ) -> tuple[Tensor, MeanMetrics]:
+        """Sum the loss of all targets, in nats."""
         loss = F.cross_entropy(logits, batch.targets, reduction="sum")
-        right = logits.detach().argmax(dim=-1) == batch.targets
-        return loss, Score(float(loss.detach()), int(right.sum()), len(batch.targets))
+        correct = logits.detach().argmax(dim=-1) == batch.targets
+        targets = len(batch.targets)
+        return loss, MeanMetrics(
+            loss=(float(loss.detach()), targets), mean_token_accuracy=(int(correct.sum()), targets)
+        )
 
 
-class Preference:
-    """DPO: `-log sigmoid(margin)`, where the margin is `beta` times what the preferred answer's
-    log-probability has gained on the other's since before the first step.
+class DPOLoss:
+    """Direct preference optimization: `-log sigmoid(reward margin)` of every pair.
 
-    Rafailov et al., "Direct Preference Optimization", 2023, equation 7 (https://arxiv.org/abs/2305.18290). An
-    answer's reward is `beta` times its own gain, so a pair's margin is the difference of two rewards.
+    An answer's reward is `beta` times what its log-probability has gained since before the first step; a
+    pair's reward margin is the preferred answer's reward minus the other's. Rafailov et al., "Direct
+    Preference Optimization", 2023, equation 7 (https://arxiv.org/abs/2305.18290).
     """
 
     def __init__(self, beta: float) -> None:
         self.beta = beta
 
-    def weight(self, examples: Sequence[TrainingExample]) -> int:
-        """The pairs."""
+    @classmethod
+    def of(cls, hp: Hyperparameters) -> DPOLoss:
+        """The loss of a job with these hyperparameters."""
+        assert hp.beta is not None, "the API resolves it"
+        return cls(hp.beta)
+
+    def normalizer(self, examples: Sequence[TrainingExample]) -> int:
+        """The number of pairs."""
         return len(examples)
 
-    def judge(
+    def __call__(
         self, logits: Tensor, batch: PackedBatch, examples: Sequence[TrainingExample]
-    ) -> tuple[Tensor, Score]:
-        """Nats of all pairs; the accuracy is that of the preferred answers' tokens."""
-        references = [cast(Pair, pair).reference for pair in examples]
+    ) -> tuple[Tensor, MeanMetrics]:
+        """Sum the loss of all pairs, in nats. Token accuracy is that of the preferred answers."""
+        references = [cast(Pair, pair).reference_logratio for pair in examples]
         reference = torch.tensor(references, dtype=logits.dtype, device=logits.device)
-        margins = self.beta * (advantages(logits, batch) - reference)
+        margins = self.beta * (preference_logratios(logits, batch) - reference)
         loss = -F.logsigmoid(margins).sum()
-        of_preferred = batch.sequence % 2 == 0
-        right = (logits.detach().argmax(dim=-1) == batch.targets) & of_preferred
-        score = Score(
-            loss=float(loss.detach()),
-            correct=int(right.sum()),
-            targets=int(of_preferred.sum()),
-            pairs=len(examples),
-            preferred=int((margins > 0).sum()),
-            margin=float(margins.detach().sum()),
+        is_preferred = batch.sequence % 2 == 0
+        correct = (logits.detach().argmax(dim=-1) == batch.targets) & is_preferred
+        pairs = len(examples)
+        return loss, MeanMetrics(
+            loss=(float(loss.detach()), pairs),
+            mean_token_accuracy=(int(correct.sum()), int(is_preferred.sum())),
+            reward_accuracy=(int((margins > 0).sum()), pairs),
+            reward_margin=(float(margins.detach().sum()), pairs),
         )
-        return loss, score
 
 
-def objective_of(spec: TrainingSpec) -> Objective:
-    """That of the job's method."""
-    if spec.method == "dpo":
-        assert spec.hyperparameters.beta is not None, "the API resolves it"
-        return Preference(spec.hyperparameters.beta)
-    return AnswerTokens()
+def preference_logratios(logits: Tensor, batch: PackedBatch) -> Tensor:
+    """[pairs]: the log-probability of each preferred answer minus that of the other, in nats.
 
-
-def advantages(logits: Tensor, batch: PackedBatch) -> Tensor:
-    """[pairs]: by how much each preferred answer is likelier than the other, in nats; `batch` is of pairs."""
+    The batch holds pairs, each pair's preferred answer first.
+    """
     logprobs = -F.cross_entropy(logits, batch.targets, reduction="none")
     answers = logprobs.new_zeros(len(batch.query_rows)).index_add(0, batch.sequence, logprobs)
     return answers[0::2] - answers[1::2]
+
+
+OBJECTIVES: dict[str, Callable[[Hyperparameters], Objective]] = {
+    "supervised": lambda _: CrossEntropyLoss(),
+    "dpo": DPOLoss.of,
+}
+"""How the objective of each of `app.fine_tuning.methods` is made from a job's hyperparameters."""

@@ -1,8 +1,8 @@
-"""What a worker and its trainer child say to each other: one JSON object a line.
+"""The messages between a worker and its trainer child, one JSON object per line.
 
-The worker writes a `TrainingSpec` to the child's stdin; the child answers with any number of
-`Progress` messages and ends each job with exactly one of `Finished`, `Stopped` or `Failed`. SIGTERM asks
-it to save a checkpoint and stop. Paths are absolute.
+The worker writes a `TrainingSpec` to the child's stdin. The child answers with any number of `Progress`
+messages and ends each job with exactly one of `Finished`, `Stopped` or `Failed`. SIGTERM asks it to save a
+checkpoint and stop. Paths are absolute.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
 
     job_id: str
     base_model: str
-    """The base's name in the catalogue, written into `adapter_config.json`."""
+    """The base model's name in the catalogue, which is written into `adapter_config.json`."""
     base_model_dir: str
     training_file: str
     validation_file: str | None
     output_dir: str
-    """`…/jobs/<id>/<epoch>`: the only folder that this attempt writes to."""
+    """`…/jobs/<id>/<epoch>`, the only folder that this attempt writes to."""
     resume_from: str | None
-    """A checkpoint of an earlier attempt, verified, to go on from."""
+    """An earlier attempt's verified checkpoint to resume from; None to start at the first step."""
     checkpoint_seconds: float
-    """Between checkpoints within an epoch."""
+    """The longest time between checkpoints within an epoch."""
     seed: int
     halvings: int
-    """How often the pieces that a batch is computed in were halved, because larger ones ran out of memory."""
+    """How often the limits of a micro-batch were halved, because larger ones ran out of memory."""
     hyperparameters: Hyperparameters
     method: str = "supervised"
-    """Or `dpo`."""
+    """A name in `app.fine_tuning.methods`."""
     parent: str | None = None
-    """The folder of the adapter that training goes on from; None: a fresh one."""
+    """The folder of the adapter that training continues from; None for a fresh adapter."""
 
 
 class Metrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +78,7 @@ class Metrics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
-    """The files are read and the model is there: what is about to happen."""
+    """The files are read and the model is loaded; training is about to begin."""
 
     total_steps: int
     examples: int
@@ -86,85 +86,86 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     trainable_parameters: int
     device: str
     resumed_step: int
-    """The step that the checkpoint was saved at; 0 without one."""
+    """The step of the checkpoint that the attempt resumes from; 0 without one."""
     resident_memory_bytes: int = 0
-    """The base model, and what the process needs by itself."""
+    """Memory of the base model and of the process around it."""
     value_bytes: int = 2
-    """Of a weight or an activation."""
+    """The size of a weight or an activation in the type that the device computes in."""
     training: Work = Work()
-    """What the whole job takes, and what it takes to look at its validation examples."""
-    looking: Work = Work()
+    """The work of all the job's optimizer steps."""
+    evaluation: Work = Work()
+    """The work of all its evaluations on validation examples."""
     largest: Work = Work()
-    """The largest piece of a batch."""
+    """The largest micro-batch."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
-    """After every optimizer step."""
+    """An optimizer step was taken."""
 
     metrics: Metrics
     epoch: int
-    """1-based."""
+    """Counts from 1."""
     learning_rate: float
     tokens: int
-    """Tokens seen since the start of the job, padding not counted."""
+    """Tokens trained on since the start of the job, without padding."""
     elapsed_seconds: float
-    """In steps alone; those of earlier attempts are reckoned at this one's pace."""
+    """Time spent in steps; the steps of earlier attempts are counted at this attempt's pace."""
 
 
 class Working(msgspec.Struct, frozen=True, kw_only=True, tag="working"):
-    """A sign of life in the middle of a step that takes long."""
+    """The trainer is alive, in the middle of something that takes long."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
-    """A complete, durable checkpoint folder with a PEFT adapter in it, which is to be served."""
+    """A checkpoint folder with a PEFT adapter is complete and durable, and can be served."""
 
     metrics: Metrics
     path: str
 
 
 class Warned(msgspec.Struct, frozen=True, kw_only=True, tag="warned"):
-    """Something that the job's owner should know; the training goes on."""
+    """Something happened that the job's owner should know; training continues."""
 
     message: str
 
 
 class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
-    """The training stopped as asked; `step` can be resumed from."""
+    """Training stopped as asked, and can be resumed from `step`."""
 
     step: int
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """What the trained model makes of one training example, for a comparison with what is served."""
+    """The trained model's log-probabilities on one training example, to compare the served model with."""
 
     example: int
-    """Its number in the training file, from 0."""
+    """The example's number in the training file, from 0."""
     input_ids: list[int]
-    """Of a pair, with the preferred answer."""
+    """The example's tokens; those of a pair are the prompt and the preferred answer."""
     targets: list[int]
-    """Places in `input_ids` of the tokens that were learnt."""
+    """Positions in `input_ids` of the tokens that were trained on."""
     trained: list[float]
-    """Log-probability of each target, in nats."""
+    """The log-probability of each target, in nats."""
     base: list[float]
-    """The same by the base model alone."""
+    """The same log-probabilities by the base model alone."""
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
-    """The job is trained; `path` is the folder of the adapter to publish."""
+    """The job is trained; the folder `path` holds the adapter to publish."""
 
     path: str
     trained_tokens: int
     elapsed_seconds: float
     peak_memory_bytes: int
-    """Of this job, where the system can tell; else since the trainer started."""
+    """The job's peak where the system can tell, otherwise the peak since the trainer started."""
     samples: list[Sample] = []
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     """The job cannot be trained; the message tells the user what to do.
 
-    Some codes are not the job's fault: `storage_full` (it waits for room), `storage_unusable` and
-    `internal_error` (it is retried).
+    Some codes are not the job's fault: after `storage_full` it waits for room, after `storage_unusable` and
+    `internal_error` it is retried.
     """
 
     code: str
@@ -173,7 +174,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
 
 
 def out_of_memory(hp: Hyperparameters) -> Failed:
-    """No piece of a batch is small enough."""
+    """The failure of a job of which not even a single example fits in memory."""
     return Failed(
         code="out_of_memory",
         message="The training ran out of memory. Lower max_length, which bounds the longest example "

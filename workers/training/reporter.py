@@ -75,7 +75,7 @@ class JobReporter:
         self._settings = settings
         self._total_steps = 0
         self._began, self._started_at = time.monotonic(), time.monotonic()
-        self._prospect: Started | None = None
+        self._run: Started | None = None
         self.recorded_step = job.recorded_step
         """The last step in the job's log."""
         self._persistently = retry(
@@ -149,7 +149,7 @@ class JobReporter:
         self._event(message, level="warn")
 
     def _started(self, started: Started) -> None:
-        self._total_steps, self._prospect, self._started_at = started.total_steps, started, time.monotonic()
+        self._total_steps, self._run, self._started_at = started.total_steps, started, time.monotonic()
         resumed = f", resumed at step {started.resumed_step}" if started.resumed_step else ""
         message = (
             f"Training on {started.device}: {started.examples} examples, "
@@ -186,7 +186,7 @@ class JobReporter:
             seconds=seconds,
             startup_seconds=self._started_at - self._began,
             training=msgspec.to_builtins(started.training.times(share)),
-            looking=msgspec.to_builtins(started.looking.times(share)),
+            evaluation=msgspec.to_builtins(started.evaluation.times(share)),
             largest=msgspec.to_builtins(started.largest),
             resident_memory_bytes=started.resident_memory_bytes,
             peak_memory_bytes=peak,
@@ -241,8 +241,8 @@ class JobReporter:
         reach("reporter.after_checkpoint_row")
 
     def _finished(self, finished: Finished) -> None:
-        speed = self._prospect and self._speed(
-            self._prospect,
+        speed = self._run and self._speed(
+            self._run,
             seconds=time.monotonic() - self._started_at,
             tokens=finished.trained_tokens,
             peak=finished.peak_memory_bytes,

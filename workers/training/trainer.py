@@ -1,19 +1,19 @@
 """The trainer: a child of the worker that trains one LoRA adapter after another on a warm base model.
 
-`python -m workers.training.trainer` reads `TrainingSpec`s from stdin, one JSON line each, and answers
-with `Progress` lines on stdout until stdin ends. Read `train` first: it is the whole story.
+`python -m workers.training.trainer` reads one `TrainingSpec` per line from stdin and answers with `Progress`
+lines on stdout until stdin ends. Start reading at `train`, which is the training loop.
 """
 
 from __future__ import annotations
 
 import os
 
-# A thread that has nothing to do must soon sleep: where the engine computes on the same cores, spinning
-# threads make a step ten times slower. Sleeping at once costs a third of the speed on idle cores, so it
-# spins for some microseconds first. OpenMP reads this when torch is imported.
+# Idle threads must soon sleep: where an engine computes on the same cores, spinning threads make a step ten
+# times slower. Sleeping at once costs a third of the speed on idle cores, so they spin for some microseconds
+# first. OpenMP reads this when torch is imported.
 os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "2000")
-# oneDNN keeps the code that it generates for each shape. Nearly every step has shapes of its own, used again
-# in every layer of that step and hardly ever after: its default of 1,024 costs 300 MiB and saves no time.
+# oneDNN caches the code that it generates for each shape. Nearly every step has shapes of its own, used in
+# every layer of that step and hardly ever again: the default of 1,024 costs 300 MiB and saves no time.
 # https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html
 os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
@@ -37,7 +37,8 @@ import torch
 from peft import PeftModel
 
 from app.datasets.chat_template import ChatTemplate
-from app.fine_tuning.packing import Limits, epoch_batches, work_of_job
+from app.fine_tuning.packing import Limits, work_of_job
+from app.fine_tuning.schedule import Schedule, epoch_batches
 from app.models.adapters.validation import AdapterError
 from workers.crash_points import reach
 from workers.processes import die_with_parent
@@ -50,8 +51,8 @@ from workers.training.dataset import (
     sequences,
 )
 from workers.training.learning import (
+    Evaluations,
     Learner,
-    Milestones,
     TrainingDivergedError,
     draw_samples,
     learning_rate,
@@ -59,7 +60,7 @@ from workers.training.learning import (
     target_logprobs,
 )
 from workers.training.model import WarmBase, batch_limits, load_warm_base
-from workers.training.objectives import objective_of
+from workers.training.objectives import OBJECTIVES
 from workers.training.protocol import (
     Checkpoint,
     Failed,
@@ -76,11 +77,11 @@ from workers.training.trainer_process import Send, StopRequest, claim_stdout
 from workers.training.training_state import Checkpoints, Progression, begin, resume
 
 Result = TypeVar("Result")
-_SIGN_SECONDS = 10.0
+_KEEP_ALIVE_SECONDS = 10.0
 
 
 class UntrainableError(Exception):
-    """What the job names cannot be trained on, or from; `param` says which."""
+    """A file or model that the job names cannot be trained on; `param` says which."""
 
     def __init__(self, code: str, message: str, param: str) -> None:
         super().__init__(message)
@@ -92,22 +93,22 @@ class NothingToSaveError(Exception):
     """The attempt was asked to stop while there was nothing yet to resume from."""
 
 
-class SignsOfLife:
-    """Says now and then that work goes on, when called again and again."""
+class KeepAlive:
+    """Tells the worker from time to time that work goes on, if called often enough."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self._sent_at = time.monotonic()
 
     def __call__(self) -> None:
-        """Does so if it is time."""
-        if time.monotonic() - self._sent_at > _SIGN_SECONDS:
+        """Send `Working` if the last one was long enough ago."""
+        if time.monotonic() - self._sent_at > _KEEP_ALIVE_SECONDS:
             self._send(Working())
             self._sent_at = time.monotonic()
 
 
 def main() -> None:
-    """Train what stdin asks for until it ends."""
+    """Train the jobs that stdin names until it ends."""
     send = claim_stdout()
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the worker decides
@@ -121,26 +122,26 @@ def main() -> None:
                 base = None  # free the old one first: two may not fit
                 base = load_warm_base(folder)
             reach("trainer.base_loaded")
-            forget_peak(base.device)
+            reset_peak_memory(base.device)
             base = base.with_resident()
-            stop.made = False  # whoever wants this job to stop asks until it does
+            stop.made = False  # the worker repeats its request until the job stops
             train(spec, base, send, stop)
         except NothingToSaveError:
             send(Stopped(step=0))
         except Exception as error:
             traceback.print_exc()
             if not isinstance(error, UntrainableError | TrainingDivergedError):
-                base = None  # whatever state it is in
+                base = None  # its state is unknown
             send(explain(error, spec))
 
 
 def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> None:
-    """One attempt at a job, from its files (or an earlier attempt's checkpoint) to its adapter.
+    """Make one attempt at a job, from its files (or an earlier attempt's checkpoint) to its adapter.
 
     Raises:
-        UntrainableError: a file has a line that cannot be trained on, or the model to go on from is damaged.
+        UntrainableError: a line of a file cannot be trained on, or the model to continue from is damaged.
         TrainingDivergedError: the loss is no longer a number.
-        NothingToSaveError: it was asked to stop before the first step.
+        NothingToSaveError: the attempt was asked to stop before the first step.
     """
     hp = spec.hyperparameters
     began = time.monotonic()
@@ -150,28 +151,33 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
     try:
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=hp.learning_rate, weight_decay=hp.weight_decay, fused=True)
-        learner = Learner(base, model, objective_of(spec), optimizer)
-        largest = sorted(training, key=length)[-hp.batch_size :]
-        limits = batch_limits(base.model, base.device).within(limits_of(largest)).halved(spec.halvings)
-        milestones = Milestones(hp, len(training), validation, spec.seed)
+        learner = Learner(base, model, OBJECTIVES[spec.method](hp), optimizer)
+        limits = first_limits(spec, base, training)
+        schedule = Schedule(
+            len(training),
+            n_epochs=hp.n_epochs,
+            batch_size=hp.batch_size,
+            checkpoint_steps=hp.checkpoint_steps,
+        )
+        evaluations = Evaluations(schedule, validation, hp.batch_size, spec.seed)
         at = resume(Path(spec.resume_from), model, optimizer) if spec.resume_from else Progression()
-        send(prospect(spec, base, training, validation, limits, weights, milestones.total_steps, at.step))
-        limits = fix_references(learner, at, [*training, *validation], limits, send, stop)
+        send(describe_run(spec, base, training, validation, limits, weights, at.step))
+        limits = precompute_reference_logprobs(learner, at, [*training, *validation], limits, send, stop)
         checkpoints, resumed_step, ready = Checkpoints(spec, model, optimizer), at.step, time.monotonic()
-        tell_again(at, checkpoints.newest, send, servable=milestones.is_servable(at.step))
+        replay_unrecorded(at, checkpoints.newest, send, servable=at.step in schedule.checkpoints)
 
-        while at.step < milestones.total_steps:
-            epoch, place = divmod(at.step, milestones.steps_per_epoch)
+        while at.step < schedule.total_steps:
+            epoch, place = divmod(at.step, schedule.steps_per_epoch)
             batches = epoch_batches(len(training), hp.batch_size, spec.seed, epoch + 1)
             batch = [training[number] for number in batches[place]]
-            rate = learning_rate(at.step, milestones.total_steps, hp)
-            step = partial(learner.learn, batch, rate, hp.max_grad_norm)
-            score, limits = within_memory(step, batch, limits, send)
+            rate = learning_rate(at.step, schedule.total_steps, hp)
+            step = partial(learner.train_step, batch, rate, hp.max_grad_norm)
+            of_training, limits = within_memory(step, batch, limits, send)
             at.step += 1
             at.tokens += count_tokens(batch)
-            part, whole = milestones.looks(at.step)
-            look = partial(learner.measure, at.step, score, part, whole, SignsOfLife(send))
-            at.metrics, limits = within_memory(look, [*part, *whole], limits, send)
+            some, every = evaluations.due(at.step)
+            evaluate = partial(learner.step_metrics, at.step, of_training, some, every, KeepAlive(send))
+            at.metrics, limits = within_memory(evaluate, [*some, *every], limits, send)
             reach("trainer.step")
             done = Step(
                 metrics=at.metrics,
@@ -182,8 +188,8 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             )
             at.since_checkpoint.append(done)
             send(done)
-            stopping = stop.made and at.step < milestones.total_steps
-            servable = milestones.is_servable(at.step)
+            stopping = stop.made and at.step < schedule.total_steps
+            servable = at.step in schedule.checkpoints
             if servable or stopping or checkpoints.due:
                 checkpoints.save(at, for_good=servable)
             if servable:
@@ -198,7 +204,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             for number in draw_samples(training, hp.max_length, spec.seed)
         }
     finally:
-        model.unload()  # the base as it was, for the next job
+        model.unload()  # the base must be as it was for the next job
 
     reach("trainer.finished")
     send(
@@ -212,11 +218,17 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
     )
 
 
+def first_limits(spec: TrainingSpec, base: WarmBase, training: Sequence[TrainingExample]) -> Limits:
+    """Return the limits of a micro-batch, no wider than any batch needs."""
+    longest = sorted(training, key=length)[-spec.hyperparameters.batch_size :]
+    return batch_limits(base.model, base.device).within(limits_of(longest)).halved(spec.halvings)
+
+
 def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
-    """The adapter before its first step.
+    """Add the adapter as it is before its first step.
 
     Raises:
-        UntrainableError: the one that it goes on from is damaged.
+        UntrainableError: the adapter that training continues from is damaged.
     """
     try:
         return begin(spec, base)
@@ -225,7 +237,7 @@ def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
         raise UntrainableError("model_damaged", message, "model") from error
 
 
-def fix_references(
+def precompute_reference_logprobs(
     learner: Learner,
     at: Progression,
     examples: Sequence[TrainingExample],
@@ -233,50 +245,51 @@ def fix_references(
     send: Send,
     stop: StopRequest,
 ) -> Limits:
-    """Has every pair know what the model made of it before the first step: from the checkpoint, or computed.
+    """Give every pair its reference: the checkpoint's, or what the model makes of it before the first step.
 
-    Returns the limits that were kept to.
+    Returns:
+        The limits within which this fitted into memory.
 
     Raises:
-        NothingToSaveError: it was asked to stop on the way.
+        NothingToSaveError: the attempt was asked to stop meanwhile.
     """
     at.share_references(examples)
-    sign = SignsOfLife(send)
+    keep_alive = KeepAlive(send)
 
-    def go_on() -> None:
+    def on_micro_batch() -> None:
         if stop.made:
             raise NothingToSaveError
-        sign()
+        keep_alive()
 
-    _, limits = within_memory(partial(learner.fix_reference, examples, go_on), examples, limits, send)
+    precompute = partial(learner.precompute_reference_logprobs, examples, on_micro_batch)
+    _, limits = within_memory(precompute, examples, limits, send)
     at.share_references(examples)
     reach("trainer.references_fixed")
     return limits
 
 
-def prospect(
+def describe_run(
     spec: TrainingSpec,
     base: WarmBase,
     training: Sequence[TrainingExample],
     validation: Sequence[TrainingExample],
     limits: Limits,
     weights: Sequence[torch.nn.Parameter],
-    total_steps: int,
     resumed_step: int,
 ) -> Started:
-    """What is about to happen."""
+    """Describe what the attempt is about to do."""
     hp = spec.hyperparameters
     work = work_of_job(
         [sequences(example) for example in training],
         [sequences(example) for example in validation],
-        Limits(limits.tokens, limits.targets),
+        limits,
         n_epochs=hp.n_epochs,
         batch_size=hp.batch_size,
         checkpoint_steps=hp.checkpoint_steps,
         seed=spec.seed,
     )
     return Started(
-        total_steps=total_steps,
+        total_steps=int(work.training.steps),
         examples=len(training),
         tokens_per_epoch=count_tokens(training),
         trainable_parameters=sum(weight.numel() for weight in weights),
@@ -285,15 +298,15 @@ def prospect(
         resident_memory_bytes=base.resident_memory_bytes,
         value_bytes=base.model.dtype.itemsize,
         training=work.training,
-        looking=work.looking,
+        evaluation=work.evaluation,
         largest=work.largest,
     )
 
 
-def tell_again(at: Progression, checkpoint: Path, send: Send, *, servable: bool) -> None:
-    """What the attempt that saved the checkpoint said last: it may never have been recorded."""
-    for told in at.since_checkpoint:
-        send(told)
+def replay_unrecorded(at: Progression, checkpoint: Path, send: Send, *, servable: bool) -> None:
+    """Report again what the attempt that saved the checkpoint may not have recorded."""
+    for step in at.since_checkpoint:
+        send(step)
     at.since_checkpoint.clear()
     if servable:
         send(Checkpoint(metrics=at.metrics, path=str(checkpoint)))
@@ -305,15 +318,16 @@ def within_memory(
     limits: Limits,
     send: Send,
 ) -> tuple[Result, Limits]:
-    """What `work` on the examples gives, with ever smaller limits as long as it runs out of memory.
+    """Do the work on the examples, with ever smaller limits as long as it runs out of memory.
 
-    Returns the limits that were kept to, too.
+    Returns:
+        The work's result, and the limits within which it fitted into memory.
     """
     while True:
         try:
             return work(limits), limits
         except (MemoryError, RuntimeError) as error:
-            limits = limits.within(limits_of(examples))  # what was really needed
+            limits = limits.within(limits_of(examples))  # no wider than what was needed
             least = max(limits_of([example]).tokens for example in examples)
             if not is_out_of_memory(error) or limits.tokens <= least:
                 raise
@@ -328,10 +342,10 @@ def within_memory(
 def load_files(
     spec: TrainingSpec, template: ChatTemplate
 ) -> tuple[list[TrainingExample], list[TrainingExample]]:
-    """The examples of the training file, and of the validation file.
+    """Read the examples of the training file and those of the validation file.
 
     Raises:
-        UntrainableError: naming the file and the line.
+        UntrainableError: a line cannot be trained on; the error names it and its file.
     """
 
     def load(path: str | None, param: str) -> list[TrainingExample]:
@@ -345,12 +359,12 @@ def load_files(
 
 
 def count_tokens(examples: Iterable[TrainingExample]) -> int:
-    """Tokens as the user counts them: whole examples, both halves of a pair, whatever of them is computed."""
+    """Count tokens as the user does: whole examples, both sequences of a pair, computed or not."""
     return sum(len(part.input_ids) for example in examples for part in sequences(example))
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """On the CPU neither torch's allocator nor oneDNN has an exception of its own."""
+    """Whether memory ran out; on the CPU neither torch's allocator nor oneDNN has an exception for it."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):
@@ -361,7 +375,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def explain(error: Exception, spec: TrainingSpec) -> Failed:
-    """What the user reads."""
+    """Explain to the user why the job failed."""
     hp = spec.hyperparameters
     if isinstance(error, UntrainableError):
         return Failed(code=error.code, message=str(error), param=error.param)
@@ -387,7 +401,7 @@ def explain(error: Exception, spec: TrainingSpec) -> Failed:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at most since `forget_peak`: of the GPU's allocator, or of the process."""
+    """The peak since `reset_peak_memory`, in bytes: of the GPU's allocator, or of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
@@ -397,16 +411,16 @@ def peak_memory(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def forget_peak(device: torch.device) -> None:
-    """Has `peak_memory` count from now, where the system can: a warm trainer has had jobs before.
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now, if the system can: a warm trainer has trained other jobs before.
 
-    What those left in the allocators is given back first.
+    The memory that those left in the allocators is given back first.
     """
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError, AttributeError):  # another libc than GNU's
+    with suppress(OSError, AttributeError):  # not GNU's libc
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     # Linux: 5 sets the peak (VmHWM) to what is resident now, see proc(5).
     with suppress(OSError):

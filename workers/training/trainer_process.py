@@ -1,4 +1,4 @@
-"""What makes a process a trainer: progress on its stdout, and SIGTERM as the wish that it stops."""
+"""How a trainer process talks to its worker: progress on stdout, and SIGTERM as the request to stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Send = Callable[[Progress], None]
 
 
 class StopRequest:
-    """Set by SIGTERM; looked at between steps."""
+    """A request to stop, which SIGTERM makes; the trainer checks for it between steps."""
 
     def __init__(self) -> None:
         self.made = False
@@ -27,7 +27,7 @@ class StopRequest:
 
 
 def claim_stdout() -> Send:
-    """Keep stdout for progress alone: whatever a library prints goes to stderr."""
+    """Reserve stdout for progress; whatever a library prints goes to stderr."""
     progress = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
 

@@ -1,4 +1,4 @@
-"""How far a job is, and how a checkpoint of it is saved and gone on from."""
+"""The state of a job's training, and how it is saved to a checkpoint and restored."""
 
 from __future__ import annotations
 
@@ -27,29 +27,31 @@ STATE_FILE = "training_state.pt"
 
 @dataclass(slots=True)
 class Progression:
-    """What a resumed attempt goes on with, beside weights and optimizer."""
+    """How far training has come: what a resumed attempt needs beside weights and optimizer."""
 
     step: int = 0
     tokens: int = 0
     metrics: Metrics = field(default_factory=lambda: Metrics(step=0))
-    """Of that step."""
+    """The metrics of that step."""
     since_checkpoint: list[Step] = field(default_factory=list[Step])
-    """What was told about the steps after the checkpoint before; whoever goes on tells it again, because
-    an attempt that lost its job could save these steps but not record them."""
-    references: list[float] = field(default_factory=list[float])
-    """Of all pairs, of the training file and then of the validation file: the model that they were computed
-    with is no longer there."""
+    """The steps since the previous checkpoint. A resumed attempt reports them again, because an attempt that
+    lost its job could save these steps but not record them."""
+    reference_logratios: list[float] = field(default_factory=list[float])
+    """The references of all pairs, first the training file's, then the validation file's: the model that they
+    were computed with no longer exists."""
 
     def share_references(self, examples: Sequence[TrainingExample]) -> None:
-        """Tells the pairs those of the checkpoint, and keeps those that the pairs know."""
+        """Give the pairs the checkpoint's references, and keep those that the pairs have."""
         pairs = [example for example in examples if isinstance(example, Pair)]
-        for pair, reference in zip(pairs, self.references, strict=False):
-            pair.reference = reference
-        self.references = [pair.reference for pair in pairs if pair.reference is not None]
+        for pair, reference in zip(pairs, self.reference_logratios, strict=False):
+            pair.reference_logratio = reference
+        self.reference_logratios = [
+            pair.reference_logratio for pair in pairs if pair.reference_logratio is not None
+        ]
 
 
 class Checkpoints:
-    """The checkpoints of one attempt: those that are served, and of the others the last two."""
+    """The checkpoints of one attempt: all those that can be served, and the last two of the others."""
 
     def __init__(self, spec: TrainingSpec, model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> None:
         self._spec = spec
@@ -58,18 +60,18 @@ class Checkpoints:
         self._saved_at = time.monotonic()
         self._others: list[Path] = []
         self.newest = Path(spec.resume_from or spec.output_dir)
-        """The folder."""
+        """The newest checkpoint's folder."""
 
     @property
     def due(self) -> bool:
-        """Whether so much was done since the last one that it should be saved."""
+        """Whether the last checkpoint is old enough for a new one."""
         return time.monotonic() - self._saved_at >= self._spec.checkpoint_seconds
 
     def save(self, at: Progression, *, for_good: bool) -> None:
-        """Makes this step the newest checkpoint.
+        """Save this step as the newest checkpoint.
 
         Raises:
-            OSError: it cannot be written; nothing is left behind.
+            OSError: it cannot be written. Nothing is left behind.
         """
         first_step = at.since_checkpoint[0].metrics.step
         files = _files(self._spec, at, self._model, self._optimizer)
@@ -84,7 +86,7 @@ class Checkpoints:
 
 
 def begin(spec: TrainingSpec, base: WarmBase) -> peft.PeftModel:
-    """The adapter before its first step: a fresh one, or the parent's as it was published.
+    """Add the adapter as it is before its first step: a fresh one, or the parent's as it was published.
 
     Raises:
         AdapterError: the parent's files are damaged.
@@ -102,7 +104,7 @@ def begin(spec: TrainingSpec, base: WarmBase) -> peft.PeftModel:
 
 
 def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> Progression:
-    """Puts weights, optimizer and random state back as they were when the checkpoint was saved."""
+    """Restore weights, optimizer and random state as they were when the checkpoint was saved."""
     load_weights(model, checkpoint)
     state: dict[str, Any] = torch.load(checkpoint / STATE_FILE, weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
@@ -114,16 +116,16 @@ def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optim
         tokens=state["tokens"],
         metrics=msgspec.convert(state["metrics"], Metrics),
         since_checkpoint=msgspec.convert(state["steps"], list[Step]),
-        references=state.get("references", []),  # a checkpoint of an older version has none
+        reference_logratios=state.get("references", []),  # a checkpoint of an older version has none
     )
 
 
 def _files(
     spec: TrainingSpec, at: Progression, model: peft.PeftModel, optimizer: torch.optim.Optimizer
 ) -> dict[str, bytes]:
-    """The adapter as PEFT and vLLM read it, and what `resume` needs beside it.
+    """The adapter's files as PEFT and vLLM read them, and the state that `resume` needs beside them.
 
-    The data's order and the learning rate are functions of the seed and the step.
+    The order of the examples and the learning rate are functions of the seed and the step: neither is saved.
     """
     weights: dict[str, Tensor] = cast(Any, peft).get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: weight.contiguous().cpu() for name, weight in weights.items()}
@@ -136,7 +138,7 @@ def _files(
             "tokens": at.tokens,
             "metrics": msgspec.to_builtins(at.metrics),
             "steps": msgspec.to_builtins(at.since_checkpoint),
-            "references": at.references,
+            "references": at.reference_logratios,
             "optimizer": optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "cuda_random": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,

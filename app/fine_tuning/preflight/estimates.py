@@ -1,8 +1,8 @@
-"""How long a job takes and how much memory it needs, by what earlier jobs took.
+"""Estimates of how long a job takes and how much memory it needs, based on what earlier jobs took.
 
-Work is counted (`packing.Work`), not guessed; what a count costs follows from the base model's shape. One
-figure is left to measure, the device's speed, and one more for memory: what the trainer needs before it
-computes anything. Workers record both with every job that succeeds.
+Work is counted (`packing.Work`), not guessed, and what it costs follows from the base model's shape. Two
+figures are left to measure: the device's speed, and the memory that the trainer needs before it computes
+anything. Workers record both with every job that succeeds.
 """
 
 from __future__ import annotations
@@ -22,45 +22,46 @@ from app.core.settings import BaseModelEntry, Settings
 from app.fine_tuning import workers
 from app.fine_tuning.models import TrainingSpeed, Worker
 from app.fine_tuning.packing import JobWork, Work
+from app.fine_tuning.precision import cpu_has_bf16
 
 _JOBS = 5
-"""How many of the last ones count."""
+"""The number of recent jobs that an estimate is based on."""
 
-# Where nothing was measured yet: what a core of a current server CPU, and a data-centre GPU, do in such jobs.
+# The speed where nothing was measured yet, in operations per second: of one core of a current server CPU, and
+# of a data-centre GPU.
 _DEFAULT_SPEED = {"fp32": 30e9, "bf16": 150e9, "cuda": 100e12}
 _DEFAULT_STARTUP_SECONDS = 15.0
 _WARM_STARTUP_SECONDS = 1.0
 _DEFAULT_RUNTIME_BYTES = 600 * 2**20
-"""Python, torch and transformers, without a model."""
+"""What Python, torch and transformers take without a model."""
 
-# Costs beyond the products that the model is made of, in products' worth. Fitted to jobs of many shapes
-# (`make bench-estimates` shows how well) on CPUs; on a GPU, where they were not measured, they are taken to
-# be the same.
+# Costs beyond the model's matrix products, in operations that would take as long. They were fitted to jobs of
+# many shapes on CPUs (`make bench-estimates` shows how well), and are assumed to be the same on a GPU.
 _SCORE_COST = 1.1
-"""Attention is small products and much exponentiation."""
+"""A factor: attention is small products and much exponentiation."""
 _LOGIT_COST = 2.6
-"""Softmax, its gradient and the best token, over the whole vocabulary."""
-_PIECE_COST = 25e9
-"""Starting every operation of a pass, and reading the weights for it."""
+"""A factor: softmax, its gradient and the most likely token, over the whole vocabulary."""
+_MICRO_BATCH_COST = 25e9
+"""Launching every operation of a pass, and reading the weights for it."""
 _STEP_COST = 2e9
-"""Clipping, the optimizer, and writing the step down."""
+"""Gradient clipping, the optimizer, and recording the step."""
 _CHECKPOINT_COST = 10e9
 _FORWARD_SHARE = 0.7
-"""Of a step's cost, where no gradient is wanted."""
+"""The cost of a forward pass alone, as a share of a whole step's."""
 
 _ADAPTER_BYTES = 16
-"""Of each trainable parameter: itself, its gradient and Adam's two moments, in fp32."""
-# What a process on a CPU holds at the peak: measured, at 400 to 1,500 tokens a piece. A GPU's allocator
-# counts what is needed.
+"""Bytes per trainable parameter: itself, its gradient and Adam's two moments, in fp32."""
+# The shares of activations and logits that a CPU process holds at its peak, measured at 400 to 1,500 tokens
+# per micro-batch. A GPU's allocator holds exactly what is needed.
 _HELD_ACTIVATIONS = 0.87
-"""Of each byte: some are let go before the last is there."""
+"""Less than all of them: some are freed before the last is computed."""
 _HELD_LOGITS = 1.35
 _SCRATCH_BYTES = 220 * 2**20
-"""Whatever the job: gradients on their way, and the holes in the heap."""
+"""What every job needs beside: temporary gradients, and heap fragmentation."""
 _SAVING_BYTES = 24
-"""Of each trainable parameter, while a checkpoint is put together; no activations are there then."""
+"""Bytes per trainable parameter while a checkpoint is assembled; no activations are held at that time."""
 _EXAMPLE_TOKEN_BYTES = 50
-"""A token id and its mark, as Python objects."""
+"""Bytes per token of an example in Python objects: its id, and whether it is a target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +76,14 @@ class Geometry:
     intermediate: int
     vocabulary: int
     file_bytes: int
-    """Of its weights, in bf16."""
+    """The size of its weights, in bf16."""
 
     @classmethod
     def load(cls, folder: Path) -> Geometry:
-        """Of a prepared base model.
+        """Read the shape of a prepared base model from its folder.
 
         Raises:
-            KeyError: its configuration is of another kind than Llama's.
+            KeyError: its configuration is not Llama-like.
         """
         whole: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
         config: dict[str, Any] = whole.get("text_config") or whole
@@ -100,20 +101,20 @@ class Geometry:
 
     @property
     def _linear_layers(self) -> Sequence[tuple[int, int]]:
-        """In and out of those of one layer."""
+        """The input and output widths of the linear layers in one decoder layer."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
         outward = [(self.hidden, queries), (self.hidden, keys), (self.hidden, keys)]
         mlp = [(self.hidden, self.intermediate), (self.hidden, self.intermediate)]
         return [*outward, (queries, self.hidden), *mlp, (self.intermediate, self.hidden)]
 
     def trainable(self, rank: int) -> int:
-        """Parameters of an adapter on every linear layer."""
+        """The number of parameters of an adapter on every linear layer."""
         return self.layers * rank * sum(width_in + width_out for width_in, width_out in self._linear_layers)
 
     def cost(self, work: Work, rank: int) -> float:
-        """Floating-point operations, or as many as take as long."""
+        """The cost of the work in floating-point operations, or in as many as take as long."""
         parameters = self.layers * sum(width_in * width_out for width_in, width_out in self._linear_layers)
-        # Forward and back through frozen weights: two products; through the adapter's: three.
+        # Two products through frozen weights (forward and backward), three through the adapter's.
         token = 4 * parameters + 6 * self.trainable(rank)
         score = 14 * self.layers * self.heads * self.head_width * _SCORE_COST
         logits = 4 * self.hidden * self.vocabulary * _LOGIT_COST
@@ -121,64 +122,64 @@ class Geometry:
             work.tokens * token
             + work.scores * score
             + work.targets * logits
-            + work.pieces * _PIECE_COST
+            + work.micro_batches * _MICRO_BATCH_COST
             + work.steps * _STEP_COST
             + work.checkpoints * _CHECKPOINT_COST
         )
 
-    def job_cost(self, training: Work, looking: Work, rank: int) -> float:
-        """Of steps and of looks at validation examples."""
-        return self.cost(training, rank) + _FORWARD_SHARE * self.cost(looking, rank)
+    def job_cost(self, training: Work, evaluation: Work, rank: int) -> float:
+        """The cost of a job's optimizer steps and of its evaluations."""
+        return self.cost(training, rank) + _FORWARD_SHARE * self.cost(evaluation, rank)
 
-    def activation_bytes(self, piece: Work, value_bytes: int) -> int:
-        """What one forward pass keeps for its backward pass."""
+    def activation_bytes(self, micro_batch: Work, value_bytes: int) -> int:
+        """The activations that one forward pass keeps for its backward pass."""
         queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
-        # Of each token in each layer: the residual stream and its norms; queries, keys and values before and
-        # after rotation and as rows of examples; attention's output; the MLP's four inner states; low ranks.
+        # Per token and layer: the residual stream and its norms; queries, keys and values, before and after
+        # rotation and gathered per sequence; attention's output; the MLP's four inner states; the low ranks.
         per_token = 6 * self.hidden + 4 * queries + 6 * keys + 4 * self.intermediate
         per_row = 3 * queries + 2 * keys
-        return int(self.layers * value_bytes * (per_token * piece.tokens + per_row * piece.rows))
+        return int(self.layers * value_bytes * (per_token * micro_batch.tokens + per_row * micro_batch.rows))
 
-    def logit_bytes(self, piece: Work, value_bytes: int) -> int:
-        """Logits as computed, in fp32, and their softmax."""
-        return int(piece.targets * self.vocabulary * (value_bytes + 8))
+    def logit_bytes(self, micro_batch: Work, value_bytes: int) -> int:
+        """The logits as computed, in fp32, and their softmax."""
+        return int(micro_batch.targets * self.vocabulary * (value_bytes + 8))
 
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """What estimates stand on."""
+    """What is known of the device that estimates are based on."""
 
     kind: Literal["measured", "default"]
     device: str
     device_memory_bytes: int | None
     speed: float
-    """Operations a second."""
+    """Operations per second."""
     startup_seconds: float
     resident_memory_bytes: int
-    """Of the trainer beside any one job: its own, the base model's, and what earlier jobs left."""
+    """The trainer's memory whatever the job: its own, the base model's, and what earlier jobs left."""
     value_bytes: int
-    """Of a weight or an activation, as the device computes."""
+    """The size of a weight or an activation in the type that the device computes in."""
     jobs: int = 0
-    """That were measured."""
+    """The number of jobs that were measured."""
     tokens_per_second: float | None = None
-    """Of those jobs; others of another shape are faster or slower."""
+    """The measured jobs' throughput; a job of another shape is faster or slower."""
     measured_at: float | None = None
 
     @property
     def is_gpu(self) -> bool:
-        """Whether the device is one."""
+        """Whether the device is a GPU."""
         return not self.device.startswith("CPU")
 
 
 def record(session: Session, speed: TrainingSpeed) -> None:
-    """Keeps what a job took; told again, it changes nothing."""
+    """Record what a job took. Recording the same job again changes nothing."""
     session.merge(speed)
 
 
 def find_basis(
     session: Session | None, base: BaseModelEntry, geometry: Geometry, heartbeat_seconds: float
 ) -> Basis:
-    """What is known of this base on the device where its jobs are trained: the last jobs', or a default."""
+    """Return what the last jobs of this base took on the device where it is trained, or a default."""
     speeds: list[TrainingSpeed] = []
     alive: list[Worker] = []
     if session is not None:
@@ -201,7 +202,7 @@ def find_basis(
 
 
 def seconds_by_others(session: Session, settings: Settings, speed: TrainingSpeed) -> float | None:
-    """How long that work takes from its first step on, by earlier jobs of its base; None without any."""
+    """Estimate from earlier jobs of the base how long the steps take; None if there are none."""
     base = settings.base_model(speed.base_model)
     if base is None:
         return None
@@ -210,25 +211,33 @@ def seconds_by_others(session: Session, settings: Settings, speed: TrainingSpeed
     except KeyError:
         return None
     basis = find_basis(session, base, geometry, settings.heartbeat_seconds)
-    work = msgspec.convert(speed.training, Work), msgspec.convert(speed.looking, Work)
+    work = msgspec.convert(speed.training, Work), msgspec.convert(speed.evaluation, Work)
     return geometry.job_cost(*work, speed.lora_rank) / basis.speed if basis.kind == "measured" else None
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Of one job."""
+    """How long one job takes, and how much memory."""
 
     seconds: float
-    """From its claim to its end."""
+    """Time from the job's claim to its end."""
     peak_memory_bytes: int
     adapter_memory_bytes: int
     activation_memory_bytes: int
 
 
 def estimate(geometry: Geometry, basis: Basis, work: JobWork | None, *, rank: int, tokens: int) -> Estimate:
-    """What the job takes; `tokens` are those of all its examples, once. Without work there is no step."""
+    """Estimate one job.
+
+    Args:
+        geometry: the base model's shape.
+        basis: what is known of the device.
+        work: the job's work; None if there is no example to train on.
+        rank: the adapter's rank.
+        tokens: the tokens of all its examples, each counted once.
+    """
     work = work or JobWork(Work(), Work(), [])
-    cost = geometry.job_cost(work.training, work.looking, rank)
+    cost = geometry.job_cost(work.training, work.evaluation, rank)
     adapter = _ADAPTER_BYTES * geometry.trainable(rank)
     activations = _activations(geometry, work.largest, rank, basis.value_bytes, is_gpu=basis.is_gpu)
     examples = 0 if basis.is_gpu else _EXAMPLE_TOKEN_BYTES * tokens
@@ -241,7 +250,7 @@ def estimate(geometry: Geometry, basis: Basis, work: JobWork | None, *, rank: in
 
 
 def _activations(geometry: Geometry, largest: Work, rank: int, value_bytes: int, *, is_gpu: bool) -> int:
-    """Bytes at the peak of a step on that piece, or while a checkpoint is put together."""
+    """Bytes at the peak of a step on that micro-batch, or while a checkpoint is assembled."""
     activations = geometry.activation_bytes(largest, value_bytes)
     logits = geometry.logit_bytes(largest, value_bytes)
     saving = _SAVING_BYTES * geometry.trainable(rank)
@@ -253,7 +262,7 @@ def _activations(geometry: Geometry, largest: Work, rank: int, value_bytes: int,
 
 def _default_basis(geometry: Geometry, device: str, worker: Worker | None) -> Basis:
     is_gpu = not device.startswith("CPU")
-    value_bytes = 2 if is_gpu or _cpu_has_bf16() else 4
+    value_bytes = 2 if is_gpu or cpu_has_bf16() else 4
     cores = 1 if is_gpu else int("".join(filter(str.isdigit, device)) or 1)
     weights = geometry.file_bytes * value_bytes // 2
     return Basis(
@@ -273,7 +282,7 @@ def _measured_basis(
     seconds = sum(speed.seconds for speed in speeds)
     cost = sum(
         geometry.job_cost(
-            msgspec.convert(speed.training, Work), msgspec.convert(speed.looking, Work), speed.lora_rank
+            msgspec.convert(speed.training, Work), msgspec.convert(speed.evaluation, Work), speed.lora_rank
         )
         for speed in speeds
     )
@@ -294,7 +303,7 @@ def _measured_basis(
 
 
 def _left_over(geometry: Geometry, speeds: Sequence[TrainingSpeed]) -> int:
-    """The most that a job took beyond the sum of its parts; a warm trainer keeps what earlier jobs needed."""
+    """The most memory that a job took beyond the sum of its parts, because earlier jobs had left some."""
     beyond = [
         speed.peak_memory_bytes
         - speed.resident_memory_bytes
@@ -312,7 +321,7 @@ def _left_over(geometry: Geometry, speeds: Sequence[TrainingSpeed]) -> int:
 
 
 def _is_warm(session: Session, speed: TrainingSpeed, alive: Sequence[Worker]) -> bool:
-    """Whether the worker that trained this job lives, and has loaded no other base since."""
+    """Whether the worker that trained this job is alive and has loaded no other base since."""
     last = (
         select(TrainingSpeed.base_model)
         .where(TrainingSpeed.worker_id == speed.worker_id)
@@ -327,12 +336,3 @@ def _memory_of(device: str, worker: Worker | None) -> int | None:
     if worker is not None and worker.device_memory_bytes:
         return worker.device_memory_bytes
     return psutil.virtual_memory().total if device.startswith("CPU") else None
-
-
-def _cpu_has_bf16() -> bool:
-    """As `workers.training.model.compute_dtype` finds out, for this machine."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text("utf-8", "replace")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,6 +1,6 @@
-"""A job's files, looked at before it is trained: every token counted, every refusal found.
+"""The inspection of a job's files before it is trained: every token counted, every refusal found.
 
-It takes long, so it runs in a process of its own; everything here can be pickled, nothing knows the database.
+It can take minutes, so it runs in a process of its own; everything here can be pickled and knows no database.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from app.datasets.formats import parse_line
 from app.datasets.request_file import read_request_file
 from app.datasets.types import Example, ExampleError, PreferenceExample
 from app.fine_tuning.methods import tokenize
-from app.fine_tuning.packing import JobWork, Limits, Sequences, length, work_by_piece, work_of_job
+from app.fine_tuning.packing import JobWork, Limits, Sequences, length, work_by_micro_batch, work_of_job
 from app.fine_tuning.preflight.schemas import (
     Duplicate,
     FileParam,
@@ -32,7 +32,7 @@ from app.fine_tuning.preflight.schemas import (
 )
 
 SAMPLE = 5_000
-"""Of more examples, so many are tokenized, drawn by the seed."""
+"""The number of examples that are tokenized; of more, this many are drawn by the seed."""
 _LISTED = 20
 _RENDERED = 3
 Side = Literal["training", "validation"]
@@ -40,13 +40,13 @@ Side = Literal["training", "validation"]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What to look at."""
+    """The files to inspect, and the job that they are inspected for."""
 
     base_model_dir: Path
     training: Path
     validation: Path | None
     held_out: frozenset[int]
-    """Lines of the training file that are validation examples instead."""
+    """Numbers of the training file's lines that are validation examples instead."""
     examples: int
     validation_examples: int
     method: str
@@ -61,7 +61,7 @@ class Subject:
 
 @dataclass(slots=True)
 class Found:
-    """What there is to say of the files."""
+    """What the inspection found."""
 
     refused: Findings = field(default_factory=Findings)
     without_target: Findings = field(default_factory=Findings)
@@ -69,23 +69,23 @@ class Found:
     overlap: Overlap | None = None
     rendered: list[RenderedExample] = field(default_factory=list[RenderedExample])
     sampled: int = 0
-    """Training examples that were tokenized."""
+    """The number of training examples that were tokenized."""
     lengths: list[int] = field(default_factory=list[int])
-    """Of the training examples, in tokens, ascending; of a pair, the longer answer's."""
+    """Lengths of the training examples in tokens, ascending; a pair's is that of its longer sequence."""
     tokens_per_epoch: int = 0
     targets_per_epoch: int = 0
     work: JobWork | None = None
-    """None where no example can be trained on."""
+    """None if no example can be trained on."""
 
 
 def inspect(subject: Subject) -> Found:
-    """Reads both files, the validation examples first."""
+    """Inspect both files, the validation examples first."""
     return _Inspector(subject).inspect()
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an example stands, and what it is for."""
+    """The line of an example, and whether it is trained on or validated with."""
 
     side: Side
     file: FileParam
@@ -125,16 +125,16 @@ class _Inspector:
             checkpoint_steps=subject.checkpoint_steps,
             seed=subject.seed,
         )
-        looked_at = max(1, min(subject.validation_examples, subject.sample))
+        sampled = max(1, min(subject.validation_examples, subject.sample))
         found.work = JobWork(
             work.training.times(scale),
-            work.looking.times(subject.validation_examples / looked_at),
-            [*work.pieces, *work_by_piece(longest, subject.limits)],
+            work.evaluation.times(subject.validation_examples / sampled),
+            [*work.micro_batches, *work_by_micro_batch(longest, subject.limits)],
         )
         return found
 
     def _read(self, side: Side, count: int) -> tuple[list[Sequences], list[Sequences]]:
-        """The examples of one side that were drawn; and, where not all were, those in the longest lines."""
+        """Read the drawn examples of one side and, unless all were drawn, the longest of the others."""
         usable: list[Sequences] = []
         longest: list[tuple[int, int, FileParam, bytes]] = []
         drawn = self._drawn(count)
@@ -160,7 +160,7 @@ class _Inspector:
         return usable, extreme
 
     def _drawn(self, count: int) -> set[int] | None:
-        """Which examples are tokenized, by their place; None: all."""
+        """Draw the ordinals of the examples that are tokenized; None for all."""
         if count <= self._subject.sample:
             return None
         return set(random.Random(self._subject.seed).sample(range(count), self._subject.sample))  # noqa: S311
@@ -187,7 +187,7 @@ class _Inspector:
             return None
 
     def _tokenize(self, place: _Place, example: Example) -> Sequences | None:
-        """The example's sequences, if it can be trained on."""
+        """Return the example's sequences if it can be trained on."""
         found, limit = self._found, self._subject.max_length
         for pointer, token in self._special_tokens(example):
             message = f"has the text '{token}', which the model reads as a special token"
@@ -206,13 +206,13 @@ class _Inspector:
                 _note(findings, place, "nothing_to_learn", f"has {count} tokens but none to learn from")
             return None
         if place.side == "training" and len(found.rendered) < _RENDERED:
-            learnt = example.chats()[0] if isinstance(example, PreferenceExample) else example
-            text, targets = self._template.render_with_targets(learnt)
+            shown = example.chats()[0] if isinstance(example, PreferenceExample) else example
+            text, targets = self._template.render_with_targets(shown)
             found.rendered.append(RenderedExample(line=place.line, text=text, targets=targets))
         return sequences
 
     def _compare(self, place: _Place, example: Example, overlap: Overlap) -> None:
-        """Remembers a validation example; looks a training example up among them."""
+        """Remember a validation example, or look a training example up among those remembered."""
         exact, normalised = fingerprint.exact(example), fingerprint.normalised(example)
         if place.side == "validation":
             self._exact.setdefault(exact, place.line)
@@ -242,7 +242,7 @@ def _note(findings: Findings, place: _Place, code: str, message: str, pointer: s
 
 
 def _texts(value: Any, pointer: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a JSON value, with its pointer."""
+    """Yield every string in a JSON value with its pointer."""
     if isinstance(value, str):
         yield pointer, value
     elif isinstance(value, dict):

@@ -190,7 +190,7 @@ def test_estimates_follow_what_earlier_jobs_took(client: OpenAI, database: Datab
                     seconds=seconds,
                     startup_seconds=8.0,
                     training={"steps": 10, "pieces": 10, "tokens": 8000, "targets": 900, "scores": 80_000},
-                    looking={},
+                    evaluation={},
                     largest={"tokens": 800, "rows": 800, "targets": 90},
                     resident_memory_bytes=2**30,
                     peak_memory_bytes=2**32,
@@ -251,8 +251,8 @@ def test_of_many_examples_a_sample_is_looked_at(tmp_path: Path, base_models_dir:
     assert part.tokens_per_epoch == pytest.approx(whole.tokens_per_epoch, rel=0.1)
     assert whole.work is not None and part.work is not None
     assert part.work.training.tokens == pytest.approx(whole.work.training.tokens, rel=0.15)
-    longest = max(piece.targets for piece in whole.work.pieces)
-    assert max(piece.targets for piece in part.work.pieces) >= 300, "the longest line counts for memory"
+    longest = max(each.targets for each in whole.work.micro_batches)
+    assert max(each.targets for each in part.work.micro_batches) >= 300, "the longest line counts for memory"
     assert longest >= 300
 
 

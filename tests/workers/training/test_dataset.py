@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from app.datasets.chat_template import ChatTemplate, TokenizedExample
-from app.fine_tuning.packing import Limits, epoch_batches
+from app.fine_tuning.packing import Limits
+from app.fine_tuning.schedule import epoch_batches
 from tests.support.examples import Lines, chat, colours, preference
 from workers.training.dataset import (
     InvalidExampleError,
@@ -107,10 +108,10 @@ def test_batches_are_cut_where_they_would_exceed_a_limit() -> None:
 
     assert len(list(micro_batches(examples, WIDE))) == 1
     by_tokens = list(micro_batches(examples, Limits(tokens=12, targets=100)))
-    assert [len(piece) for piece in by_tokens] == [3, 2, 1]  # 50 tokens: alone, over the limit
+    assert [len(micro_batch) for micro_batch in by_tokens] == [3, 2, 1]  # 50 tokens: alone, over the limit
     by_targets = list(micro_batches(examples, Limits(tokens=1000, targets=2)))
-    assert [len(piece) for piece in by_targets] == [2, 2, 2]
-    assert sum(len(piece) for piece in by_tokens) == 6
+    assert [len(micro_batch) for micro_batch in by_targets] == [2, 2, 2]
+    assert sum(len(micro_batch) for micro_batch in by_tokens) == 6
 
 
 def test_answers_to_one_prompt_share_it_beside_other_pairs() -> None:
@@ -133,11 +134,11 @@ def test_a_pair_is_never_cut() -> None:
     pairs = [Pair(example(list(range(n)), 1), example(list(range(n)), 2)) for n in (5, 3, 5, 3)]
 
     for limits in (Limits(tokens=1, targets=1), Limits(tokens=5, targets=100)):
-        assert [len(piece) for piece in micro_batches(pairs, limits)] == [1, 1, 1, 1]
+        assert [len(micro_batch) for micro_batch in micro_batches(pairs, limits)] == [1, 1, 1, 1]
     by_tokens = micro_batches(pairs, Limits(tokens=12, targets=100))
-    assert [[length(pair) for pair in piece] for piece in by_tokens] == [[3, 3], [5], [5]]
+    assert [[length(pair) for pair in micro_batch] for micro_batch in by_tokens] == [[3, 3], [5], [5]]
     by_targets = micro_batches(pairs, Limits(tokens=1000, targets=6))
-    assert [len(piece) for piece in by_targets] == [2, 2]
+    assert [len(micro_batch) for micro_batch in by_targets] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -165,8 +166,9 @@ def test_of_a_pair_only_the_answers_are_targets(base_model_dir: Path, jsonl: Lin
     [pair] = load_examples(jsonl([line]), ChatTemplate.load(base_model_dir), 1000, "dpo")
 
     assert isinstance(pair, Pair)
-    assert [sum(part.target_mask) for part in (pair.preferred, pair.other)] == [3 + 1, 10 + 1]
-    prompts = [part.input_ids[: part.target_mask.index(True)] for part in (pair.preferred, pair.other)]
+    parts = (pair.preferred, pair.non_preferred)
+    assert [sum(part.target_mask) for part in parts] == [3 + 1, 10 + 1]
+    prompts = [part.input_ids[: part.target_mask.index(True)] for part in parts]
     assert prompts[0] == prompts[1]
 
 

@@ -25,7 +25,7 @@ from tests.support.trainer import Child, losses, with_
 from workers.training import learning, model, trainer
 from workers.training.checkpoint import newest_resumable
 from workers.training.dataset import Pair, TrainingExample, load_examples
-from workers.training.objectives import Preference
+from workers.training.objectives import DPOLoss
 from workers.training.protocol import (
     Checkpoint,
     Failed,
@@ -97,7 +97,7 @@ def rewards(plain: torch.nn.Module, reference: torch.nn.Module, pairs: list[Any]
     margins: list[Tensor] = []
     for pair in pairs:
         gains: list[Tensor] = []
-        for sequence in (pair.preferred, pair.other):
+        for sequence in (pair.preferred, pair.non_preferred):
             with torch.no_grad():
                 before = answer_logprob(reference, sequence)
             gains.append(answer_logprob(plain, sequence) - before)
@@ -112,7 +112,7 @@ def scaled(adapted: peft.PeftModel, factor: float) -> peft.PeftModel:
     return adapted
 
 
-@pytest.mark.parametrize("limits", [WIDE, Limits(tokens=1, targets=1)], ids=["one piece", "pair by pair"])
+@pytest.mark.parametrize("limits", [WIDE, Limits(tokens=1, targets=1)], ids=["together", "pair by pair"])
 @pytest.mark.parametrize("parent", [False, True], ids=["from the base", "from a parent"])
 def test_loss_margin_and_gradient_are_those_of_plain_peft(
     base_model_dir: Path,
@@ -130,18 +130,16 @@ def test_loss_margin_and_gradient_are_those_of_plain_peft(
 
     adapted = model.add_lora(base.model, rank=4, alpha=8, dropout=0.0)
     optimizer = torch.optim.SGD(adapter_weights(adapted).values(), lr=0.0)
-    learner = learning.Learner(base, adapted, Preference(BETA), optimizer)
+    learner = learning.Learner(base, adapted, DPOLoss(BETA), optimizer)
     if parent:
         randomize(adapted)
-    learner.fix_reference(pairs, lambda: None, limits)
+    learner.precompute_reference_logprobs(pairs, lambda: None, limits)
     if not parent:
         randomize(adapted)
     scaled(adapted, 1.2)
-    score = learner.learn(pairs, 0.0, 1e9, limits)
+    metrics = learner.train_step(pairs, 0.0, 1e9, limits).named("train")
 
-    assert score.mean_loss == pytest.approx(expected.item(), rel=1e-5)
-    metrics = score.metrics("train")
-    assert metrics["train_loss"] == score.mean_loss
+    assert metrics["train_loss"] == pytest.approx(expected.item(), rel=1e-5)
     assert metrics["train_reward_margin"] == pytest.approx(
         float(torch.stack(margins).detach().mean()), rel=1e-4, abs=1e-5
     )
@@ -155,15 +153,16 @@ def test_before_the_first_step_nothing_is_preferred(
     base: model.WarmBase, pairs: list[TrainingExample]
 ) -> None:
     adapted = model.add_lora(base.model, rank=4, alpha=8, dropout=0.0)
-    learner = learning.Learner(base, adapted, Preference(BETA), torch.optim.SGD(adapted.parameters(), lr=0.0))
-    learner.fix_reference(pairs, lambda: None, WIDE)
-    known = [pair.reference for pair in pairs if isinstance(pair, Pair)]
-    score = learner.evaluate(pairs, lambda: None, WIDE)
+    learner = learning.Learner(base, adapted, DPOLoss(BETA), torch.optim.SGD(adapted.parameters(), lr=0.0))
+    learner.precompute_reference_logprobs(pairs, lambda: None, WIDE)
+    known = [pair.reference_logratio for pair in pairs if isinstance(pair, Pair)]
+    metrics = learner.evaluate(pairs, lambda: None, WIDE)
 
-    assert (score.loss, score.preferred, score.margin) == (pytest.approx(len(pairs) * math.log(2)), 0, 0.0)
+    assert metrics.mean("loss") == pytest.approx(math.log(2))
+    assert (metrics.mean("reward_accuracy"), metrics.mean("reward_margin")) == (0.0, 0.0)
     randomize(adapted)
-    learner.fix_reference(pairs, lambda: None, WIDE)
-    assert [pair.reference for pair in pairs if isinstance(pair, Pair)] == known, "once for all"
+    learner.precompute_reference_logprobs(pairs, lambda: None, WIDE)
+    assert [pair.reference_logratio for pair in pairs if isinstance(pair, Pair)] == known, "once for all"
 
 
 # The protocol

@@ -1,4 +1,4 @@
-"""What is reckoned is what the trainer does: its packing, its steps, what it records; split jobs, too."""
+"""Estimates count what the trainer does: its packing, its steps, what it records, with hold-outs too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.datasets.chat_template import TokenizedExample
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed, Worker
-from app.fine_tuning.packing import Limits, total, work_by_piece, work_of_job
+from app.fine_tuning.packing import Limits, total, work_by_micro_batch, work_of_job
 from app.fine_tuning.preflight.estimates import Geometry
 from tests.support.trainer import Child
 from tests.support.training_files import training_bytes
@@ -36,16 +36,16 @@ examples = sequences | st.builds(Pair, sequences, sequences)
 
 
 @given(st.lists(examples, min_size=1, max_size=12), st.integers(1, 200), st.integers(1, 12))
-def test_pieces_are_counted_as_the_trainer_packs_them(
+def test_micro_batches_are_counted_as_the_trainer_packs_them(
     examples: list[TrainingExample], tokens: int, targets: int
 ) -> None:
-    packed = [pack(piece) for piece in micro_batches(examples, Limits(tokens, targets))]
+    packed = [pack(micro_batch) for micro_batch in micro_batches(examples, Limits(tokens, targets))]
     parts = [sequences_of(one) for one in examples]
-    counted = work_by_piece(parts, Limits(tokens, targets))
-    assert [piece.tokens for piece in counted] == [batch.input_ids.shape[1] for batch in packed]
-    assert [piece.targets for piece in counted] == [len(batch.targets) for batch in packed]
-    assert [piece.rows for piece in counted] == [batch.shared + batch.query_rows.numel() for batch in packed]
-    assert [piece.scores for piece in counted] == [
+    counted = work_by_micro_batch(parts, Limits(tokens, targets))
+    assert [each.tokens for each in counted] == [batch.input_ids.shape[1] for batch in packed]
+    assert [each.targets for each in counted] == [len(batch.targets) for batch in packed]
+    assert [each.rows for each in counted] == [batch.shared + batch.query_rows.numel() for batch in packed]
+    assert [each.scores for each in counted] == [
         batch.shared**2 + batch.query_rows.numel() * batch.key_rows.shape[1] for batch in packed
     ]
 
@@ -58,7 +58,7 @@ def test_the_trainer_says_what_it_will_do_and_what_it_took(spec: TrainingSpec, c
     assert started.training.steps == len(steps) == 10
     assert started.training.checkpoints == 2
     assert 2 * started.tokens_per_epoch >= started.training.tokens > 0
-    assert started.looking.tokens == 0
+    assert started.evaluation.tokens == 0
     assert 0 < started.resident_memory_bytes <= finished.peak_memory_bytes
     assert started.value_bytes in (2, 4)
     again = child.train(spec)[-1]
@@ -82,8 +82,8 @@ def test_validation_examples_and_checkpoints_count(base_model_dir: Path, spec: T
     assert work.training.steps == 15
     # At steps 2, 4, …, 14, and at the ends of epochs, 5, 10 and 15; some are looked at then, and every 5.
     assert work.training.checkpoints == 9
-    whole = total(work_by_piece(parts[:4], limits))
-    assert work.looking.tokens == whole.tokens * (3 + 9)
+    whole = total(work_by_micro_batch(parts[:4], limits))
+    assert work.evaluation.tokens == whole.tokens * (3 + 9)
 
 
 def test_a_job_with_a_hold_out_learns_from_the_rest_and_records_its_speed(
@@ -111,7 +111,7 @@ def test_a_job_with_a_hold_out_learns_from_the_rest_and_records_its_speed(
             assert worker.device_memory_bytes > 2**30
         assert speed.tokens == job.trained_tokens
         assert speed.training["steps"] == 16
-        assert speed.looking["tokens"] > 0
+        assert speed.evaluation["tokens"] > 0
         assert 0 < speed.seconds < 60
         assert 0 < speed.startup_seconds < 60
         assert 0 < speed.resident_memory_bytes <= speed.peak_memory_bytes

@@ -1,4 +1,4 @@
-"""Training that does not fit in memory goes on in smaller pieces, or ends at once with a reason."""
+"""Training that does not fit in memory continues in smaller micro-batches, or ends at once with a reason."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def adapter(said: list[Progress]) -> dict[str, Tensor]:
     return load_file(Path(said[-1].path) / "adapter_model.safetensors")
 
 
-def piece(batch: PackedBatch) -> int:
+def padded_tokens(batch: PackedBatch) -> int:
     examples, longest = batch.key_rows.shape
     return examples * longest
 
@@ -68,26 +68,28 @@ def too_large(tries: list[int]) -> Callable[..., Tensor]:
     """No room for more than two examples at once."""
 
     def logits(model: Any, batch: PackedBatch) -> Tensor:
-        tries.append(piece(batch))
+        tries.append(padded_tokens(batch))
         return starved_logits(210, model, batch)
 
     return logits
 
 
-def in_a_later_piece(tries: list[int]) -> Callable[..., Tensor]:
-    """The second piece of the first batch fails, when the first has left its gradient."""
+def in_a_later_micro_batch(tries: list[int]) -> Callable[..., Tensor]:
+    """The second micro-batch of the first batch fails, when the first has left its gradient."""
 
     def logits(model: Any, batch: PackedBatch) -> Tensor:
-        tries.append(piece(batch))
+        tries.append(padded_tokens(batch))
         return starved_logits(0 if len(tries) == 2 else 1000, model, batch)
 
     return logits
 
 
 @pytest.mark.parametrize(
-    ("failing", "tokens"), [(too_large, 2048), (in_a_later_piece, 210)], ids=["too large", "in a later piece"]
+    ("failing", "tokens"),
+    [(too_large, 2048), (in_a_later_micro_batch, 210)],
+    ids=["too large", "in a later micro-batch"],
 )
-def test_smaller_pieces_make_the_same_steps(
+def test_smaller_micro_batches_make_the_same_steps(
     failing: Callable[[list[int]], Any],
     tokens: int,
     spec: TrainingSpec,

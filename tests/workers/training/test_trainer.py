@@ -25,7 +25,7 @@ from tests.support.gradients import adapter_weights, gradients, randomize
 from tests.support.trainer import COMMAND, ENVIRONMENT, Child, with_
 from workers.training import learning, model, trainer
 from workers.training.dataset import load_examples, micro_batches, pack
-from workers.training.objectives import AnswerTokens, Score
+from workers.training.objectives import CrossEntropyLoss, MeanMetrics
 from workers.training.protocol import (
     Checkpoint,
     Failed,
@@ -283,7 +283,7 @@ def test_loss_and_gradient_are_those_of_plain_peft(
     base = model.load_base(base_model_dir, CPU)
     adapted = randomize(model.add_lora(base, rank=4, alpha=8, dropout=0.0))
     targets = sum(sum(example.target_mask) for example in examples)
-    batches = [pack(piece) for piece in micro_batches(examples, limits)]
+    batches = [pack(micro_batch) for micro_batch in micro_batches(examples, limits)]
     assert (len(batches) == 1) == (limits is WIDE)
     assert batches[0].shared > 10
     total = 0.0
@@ -307,18 +307,18 @@ def test_a_cut_batch_makes_the_same_optimizer_step(
     monkeypatch.setattr(model, "compute_dtype", lambda device: torch.float32)
     base = model.load_warm_base(base_model_dir)
     learnt: list[dict[str, Tensor]] = []
-    scores: list[Score] = []
+    metrics: list[MeanMetrics] = []
     for limits in (WIDE, Limits(tokens=1, targets=1)):
         adapted = randomize(model.add_lora(base.model, rank=4, alpha=8, dropout=0.0))
         weights = list(adapter_weights(adapted).values())
         optimizer = torch.optim.SGD(weights, lr=1.0)
-        learner = learning.Learner(base, adapted, AnswerTokens(), optimizer)
-        scores.append(learner.learn(examples, 1.0, 1.0, limits))
+        learner = learning.Learner(base, adapted, CrossEntropyLoss(), optimizer)
+        metrics.append(learner.train_step(examples, 1.0, 1.0, limits))
         learnt.append({name: weight.detach().clone() for name, weight in adapter_weights(adapted).items()})
         adapted.unload()
 
-    assert scores[0].mean_loss == pytest.approx(scores[1].mean_loss, rel=1e-5)
-    assert (scores[0].correct, scores[0].targets) == (scores[1].correct, scores[1].targets)
+    assert metrics[0].mean("loss") == pytest.approx(metrics[1].mean("loss"), rel=1e-5)
+    assert metrics[0].mean("mean_token_accuracy") == metrics[1].mean("mean_token_accuracy")
     torch.testing.assert_close(learnt[0], learnt[1], rtol=1e-3, atol=1e-5)
 
 
