@@ -245,14 +245,13 @@ def toque_child(url: str) -> None:
         if job is None:
             time.sleep(settings.poll_seconds)
             continue
-        epoch = job.lease_epoch
+        lease = queue.LEASES.lease_of(job)
         with database.writer() as session:
-            queue.renew_lease(session, job.id, epoch, settings.lease_seconds)
+            queue.LEASES.renew(session, lease, settings.lease_seconds)
         with database.writer() as session:
             queue.succeed(
                 session,
-                job.id,
-                epoch,
+                lease,
                 fine_tuned_model=f"ft:{job.id}",
                 trained_tokens=0,
                 result_file_id="file-0",

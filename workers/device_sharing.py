@@ -1,10 +1,11 @@
-"""One device for trainer and engine: they take turns on it.
+"""Sharing one device between a trainer and the engines: they take turns on it.
 
-Whose turn it is says one row of `shared_devices`, by the database's clock. A worker that takes the device
-holds it by a lease, renewed with its job's. The engines on it see that, answer what they have begun, and
-sleep; the worker trains once they all do, and gives the device back before its model is compared. No engine
-loads or wakes up without asking for the device first, and it then has a turn in which no worker may take it.
-Whoever dies, in whatever state, is waited for no longer than its lease or its heartbeats.
+One row of `shared_devices` says whose turn it is. A worker that takes the device leases it
+(`app.core.lease`), and renews that lease with its job's. The engines see that the device is leased, finish
+the answers they have begun, and sleep; the worker trains once all of them sleep, and gives the device back
+before its model is compared with an engine's answers. An engine must take the device back before it loads or
+wakes up, and it then has a turn during which no worker can take the device. A process that dies holds up the
+others until its lease or its heartbeat expires, and no longer.
 """
 
 from __future__ import annotations
@@ -12,26 +13,37 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Select, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.completions import service as completions_service
 from app.completions.models import Engine, SharedDevice
 from app.core.database import Database, database_now
+from app.core.lease import Lease, LeaseLostError, LeaseTable
 from app.core.settings import Settings
 from workers.device import Device
 
 log = logging.getLogger("toque.device")
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
+
+LEASES = LeaseTable(
+    SharedDevice,
+    key=SharedDevice.name,
+    epoch=SharedDevice.worker_id,
+    until=SharedDevice.worker_until,
+    held=SharedDevice.worker_id.is_not(None),
+)
+"""A worker has one lease on a device at a time, so that its id serves as the epoch."""
 
 
 def shared_device(settings: Settings, device: Device) -> str:
-    """The name of the device to take turns on; empty where there is nothing to share."""
+    """The name of the device that is shared; empty if there is none to share."""
     if settings.shared_device and device.kind == "cpu":
-        log.warning("TOQUE_SHARED_DEVICE does nothing here: vLLM can give up a GPU's memory, and no other's")
+        log.warning("TOQUE_SHARED_DEVICE does nothing here: vLLM can give up only the memory of a GPU")
         return ""
     return settings.shared_device
 
@@ -43,54 +55,65 @@ class TrainingTurns:
         self._database = database
         self._settings = settings
         self._name = name
-        self._worker_id = worker_id
-        self._has_it = False
+        self._lease = Lease(name, worker_id)
+        self._is_leased = False
 
     def may_begin(self, session: Session) -> bool:
-        """Whether the device may be taken in this transaction, which keeps others from it."""
-        device, now = _locked(session, self._name)
-        is_ours = device.worker_id in (None, self._worker_id)
-        return device.engine_until <= now and (is_ours or device.worker_until <= now)
+        """Whether the device is free; no other process can take it until this transaction ends."""
+        _lock(session, self._name)
+        return session.scalar(self._free_device) is not None
 
     def begin(self, session: Session) -> None:
-        """Takes it, in the transaction that claims a job."""
-        device, now = _locked(session, self._name)
-        device.worker_id, device.worker_until = self._worker_id, now + self._settings.lease_seconds
-        self._has_it = True
+        """Lease the device, in the transaction that claims a job, after `may_begin`."""
+        claim = LEASES.claim(self._free_device, self._settings.lease_seconds, worker_id=self._lease.epoch)
+        session.scalars(claim).one()
+        self._is_leased = True
 
-    def renew(self, session: Session) -> bool:
-        """Keeps it, from the heartbeat's thread; False if it is lost: an engine may be awake on it."""
-        if not self._has_it:
-            return True
-        until = database_now() + self._settings.lease_seconds
-        mine = update(SharedDevice).where(
-            SharedDevice.name == self._name, SharedDevice.worker_id == self._worker_id
+    def renew(self, session: Session) -> None:
+        """Renew the lease if there is one; called on the heartbeat's thread.
+
+        Raises:
+            LeaseLostError: the lease is lost, and an engine may be awake on the device.
+        """
+        if not self._is_leased:
+            return
+        try:
+            LEASES.renew(session, self._lease, self._settings.lease_seconds)
+        except LeaseLostError:
+            if self._is_leased:  # else `end` has just given the device back
+                raise
+
+    @property
+    def _free_device(self) -> Select[str]:
+        is_free = or_(
+            SharedDevice.worker_id.is_(None), SharedDevice.worker_id == self._lease.epoch, LEASES.expired
         )
-        renewed = session.connection().execute(mine.values(worker_until=until)).rowcount == 1
-        return renewed or not self._has_it
+        return select(SharedDevice.name).where(
+            SharedDevice.name == self._name, SharedDevice.engine_until <= database_now(), is_free
+        )
 
     def engines_awake(self) -> bool:
-        """Whether an engine may still hold the device's memory."""
+        """Whether an engine may still hold memory of the device."""
         with self._database.reader() as session:
             return any(engine.status not in ("asleep", "stopped") for engine in self._engines(session))
 
     def end(self) -> None:
-        """Gives the device back; the trainer must be gone from it. Done twice, it changes nothing."""
-        if not self._has_it:
+        """Give the device back if it is leased; the trainer must have left it."""
+        if not self._is_leased:
             return
-        self._has_it = False
+        self._is_leased = False
         try:
             with self._database.writer() as session:
-                device, now = _locked(session, self._name)
-                if device.worker_id == self._worker_id:
-                    device.worker_id = None
-                    if self._engines(session):
-                        device.engine_until = now + self._settings.shared_device_serving_seconds
+                LEASES.update(session, self._lease, worker_id=None)
+                if self._engines(session):
+                    _set_engine_turn(session, self._name, self._settings.shared_device_serving_seconds)
+        except LeaseLostError:
+            pass  # there is nothing to give back
         except SQLAlchemyError as error:
-            log.warning("the device is given back by the end of its lease: %s", error)
+            log.warning("the device is not given back before its lease expires: %s", error)
 
     def await_engine(self, base_model: str, stopping: threading.Event) -> None:
-        """Returns once an engine of that base answers, or if none on this device is coming."""
+        """Wait until an engine of the base model answers, unless no engine on this device is starting."""
         deadline = time.monotonic() + self._settings.engine_start_timeout
         while time.monotonic() < deadline and not stopping.is_set():
             with self._database.reader() as session:
@@ -98,7 +121,7 @@ class TrainingTurns:
                 of_base = completions_service.live_engines(session, self._settings, base_model)
             if not coming or any(engine.status == "ready" for engine in of_base):
                 return
-            stopping.wait(_LOOK_SECONDS)
+            stopping.wait(_POLL_SECONDS)
 
     def _engines(self, session: Session) -> list[Engine]:
         engines = completions_service.live_engines(session, self._settings)
@@ -106,40 +129,35 @@ class TrainingTurns:
 
 
 class ServingTurns:
-    """An engine's turns on the device. While the database is away, all stays as it is."""
+    """An engine's turns on the device. While the database is away, nothing changes."""
 
     def __init__(self, database: Database, settings: Settings, name: str) -> None:
         self._database = database
         self._settings = settings
         self._name = name
-        self._looked_at = 0.0
+        self._polled_at = 0.0
         self._is_wanted = False
 
     def is_wanted(self) -> bool:
-        """Whether a worker has taken the device; looked up as often as an idle worker looks for jobs."""
-        if time.monotonic() - self._looked_at >= self._settings.poll_seconds:
-            self._looked_at = time.monotonic()
-            taken = select(SharedDevice.name).where(
-                SharedDevice.name == self._name,
-                SharedDevice.worker_id.is_not(None),
-                SharedDevice.worker_until > database_now(),
-            )
+        """Whether a worker has leased the device; read as often as an idle worker polls for jobs."""
+        if time.monotonic() - self._polled_at >= self._settings.poll_seconds:
+            self._polled_at = time.monotonic()
             try:
                 with self._database.reader() as session:
-                    self._is_wanted = session.scalar(taken) is not None
+                    self._is_wanted = _is_leased(session, self._name)
             except SQLAlchemyError as error:
-                log.warning("whether the device is wanted is not known: %s", error)
+                log.warning("cannot read whether a worker wants the device: %s", error)
         return self._is_wanted
 
     def take_back(self) -> bool:
-        """Has the device for as long as loading may take, unless a worker has it."""
+        """Take the device for as long as loading may take; return False if a worker has leased it."""
         try:
             with self._database.writer() as session:
-                device, now = _locked(session, self._name)
-                if device.worker_id is not None and device.worker_until > now:
+                _lock(session, self._name)
+                if _is_leased(session, self._name):
                     return False
-                device.worker_id = None  # one that comes back late finds that it has lost it
-                device.engine_until = now + self._settings.engine_start_timeout
+                # A worker whose lease has expired finds it lost when it comes back.
+                _set_engine_turn(session, self._name, self._settings.engine_start_timeout, worker_id=None)
         except SQLAlchemyError as error:
             log.warning("the device cannot be taken: %s", error)
             return False
@@ -147,27 +165,34 @@ class ServingTurns:
         return True
 
     def begin(self) -> None:
-        """The engine answers: from now on it has its turn."""
+        """Start the engine's turn, as it is ready."""
         self._keep_for(self._settings.shared_device_serving_seconds)
 
     def give_up(self) -> None:
-        """The engine has failed, and does not keep the workers waiting."""
+        """End the engine's turn, as it has failed, so that no worker waits for it."""
         self._keep_for(0.0)
 
     def _keep_for(self, seconds: float) -> None:
-        this = update(SharedDevice).where(SharedDevice.name == self._name)
         try:
             with self._database.writer() as session:
-                session.execute(this.values(engine_until=database_now() + seconds))
+                _set_engine_turn(session, self._name, seconds)
         except SQLAlchemyError as error:
-            log.warning("the engine's turn is not noted: %s", error)
+            log.warning("the engine's turn is not recorded: %s", error)
 
 
-def _locked(session: Session, name: str) -> tuple[SharedDevice, float]:
-    """The device's row, which no other transaction changes before this one ends, and the database's time."""
-    device = session.get(SharedDevice, name, with_for_update=True)
-    if device is None:
-        device = SharedDevice(name=name, worker_until=0.0, engine_until=0.0)
-        session.add(device)
+def _lock(session: Session, name: str) -> None:
+    """Lock the device's row until the transaction ends; a device without a row gets one."""
+    if session.get(SharedDevice, name, with_for_update=True) is None:
+        session.add(SharedDevice(name=name, worker_until=0.0, engine_until=0.0))
         session.flush()
-    return device, session.scalars(select(database_now())).one()
+
+
+def _is_leased(session: Session, name: str) -> bool:
+    leased = select(SharedDevice.name).where(SharedDevice.name == name, LEASES.active)
+    return session.scalar(leased) is not None
+
+
+def _set_engine_turn(session: Session, name: str, seconds: float, **values: Any) -> None:
+    """Let no worker take the device for so long."""
+    turn = update(SharedDevice).where(SharedDevice.name == name)
+    session.execute(turn.values(engine_until=database_now() + seconds, **values))

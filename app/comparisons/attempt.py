@@ -1,4 +1,4 @@
-"""One comparison, from its claim to its results: asked, written down, judged, graded."""
+"""Runs one comparison: asks its questions, records the answers, asks the judges, and grades."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ import msgspec
 from anyio import to_thread
 from sqlalchemy import select
 from sqlalchemy.orm import Session
-from tenacity import AsyncRetrying, retry_if_exception_type, wait_fixed
 
 from app.comparisons import few_shot, grading, models, queue
+from app.comparisons.batch_writer import BatchWriter, Row
 from app.comparisons.chat_client import ChatClient, prompt
 from app.comparisons.external import Endpoint
 from app.comparisons.graders.base import JudgeRequest
 from app.comparisons.graders.registry import parse_grader
-from app.comparisons.ledger import Ledger, Row
 from app.comparisons.plan import Plan
 from app.comparisons.questions import Question
 from app.core.child_process import run_in_child
-from app.core.database import DATABASE_AWAY, Database
+from app.core.database import Database
 from app.core.errors import InvalidRequestError
+from app.core.lease import Lease, async_database_retrying, async_heartbeat
 from app.files.models import File
 from app.storage.base import Storage
 
 T = TypeVar("T")
 Ask = tuple[int, int]
-"""A candidate's place in the plan, and a question's number."""
+"""A candidate's place in the plan, and the number of a question."""
 Judging = tuple[Ask, int, JudgeRequest]
-"""The answer to that is judged; the request's turn among those on it."""
+"""The answer that is judged, the turn of the request among those on this answer, and the request."""
 
 _RENEW_SECONDS = 1.0
-"""So soon a cancellation is noticed."""
+"""The heartbeat's interval; a cancellation is noticed no later than this."""
 _JUDGE_TOKENS = 512
 
 
 class Attempt:
-    """An attempt at one comparison; ends when it has results, or when the lease is lost."""
+    """One attempt at a comparison, which ends with its results or when the lease is lost."""
 
     def __init__(
         self,
@@ -47,35 +47,39 @@ class Attempt:
         storage: Storage,
         chat_client: ChatClient,
         comparison: models.Comparison,
+        lease: Lease,
         lease_seconds: float,
     ) -> None:
         self._database = database
         self._storage = storage
         self._chat_client = chat_client
         self._id = comparison.id
-        self._epoch = comparison.lease_epoch
+        self._lease = lease
         self._plan = Plan.model_validate(comparison.plan)
         self._api_keys: Mapping[str, str] = comparison.api_keys or {}
         self._lease_seconds = lease_seconds
         self._questions: list[Question] = []
         self._choices: dict[int, few_shot.Choice] = {}
         self._done = 0
+        self._retrying = async_database_retrying()
 
     async def run(self) -> None:
-        """Asks what has not been asked, and grades.
+        """Ask what has not been asked yet, and grade the answers.
 
         Raises:
-            ExceptionGroup: with `queue.LeaseLostError` where it is cancelled, or another process has it.
+            LeaseLostError: the comparison was cancelled, or another process has claimed it.
         """
-        async with asyncio.TaskGroup() as tasks:
-            heart = tasks.create_task(self._keep_lease())
+        async with async_heartbeat(_RENEW_SECONDS, self._renew):
             self._questions = await self._read(self._find_questions)
             await self._choose_examples()
             await self._ask()
             await self._ask_judges()
             results, scores = await self._grade()
             await self._write(queue.succeed, results, scores)
-            heart.cancel()
+
+    def _renew(self) -> None:
+        with self._database.writer() as session:
+            queue.LEASES.renew(session, self._lease, self._lease_seconds)
 
     async def _grade(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         try:
@@ -88,13 +92,8 @@ class Attempt:
                 code="grading_failed",
             ) from None
 
-    async def _keep_lease(self) -> None:
-        while True:
-            await asyncio.sleep(_RENEW_SECONDS)
-            await self._write(queue.renew_lease, self._lease_seconds)
-
     async def _choose_examples(self) -> None:
-        """Those that each question is shown, for every candidate that shows some."""
+        """Choose the examples that each question is shown, for every candidate that shows some."""
         held_out = self._questions[: self._plan.questions]
         for place, candidate in enumerate(self._plan.candidates):
             if candidate.file and candidate.examples and candidate.selection:
@@ -109,10 +108,10 @@ class Attempt:
                 )
 
     async def _ask(self) -> None:
-        """Asks whatever has no answer yet."""
+        """Ask what has no answer yet."""
         answered = await self._read(self._find_answered)
         self._done = len(answered)
-        ledger = Ledger(self._record_answers)
+        answers = BatchWriter(self._record_answers)
 
         async def ask(each: Ask) -> None:
             place, number = each
@@ -132,15 +131,15 @@ class Attempt:
                 temperature=self._plan.temperature,
                 seed=self._plan.seed,
             )
-            await ledger.add({"candidate": place, "question": number} | msgspec.to_builtins(reply))
+            await answers.add({"candidate": place, "question": number} | msgspec.to_builtins(reply))
 
         await self._in_flight(self._order(answered), ask)
 
     def _order(self, answered: set[Ask]) -> list[Ask]:
         """Return what is to be asked: by candidate, with questions that share their examples side by side.
 
-        Each candidate's first question comes before all others: so the beginnings of all prompts are in the
-        engine's prefix cache by the time that many requests at once would compute the same one.
+        The first question of every candidate comes before all others, so that the prefix of each prompt is in
+        the engine's prefix cache before many concurrent requests share it.
         """
         plan = self._plan
         by_candidate = [
@@ -153,12 +152,12 @@ class Attempt:
         return [*(asks[0] for asks in left if asks), *(ask for asks in left for ask in asks[1:])]
 
     def _shown(self, place: int) -> Callable[[int], Any]:
-        """What questions of that candidate are ordered by."""
+        """The key by which the questions of a candidate are ordered."""
         choice = self._choices.get(place)
         return lambda number: choice.shown[number] if choice else number
 
     async def _ask_judges(self) -> None:
-        """Asks judges for whatever they have not judged yet."""
+        """Ask the judges about answers that they have not judged yet."""
         plan = self._plan
         held_out, general = (parse_grader(document) for document in (plan.grader, plan.general_grader))
         if not any(grader.judge_requests(self._questions[0], "") for grader in (held_out, general)):
@@ -173,7 +172,7 @@ class Attempt:
                 for turn, request in enumerate(requests)
                 if (place, number, turn) not in judged
             ]
-        ledger = Ledger(lambda rows: self._write(queue.record_judgements, rows))
+        judgements = BatchWriter(lambda rows: self._write(queue.record_judgements, rows))
 
         async def ask(judging: Judging) -> None:
             (place, number), turn, request = judging
@@ -181,12 +180,12 @@ class Attempt:
                 request.model, request.messages, max_tokens=_JUDGE_TOKENS, temperature=0.0
             )
             key = {"candidate": place, "question": number, "turn": turn}
-            await ledger.add(key | msgspec.to_builtins(reply))
+            await judgements.add(key | msgspec.to_builtins(reply))
 
         await self._in_flight(judgings, ask)
 
     async def _in_flight(self, asks: Iterable[T], ask: Callable[[T], Awaitable[None]]) -> None:
-        """Asks them all, as many at once as the plan says."""
+        """Ask all, as many at once as the plan says."""
         waiting = iter(asks)
 
         async def ask_in_turn() -> None:
@@ -238,21 +237,13 @@ class Attempt:
             with self._database.reader() as session:
                 return read(session, *arguments)
 
-        return await _patiently(transaction)
+        return await self._retrying(to_thread.run_sync, transaction)
 
     async def _write(self, change: Callable[..., None], *values: Any) -> None:
-        """One fenced transaction."""
+        """Run one transaction, fenced by the lease."""
 
         def transaction() -> None:
             with self._database.writer() as session:
-                change(session, self._id, self._epoch, *values)
+                change(session, self._lease, *values)
 
-        await _patiently(transaction)
-
-
-async def _patiently(transaction: Callable[[], T]) -> T:
-    """In a thread; again and again where the database is away."""
-    again = AsyncRetrying(
-        retry=retry_if_exception_type(DATABASE_AWAY), wait=wait_fixed(_RENEW_SECONDS), reraise=True
-    )
-    return await again(to_thread.run_sync, transaction)
+        await self._retrying(to_thread.run_sync, transaction)

@@ -1,4 +1,4 @@
-"""Carries comparisons out, in every API process: who is free takes the next, or one whose process died."""
+"""Runs comparisons in the API processes: each claims the next that is queued or whose process has died."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ from app.comparisons.models import Comparison
 from app.completions.gateway import Gateway
 from app.core.database import Database
 from app.core.errors import ToqueError
+from app.core.lease import Lease, LeaseLostError
 from app.core.settings import Settings
 from app.storage.base import Storage
 
 log = logging.getLogger("toque.comparisons")
 
-_AT_ONCE = 4
-"""In one process; a long one must not hold up all others."""
+_MAX_RUNNING = 4
+"""Comparisons that one process runs at once, so that a long one does not hold up the others."""
 
 
 class Runner:
-    """This process's share of the comparisons."""
+    """Claims and runs the comparisons of one API process."""
 
     def __init__(self, settings: Settings, database: Database, storage: Storage, gateway: Gateway) -> None:
         self._database = database
@@ -40,73 +41,74 @@ class Runner:
         self._poll_seconds = settings.poll_seconds
 
     async def run(self) -> None:
-        """Takes comparisons until it is cancelled; then it gives back those that are not done."""
-        free = asyncio.Semaphore(_AT_ONCE)
+        """Claim and run comparisons until cancelled; the unfinished ones then go back to the queue."""
+        free = asyncio.Semaphore(_MAX_RUNNING)
         try:
             async with asyncio.TaskGroup() as tasks:
                 while True:
                     await free.acquire()
                     comparison = await self._claim()
-                    task = tasks.create_task(self._carry_out(comparison))
+                    task = tasks.create_task(self._run(comparison))
                     task.add_done_callback(lambda _: free.release())
         finally:
             await self._external.close()
 
     async def _claim(self) -> Comparison:
-        """The next one, once there is one."""
+        """Claim the next comparison, waiting until there is one."""
         while True:
             try:
                 if (comparison := await to_thread.run_sync(self._claim_next)) is not None:
                     return comparison
             except SQLAlchemyError as error:
-                log.warning("comparisons cannot be claimed: %s", type(error).__name__)
+                log.warning("cannot claim a comparison: %s", type(error).__name__)
             await asyncio.sleep(self._poll_seconds)
 
     def _claim_next(self) -> Comparison | None:
         with self._database.reader() as session:
-            if not queue.is_waiting(session):
+            if not queue.has_claimable(session):
                 return None
         with self._database.writer() as session:
             return queue.claim_next(session, self._lease_seconds)
 
-    async def _carry_out(self, comparison: Comparison) -> None:
+    async def _run(self, comparison: Comparison) -> None:
+        lease = queue.LEASES.lease_of(comparison)
         try:
-            await self._execute(comparison)
+            await self._execute(comparison, lease)
         except asyncio.CancelledError:  # this process ends
-            await self._write(queue.release, comparison)
+            await self._write(queue.release, lease)
             raise
 
-    async def _execute(self, comparison: Comparison) -> None:
+    async def _execute(self, comparison: Comparison, lease: Lease) -> None:
         chat_client = ChatClient(self._gateway, self._external, comparison.project_id)
-        attempt = Attempt(self._database, self._storage, chat_client, comparison, self._lease_seconds)
+        attempt = Attempt(self._database, self._storage, chat_client, comparison, lease, self._lease_seconds)
         try:
             await attempt.run()
-        except* queue.LeaseLostError:
-            pass  # cancelled, or another process goes on with it
+        except* LeaseLostError as lost:
+            log.info("%s: %s", comparison.id, lost.exceptions[0])
         except* ToqueError as group:
             body = _first(group).body
-            await self._fail(comparison, body.code or "invalid_request", body.message)
+            await self._fail(lease, body.code or "invalid_request", body.message)
         except* BrokenWorkerProcess:
             message = "The process that chooses examples and grades answers died: out of memory?"
-            await self._fail(comparison, "grading_failed", message)
+            await self._fail(lease, "grading_failed", message)
         except* Exception:
-            log.exception("%s fails", comparison.id)
-            await self._fail(comparison, "internal_error", "An internal error; the service's log has it.")
+            log.exception("%s failed", comparison.id)
+            await self._fail(lease, "internal_error", "An internal error; the service's log has it.")
 
-    async def _fail(self, comparison: Comparison, code: str, message: str) -> None:
-        await self._write(partial(queue.fail, code=code, message=message), comparison)
+    async def _fail(self, lease: Lease, code: str, message: str) -> None:
+        await self._write(partial(queue.fail, code=code, message=message), lease)
 
-    async def _write(self, change: Callable[[Session, str, int], None], comparison: Comparison) -> None:
-        """One fenced transaction, if it can be: else the lease runs out, and another process goes on."""
+    async def _write(self, change: Callable[[Session, Lease], None], lease: Lease) -> None:
+        """Run one transaction; if it fails, the lease expires and another process continues."""
 
         def transaction() -> None:
             with self._database.writer() as session:
-                change(session, comparison.id, comparison.lease_epoch)
+                change(session, lease)
 
         try:
             await to_thread.run_sync(transaction)
-        except (queue.LeaseLostError, SQLAlchemyError) as error:
-            log.warning("%s is left as it is: %s", comparison.id, type(error).__name__)
+        except (LeaseLostError, SQLAlchemyError) as error:
+            log.warning("%s is left to expire: %s", lease.id, error)
 
 
 def _first(group: ExceptionGroup[ToqueError]) -> ToqueError:

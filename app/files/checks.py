@@ -1,7 +1,7 @@
-"""The queue of files to check: how a process of the API gets one, keeps it, and records what it found.
+"""The queue of files to check: how an API process claims one, and records what it found.
 
-As with jobs, a lease raises the check's `epoch`, and a write that names an older one changes nothing: a
-process that was frozen or killed loses no file, and none is reported twice.
+A check is leased (`app.core.lease`) until it is finished or given back. A process that was frozen or killed
+loses no file, and no file is reported on twice.
 """
 
 from __future__ import annotations
@@ -10,83 +10,98 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Update, or_, select, update
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from app.core.database import database_now
+from app.core.lease import Lease, LeaseTable
 from app.datasets.report import Report, sentence
 from app.files.models import File, FileCheck
 
 MAX_ATTEMPTS = 3
+LEASES = LeaseTable(
+    FileCheck,
+    key=FileCheck.file_id,
+    epoch=FileCheck.epoch,
+    until=FileCheck.lease_until,
+    held=FileCheck.finished_at.is_(None) & FileCheck.lease_until.is_not(None),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A file that is ours to check, until the lease passes."""
+    """A leased check, and where the file's bytes are."""
 
-    file_id: str
-    epoch: int
+    lease: Lease
     storage_key: str
+
+    @property
+    def file_id(self) -> str:
+        """The file that is checked."""
+        return self.lease.id
 
 
 def add(session: Session, file_id: str) -> None:
-    """A file that waits to be checked."""
+    """Queue a file to be checked."""
     session.add(FileCheck(file_id=file_id))
     session.flush()
 
 
 def claim_next(session: Session, lease_seconds: float, *, max_bytes: int | None = None) -> Claim | None:
-    """Leases the file that waits longest; None when there is none. One that failed too often is given up."""
-    is_free = or_(FileCheck.lease_until.is_(None), FileCheck.lease_until <= database_now())
-    waiting = (
-        select(FileCheck, File)
+    """Lease the check of the file that has waited longest, or return None when there is none.
+
+    A file whose check has failed too often is given up, and the next one is claimed.
+    """
+    next_file = (
+        select(FileCheck.file_id)
         .join(File, File.id == FileCheck.file_id)
-        .where(FileCheck.finished_at.is_(None), is_free)
+        .where(FileCheck.finished_at.is_(None), or_(FileCheck.lease_until.is_(None), LEASES.expired))
         .order_by(File.created_at, File.id)
         .limit(1)
         .with_for_update(skip_locked=True, of=FileCheck)
-        .execution_options(populate_existing=True)
     )
     if max_bytes is not None:
-        waiting = waiting.where(File.bytes <= max_bytes)
-    while (found := session.execute(waiting).first()) is not None:
-        check, file = found
-        if check.attempts >= MAX_ATTEMPTS:
-            _give_up(check, file)
-            session.flush()
-            continue
-        check.epoch += 1
-        check.attempts += 1
-        check.lease_until = database_now() + lease_seconds  # pyright: ignore[reportAttributeAccessIssue]
-        session.flush()
-        return Claim(file.id, check.epoch, file.storage_key)
+        next_file = next_file.where(File.bytes <= max_bytes)
+    claim = LEASES.claim(next_file, lease_seconds, attempts=FileCheck.attempts + 1)
+    while (check := session.scalar(claim)) is not None:
+        file = session.get_one(File, check.file_id)
+        if check.attempts <= MAX_ATTEMPTS:
+            return Claim(LEASES.lease_of(check), file.storage_key)
+        _give_up(session, LEASES.lease_of(check), file)
     return None
 
 
 def any_waits(session: Session) -> bool:
-    """Whether a file waits, or is being checked."""
+    """Whether any file waits to be checked, or is being checked."""
     return (
         session.scalar(select(FileCheck.file_id).where(FileCheck.finished_at.is_(None)).limit(1)) is not None
     )
 
 
-def renew(session: Session, claim: Claim, lease_seconds: float) -> bool:
-    """The heartbeat; False where the check is another's by now."""
-    return _write(session, _fenced(claim).values(lease_until=database_now() + lease_seconds))
+def release(session: Session, lease: Lease, wait_seconds: float = 0.0) -> None:
+    """Give the check back, to be claimed again after `wait_seconds`; the attempt does not count.
+
+    Raises:
+        LeaseLostError: another process has claimed the check.
+    """
+    # The epoch changes, as the row still has a time until which it is not to be claimed.
+    LEASES.update(
+        session,
+        lease,
+        lease_until=database_now() + wait_seconds,
+        epoch=FileCheck.epoch + 1,
+        attempts=FileCheck.attempts - 1,
+    )
 
 
-def release(session: Session, claim: Claim, wait_seconds: float = 0.0) -> None:
-    """Gives the check back, for another process or a later time; the attempt does not count."""
-    freed = _fenced(claim).values(lease_until=database_now() + wait_seconds, attempts=FileCheck.attempts - 1)
-    _write(session, freed)
+def finish(session: Session, lease: Lease, report: Report) -> None:
+    """End the check, and record its report and what it means for the file.
 
-
-def finish(session: Session, claim: Claim, report: Report) -> bool:
-    """Records the report and what it means for the file; False where the check is another's by now."""
-    done = _fenced(claim).values(report=report.model_dump(), finished_at=time.time(), lease_until=None)
-    if not _write(session, done):
-        return False
-    file = session.get_one(File, claim.file_id)
+    Raises:
+        LeaseLostError: another process has claimed the check.
+    """
+    LEASES.release(session, lease, report=report.model_dump(), finished_at=time.time())
+    file = session.get_one(File, lease.id)
     first, more = report.first_error, report.errors - 1
     file.status = "processed" if first is None else "error"
     file.status_details = None
@@ -95,37 +110,25 @@ def finish(session: Session, claim: Claim, report: Report) -> bool:
     file.examples = report.counts.examples
     file.longest_line = report.longest_line
     session.flush()
-    return True
 
 
 def report_of(session: Session, file_id: str) -> Report | None:
-    """What the file's check found; None until it is done."""
+    """The report of the file's check; None until the check is finished."""
     found = session.scalar(select(FileCheck.report).where(FileCheck.file_id == file_id))
     return Report.model_validate(found) if found is not None else None
 
 
 def are_done(session: Session, file_ids: Sequence[str]) -> bool:
-    """Whether none of these waits to be checked."""
+    """Whether all of these files have been checked."""
     waiting = select(File.id).where(File.id.in_(file_ids), File.status == "uploaded").limit(1)
     return session.scalar(waiting) is None
 
 
-def _give_up(check: FileCheck, file: File) -> None:
-    check.finished_at, check.lease_until = time.time(), None
+def _give_up(session: Session, lease: Lease, file: File) -> None:
+    LEASES.release(session, lease, finished_at=time.time())
     if file.status == "uploaded":
         file.status = "error"
         file.status_details = (
             f"The check died in each of {MAX_ATTEMPTS} attempts; the API's log has the details."
         )
-
-
-def _fenced(claim: Claim) -> Update:
-    return update(FileCheck).where(
-        FileCheck.file_id == claim.file_id,
-        FileCheck.epoch == claim.epoch,
-        FileCheck.finished_at.is_(None),
-    )
-
-
-def _write(session: Session, fenced: Update) -> bool:
-    return bool(session.connection().execute(fenced).rowcount)
+    session.flush()

@@ -1,4 +1,4 @@
-"""How what a job has trained becomes a model: checkpoints on the way, the adapter at the end."""
+"""Publishing what a job has trained: its checkpoints while it runs, and its adapter when it succeeds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.core.lease import Lease
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
@@ -13,22 +14,28 @@ from app.models.adapters.models import Adapter
 
 
 def fine_tuned_model_name(session: Session, job: FineTuningJob) -> str:
-    """`ft:<base>:<project>:<suffix>:<id>`, unique for ever because the job's id is."""
+    """Return `ft:<base>:<project>:<suffix>:<id>`, which is unique because the job's id is."""
     return adapters_service.served_name(
         session, job.project_id, job.model, job.suffix, job.id.removeprefix("ftjob-")
     )
 
 
 def publish_checkpoint(
-    session: Session, job: FineTuningJob, epoch: int, *, step: int, storage_key: str, metrics: dict[str, Any]
+    session: Session,
+    job: FineTuningJob,
+    lease: Lease,
+    *,
+    step: int,
+    storage_key: str,
+    metrics: dict[str, Any],
 ) -> str:
-    """Records a complete checkpoint and makes it servable, in the caller's transaction.
+    """Record a complete checkpoint and make it servable, in the caller's transaction.
 
     Raises:
-        queue.LeaseLostError: the attempt no longer owns its job.
+        LeaseLostError: the attempt has lost its lease.
     """
     name = f"{fine_tuned_model_name(session, job)}:ckpt-step-{step}"
-    queue.record_checkpoint(session, job.id, epoch, step=step, name=name, metrics=metrics)
+    queue.record_checkpoint(session, lease, step=step, name=name, metrics=metrics)
     _add_adapter(session, job, name, storage_key)
     return name
 
@@ -36,22 +43,21 @@ def publish_checkpoint(
 def publish_model(
     session: Session,
     job: FineTuningJob,
-    epoch: int,
+    lease: Lease,
     *,
     storage_key: str,
     trained_tokens: int,
     result_file_id: str,
 ) -> str:
-    """The adapter's row and the job's success, in the caller's one transaction.
+    """Add the adapter and end the job as succeeded, in the caller's transaction.
 
     Raises:
-        queue.LeaseLostError: the attempt no longer owns its job.
+        LeaseLostError: the attempt has lost its lease.
     """
     name = fine_tuned_model_name(session, job)
     queue.succeed(
         session,
-        job.id,
-        epoch,
+        lease,
         fine_tuned_model=name,
         trained_tokens=trained_tokens,
         result_file_id=result_file_id,

@@ -1,4 +1,4 @@
-"""What workers say of themselves: one row each, alive while its heartbeat is recent."""
+"""The registry of workers: one row each, which counts as alive while its heartbeat is recent."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ from sqlalchemy.orm import Session
 from app.core.database import database_now
 from app.fine_tuning.models import Worker
 
-_FORGOTTEN_SECONDS = 24 * 3600.0
-"""A worker that was killed leaves its row; so long it is shown as silent."""
+_SILENT_SECONDS = 24 * 3600.0
+"""How long the row of a worker that was killed is kept, and the worker listed as silent."""
 
 
 def report(session: Session, worker: Worker) -> None:
-    """Writes the worker's row, with the database's time as its heartbeat."""
+    """Write the worker's row, with the database's time as its heartbeat."""
     session.merge(worker).heartbeat_at = database_now()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def remove(session: Session, worker_id: str) -> None:
-    """Takes away the row of a worker that ends."""
+    """Delete the row of a worker that ends."""
     session.execute(delete(Worker).where(Worker.id == worker_id))
 
 
-def forget_silent(session: Session) -> None:
-    """Takes away the rows of workers that have been silent for a day."""
-    session.execute(delete(Worker).where(Worker.heartbeat_at < database_now() - _FORGOTTEN_SECONDS))
+def delete_silent(session: Session) -> None:
+    """Delete the rows of workers that have been silent for a day."""
+    session.execute(delete(Worker).where(Worker.heartbeat_at < database_now() - _SILENT_SECONDS))
 
 
 def with_ages(session: Session) -> Sequence[tuple[Worker, float]]:
-    """Every worker, oldest first, and the seconds since its last heartbeat."""
+    """Return every worker, oldest first, with the seconds since its last heartbeat."""
     age = database_now() - Worker.heartbeat_at
     rows = session.execute(select(Worker, age).order_by(Worker.started_at, Worker.id))
     return [(worker, seconds) for worker, seconds in rows]
 
 
 def alive(session: Session, heartbeat_seconds: float) -> list[Worker]:
-    """Workers that missed less than three heartbeats."""
+    """Return the workers that have missed fewer than three heartbeats."""
     return [worker for worker, age in with_ages(session) if is_alive(age, heartbeat_seconds)]
 
 
 def is_alive(age: float, heartbeat_seconds: float) -> bool:
-    """Whether a worker that was last heard of so many seconds ago still counts."""
+    """Whether a worker whose last heartbeat is `age` seconds ago counts as alive."""
     return age < 3 * heartbeat_seconds

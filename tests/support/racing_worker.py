@@ -18,12 +18,12 @@ from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
 def end(session: Session, job: FineTuningJob) -> None:
     """Every second job succeeds."""
     if job.seed % 2:
-        queue.fail(session, job.id, job.lease_epoch, code="c", message="m", param=None)
+        queue.fail(session, queue.LEASES.lease_of(job), code="c", message="m", param=None)
     else:
         publication.publish_model(
             session,
             job,
-            job.lease_epoch,
+            queue.LEASES.lease_of(job),
             storage_key=f"jobs/{job.id}",
             trained_tokens=1,
             result_file_id=job.training_file_id,

@@ -19,6 +19,7 @@ from openai import OpenAI
 
 from app.completions.models import SharedDevice
 from app.core.database import Database, database_now
+from app.core.lease import LeaseLostError
 from app.core.settings import Settings
 from tests.support.engine_thread import Running
 from tests.support.service import BASE_MODEL
@@ -181,7 +182,7 @@ def test_a_frozen_worker_loses_the_device(
         os.kill(process.pid, signal.SIGCONT)  # it finds that it has lost the device, and ends its trainer
         trainer.wait(timeout=10)
         client.fine_tuning.jobs.cancel(job)
-    assert "without its device" in (settings.data_dir / "worker.log").read_text()
+    assert "the lease on gpu-0" in (settings.data_dir / "worker.log").read_text()
 
 
 @on_one_database
@@ -284,8 +285,12 @@ def test_whose_turn_it_is(settings: Settings, database: Database) -> None:
         return may
 
     def renews(worker: TrainingTurns) -> bool:
-        with database.writer() as session:
-            return worker.renew(session)
+        try:
+            with database.writer() as session:
+                worker.renew(session)
+        except LeaseLostError:
+            return False
+        return True
 
     def later(**columns: float) -> None:
         """As if those moments had come."""

@@ -1,4 +1,4 @@
-"""Turns an attempt's progress into rows: events, checkpoints, and how the job ended."""
+"""Records the progress of an attempt: events, checkpoints, and how the job ended."""
 
 from __future__ import annotations
 
@@ -12,17 +12,10 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import select
-from sqlalchemy.exc import InternalError, OperationalError
 from sqlalchemy.orm import Session
-from tenacity import (
-    before_sleep_log,
-    retry,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_exponential_jitter,
-)
 
 from app.core.database import Database, new_id
+from app.core.lease import Lease, database_retrying
 from app.core.settings import Settings
 from app.files import service as files_service
 from app.files.models import File
@@ -61,34 +54,29 @@ _RESULT_METRICS = (
 
 
 class JobReporter:
-    """Writes for one attempt; every write is fenced by its epoch.
+    """Writes for one attempt; every write is fenced by its lease.
 
-    Every method raises `queue.LeaseLostError` once the attempt no longer owns its job. A database
-    that is away for a while (`TOQUE_DATABASE_PATIENCE_SECONDS`) only delays a write.
+    Every method raises `LeaseLostError` once the attempt has lost its lease. A database that is away for a
+    while (`TOQUE_DATABASE_PATIENCE_SECONDS`) only delays a write.
     """
 
-    def __init__(self, database: Database, storage: Storage, job: FineTuningJob, settings: Settings) -> None:
+    def __init__(
+        self, database: Database, storage: Storage, job: FineTuningJob, lease: Lease, settings: Settings
+    ) -> None:
         self.job = job
         self._database = database
         self._storage = storage
-        self._epoch = job.lease_epoch
+        self._lease = lease
         self._settings = settings
         self._total_steps = 0
         self._began, self._started_at = time.monotonic(), time.monotonic()
         self._run: Started | None = None
         self.recorded_step = job.recorded_step
-        """The last step in the job's log."""
-        self._persistently = retry(
-            # InternalError: PostgreSQL has ended a transaction that was idle while this process was frozen.
-            retry=retry_if_exception_type((OperationalError, InternalError)),
-            stop=stop_after_delay(settings.database_patience_seconds),
-            wait=wait_exponential_jitter(multiplier=0.2, max=5),
-            before_sleep=before_sleep_log(log, logging.WARNING),
-            reraise=True,
-        )
+        """The last step that the job's log has the metrics of."""
+        self._retrying = database_retrying(settings.database_patience_seconds)
 
     def report(self, progress: Progress) -> None:
-        """Records one message of the trainer."""
+        """Record one message of the trainer."""
         match progress:
             case Started():
                 self._started(progress)
@@ -112,28 +100,23 @@ class JobReporter:
                 self.release()
 
     def note(self, message: str) -> None:
-        """A line in the job's log."""
+        """Add a line to the job's log."""
         self._event(message)
 
     def fail(self, code: str, message: str, param: str | None = None) -> None:
-        """Ends the job with a reason."""
-        self._write(
-            lambda session: queue.fail(
-                session, self.job.id, self._epoch, code=code, message=message, param=param
-            )
-        )
+        """End the job as failed, with a reason."""
+        self._write(lambda session: queue.fail(session, self._lease, code=code, message=message, param=param))
 
     def release(self) -> None:
-        """Gives the job back to the queue."""
-        self._write(lambda session: queue.release(session, self.job.id, self._epoch))
+        """Give the job back to the queue."""
+        self._write(lambda session: queue.release(session, self._lease))
 
     def retry(self, reason: str, *, code: str) -> None:
-        """Ends an attempt that died; the job waits for the next, or fails after the last."""
+        """End an attempt that died; the job waits for the next one, or fails after the last."""
         self._write(
             lambda session: queue.retry(
                 session,
-                self.job.id,
-                self._epoch,
+                self._lease,
                 reason,
                 code=code,
                 retry_seconds=self._settings.retry_seconds,
@@ -141,11 +124,11 @@ class JobReporter:
         )
 
     def pause_for_room(self, reason: str) -> None:
-        """Sets the job aside until there is room on the storage."""
-        self._write(lambda session: queue.pause_for_room(session, self.job.id, self._epoch, reason))
+        """Pause the job until there is room in the storage."""
+        self._write(lambda session: queue.pause_for_room(session, self._lease, reason))
 
     def warn(self, message: str) -> None:
-        """A line that the job's owner should read."""
+        """Add a warning to the job's log."""
         self._event(message, level="warn")
 
     def _started(self, started: Started) -> None:
@@ -158,7 +141,7 @@ class JobReporter:
         )
 
         def write(session: Session) -> None:
-            queue.record_event(session, self.job.id, self._epoch, message)
+            queue.record_event(session, self._lease, message)
             self._expect(session, started)
 
         self._write(write)
@@ -168,10 +151,10 @@ class JobReporter:
         speed = self._speed(started, seconds=0.0, tokens=0, peak=0)
         left = estimates.seconds_by_others(session, self._settings, speed) if speed else None
         if left is not None:
-            queue.expect(session, self.job.id, self._epoch, estimated_finish=time.time() + left)
+            queue.expect(session, self._lease, estimated_finish=time.time() + left)
 
     def _speed(self, started: Started, *, seconds: float, tokens: int, peak: int) -> TrainingSpeed | None:
-        """What this attempt takes; None where there is nothing left to do, or its trainer does not count."""
+        """What this attempt takes; None if nothing is left to do, or the trainer does not count its work."""
         share = 1 - started.resumed_step / started.total_steps
         if not started.training.steps * share:
             return None
@@ -195,7 +178,7 @@ class JobReporter:
     def _step(self, step: Step) -> None:
         number = step.metrics.step
         if number <= self.recorded_step:
-            return  # told again
+            return  # an earlier attempt recorded it
         left = (self._total_steps - number) * step.elapsed_seconds / number
         message = f"Step {number}/{self._total_steps}: training loss={step.metrics.train_loss:.4f}"
         if step.metrics.valid_loss is not None:
@@ -212,8 +195,7 @@ class JobReporter:
         self._write(
             lambda session: queue.record_step(
                 session,
-                self.job.id,
-                self._epoch,
+                self._lease,
                 number,
                 message,
                 data=data,
@@ -230,11 +212,9 @@ class JobReporter:
 
         def write(session: Session) -> None:
             name = publication.publish_checkpoint(
-                session, self.job, self._epoch, step=step, storage_key=key, metrics=metrics
+                session, self.job, self._lease, step=step, storage_key=key, metrics=metrics
             )
-            queue.record_event(
-                session, self.job.id, self._epoch, f"Checkpoint created at step {step}: {name}"
-            )
+            queue.record_event(session, self._lease, f"Checkpoint created at step {step}: {name}")
 
         reach("reporter.before_checkpoint_row")
         self._write(write)
@@ -247,7 +227,7 @@ class JobReporter:
             tokens=finished.trained_tokens,
             peak=finished.peak_memory_bytes,
         )
-        # The files are durable before any row names them; a crash in between leaves files without rows.
+        # The files are durable before a row names them; a crash in between leaves files without rows.
         reach("reporter.before_result_file")
         try:
             parity, verdict = self._compare_with_served(finished)
@@ -265,11 +245,11 @@ class JobReporter:
                 session, self.job.project_id, f"{self.job.id}-metrics.csv", result
             )
             reach("reporter.result_row")
-            queue.record_event(session, self.job.id, self._epoch, verdict, level="info" if parity else "warn")
+            queue.record_event(session, self._lease, verdict, level="info" if parity else "warn")
             name = publication.publish_model(
                 session,
                 self.job,
-                self._epoch,
+                self._lease,
                 storage_key=key,
                 trained_tokens=finished.trained_tokens,
                 result_file_id=file.id,
@@ -284,12 +264,12 @@ class JobReporter:
         reach("reporter.published")
 
     def _compare_with_served(self, finished: Finished) -> tuple[Parity | None, str]:
-        """How near an engine is to the trainer, and what to tell the job's owner; None if none can be asked.
+        """Compare the model with an engine's answers; return the parity, None if unknown, and a verdict.
 
-        The last checkpoint has the same weights as the model, and a name already.
+        The engine is asked for the last checkpoint, which has the model's weights and a name already.
 
         Raises:
-            ParityError: it serves something else.
+            ParityError: the engine does not serve what was trained.
         """
         if not finished.samples:
             return None, "No example was short enough to compare the model with an engine's answers"
@@ -308,18 +288,16 @@ class JobReporter:
         return parity, str(parity)
 
     def _event(self, message: str, *, level: str = "info") -> None:
-        self._write(
-            lambda session: queue.record_event(session, self.job.id, self._epoch, message, level=level)
-        )
+        self._write(lambda session: queue.record_event(session, self._lease, message, level=level))
 
     def _write(self, work: Callable[[Session], None]) -> None:
-        """One transaction, tried again while the database is away."""
+        """Run one transaction, again and again while the database is away."""
 
         def attempt() -> None:
             with self._database.writer() as session:
                 work(session)
 
-        self._persistently(attempt)()
+        self._retrying(attempt)
 
 
 def _numbers(metrics: Metrics) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Models that were published while no engine could be asked: compared once one can be."""
+"""Compares models with an engine's answers that were published while no engine could be asked."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from workers.training.protocol import Sample
 
 
 def keep_samples(storage: Storage, job: FineTuningJob, samples: Sequence[Sample]) -> None:
-    """For `verify_one`."""
+    """Store the samples of a model, for `verify_one` to compare later."""
     storage.write(_samples_key(job), msgspec.json.encode(samples))
 
 
 def verify_one(database: Database, storage: Storage, settings: Settings, base_models: Sequence[str]) -> None:
-    """Compares one model that waits for it, if an engine of its base answers; one that fails is quarantined.
+    """Compare one unverified model, if an engine of its base model answers; quarantine it if that fails.
 
-    Any worker may do it, at any time.
+    Any worker may do it at any time.
     """
     with database.reader() as session:
         found = _find_unverified(session, base_models)
@@ -43,7 +43,7 @@ def verify_one(database: Database, storage: Storage, settings: Settings, base_mo
     try:
         samples = msgspec.json.decode(storage.path(_samples_key(job)).read_bytes(), type=list[Sample])
         compared = compare(engine, adapter.name, storage.path(training_file.storage_key), samples)
-    except FileNotFoundError:  # nothing to compare it with, or any more
+    except FileNotFoundError:  # its samples or its file are gone
         parity, verdict, level = {"tokens": 0}, "Not compared with an engine's answers", "warn"
     except NoAnswerError:
         return
@@ -52,17 +52,17 @@ def verify_one(database: Database, storage: Storage, settings: Settings, base_mo
     else:
         parity, verdict, level = msgspec.to_builtins(compared), str(compared), "info"
     with database.writer() as session:
-        is_news = (
+        is_new = (
             adapters_service.record_parity(session, adapter.name, parity)
             if parity
             else adapters_service.quarantine(session, adapter.name, verdict)
         )
-        if is_news:
+        if is_new:
             queue.add_event(session, job.id, verdict, level=level)
 
 
 def _find_unverified(session: Session, base_models: Sequence[str]) -> tuple[Adapter, FineTuningJob] | None:
-    """Any of them: one that cannot be compared must not keep the others waiting."""
+    """Select one at random, so that a model that cannot be compared does not hold up the others."""
     query = (
         select(Adapter, FineTuningJob)
         .join(FineTuningJob, FineTuningJob.fine_tuned_model == Adapter.name)

@@ -1,15 +1,13 @@
-"""The worker: claims one job after another, and has its trainer child train it.
+"""The worker: claims one job after another, and has its trainer process train it.
 
-`python -m workers.training.worker`, from the top: claim, train, report, until it is told to stop.
-It imports no torch: the child does the training and may die at any time.
+`python -m workers.training.worker` claims, trains and reports until it is told to stop. It imports no torch:
+the trainer is a child process, which may die at any time.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-import shutil
 import signal
 import socket
 import threading
@@ -24,7 +22,7 @@ from app import __version__
 from app.core import migrations
 from app.core.database import Database, new_id
 from app.core.errors import StorageFullError
-from app.core.idempotency import forget_old
+from app.core.lease import Heartbeat, Lease, LeaseLostError
 from app.core.settings import Settings
 from app.files.models import File
 from app.fine_tuning import queue
@@ -32,15 +30,13 @@ from app.fine_tuning import workers as registry
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
 from app.models.catalogue import is_prepared
-from app.orphans import sweep_orphans
 from app.storage import open_storage
-from app.usage.service import fold_oldest_day
 from workers.crash_points import reach
 from workers.device import detect
 from workers.device_sharing import TrainingTurns, shared_device
+from workers.maintenance import Maintenance
 from workers.training.checkpoint import newest_resumable
 from workers.training.child import TRAINER, TrainerChild
-from workers.training.heartbeat import Heartbeat
 from workers.training.protocol import (
     Failed,
     Finished,
@@ -55,13 +51,12 @@ from workers.training.verification import verify_one
 log = logging.getLogger("toque.worker")
 
 _DRAIN_SECONDS = 20.0
-"""For a checkpoint, when the worker is told to stop; then the trainer is killed."""
-_SWEEP_SECONDS = 3600.0
-_DEVICE_LOOK_SECONDS = 0.2
+"""How long a worker that is told to stop waits for a checkpoint before it kills the trainer."""
+_DEVICE_POLL_SECONDS = 0.2
 
 
 class TrainingWorker:
-    """One process that trains one job at a time, with the command `trainer` as its child."""
+    """Trains one job at a time, in a child process that the command `trainer` starts."""
 
     def __init__(self, settings: Settings, trainer: Sequence[str] = TRAINER) -> None:
         self._settings = settings
@@ -69,8 +64,7 @@ class TrainingWorker:
         self._storage = open_storage(settings)
         self._child = TrainerChild(trainer, settings.training_threads)
         self._stopping = threading.Event()
-        self._kept_house_at = self._swept_at = 0.0
-        self._database_away_at = -math.inf
+        self._maintenance = Maintenance(settings, self._database, self._storage, self._verify_one)
         self._schema_is_known = False
         self._row = Worker(
             id=new_id("worker_"),
@@ -85,11 +79,11 @@ class TrainingWorker:
         self._turns = TrainingTurns(self._database, settings, shared, self._row.id) if shared else None
 
     def run(self) -> None:
-        """Trains until `stop`."""
+        """Claim and train jobs until `stop`."""
         log.info("%s on %s waits for jobs", self._row.id, self._row.device)
         with Heartbeat(self._settings.heartbeat_seconds, self._report_worker):
             while not self._stopping.is_set():
-                self._keep_house()
+                self._maintenance.run_maintenance()
                 job = self._claim()
                 if job is None:
                     self._stopping.wait(self._settings.poll_seconds)
@@ -99,7 +93,7 @@ class TrainingWorker:
         self._retire()
 
     def stop(self) -> None:
-        """Ends `run`, from another thread: the job at hand is saved and goes back to the queue."""
+        """End `run`, from another thread: the current job is saved and goes back to the queue."""
         self._stopping.set()
         self._child.ask_to_stop()
         too_long = threading.Timer(_DRAIN_SECONDS, self._child.close)
@@ -131,63 +125,66 @@ class TrainingWorker:
                     self._turns.begin(session)
                 reach("worker.claim_uncommitted")
         except SQLAlchemyError as error:
-            self._database_away_at = time.monotonic()
-            log.warning("the queue cannot be read: %s", error)
+            self._maintenance.database_was_away()
+            log.warning("cannot claim a job: %s", error)
             return None
         return job
 
     def _knows_schema(self) -> bool:
-        """Not in the middle of an upgrade: on an older schema no attempt could end."""
+        """Whether the schema is up to date: during an upgrade no attempt could record its end."""
         if not self._schema_is_known:
             self._schema_is_known = not migrations.is_outdated(self._database.engine)
             if not self._schema_is_known:
-                log.warning("%s; no job is taken before", migrations.OUTDATED)
+                log.warning("%s; no job is claimed until then", migrations.OUTDATED)
         return self._schema_is_known
 
     def _train(self, job: FineTuningJob) -> None:
-        """One attempt, to its end."""
+        """Run one attempt to its end."""
         reach("worker.claimed")
         log.info("%s: attempt %d", job.id, job.lease_epoch)
-        reporter = JobReporter(self._database, self._storage, job, self._settings)
-        lease = Heartbeat(self._settings.heartbeat_seconds, lambda: self._renew(job), on_lost=self._let_go)
+        lease = queue.LEASES.lease_of(job)
+        reporter = JobReporter(self._database, self._storage, job, lease, self._settings)
+        heartbeat = Heartbeat(
+            self._settings.heartbeat_seconds, lambda: self._renew(lease), on_lost=self._stop_trainer
+        )
         self._row.job_id = job.id
         try:
-            with lease:
+            with heartbeat:
                 if self._has_device(reporter):
                     self._follow_trainer(job, reporter)
-        except queue.LeaseLostError as lost:
+        except LeaseLostError as lost:
             log.warning("%s", lost)
             self._child.kill()
         except SQLAlchemyError:
-            log.exception("%s: progress cannot be recorded; it is tried again after its lease", job.id)
+            log.exception("%s: cannot record progress; the job is retried after its lease expires", job.id)
             self._child.kill()
         finally:
             self._row.job_id = None
             self._leave_device()
 
     def _has_device(self, reporter: JobReporter) -> bool:
-        """Waits until the engines on a shared device sleep; False where the job goes back meanwhile."""
-        is_told = False
+        """Wait until the engines on a shared device sleep; return False if the job is released meanwhile."""
+        is_noted = False
         while self._turns and self._turns.engines_awake():
             if self._stopping.is_set():
                 reporter.release()
                 return False
-            if not is_told:
+            if not is_noted:
                 reporter.note("Waits until the engine has left the device to it")
-                is_told = True
-            self._stopping.wait(_DEVICE_LOOK_SECONDS)
+                is_noted = True
+            self._stopping.wait(_DEVICE_POLL_SECONDS)
         return True
 
     def _leave_device(self) -> None:
-        """A shared device is the engine's again: the trainer does not stay warm on it."""
+        """Give a shared device back to the engine; the trainer does not stay warm on it."""
         if self._turns:
             self._child.stop()
             self._turns.end()
 
     def _follow_trainer(self, job: FineTuningJob, reporter: JobReporter) -> None:
-        """Trains until there is a last word. Killed for want of memory, it goes on in smaller pieces."""
+        """Train to the end; after an out-of-memory kill, training goes on with smaller micro-batches."""
         halvings, starved_at = 0, -1
-        while not self._is_told(job, reporter, halvings):
+        while not self._follow_once(job, reporter, halvings):
             if not self._child.was_starved:
                 reporter.retry(f"The trainer died ({self._child.exit_reason})", code="trainer_died")
                 return
@@ -195,10 +192,12 @@ class TrainingWorker:
                 reporter.report(out_of_memory(msgspec.convert(job.hyperparameters, Hyperparameters)))
                 return
             halvings, starved_at = halvings + 1, reporter.recorded_step
-            reporter.warn("Out of memory: the trainer was killed; it goes on in pieces half as large")
+            reporter.warn(
+                "Out of memory: the trainer was killed; it goes on with micro-batches half as large"
+            )
 
-    def _is_told(self, job: FineTuningJob, reporter: JobReporter, halvings: int) -> bool:
-        """Whether the trainer said how it ended, or nobody needs to know; False where it died."""
+    def _follow_once(self, job: FineTuningJob, reporter: JobReporter, halvings: int) -> bool:
+        """Train from the newest checkpoint; return False if the trainer died before its job ended."""
         resumable = newest_resumable(self._storage.path(f"jobs/{job.id}"), reporter.recorded_step)
         for problem in resumable.damaged:
             reporter.warn(f"A checkpoint is damaged ({problem}); an earlier one is used")
@@ -209,15 +208,15 @@ class TrainingWorker:
                     reporter.release()
                 return True
             if self._stopping.is_set() or not owned:
-                self._child.ask_to_stop()  # again: what it was asked before it began, it has not heard
+                self._child.ask_to_stop()  # again, as a trainer that was still starting did not hear it
             if owned:
                 if self._turns and isinstance(progress, Finished):
                     self._leave_device()  # for the comparison with an engine's answers
                     self._turns.await_engine(job.model, self._stopping)
                 try:
                     reporter.report(progress)
-                except queue.LeaseLostError as lost:
-                    self._let_go(lost)
+                except LeaseLostError as lost:
+                    self._stop_trainer(lost)
                     owned = False
                 except StorageFullError as error:
                     reporter.pause_for_room(str(error))
@@ -228,8 +227,8 @@ class TrainingWorker:
             reporter.release()
         return not owned or self._stopping.is_set()
 
-    def _let_go(self, lost: queue.LeaseLostError) -> None:
-        """The job is no longer ours. A paused one only stops: its trainer stays warm for the next job."""
+    def _stop_trainer(self, lost: LeaseLostError) -> None:
+        """Stop training a job whose lease is lost; if it was paused, the trainer stays warm for the next."""
         log.warning("%s", lost)
         if lost.status == "paused":
             self._child.ask_to_stop()
@@ -242,7 +241,7 @@ class TrainingWorker:
         with self._database.reader() as session:
             training_file = session.get_one(File, job.learnt_file_id)
             validation_file = session.get(File, job.validation_file_id) if job.validation_file_id else None
-            # Deleted or not: its files stay until no job needs them.
+            # It may be deleted: its files stay until no job needs them.
             parent = session.get_one(Adapter, job.parent) if job.parent else None
         return TrainingSpec(
             job_id=job.id,
@@ -260,44 +259,14 @@ class TrainingWorker:
             parent=str(self._storage.path(parent.storage_key)) if parent else None,
         )
 
-    def _keep_house(self) -> None:
-        """What any worker may do for all, now and then: it is safe to do twice."""
-        now = time.monotonic()
-        if now - self._kept_house_at < self._settings.heartbeat_seconds:
-            return
-        self._kept_house_at = now
-        try:
-            with self._database.writer() as session:
-                # While the database was away nobody could report; those that are well do so first.
-                if now - self._database_away_at > 3 * self._settings.heartbeat_seconds:
-                    queue.reclaim_expired(session, self._settings.retry_seconds)
-                self._settings.storage_root.mkdir(parents=True, exist_ok=True)
-                if shutil.disk_usage(self._settings.storage_root).free >= self._settings.storage_room_bytes:
-                    queue.resume_with_room(session)
-            verify_one(self._database, self._storage, self._settings, self._trainable)
-            if now - self._swept_at > _SWEEP_SECONDS or not self._swept_at:
-                self._swept_at = now
-                with self._database.writer() as session:
-                    forget_old(session)
-                    registry.forget_silent(session)
-                sweep_orphans(self._database, self._storage)
-                while self._fold_usage():
-                    pass
-        except SQLAlchemyError as error:
-            self._database_away_at = now
-            log.warning("housekeeping: %s", error)
-        except OSError as error:
-            log.warning("housekeeping: %s", error)
+    def _verify_one(self) -> None:
+        verify_one(self._database, self._storage, self._settings, self._trainable)
 
-    def _fold_usage(self) -> bool:
+    def _renew(self, lease: Lease) -> None:
         with self._database.writer() as session:
-            return fold_oldest_day(session, time.time())
-
-    def _renew(self, job: FineTuningJob) -> None:
-        with self._database.writer() as session:
-            queue.renew_lease(session, job.id, job.lease_epoch, self._settings.lease_seconds)
-            if self._turns and not self._turns.renew(session):
-                raise queue.LeaseLostError(job.id, job.lease_epoch, "without its device")
+            queue.LEASES.renew(session, lease, self._settings.lease_seconds)
+            if self._turns:
+                self._turns.renew(session)
 
     def _report_worker(self) -> None:
         self._child.kill_if_silent(self._settings.trainer_silence_seconds)
@@ -310,15 +279,15 @@ class TrainingWorker:
             with self._database.writer() as session:
                 registry.remove(session, self._row.id)
         except SQLAlchemyError as error:
-            log.warning("the worker's row stays until it is old: %s", error)
+            log.warning("cannot delete the worker's row, which stays until it is a day old: %s", error)
         self._database.dispose()
 
 
 def main(trainer: Sequence[str] = TRAINER) -> None:
-    """The process: runs until SIGTERM or SIGINT."""
+    """Run the worker until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # A thread waits for the signals: a handler would run between two instructions of the main thread,
-    # which may hold the very lock that `stop` needs. Threads and children inherit the blocked signals.
+    # A thread waits for the signals: a signal handler would run on the main thread, which may hold the lock
+    # that `stop` needs. Threads and children inherit the blocked signals.
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     worker = TrainingWorker(Settings(), trainer)

@@ -108,5 +108,5 @@ def test_a_silent_worker_does_not_count(http: httpx2.Client, database: Database)
     assert 'toque_worker_heartbeat_age_seconds{worker="worker_1"} 3.' in text
     with database.writer() as session:
         session.execute(update(Worker).values(heartbeat_at=Worker.heartbeat_at - 86400.0))
-        workers.forget_silent(session)
+        workers.delete_silent(session)
     assert "worker_1" not in http.get("/metrics").text

@@ -13,6 +13,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, MetaData, Table, inspect, select
 
 from app.core.database import Base, Database
+from app.core.lease import Lease
 from app.core.migrations import upgrade
 from app.core.settings import Settings
 from app.fine_tuning import queue
@@ -298,7 +299,7 @@ def check_what_workers_do(settings: Settings, database: Database) -> None:
     assert adapter.storage_key == "jobs/ftjob-done/1/checkpoints/step-3"
 
     with database.writer() as session:
-        queue.renew_lease(session, "ftjob-held", 1, 60.0)
+        queue.LEASES.renew(session, Lease("ftjob-held", 1), 60.0)
         assert queue.reclaim_expired(session, retry_seconds=0) == 1
     claimed: dict[str, FineTuningJob] = {}
     for _ in range(2):

@@ -11,6 +11,7 @@ import pytest
 from openai import OpenAI
 
 from app.core.database import Database
+from app.core.lease import Lease, LeaseLostError
 from app.core.settings import Settings
 from app.datasets.report import Report
 from app.datasets.validation import validate_file
@@ -46,7 +47,7 @@ def check(database: Database, settings: Settings, lease_seconds: float = 60.0) -
     if claim is not None:
         report = validate_file(settings.storage_root / claim.storage_key, None)
         with database.writer() as session:
-            assert checks.finish(session, claim, report)
+            checks.finish(session, claim.lease, report)
     return claim
 
 
@@ -127,16 +128,19 @@ def test_a_lease_that_passed_is_anothers_and_the_late_report_counts_for_nothing(
             lost = checks.claim_next(session, -1.0)
             taken = checks.claim_next(session, 60.0)
             assert checks.claim_next(session, 60.0) is None
-        assert lost is not None and taken is not None and taken.epoch == lost.epoch + 1
+        assert lost is not None and taken is not None and taken.lease == Lease(file, 2)
         report = validate_file(settings.storage_root / taken.storage_key, None)
         empty = Report.model_validate(report.model_dump() | {"findings": [], "finding_counts": []})
         with database.writer() as session:
-            assert not checks.renew(session, lost, 60.0)
-            assert not checks.finish(session, lost, empty)
+            with pytest.raises(LeaseLostError):
+                checks.LEASES.renew(session, lost.lease, 60.0)
+            with pytest.raises(LeaseLostError):
+                checks.finish(session, lost.lease, empty)
         assert client.files.retrieve(file).status == "uploaded"
         with database.writer() as session:
-            assert checks.finish(session, taken, report)
-            assert not checks.finish(session, taken, empty)
+            checks.finish(session, taken.lease, report)
+            with pytest.raises(LeaseLostError):
+                checks.finish(session, taken.lease, empty)
         found = client.files.retrieve(file)
         assert (found.status, found.status_details) == ("error", "Line 13 has no messages (at /messages).")
 
@@ -161,7 +165,7 @@ def test_a_check_that_is_given_back_counts_as_no_attempt(impatient: Service, dat
             for _ in range(2 * checks.MAX_ATTEMPTS):
                 claim = checks.claim_next(session, 60.0)
                 assert claim is not None
-                checks.release(session, claim)
+                checks.release(session, claim.lease)
 
 
 def test_two_processes_share_the_files_and_check_each_once(settings: Settings, database: Database) -> None:

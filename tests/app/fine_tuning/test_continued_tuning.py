@@ -297,11 +297,16 @@ def publish(database: Database, job_id: str, like: str) -> str:
         assert job is not None and job.id == job_id
         key = session.get_one(Adapter, like).storage_key
         publication.publish_checkpoint(
-            session, job, job.lease_epoch, step=3, storage_key=key, metrics={"step": 3}
+            session, job, queue.LEASES.lease_of(job), step=3, storage_key=key, metrics={"step": 3}
         )
         result = files_service.create_result_file(
             session, job.project_id, "m.csv", StoredFile(f"files/{job_id}", 1, "")
         )
         return publication.publish_model(
-            session, job, job.lease_epoch, storage_key=key, trained_tokens=1, result_file_id=result.id
+            session,
+            job,
+            queue.LEASES.lease_of(job),
+            storage_key=key,
+            trained_tokens=1,
+            result_file_id=result.id,
         )

@@ -10,6 +10,7 @@ from openai import OpenAI
 from sqlalchemy import update
 
 from app.core.database import Database
+from app.core.lease import Lease
 from app.fine_tuning import queue
 from app.fine_tuning.models import SPEC_VERSION, FineTuningJob, Worker
 from tests.support.jobs import create, upload
@@ -34,7 +35,7 @@ def claim_all(database: Database, *, ending: bool = False, **limits: Any) -> lis
 
 def end(database: Database, job_id: str) -> None:
     with database.writer() as session:
-        queue.fail(session, job_id, 1, code="c", message="m", param=None)
+        queue.fail(session, Lease(job_id, 1), code="c", message="m", param=None)
 
 
 def worker(now: float) -> Worker:

@@ -12,6 +12,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.core.database import Database
+from app.core.lease import Lease, LeaseLostError
 from app.core.settings import Settings
 from app.files import service as files_service
 from app.fine_tuning import publication, queue
@@ -72,21 +73,21 @@ def test_an_expired_lease_passes_to_another_and_the_first_writes_nothing_more(
     assert (fresh.id, fresh.lease_epoch, fresh.worker_id) == (job.id, 2, "worker_b")
     before = len(list(client.fine_tuning.jobs.list_events(job.id)))
     attempts: list[Callable[[Session], Any]] = [
-        lambda s: queue.renew_lease(s, job.id, 1, LEASE),
-        lambda s: queue.record_event(s, job.id, 1, "from beyond"),
-        lambda s: queue.record_checkpoint(s, job.id, 1, step=1, name="n", metrics={"step": 1}),
-        lambda s: queue.fail(s, job.id, 1, code="c", message="m", param=None),
-        lambda s: queue.release(s, job.id, 1),
+        lambda s: queue.LEASES.renew(s, Lease(job.id, 1), LEASE),
+        lambda s: queue.record_event(s, Lease(job.id, 1), "from beyond"),
+        lambda s: queue.record_checkpoint(s, Lease(job.id, 1), step=1, name="n", metrics={"step": 1}),
+        lambda s: queue.fail(s, Lease(job.id, 1), code="c", message="m", param=None),
+        lambda s: queue.release(s, Lease(job.id, 1)),
         lambda s: publication.publish_model(
-            s, stale, 1, storage_key="k", trained_tokens=1, result_file_id="file-none"
+            s, stale, Lease(job.id, 1), storage_key="k", trained_tokens=1, result_file_id="file-none"
         ),
     ]
     for attempt in attempts:
-        with pytest.raises(queue.LeaseLostError):
+        with pytest.raises(LeaseLostError):
             write(database, attempt)
     assert len(list(client.fine_tuning.jobs.list_events(job.id))) == before
     assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
-    write(database, lambda s: queue.renew_lease(s, job.id, 2, LEASE))
+    write(database, lambda s: queue.LEASES.renew(s, Lease(job.id, 2), LEASE))
 
 
 def test_success_publishes_one_model_in_one_transaction(
@@ -101,7 +102,7 @@ def test_success_publishes_one_model_in_one_transaction(
     def publish(session: Session, *, crash: bool) -> str:
         result = files_service.create_result_file(session, row.project_id, "metrics.csv", stored)
         name = publication.publish_model(
-            session, row, 1, storage_key="jobs/x", trained_tokens=42, result_file_id=result.id
+            session, row, Lease(job.id, 1), storage_key="jobs/x", trained_tokens=42, result_file_id=result.id
         )
         if crash:
             raise RuntimeError
@@ -110,7 +111,7 @@ def test_success_publishes_one_model_in_one_transaction(
     checkpoint = write(
         database,
         lambda s: publication.publish_checkpoint(
-            s, row, 1, step=3, storage_key="jobs/x", metrics={"step": 3}
+            s, row, Lease(job.id, 1), step=3, storage_key="jobs/x", metrics={"step": 3}
         ),
     )
     with pytest.raises(RuntimeError):
@@ -143,7 +144,7 @@ def test_a_step_whose_answer_was_lost_is_on_the_record_once(client: OpenAI, data
         write(
             database,
             lambda s, step=step: queue.record_step(
-                s, job.id, 1, step, f"Step {step}", data={"step": step}, estimated_finish=0.0
+                s, Lease(job.id, 1), step, f"Step {step}", data={"step": step}, estimated_finish=0.0
             ),
         )
     steps = [e.data["step"] for e in client.fine_tuning.jobs.list_events(job.id) if e.type == "metrics"]
@@ -156,8 +157,8 @@ def test_cancelling_a_running_job_takes_it_from_its_worker(client: OpenAI, datab
     job = create(client)
     claim(database)
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
-    with pytest.raises(queue.LeaseLostError):
-        write(database, lambda s: queue.renew_lease(s, job.id, 1, LEASE))
+    with pytest.raises(LeaseLostError):
+        write(database, lambda s: queue.LEASES.renew(s, Lease(job.id, 1), LEASE))
     assert claim(database) is None
 
 
@@ -165,7 +166,8 @@ def test_final_statuses_are_final(client: OpenAI, database: Database) -> None:
     job = create(client)
     claim(database)
     write(
-        database, lambda s: queue.fail(s, job.id, 1, code="bad", message="It burnt.", param="training_file")
+        database,
+        lambda s: queue.fail(s, Lease(job.id, 1), code="bad", message="It burnt.", param="training_file"),
     )
     failed = client.fine_tuning.jobs.retrieve(job.id)
     assert failed.error is not None

@@ -28,6 +28,7 @@ from sqlalchemy import func, select, update
 from app.auth.models import Project
 from app.core.database import Database
 from app.core.errors import ConflictError
+from app.core.lease import Lease, LeaseLostError
 from app.files.models import File
 from app.fine_tuning import publication, queue, service
 from app.fine_tuning.models import ALLOWED_MOVES, FINAL_STATUSES, FineTuningJob
@@ -100,63 +101,63 @@ class QueueMachine(RuleBasedStateMachine):
         assert (job.id, job.lease_epoch) not in self.owners, "an epoch has one owner"
         assert not limit or running.count(job.project_id) < limit
         self.owners[job.id, job.lease_epoch] = worker
-        return job.id, job.lease_epoch
+        return Lease(job.id, job.lease_epoch)
 
-    def owns(self, claim: tuple[str, int]) -> bool:
+    def owns(self, claim: Lease) -> bool:
         with self.database.reader() as session:
-            job = session.get_one(FineTuningJob, claim[0])
-            return job.status == "running" and job.lease_epoch == claim[1]
+            job = session.get_one(FineTuningJob, claim.id)
+            return job.status == "running" and job.lease_epoch == claim.epoch
 
-    def write(self, claim: tuple[str, int], work: Any) -> None:
+    def write(self, claim: Lease, work: Any) -> None:
         """The write succeeds exactly if the claim still holds."""
         owned = self.owns(claim)
         try:
             with self.database.writer() as session:
                 work(session)
-        except queue.LeaseLostError:
+        except LeaseLostError:
             assert not owned
         else:
             assert owned, "a stale epoch wrote"
 
     @rule(claim=claims)
-    def renew(self, claim: tuple[str, int]) -> None:
-        self.write(claim, lambda s: queue.renew_lease(s, *claim, 3600))
+    def renew(self, claim: Lease) -> None:
+        self.write(claim, lambda s: queue.LEASES.renew(s, claim, 3600))
 
     @rule(claim=claims, step=st.integers(1, 9))
-    def step(self, claim: tuple[str, int], step: int) -> None:
+    def step(self, claim: Lease, step: int) -> None:
         self.write(
             claim,
-            lambda s: queue.record_step(s, *claim, step, "step", data={"step": step}, estimated_finish=0.0),
+            lambda s: queue.record_step(s, claim, step, "step", data={"step": step}, estimated_finish=0.0),
         )
 
     @rule(claim=claims)
-    def succeed(self, claim: tuple[str, int]) -> None:
+    def succeed(self, claim: Lease) -> None:
         def publish(session: Any) -> None:
-            job = session.get_one(FineTuningJob, claim[0])
+            job = session.get_one(FineTuningJob, claim.id)
             file = f"file-{job.project_id}"
             publication.publish_model(
-                session, job, claim[1], storage_key="k", trained_tokens=1, result_file_id=file
+                session, job, claim, storage_key="k", trained_tokens=1, result_file_id=file
             )
 
         if self.owns(claim):
-            self.published.add(claim[0])
+            self.published.add(claim.id)
         self.write(claim, publish)
 
     @rule(claim=claims)
-    def fail(self, claim: tuple[str, int]) -> None:
-        self.write(claim, lambda s: queue.fail(s, *claim, code="c", message="m", param=None))
+    def fail(self, claim: Lease) -> None:
+        self.write(claim, lambda s: queue.fail(s, claim, code="c", message="m", param=None))
 
     @rule(claim=claims)
-    def die(self, claim: tuple[str, int]) -> None:
-        self.write(claim, lambda s: queue.retry(s, *claim, "It died", code="trainer_died", retry_seconds=60))
+    def die(self, claim: Lease) -> None:
+        self.write(claim, lambda s: queue.retry(s, claim, "It died", code="trainer_died", retry_seconds=60))
 
     @rule(claim=claims)
-    def release(self, claim: tuple[str, int]) -> None:
-        self.write(claim, lambda s: queue.release(s, *claim))
+    def release(self, claim: Lease) -> None:
+        self.write(claim, lambda s: queue.release(s, claim))
 
     @rule(claim=claims)
-    def run_out_of_room(self, claim: tuple[str, int]) -> None:
-        self.write(claim, lambda s: queue.pause_for_room(s, *claim, "full"))
+    def run_out_of_room(self, claim: Lease) -> None:
+        self.write(claim, lambda s: queue.pause_for_room(s, claim, "full"))
 
     @rule()
     def find_room(self) -> None:

@@ -122,4 +122,4 @@ def test_the_limit_of_a_project_holds_while_workers_race(limit: int, database: D
         with database.writer() as session:
             assert 1 <= (session.scalar(running) or 0) <= limit
             for job in session.scalars(select(FineTuningJob).where(FineTuningJob.status == "running")):
-                queue.fail(session, job.id, job.lease_epoch, code="c", message="m", param=None)
+                queue.fail(session, queue.LEASES.lease_of(job), code="c", message="m", param=None)

@@ -1,0 +1,84 @@
+"""Maintenance that any worker does for the whole deployment; doing it twice does no harm."""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.core.database import Database
+from app.core.idempotency import forget_old
+from app.core.settings import Settings
+from app.fine_tuning import queue
+from app.fine_tuning import workers as registry
+from app.orphans import sweep_orphans
+from app.storage.base import Storage
+from app.usage.service import fold_oldest_day
+
+log = logging.getLogger("toque.maintenance")
+
+_CLEAN_UP_SECONDS = 3600.0
+
+
+class Maintenance:
+    """Runs what is due: most of it once per heartbeat, the clean-up every hour."""
+
+    def __init__(
+        self, settings: Settings, database: Database, storage: Storage, verify_models: Callable[[], None]
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._storage = storage
+        self._verify_models = verify_models
+        self._ran_at = self._cleaned_up_at = -math.inf
+        self._database_away_at = -math.inf
+
+    def run_maintenance(self) -> None:
+        """Run what is due now; what fails is tried again the next time."""
+        now = time.monotonic()
+        if now - self._ran_at < self._settings.heartbeat_seconds:
+            return
+        self._ran_at = now
+        try:
+            self._requeue_jobs()
+            self._verify_models()
+            if now - self._cleaned_up_at > _CLEAN_UP_SECONDS:
+                self._cleaned_up_at = now
+                self._clean_up()
+        except SQLAlchemyError as error:
+            self.database_was_away()
+            log.warning("maintenance failed: %s", error)
+        except OSError as error:
+            log.warning("maintenance failed: %s", error)
+
+    def database_was_away(self) -> None:
+        """Note that the database could not be reached just now."""
+        self._database_away_at = time.monotonic()
+
+    def _requeue_jobs(self) -> None:
+        """End the attempts of workers that are gone, and resume jobs that waited for room in the storage."""
+        away_seconds = time.monotonic() - self._database_away_at
+        with self._database.writer() as session:
+            # While the database was away no worker could renew its leases; those that live do so first.
+            if away_seconds > 3 * self._settings.heartbeat_seconds:
+                queue.reclaim_expired(session, self._settings.retry_seconds)
+            self._settings.storage_root.mkdir(parents=True, exist_ok=True)
+            if shutil.disk_usage(self._settings.storage_root).free >= self._settings.storage_room_bytes:
+                queue.resume_with_room(session)
+
+    def _clean_up(self) -> None:
+        """Delete what nobody needs any more, and fold the usage of past days."""
+        with self._database.writer() as session:
+            forget_old(session)
+            registry.delete_silent(session)
+        sweep_orphans(self._database, self._storage)
+        while self._fold_usage():
+            pass
+
+    def _fold_usage(self) -> bool:
+        with self._database.writer() as session:
+            return fold_oldest_day(session, time.time())
