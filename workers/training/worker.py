@@ -192,9 +192,7 @@ class TrainingWorker:
                 reporter.report(out_of_memory(msgspec.convert(job.hyperparameters, Hyperparameters)))
                 return
             halvings, starved_at = halvings + 1, reporter.recorded_step
-            reporter.warn(
-                "Out of memory: the trainer was killed; it goes on with micro-batches half as large"
-            )
+            reporter.warn("Out of memory: the trainer was killed; it restarts with smaller micro-batches")
 
     def _follow_once(self, job: FineTuningJob, reporter: JobReporter, halvings: int) -> bool:
         """Train from the newest checkpoint; return False if the trainer died before its job ended."""

@@ -295,10 +295,9 @@ def publish(database: Database, job_id: str, like: str) -> str:
     with database.writer() as session:
         job = queue.claim_next(session, "worker_1", [BASE_MODEL], 60.0)
         assert job is not None and job.id == job_id
+        lease = queue.LEASES.lease_of(job)
         key = session.get_one(Adapter, like).storage_key
-        publication.publish_checkpoint(
-            session, job, queue.LEASES.lease_of(job), step=3, storage_key=key, metrics={"step": 3}
-        )
+        publication.publish_checkpoint(session, job, lease, step=3, storage_key=key, metrics={"step": 3})
         result = files_service.create_result_file(
             session, job.project_id, "m.csv", StoredFile(f"files/{job_id}", 1, "")
         )

@@ -165,10 +165,8 @@ def test_cancelling_a_running_job_takes_it_from_its_worker(client: OpenAI, datab
 def test_final_statuses_are_final(client: OpenAI, database: Database) -> None:
     job = create(client)
     claim(database)
-    write(
-        database,
-        lambda s: queue.fail(s, Lease(job.id, 1), code="bad", message="It burnt.", param="training_file"),
-    )
+    lease = Lease(job.id, 1)
+    write(database, lambda s: queue.fail(s, lease, code="bad", message="It burnt.", param="training_file"))
     failed = client.fine_tuning.jobs.retrieve(job.id)
     assert failed.error is not None
     assert (failed.status, failed.error.code, failed.error.message) == ("failed", "bad", "It burnt.")
