@@ -114,7 +114,9 @@ def test_no_job_is_taken_in_the_middle_of_an_upgrade(
     assert "toque db upgrade" in http.get("/health/ready").json()["checks"]["database"]
     with run_worker(settings, tmp_path):
         log = tmp_path / "worker.log"
-        wait_until(lambda: "run `toque db upgrade`; no job is claimed until then" in log.read_text(), "it waits")
+        wait_until(
+            lambda: "run `toque db upgrade`; no job is claimed until then" in log.read_text(), "it waits"
+        )
         with database.reader() as session:  # the API asks for columns that are not there yet
             assert session.scalar(text("SELECT status FROM fine_tuning_jobs")) == "queued"
         upgrade(settings.sqlalchemy_url)
