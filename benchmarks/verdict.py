@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.comparisons.analysis.answers import Thresholds
 from app.comparisons.analysis.statistics import Scores, mcnemar
 from app.comparisons.analysis.verdict import ALPHA, find_verdict
+from app.comparisons.decision import Thresholds
 from app.comparisons.plan import Candidate
 from app.comparisons.results import RegressionResult
 

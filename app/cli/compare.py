@@ -272,7 +272,7 @@ def _print(client: OpenAI, comparison: dict[str, Any], *, as_json: bool, as_mark
 
 
 def _markdown(client: OpenAI, comparison: dict[str, Any]) -> str:
-    from app.comparisons.report.report import render_markdown  # noqa: PLC0415 - slow to import
+    from app.comparisons.report.markdown import render_markdown  # noqa: PLC0415 - slow to import
 
     general = comparison["results"] is not None and comparison["regression_file"] is not None
     return render_markdown(

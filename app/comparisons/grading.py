@@ -15,8 +15,8 @@ from app.comparisons.analysis.answers import (
     CandidateAnswers,
     ComparisonAnswers,
     GeneralAnswers,
-    Thresholds,
 )
+from app.comparisons.decision import Thresholds
 from app.comparisons.graders.registry import parse_grader
 from app.comparisons.plan import Plan
 from app.comparisons.questions import Question

@@ -86,7 +86,22 @@ class PairResult(BaseModel):
     test: Literal["mcnemar", "permutation"]
     p_value: float
     p_adjusted: float
-    """Holm's correction over all pairs of the comparison."""
+    """The p-value corrected for the number of pairs in the comparison (Holm)."""
+
+    def reversed(self) -> PairResult:
+        """Return the same pair, seen from the other side."""
+        return PairResult(
+            a=self.b,
+            b=self.a,
+            wins=self.losses,
+            ties=self.ties,
+            losses=self.wins,
+            difference=-self.difference,
+            interval=Interval(low=-self.interval.high, high=-self.interval.low),
+            test=self.test,
+            p_value=self.p_value,
+            p_adjusted=self.p_adjusted,
+        )
 
 
 class CheckpointPoint(BaseModel):

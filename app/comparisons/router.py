@@ -18,7 +18,7 @@ from app.comparisons.input_files import (
     validate_files,
 )
 from app.comparisons.plan import Plan
-from app.comparisons.report.report import render_html
+from app.comparisons.report.html_page import render_html
 from app.comparisons.schemas import ComparisonObject, CreateComparison, ItemObject
 from app.core.child_process import in_child
 from app.core.errors import ERROR_RESPONSES, InvalidRequestError

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from app.comparisons.decision import Thresholds
 from app.comparisons.plan import Candidate
 
 
@@ -47,17 +48,6 @@ class GeneralAnswers(msgspec.Struct, frozen=True):
     base: list[Answer]
     tuned: dict[str, list[Answer]]
     """By candidate's name; each in the order of `base`."""
-
-
-class Thresholds(msgspec.Struct, frozen=True):
-    """What the verdict is held against; scores and differences run from 0 to 1."""
-
-    margin: float = 0.03
-    """A smaller gain does not matter: prompting that is behind by less is enough."""
-    good_enough: float | None = None
-    """A score that is enough for its purpose, if the caller knows one."""
-    max_regression: float = 0.05
-    """What a tuned model may lose on the general questions."""
 
 
 class ComparisonAnswers(msgspec.Struct, frozen=True):

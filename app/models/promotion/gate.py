@@ -203,22 +203,9 @@ def _against(results: ComparisonResults, name: str, other: str, param: str) -> P
         if (pair.a, pair.b) == (name, other):
             return pair
         if (pair.a, pair.b) == (other, name):
-            return _turned(pair)
+            return pair.reversed()
     raise InvalidRequestError(
         f"The comparison did not hold '{name}' against '{other}'.", code="candidate_not_compared", param=param
-    )
-
-
-def _turned(pair: PairResult) -> PairResult:
-    return pair.model_copy(
-        update={
-            "a": pair.b,
-            "b": pair.a,
-            "wins": pair.losses,
-            "losses": pair.wins,
-            "difference": -pair.difference,
-            "interval": Interval(low=-pair.interval.high, high=-pair.interval.low),
-        }
     )
 
 

@@ -18,7 +18,9 @@ from app.comparisons.analysis.answers import (
 )
 from app.comparisons.analysis.summary import compute_results
 from app.comparisons.plan import Candidate
-from app.comparisons.report.report import render_html, render_markdown
+from app.comparisons.report.html_page import render_html
+from app.comparisons.report.markdown import render_markdown
+from app.comparisons.report.model_names import short_names
 
 HOSTILE = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>' \" {{ 7*7 }} {% raw %}"
 OUTSIDE = {"src", "href", "xlink:href", "action", "data", "srcset", "poster", "background"}
@@ -51,7 +53,7 @@ def compared(says: str = "wrong", name: str = "tuned") -> tuple[dict[str, Any], 
             Candidate(
                 name=who,
                 type="base" if who == "base" else "model",
-                model="b" if who == "base" else f"ft:{who}",
+                model="b" if who == "base" else who if who.startswith("ft:") else f"ft:{who}",
                 **facts,
             ),
             [
@@ -186,6 +188,38 @@ def test_without_general_questions_there_is_no_section_for_them() -> None:
     comparison, items = compared()
     comparison["results"]["regression"] = []
     assert "General questions" not in Page(render_html(comparison, items)).text
+
+
+def test_a_fine_tuned_model_goes_by_its_suffix_and_shows_its_name_on_hover() -> None:
+    name = "ft:smollm2-135m-instruct:default:house-style-of-the-bistro:7Kd93hWqPzXc"
+    page = render_html(*compared(name=name))
+    tables = re.findall(r"<table.*?</table>", page, re.DOTALL)
+    assert len(tables) == 4
+    for table in tables:
+        assert f'<span title="{name}">house-style-of-the-bistro</span>' in table
+        assert name not in Page(table).text
+    assert ">house-style-of-the-bistro</text>" in page
+    assert name in Page(page).text, "the verdict names the model in full"
+
+
+def test_short_names_differ_where_names_do() -> None:
+    first, second = "ft:base:default:style:1", "ft:base:default:style:2"
+    assert short_names([first]) == {first: "style"}
+    assert short_names([first, second, first]) == {first: "style:1", second: "style:2"}
+    bare, step = "ft:base:default::3", "ft:base:default:style:1:ckpt-step-20"
+    assert short_names([bare, step, "base", "tuned"]) == {
+        bare: "3",
+        step: "style, step 20",
+        "base": "base",
+        "tuned": "tuned",
+    }
+    assert short_names([first, "style"]) == {first: "style:1", "style": "style"}
+    other = "ft:base:elsewhere:style:1"
+    assert short_names([first, other]) == {first: first, other: other}
+    assert short_names(["ft:odd", "ft:a:b:c:d:e:f"]) == {
+        "ft:odd": "ft:odd",
+        "ft:a:b:c:d:e:f": "ft:a:b:c:d:e:f",
+    }
 
 
 def test_the_page_loads_nothing() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from app.comparisons.analysis.answers import Thresholds
 from app.comparisons.analysis.statistics import Scores
 from app.comparisons.analysis.verdict import find_verdict
+from app.comparisons.decision import Thresholds
 from app.comparisons.plan import Candidate
 from app.comparisons.results import Interval, RegressionResult, Verdict
 from benchmarks.verdict import Line, mcnemar_power, simulate
