@@ -21,6 +21,7 @@ from app.core.database import Database
 from app.core.settings import BaseModelEntry, Settings
 from app.models.adapters import service
 from app.models.adapters.validation import WEIGHTS, AdapterError, Shapes, module_shapes
+from app.storage import open_storage
 from workers.processes import die_with_parent
 
 if TYPE_CHECKING:
@@ -110,8 +111,8 @@ class PublishedAdapters:
         reason = adapter.quarantine_reason
         if reason is None:
             try:
-                root = self._settings.storage_root
-                return service.check_files(root, adapter.storage_key, self._shapes, self._entry.max_rank)
+                storage = open_storage(self._settings)
+                return service.check_files(storage, adapter.storage_key, self._shapes, self._entry.max_rank)
             except (
                 OSError
             ) as error:  # a storage that is not mounted, say: it may be there on the next request

@@ -39,6 +39,7 @@ from app.models.adapters.validation import (
     module_shapes,
 )
 from app.models.catalogue import find_base_model, is_prepared
+from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
 
 
@@ -189,9 +190,7 @@ def check_again(database: Database, context: Context, name: str) -> Adapter:
     base = find_base_model(settings, adapter.base_model)
     problem: str | None = None
     try:
-        check_files(
-            settings.storage_root, adapter.storage_key, _known_shapes(settings, base.name), base.max_rank
-        )
+        check_files(context.storage, adapter.storage_key, _known_shapes(settings, base.name), base.max_rank)
     except AdapterError as error:
         problem = error.message
     except OSError as error:
@@ -206,16 +205,20 @@ def check_again(database: Database, context: Context, name: str) -> Adapter:
     return found
 
 
-def check_files(root: Path, storage_key: str, base: Shapes | None, max_rank: int | None) -> Path:
+def check_files(storage: Storage, storage_key: str, base: Shapes | None, max_rank: int | None) -> Path:
     """Return the folder of a published adapter after checking that it can be served.
 
     Raises:
         AdapterError, OSError: as `check_adapter`.
     """
-    root = root.resolve()
-    folder = root / storage_key
-    if not folder.parent.resolve().is_relative_to(root):
-        raise AdapterError(WEIGHTS, "unsafe_files", "its folder is outside the storage")
+    outside = AdapterError(WEIGHTS, "unsafe_files", "its folder is outside the storage")
+    try:
+        folder = storage.path(storage_key)
+    except ValueError:
+        raise outside from None
+    # A link inside the storage may still lead out of it.
+    if not folder.parent.resolve().is_relative_to(storage.path("").resolve()):
+        raise outside
     check_adapter(folder, base, max_rank)
     return folder
 
