@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from `Settings`: `python -m docs.generate`."""
+"""Writes docs/settings.md, and the table of hyperparameters in docs/api.md: `python -m docs.generate`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from pydantic import BaseModel, SecretStr, TypeAdapter
 from pydantic.fields import FieldInfo
 
 from app.core.settings import BaseModelEntry, EngineAddress, Settings
+from app.fine_tuning.methods.hyperparameters import markdown_table
 
 SETTINGS_PAGE = Path(__file__).parent / "settings.md"
+API_PAGE = Path(__file__).parent / "api.md"
 
 _INTRODUCTION = """\
 # Settings
@@ -41,6 +43,13 @@ def settings_page() -> str:
             _table("key", EngineAddress),
         ]
     )
+
+
+def with_hyperparameters(page: str) -> str:
+    """Return docs/api.md with the current table of hyperparameters between its two markers."""
+    before, begin, rest = page.partition("<!-- begin hyperparameters -->\n")
+    _, end, after = rest.partition("<!-- end hyperparameters -->\n")
+    return f"{before}{begin}{markdown_table()}\n{end}{after}"
 
 
 def _table(first_column: str, model: type[BaseModel], *, prefix: str = "") -> str:
@@ -85,3 +94,4 @@ def _in_binary_units(size: int) -> str:
 
 if __name__ == "__main__":
     SETTINGS_PAGE.write_text(settings_page(), "utf-8")
+    API_PAGE.write_text(with_hyperparameters(API_PAGE.read_text("utf-8")), "utf-8")

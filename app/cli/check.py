@@ -38,18 +38,15 @@ def check_files(
     from pydantic import ValidationError  # noqa: PLC0415
 
     from app.core.errors import ToqueError  # noqa: PLC0415
-    from app.fine_tuning.hyperparameters import (  # noqa: PLC0415
-        DpoHyperparameters,
-        RequestedHyperparameters,
-    )
+    from app.fine_tuning.hyperparameters import request_model  # noqa: PLC0415
+    from app.fine_tuning.methods import METHODS  # noqa: PLC0415
     from app.fine_tuning.preflight import service as preflight  # noqa: PLC0415
     from app.fine_tuning.schemas import SplitRequest  # noqa: PLC0415
 
     settings = read_settings()
     try:
-        kind = DpoHyperparameters if method == "dpo" else RequestedHyperparameters
-        wanted_numbers = {name: value for name, value in requested.items() if value is not None}
-        given = kind.model_validate(wanted_numbers).model_dump(exclude_none=True)
+        numbers = {name: value for name, value in requested.items() if value is not None}
+        given = request_model(METHODS[method]).model_validate(numbers).model_dump(exclude_none=True)
         wanted = SplitRequest.model_validate(split) if split is not None else None
     except ValidationError as error:
         first = error.errors()[0]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli.check import check_files
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.files import upload_file
+from app.cli.hyperparameters import training_options
 from app.cli.job_progress import Outcome, TrainingBar, follow
 from app.cli.next_steps import next_steps
 from app.cli.output import (
@@ -24,6 +25,7 @@ from app.cli.output import (
     stdout,
 )
 from app.core.control_characters import visible
+from app.fine_tuning.methods import DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -35,15 +37,6 @@ JobId = Annotated[str, typer.Argument(metavar="JOB_ID", show_default=False, call
 Timeout = Annotated[
     float | None, typer.Option(min=0, show_default=False, help="Seconds to wait, then exit code 4.")
 ]
-MethodOption = Annotated[
-    Literal["supervised", "dpo"], typer.Option(help="`dpo` learns from preference pairs.")
-]
-Beta = Annotated[
-    float | None,
-    typer.Option(min=0, show_default=False, help="DPO alone.", rich_help_panel="Hyperparameters"),
-]
-Number = Annotated[int | None, typer.Option(min=1, show_default=False, rich_help_panel="Hyperparameters")]
-Rate = Annotated[float | None, typer.Option(min=0, show_default=False, rich_help_panel="Hyperparameters")]
 AUTO = "auto"
 SplitShare = Annotated[
     float | None,
@@ -53,6 +46,7 @@ SplitSeed = Annotated[int | None, typer.Option(min=0, show_default=False, help="
 
 
 @app.command()
+@training_options
 def create(
     training_file: Annotated[str, typer.Option(show_default=False, help="A file's id, or a path to upload.")],
     model: Annotated[
@@ -75,42 +69,17 @@ def create(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", show_default=False, help="May be given again.")
     ] = None,
-    method: MethodOption = "supervised",
-    n_epochs: Number = None,
-    batch_size: Number = None,
-    learning_rate_multiplier: Rate = None,
-    learning_rate: Rate = None,
-    lora_rank: Number = None,
-    lora_alpha: Number = None,
-    lora_dropout: Rate = None,
-    warmup_ratio: Rate = None,
-    weight_decay: Rate = None,
-    max_length: Number = None,
-    checkpoint_steps: Number = None,
-    beta: Beta = None,
+    method: str = DEFAULT_METHOD,
     wait_for_end: Annotated[bool, typer.Option("--wait", help="Wait until the job ends.")] = False,
     timeout: Timeout = None,
     base_url: BaseUrl = DEFAULT_BASE_URL,
     as_json: AsJson = False,
+    **hyperparameters: Any,
 ) -> None:
     """Create a job; whatever is not given is chosen by the service.
 
     Example: toque jobs create --training-file train.jsonl --model smollm2-135m-instruct --wait
     """
-    hyperparameters = {
-        "n_epochs": n_epochs,
-        "batch_size": batch_size,
-        "learning_rate_multiplier": learning_rate_multiplier,
-        "learning_rate": learning_rate,
-        "lora_rank": lora_rank,
-        "lora_alpha": lora_alpha,
-        "lora_dropout": lora_dropout,
-        "warmup_ratio": warmup_ratio,
-        "weight_decay": weight_decay,
-        "max_length": max_length,
-        "checkpoint_steps": checkpoint_steps,
-        "beta": beta,
-    }
     given = {name: value for name, value in hyperparameters.items() if value is not None}
     request: dict[str, Any] = {
         "model": model,
@@ -138,6 +107,7 @@ def create(
 
 
 @app.command()
+@training_options
 def check(
     training_file: Annotated[
         Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, show_default=False)
@@ -151,20 +121,9 @@ def check(
     split_share: SplitShare = None,
     split_seed: SplitSeed = None,
     seed: Annotated[int | None, typer.Option(min=0, show_default=False)] = None,
-    method: MethodOption = "supervised",
-    n_epochs: Number = None,
-    batch_size: Number = None,
-    learning_rate_multiplier: Rate = None,
-    learning_rate: Rate = None,
-    lora_rank: Number = None,
-    lora_alpha: Number = None,
-    lora_dropout: Rate = None,
-    warmup_ratio: Rate = None,
-    weight_decay: Rate = None,
-    max_length: Number = None,
-    checkpoint_steps: Number = None,
-    beta: Beta = None,
+    method: str = DEFAULT_METHOD,
     as_json: AsJson = False,
+    **hyperparameters: Any,
 ) -> None:
     """Say what a job would do, offline: tokens, steps, memory, time, and what it would refuse (exit code 1).
 
@@ -176,20 +135,7 @@ def check(
         validation_file,
         _split(validation_file, split_share, split_seed),
         method,
-        {
-            "n_epochs": n_epochs,
-            "batch_size": batch_size,
-            "learning_rate_multiplier": learning_rate_multiplier,
-            "learning_rate": learning_rate,
-            "lora_rank": lora_rank,
-            "lora_alpha": lora_alpha,
-            "lora_dropout": lora_dropout,
-            "warmup_ratio": warmup_ratio,
-            "weight_decay": weight_decay,
-            "max_length": max_length,
-            "checkpoint_steps": checkpoint_steps,
-            "beta": beta,
-        },
+        hyperparameters,
         seed or 0,
         as_json,
     )

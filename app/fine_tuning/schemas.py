@@ -5,17 +5,23 @@ Source: the types of OpenAI's Python client, `openai.types.fine_tuning`.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
 from app.core.pagination import Identified
+from app.fine_tuning import methods
 from app.fine_tuning.hyperparameters import (
     Auto,
-    DpoHyperparameters,
     LoraHyperparameters,
     RequestedHyperparameters,
+    request_model,
 )
+from app.fine_tuning.methods import METHODS
+from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS, taken_by
+from app.fine_tuning.methods.metrics import Metrics
 from app.fine_tuning.models import Checkpoint, Event, FineTuningJob
 from app.models.adapters.schemas import Suffix
 
@@ -25,36 +31,52 @@ Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 
 
 class MethodSettings(BaseModel):
-    """A method's own object."""
+    """The settings of a method without hyperparameters of its own."""
 
     model_config = ConfigDict(extra="forbid")
 
     hyperparameters: RequestedHyperparameters | None = None
 
 
-class DpoSettings(BaseModel):
-    """DPO's."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    hyperparameters: DpoHyperparameters | None = None
-
-
 class UnsupportedMethodSettings(BaseModel):
-    """Settings of a method that is refused by name; what is in them does not matter."""
+    """The settings of a method that is refused by name; what is in them does not matter."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class Method(BaseModel):
+_REFUSED_METHODS = ("reinforcement",)
+"""OpenAI's methods that are not supported: a request for one is refused with a clear message."""
+
+
+def _settings_model(method: methods.Method) -> type[BaseModel]:
+    hyperparameters = request_model(method)
+    if hyperparameters is RequestedHyperparameters:
+        return MethodSettings
+    return create_model(
+        f"{method.name.capitalize()}Settings",
+        __config__=ConfigDict(extra="forbid"),
+        __doc__=f"The settings of `{method.name}`.",
+        __module__=__name__,
+        hyperparameters=(cast(Any, hyperparameters | None), None),
+    )
+
+
+def _method_fields() -> type[BaseModel]:
+    """Make a model of the method's name, and of an object for each method's settings."""
+    refused = [name for name in _REFUSED_METHODS if name not in METHODS]
+    settings = {name: _settings_model(method) for name, method in METHODS.items()}
+    settings |= dict.fromkeys(refused, UnsupportedMethodSettings)
+    fields: dict[str, Any] = {name: (model | None, None) for name, model in settings.items()}
+    return create_model("_MethodFields", type=(cast(Any, Literal)[tuple(settings)], ...), **fields)
+
+
+class Method(_method_fields()):
     """How to train."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["supervised", "dpo", "reinforcement"]
-    supervised: MethodSettings | None = None
-    dpo: DpoSettings | None = None
-    reinforcement: UnsupportedMethodSettings | None = None
+    if TYPE_CHECKING:
+        type: str
 
 
 class Integration(BaseModel):
@@ -129,22 +151,17 @@ class JobError(BaseModel):
     param: str | None = None
 
 
-class ResolvedHyperparameters(BaseModel):
-    """What the job is trained with; what depends on its files is `auto` until they are checked."""
+def _resolved_fields() -> type[BaseModel]:
+    """Make a model of the hyperparameters; the default of each is `auto`, or None if it may be absent."""
+    fields: dict[str, Any] = {}
+    for each in HYPERPARAMETERS:
+        may_be_absent = NoneType in get_args(each.resolved_type)
+        fields[each.name] = (each.resolved_type | cast(Any, Auto), None if may_be_absent else "auto")
+    return create_model("_ResolvedFields", **fields)
 
-    n_epochs: int | Auto = "auto"
-    batch_size: int | Auto = "auto"
-    learning_rate_multiplier: float | Auto = "auto"
-    learning_rate: float | Auto = "auto"
-    lora_rank: int | Auto = "auto"
-    lora_alpha: int | float | Auto = "auto"
-    lora_dropout: float | Auto = "auto"
-    warmup_ratio: float | Auto = "auto"
-    weight_decay: float | Auto = "auto"
-    max_length: int | Auto = "auto"
-    checkpoint_steps: int | Auto | None = None
-    beta: float | Auto | None = None
-    """DPO alone."""
+
+class ResolvedHyperparameters(_resolved_fields()):
+    """What the job is trained with; what depends on its files is `auto` until they are checked."""
 
 
 class JobObject(Identified):
@@ -186,7 +203,7 @@ class JobObject(Identified):
     def of(cls, job: FineTuningJob) -> JobObject:
         """The row as the API shows it."""
         hyperparameters = ResolvedHyperparameters.model_validate(job.hyperparameters)
-        of_method = hyperparameters.model_dump(exclude=None if job.method == "dpo" else {"beta"})
+        of_method = hyperparameters.model_dump(include={each.name for each in taken_by(METHODS[job.method])})
         return cls(
             id=job.id,
             created_at=int(job.created_at),
@@ -242,22 +259,17 @@ class EventObject(Identified):
         )
 
 
-class CheckpointMetrics(BaseModel):
-    """Metrics at the checkpoint's step; those of rewards are DPO's."""
+def _metric_fields() -> type[BaseModel]:
+    hints = get_type_hints(Metrics)
+    fields: dict[str, Any] = {
+        each.name: (hints[each.name], ... if each.required else each.default)
+        for each in msgspec.structs.fields(Metrics)
+    }
+    return create_model("_MetricFields", **fields)
 
-    step: int
-    train_loss: float | None = None
-    train_mean_token_accuracy: float | None = None
-    valid_loss: float | None = None
-    valid_mean_token_accuracy: float | None = None
-    full_valid_loss: float | None = None
-    full_valid_mean_token_accuracy: float | None = None
-    train_reward_accuracy: float | None = None
-    train_reward_margin: float | None = None
-    valid_reward_accuracy: float | None = None
-    valid_reward_margin: float | None = None
-    full_valid_reward_accuracy: float | None = None
-    full_valid_reward_margin: float | None = None
+
+class CheckpointMetrics(_metric_fields()):
+    """The metrics of the checkpoint's step; those of rewards are DPO's."""
 
 
 class CheckpointObject(Identified):

@@ -29,7 +29,7 @@ from app.fine_tuning.hyperparameters import (
     RequestedHyperparameters,
     resolve_hyperparameters,
 )
-from app.fine_tuning.methods import SUPPORTED_METHODS
+from app.fine_tuning.methods import DEFAULT_METHOD, METHODS
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
 from app.fine_tuning.plan import JobPlan
 from app.fine_tuning.schemas import CreateJob, JobObject
@@ -83,8 +83,9 @@ def _create(
     )
     if split is not None:
         keep_split(session, context, plan.training_file, split, job)
-    if split is not None or parent is not None or plan.method != "supervised":
-        job.spec_version = EXTENDED_SPEC_VERSION
+    job.spec_version = METHODS[plan.method].spec_version
+    if split is not None or parent is not None:
+        job.spec_version = max(job.spec_version, EXTENDED_SPEC_VERSION)
     session.add(job)
     session.flush()
     queue.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
@@ -298,10 +299,10 @@ def _move(session: Session, project_id: str, job_id: str, status: str, message: 
 
 def _method(request: CreateJob) -> tuple[str, dict[str, Any]]:
     """Return the method's name and the requested hyperparameters, from the three places that may hold any."""
-    method = request.method.type if request.method else "supervised"
-    if method not in SUPPORTED_METHODS:
+    method = request.method.type if request.method else DEFAULT_METHOD
+    if method not in METHODS:
         raise InvalidRequestError(
-            f"The method '{method}' is not supported; supported: {', '.join(SUPPORTED_METHODS)}.",
+            f"The method '{method}' is not supported; supported: {', '.join(METHODS)}.",
             code="unsupported_method",
             param="method.type",
         )
@@ -335,7 +336,7 @@ def _method(request: CreateJob) -> tuple[str, dict[str, Any]]:
 
 
 def _of_method(request: CreateJob, method: str) -> RequestedHyperparameters | None:
-    for name in SUPPORTED_METHODS:
+    for name in METHODS:
         if name != method and request.method and getattr(request.method, name) is not None:
             raise InvalidRequestError(
                 f"The method is '{method}': it takes no settings of '{name}'.",

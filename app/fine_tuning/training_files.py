@@ -21,7 +21,7 @@ from app.files.checks import report_of
 from app.files.models import File
 from app.fine_tuning import queue
 from app.fine_tuning.hyperparameters import resolve_hyperparameters
-from app.fine_tuning.methods import check_format, tokenize
+from app.fine_tuning.methods import METHODS
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.plan import JobPlan
 from app.models.catalogue import chat_template, find_base_model, hidden_size
@@ -171,12 +171,11 @@ def _refuse_errors_of_base(report: Report, base: BaseModelEntry, param: str) -> 
 
 def _check_format(storage: Storage, file: File, report: Report, method: str, param: str) -> None:
     """Refuse the first example that the method does not learn from."""
-    pairs = report.counts.formats.get("preference", 0)
-    if pairs == (report.counts.examples if method == "dpo" else 0):
+    if METHODS[method].formats.issuperset(report.counts.formats):
         return
     for number, line in read_request_file(files_service.content_path(storage, file), param=param):
         try:
-            check_format(method, parse_request_line(number, line, param=param))
+            METHODS[method].check_format(parse_request_line(number, line, param=param))
         except ExampleError as error:
             raise line_error(number, error, param=param) from None
 
@@ -208,7 +207,7 @@ def _check_lengths(
         if len(line) <= longest_safe:
             continue
         try:
-            parts = tokenize(template, plan.method, parse_request_line(number, line, param=param))
+            parts = METHODS[plan.method].tokenize(template, parse_request_line(number, line, param=param))
         except ExampleError as error:
             raise line_error(number, error, param=param) from None
         tokens = max(len(part.input_ids) for part in parts)

@@ -20,7 +20,7 @@ from app.datasets.formats import parse_line
 from app.datasets.lines import UnreadableFileError, read_lines
 from app.datasets.types import ExampleError
 from app.fine_tuning import packing
-from app.fine_tuning.methods import tokenize
+from app.fine_tuning.methods import DEFAULT_METHOD, METHODS
 from app.fine_tuning.packing import Layout, Limits
 
 
@@ -86,7 +86,7 @@ class PackedBatch:
 
 
 def load_examples(
-    path: Path, template: ChatTemplate, max_length: int, method: str = "supervised"
+    path: Path, template: ChatTemplate, max_length: int, method: str = DEFAULT_METHOD
 ) -> list[TrainingExample]:
     """Read every example of a JSONL file, tokenized as the method needs it.
 
@@ -97,7 +97,7 @@ def load_examples(
     examples: list[TrainingExample] = []
     for number, line in _numbered_lines(path):
         try:
-            parts = tokenize(template, method, parse_line(line))
+            parts = METHODS[method].tokenize(template, parse_line(line))
         except ExampleError as error:
             raise InvalidExampleError(number, f"{error.message}.") from error
         for part in parts:

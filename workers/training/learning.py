@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from app.fine_tuning.methods.hyperparameters import Hyperparameters
+from app.fine_tuning.methods.metrics import Metrics
 from app.fine_tuning.packing import Limits
 from app.fine_tuning.schedule import Schedule
 from workers.training.dataset import (
@@ -22,7 +24,7 @@ from workers.training.dataset import (
 )
 from workers.training.model import WarmBase, target_logits
 from workers.training.objectives import MeanMetrics, Objective, preference_logratios
-from workers.training.protocol import Hyperparameters, Metrics, Sample
+from workers.training.protocol import Sample
 
 _SAMPLES = 3
 

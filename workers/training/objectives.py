@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from app.fine_tuning.methods.hyperparameters import Hyperparameters
 from workers.training.dataset import PackedBatch, Pair, TrainingExample, count_targets
-from workers.training.protocol import Hyperparameters
 
 
 class MeanMetrics:

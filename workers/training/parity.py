@@ -21,8 +21,7 @@ from app.core.errors import ToqueError
 from app.core.settings import Settings
 from app.datasets.formats import parse_line
 from app.datasets.lines import read_lines
-from app.datasets.types import Example
-from app.fine_tuning.methods import chat_of
+from app.datasets.types import ChatExample, CompletionExample, Example, PreferenceExample
 from workers.training.protocol import Sample
 
 TOLERANCE = 0.15
@@ -132,7 +131,7 @@ def _examples(training_file: Path, numbers: Collection[int]) -> dict[int, Exampl
 
 async def _check_tokens(connection: VllmConnection, base: str, example: Example, sample: Sample) -> None:
     """The prompt before a chat's last answer must be the tokens that were trained on."""
-    chat = chat_of(example)
+    chat = _conversation(example)
     if chat is None or not chat.messages[-1].is_target:
         return
     fields = [msgspec.to_builtins(message) for message in chat.messages[:-1]]
@@ -178,3 +177,10 @@ async def _ask(connection: VllmConnection, path: str, body: dict[str, Any]) -> d
 
 def _distance(left: Sequence[float], right: Sequence[float]) -> float:
     return fmean(abs(a - b) for a, b in zip(left, right, strict=True))
+
+
+def _conversation(example: Example) -> ChatExample | None:
+    """Return the conversation whose last answer is trained on; None for a bare prompt and its completion."""
+    if isinstance(example, CompletionExample):
+        return None
+    return example.chats()[0] if isinstance(example, PreferenceExample) else example

@@ -9,29 +9,10 @@ from __future__ import annotations
 
 import msgspec
 
+from app.fine_tuning.methods import DEFAULT_METHOD
+from app.fine_tuning.methods.hyperparameters import Hyperparameters
+from app.fine_tuning.methods.metrics import Metrics
 from app.fine_tuning.packing import Work
-
-
-class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
-    """Every number a training loop needs, already resolved: nothing here is `"auto"`."""
-
-    n_epochs: int
-    batch_size: int
-    """Examples per optimizer step (the effective batch)."""
-    learning_rate: float
-    """Peak learning rate, reached after the warm-up."""
-    lora_rank: int
-    lora_alpha: int | float
-    lora_dropout: float
-    warmup_ratio: float
-    weight_decay: float
-    max_grad_norm: float
-    max_length: int
-    """Tokens; a longer example is an error, never cut."""
-    checkpoint_steps: int | None = None
-    """Steps between checkpoints that can be served; None: at the end of every epoch alone."""
-    beta: float | None = None
-    """DPO alone: how dearly the model pays for leaving its reference."""
 
 
 class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
@@ -53,28 +34,10 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     halvings: int
     """How often the limits of a micro-batch were halved, because larger ones ran out of memory."""
     hyperparameters: Hyperparameters
-    method: str = "supervised"
+    method: str = DEFAULT_METHOD
     """A name in `app.fine_tuning.methods`."""
     parent: str | None = None
     """The folder of the adapter that training continues from; None for a fresh adapter."""
-
-
-class Metrics(msgspec.Struct, frozen=True, kw_only=True):
-    """OpenAI's checkpoint metrics, and for DPO the rewards; what was not measured at this step is None."""
-
-    step: int
-    train_loss: float | None = None
-    train_mean_token_accuracy: float | None = None
-    valid_loss: float | None = None
-    valid_mean_token_accuracy: float | None = None
-    full_valid_loss: float | None = None
-    full_valid_mean_token_accuracy: float | None = None
-    train_reward_accuracy: float | None = None
-    train_reward_margin: float | None = None
-    valid_reward_accuracy: float | None = None
-    valid_reward_margin: float | None = None
-    full_valid_reward_accuracy: float | None = None
-    full_valid_reward_margin: float | None = None
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):

@@ -20,6 +20,7 @@ from app.core.settings import Settings
 from app.files import service as files_service
 from app.files.models import File
 from app.fine_tuning import publication, queue
+from app.fine_tuning.methods.metrics import RESULT_COLUMNS, Metrics
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed
 from app.fine_tuning.preflight import estimates
 from app.models.adapters import service as adapters_service
@@ -32,7 +33,6 @@ from workers.training.protocol import (
     Checkpoint,
     Failed,
     Finished,
-    Metrics,
     Progress,
     Started,
     Step,
@@ -43,14 +43,6 @@ from workers.training.protocol import (
 from workers.training.verification import keep_samples
 
 log = logging.getLogger("toque.worker")
-RESULT_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
-_RESULT_METRICS = (
-    "step",
-    "train_loss",
-    "train_mean_token_accuracy",
-    "valid_loss",
-    "valid_mean_token_accuracy",
-)
 
 
 class JobReporter:
@@ -309,5 +301,5 @@ def _result_csv(steps: Sequence[dict[str, Any]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(RESULT_COLUMNS)
     for step in steps:
-        writer.writerow([step.get(name) for name in _RESULT_METRICS])
+        writer.writerow([step.get(metric) for metric in RESULT_COLUMNS.values()])
     return text.getvalue().encode()

@@ -16,11 +16,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from app.fine_tuning.methods.metrics import Metrics
 from app.models.adapters.validation import CONFIG, WEIGHTS, check_adapter, module_shapes
 from workers.training.checkpoint import discard, save_checkpoint
 from workers.training.dataset import Pair, TrainingExample
 from workers.training.model import ADAPTER, WarmBase, add_lora, load_weights
-from workers.training.protocol import Metrics, Step, TrainingSpec
+from workers.training.protocol import Step, TrainingSpec
 
 STATE_FILE = "training_state.pt"
 

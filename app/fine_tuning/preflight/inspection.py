@@ -20,7 +20,7 @@ from app.datasets.chat_template import ChatTemplate
 from app.datasets.formats import parse_line
 from app.datasets.request_file import read_request_file
 from app.datasets.types import Example, ExampleError, PreferenceExample
-from app.fine_tuning.methods import tokenize
+from app.fine_tuning.methods import METHODS
 from app.fine_tuning.packing import JobWork, Limits, Sequences, length, work_by_micro_batch, work_of_job
 from app.fine_tuning.preflight.schemas import (
     Duplicate,
@@ -193,7 +193,7 @@ class _Inspector:
             message = f"has the text '{token}', which the model reads as a special token"
             _note(found.special_tokens, place, "special_token", message, pointer)
         try:
-            sequences = tokenize(self._template, self._subject.method, example)
+            sequences = METHODS[self._subject.method].tokenize(self._template, example)
         except ExampleError as error:
             _note(found.refused, place, error.code, error.message, error.pointer)
             return None

@@ -1,0 +1,47 @@
+"""The command line's options for a job's method and hyperparameters, made from their declarations."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, cast
+
+import typer
+
+from app.fine_tuning.methods import METHODS
+from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS, Hyperparameter
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command an option for every hyperparameter, which it receives as keyword arguments.
+
+    Its parameter `method` becomes a choice of the methods.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    own = [
+        each.replace(annotation=_method_option()) if each.name == "method" else each
+        for each in signature.parameters.values()
+        if each.kind is not each.VAR_KEYWORD
+    ]
+    options = [_option(each) for each in HYPERPARAMETERS]
+    cast(Any, command).__signature__ = signature.replace(parameters=[*own, *options])
+    return command
+
+
+def _method_option() -> Any:
+    meanings = "; ".join(f"`{method.name}` {method.summary}" for method in METHODS.values())
+    return cast(Any, Annotated)[cast(Any, Literal)[tuple(METHODS)], typer.Option(help=f"{meanings}.")]
+
+
+def _option(hyperparameter: Hyperparameter) -> inspect.Parameter:
+    only = f" For {', '.join(hyperparameter.methods)} only." if hyperparameter.methods else ""
+    option = typer.Option(
+        min=1 if hyperparameter.type is int else 0,  # the service knows the exact bounds
+        show_default=False,
+        help=hyperparameter.meaning + only,
+        rich_help_panel="Hyperparameters",
+    )
+    annotation = cast(Any, Annotated)[hyperparameter.type | None, option]
+    return inspect.Parameter(
+        hyperparameter.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
