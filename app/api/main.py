@@ -33,8 +33,8 @@ from app.models.aliases.router import router as aliases_router
 from app.models.promotion.router import router as promotion_router
 from app.storage import open_storage
 from app.uploads.router import router as uploads_router
+from app.usage.aggregator import UsageAggregator
 from app.usage.router import router as usage_router
-from app.usage.tally import Tally
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -49,20 +49,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.storage = open_storage(settings)
         app.state.find_comparison = comparisons_service.get_comparison
         app.state.metrics = metrics
-        tally = Tally(app.state.database)
+        usage = UsageAggregator(app.state.database)
         replicas = app.state.replicas = Replicas(settings, app.state.database)
-        gateway = app.state.gateway = Gateway(settings, app.state.database, replicas, tally)
+        gateway = app.state.gateway = Gateway(settings, app.state.database, replicas, usage)
         runner = Runner(settings, app.state.database, app.state.storage, gateway)
         admit = partial(training_files.admit_waiting, app.state.database, app.state.storage, settings)
         checker = app.state.checker = Checker(settings, app.state.database, app.state.storage, admit)
-        background = [asyncio.create_task(part.run()) for part in (replicas, tally, runner, checker)]
+        background = [asyncio.create_task(part.run()) for part in (replicas, usage, runner, checker)]
         try:
             yield
         finally:
             for task in background:
                 task.cancel()
             await asyncio.wait(background)
-            await tally.flush()
+            await usage.flush()
             await replicas.close()
             app.state.database.dispose()
 

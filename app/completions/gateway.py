@@ -16,17 +16,19 @@ from app.core.scope import ARRIVED_AT
 from app.core.settings import Settings
 from app.models.aliases import resolution
 from app.models.aliases.target import Target
-from app.usage.tally import Tally
+from app.usage.aggregator import UsageAggregator
 
 
 class Gateway:
     """What all completions of this process share."""
 
-    def __init__(self, settings: Settings, database: Database, replicas: Replicas, tally: Tally) -> None:
+    def __init__(
+        self, settings: Settings, database: Database, replicas: Replicas, usage: UsageAggregator
+    ) -> None:
         self._settings = settings
         self._database = database
         self._replicas = replicas
-        self._tally = tally
+        self._usage = usage
         self._projects: StaleWhileRevalidate[str, str] = StaleWhileRevalidate(
             self._find_project, fresh_seconds=1.0, stale_seconds=3.0
         )
@@ -54,7 +56,7 @@ class Gateway:
         key = (project_id, body.model)
         target = await self._targets.get(key)
         served = target.model_for(body.user)
-        add_usage = partial(self._tally.count, project_id, served.name, alias=target.alias)
+        add_usage = partial(self._usage.count, project_id, served.name, alias=target.alias)
         look_up_now = partial(self._targets.look_up_now, key)
         return CompletionResponse(
             self._replicas, add_usage, served, look_up_now, project_id, path, body, scope[ARRIVED_AT]
@@ -81,7 +83,7 @@ class Gateway:
                     upstream.close()  # where it has not ended, so does the engine's work
 
         answer = await self._replicas.ask(served.base_model, served.name, question)
-        self._tally.count(project_id, served.name, *(usage_in(answer) or (0, 0)), alias=target.alias)
+        self._usage.count(project_id, served.name, *(usage_in(answer) or (0, 0)), alias=target.alias)
         return answer
 
     def _find_project(self, secret: str) -> str:
