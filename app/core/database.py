@@ -1,4 +1,9 @@
-"""The database: engine, session, declarative base, and the database's own clock."""
+"""The database: engine, sessions, declarative base, and the database's own clock.
+
+Short work takes a `Session`, which it neither commits nor closes. Long work (it reads a file, starts a child
+process or copies bytes) takes a `Database` and opens its own short transactions around the long part.
+See docs/adr/0010-one-way-to-a-transaction.md.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +23,19 @@ from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import Double
 
 DATABASE_AWAY = (OperationalError, InternalError, PoolTimeoutError)
-"""What a database that cannot be reached now raises."""
+"""The exceptions that mean that the database cannot be reached now."""
 _IDLE_TRANSACTION_SECONDS = 30
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
 class Base(DeclarativeBase):
-    """Base of every table; JSON columns hold plain dicts and lists."""
+    """The base of every table; JSON columns hold plain dicts and lists."""
 
     type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, list[str]: JSON, float: Double}
 
 
 class database_now(GenericFunction[float]):  # noqa: N801 - reads as the SQL function it is
-    """Seconds since the epoch by the database's clock, the only clock that leases are measured with."""
+    """Seconds since the epoch by the database's clock, the only clock that leases are measured by."""
 
     type: Double[float] = Double()
     inherit_cache = True
@@ -48,12 +53,12 @@ def _postgresql_now(*_: Any, **__: Any) -> str:
 
 
 def new_id(prefix: str) -> str:
-    """An unguessable id: the prefix and 24 characters, time first so that indexes stay compact."""
+    """Return an unguessable id: the prefix and 24 characters, time first so that indexes stay compact."""
     return prefix + _digits(int(time.time() * 1000), 8) + _digits(secrets.randbelow(36**16), 16)
 
 
 def _digits(number: int, count: int) -> str:
-    """To base 36, without what is beyond `count` digits."""
+    """Return the last `count` digits of the number in base 36."""
     digits: list[str] = []
     for _ in range(count):
         number, digit = divmod(number, 36)
@@ -62,7 +67,7 @@ def _digits(number: int, count: int) -> str:
 
 
 class Database:
-    """One process's connections: `reader` and `writer` sessions, each one transaction long.
+    """The connections of one process, as `reader` and `writer` sessions that last one transaction each.
 
     On SQLite a writer takes the write lock when it begins: a deferred transaction that reads first
     cannot become a writer once another has written (SQLITE_BUSY at once, whatever the timeout).
@@ -76,23 +81,23 @@ class Database:
         self._write = sessionmaker(immediate, expire_on_commit=False)
 
     def reader(self) -> AbstractContextManager[Session]:
-        """A session whose changes are not kept."""
+        """Open a session whose changes are not kept."""
         return self._read()
 
     def writer(self) -> AbstractContextManager[Session]:
-        """A session that commits at the end of the `with` block and rolls back when it raises."""
+        """Open a session that commits at the end of the `with` block, or rolls back if the block raises."""
         return self._write.begin()
 
     def dispose(self) -> None:
-        """Closes the pool; a connection that a thread still has is closed once it gives it back."""
+        """Close the pool; a connection that a thread still uses is closed once it is given back."""
         event.listen(self.engine, "checkin", _close_returned)
         self.engine.dispose()
 
 
 def advisory_lock(session: Session, name: str) -> None:
-    """Waits until no other transaction has the turn of this name, and keeps it until the transaction ends.
+    """Wait until no other transaction holds the lock of this name, and hold it until this transaction ends.
 
-    SQLite has one writer at a time anyway: there the transaction of a writer just begins.
+    SQLite has one writer at a time anyway, so there the writer's transaction merely begins.
     """
     connection = session.connection()
     if connection.dialect.name == "postgresql":
@@ -105,7 +110,7 @@ def _close_returned(_connection: Any, record: Any) -> None:
 
 
 def _bound_idle_transactions(connection: Any, _record: Any) -> None:
-    """A process that is frozen in the middle of a transaction must not hold its locks for ever."""
+    """End idle transactions, so that a process that is frozen in one does not hold its locks for ever."""
     connection.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TRANSACTION_SECONDS}s'")
     connection.commit()
 

@@ -33,6 +33,7 @@ from app.fine_tuning.methods import DEFAULT_METHOD, METHODS
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
 from app.fine_tuning.plan import JobPlan
 from app.fine_tuning.schemas import CreateJob, JobObject
+from app.models.adapters import service as adapters_service
 from app.models.adapters.parent import Parent
 from app.models.aliases.resolution import find_model_to_train
 from app.models.catalogue import find_base_model, hidden_size
@@ -51,22 +52,30 @@ def create_job(
         FailedDependencyError: the model to continue from is quarantined or damaged.
         UnavailableError: a hold-out is to be made of a file that is still being checked.
     """
-    with made_split(database, context, request) as split, database.writer() as session:
-        job = creating.once(
-            session,
-            "fine_tuning.job",
-            request.model_dump(exclude_unset=True),
-            find=partial(get_job, session, context.project_id),
-            create=partial(_create, session, context, request, split),
-        )
-        return describe_job(session, context.settings, job)
+    content = request.model_dump(exclude_unset=True)
+    with database.writer() as session:
+        known = creating.find(session, "fine_tuning.job", content)
+        if known is not None:
+            return describe_job(session, context.settings, get_job(session, context.project_id, known))
+    with made_split(database, context, request) as split:
+        plan = plan_job(database, context, request, split.choice if split else None)
+        with database.writer() as session:
+            job = creating.once(
+                session,
+                "fine_tuning.job",
+                content,
+                find=partial(get_job, session, context.project_id),
+                create=partial(_create, session, context, request, plan, split),
+            )
+            return describe_job(session, context.settings, job)
 
 
 def _create(
-    session: Session, context: Context, request: CreateJob, split: IncomingSplit | None
+    session: Session, context: Context, request: CreateJob, plan: JobPlan, split: IncomingSplit | None
 ) -> FineTuningJob:
-    plan = plan_job(session, context, request, split.choice if split else None)
     base, parent = plan.base, plan.parent
+    if parent is not None:
+        adapters_service.hold(session, context, parent.name)
     job = FineTuningJob(
         project_id=context.project_id,
         status="validating_files" if plan.waits else "queued",
@@ -101,7 +110,7 @@ def _create(
 
 
 def plan_job(
-    session: Session,
+    database: Database,
     context: Context,
     request: CreateJob,
     choice: Choice | None,
@@ -117,16 +126,17 @@ def plan_job(
     """
     settings = context.settings
     method, requested = _method(request)
-    model = find_model_to_train(session, context, request.model)
-    parent = model if isinstance(model, Parent) else None
-    base = find_base_model(settings, model.base_model if isinstance(model, Parent) else model)
     named = {"training_file": request.training_file}
     if choice is None and request.validation_file is not None:
         named["validation_file"] = request.validation_file
-    files = {
-        param: training_files.find_training_file(session, context.project_id, file_id, param)
-        for param, file_id in named.items()
-    }
+    with database.reader() as session:
+        model = find_model_to_train(session, context, request.model)
+        parent = model if isinstance(model, Parent) else None
+        base = find_base_model(settings, model.base_model if isinstance(model, Parent) else model)
+        files = {
+            param: training_files.find_training_file(session, context.project_id, file_id, param)
+            for param, file_id in named.items()
+        }
     # Errors that do not depend on the files' content come first.
     resolve_hyperparameters(
         requested,
@@ -144,7 +154,7 @@ def plan_job(
     if plan.waits:
         return plan
     return replace(
-        plan, hyperparameters=training_files.resolve(session, context, plan, is_dry_run=is_dry_run)
+        plan, hyperparameters=training_files.resolve(database, context, plan, is_dry_run=is_dry_run)
     )
 
 

@@ -49,7 +49,9 @@ def find_training_file(session: Session, project_id: str, file_id: str, param: s
     return file
 
 
-def resolve(session: Session, context: Context, plan: JobPlan, *, is_dry_run: bool = False) -> dict[str, Any]:
+def resolve(
+    database: Database, context: Context, plan: JobPlan, *, is_dry_run: bool = False
+) -> dict[str, Any]:
     """Return the job's hyperparameters, once its files are checked.
 
     A dry run lists the examples that the base model cannot learn from, so they are no error here.
@@ -58,8 +60,11 @@ def resolve(session: Session, context: Context, plan: JobPlan, *, is_dry_run: bo
         InvalidRequestError: a file is unfit for this job, or a hyperparameter for this file.
         UnavailableError: the storage does not have a file.
     """
-    for param, file in plan.files.items():
-        _refuse_errors(session, file, param)
+    with database.reader() as session:
+        for param, file in plan.files.items():
+            _refuse_errors(session, file, param)
+        reports = {param: report_of(session, file.id) for param, file in plan.files.items()}
+    for file in plan.files.values():
         files_service.content_path(context.storage, file)
     require_enough(plan.examples)
     hyperparameters = resolve_hyperparameters(
@@ -70,7 +75,7 @@ def resolve(session: Session, context: Context, plan: JobPlan, *, is_dry_run: bo
         method=plan.method,
     )
     for param, file in plan.files.items():
-        report = report_of(session, file.id)
+        report = reports[param]
         if report is not None:
             _check_format(context.storage, file, report, plan.method, param)
         if is_dry_run:
@@ -98,54 +103,51 @@ def require_enough(examples: int) -> None:
 def admit_waiting(database: Database, storage: Storage, settings: Settings) -> None:
     """Queue the jobs whose files have been checked since, or fail them."""
     with database.reader() as session:
-        if not _any_waits(session):
-            return
-    with database.writer() as session:
-        waiting = session.scalars(
-            select(FineTuningJob)
-            .where(FineTuningJob.status == "validating_files")
-            .with_for_update(skip_locked=True)
-        ).all()
-        for job in waiting:
-            _admit(session, Context(job.project_id, settings, storage), job)
+        waiting = select(FineTuningJob).where(FineTuningJob.status == "validating_files")
+        jobs = session.scalars(waiting.order_by(FineTuningJob.created_at)).all()
+    for job in jobs:
+        _admit(database, Context(job.project_id, settings, storage), job)
 
 
-def _admit(session: Session, context: Context, job: FineTuningJob) -> None:
-    training_file = session.get_one(File, job.training_file_id, populate_existing=True)
-    validation_file = None
-    if job.validation_file_id is not None:
-        validation_file = session.get_one(File, job.validation_file_id, populate_existing=True)
+def _admit(database: Database, context: Context, job: FineTuningJob) -> None:
+    hyperparameters: dict[str, Any] = {}
+    problem: ToqueError | None = None
     try:
-        plan = JobPlan(
-            base=find_base_model(context.settings, job.model),
-            parent=None,
-            method=job.method,
-            hyperparameters=job.hyperparameters,
-            training_file=training_file,
-            validation_file=validation_file,
-            examples=training_file.examples or 0,
-        )
+        plan = _plan_of(database, context, job)
         if plan.waits:
             return
-        job.hyperparameters = resolve(session, context, plan)
+        hyperparameters = resolve(database, context, plan)
     except UnavailableError:
         return  # the storage may come back
     except ToqueError as error:
-        job.status, job.finished_at = "failed", time.time()
-        job.error = {
-            "code": "invalid_training_file",
-            "message": error.body.message,
-            "param": error.body.param,
-        }
-        queue.add_event(session, job.id, f"The job failed: {error.body.message}", level="error")
-    else:
-        job.status = "queued"
-        queue.add_event(session, job.id, "Files validated, moving job to queued state")
+        problem = error
+    with database.writer() as session:
+        job = session.get_one(FineTuningJob, job.id, with_for_update=True)
+        if job.status != "validating_files":
+            return  # it was cancelled, or another process has admitted it
+        if problem is None:
+            job.status, job.hyperparameters = "queued", hyperparameters
+            queue.add_event(session, job.id, "Files validated, moving job to queued state")
+        else:
+            body = problem.body
+            job.status, job.finished_at = "failed", time.time()
+            job.error = {"code": "invalid_training_file", "message": body.message, "param": body.param}
+            queue.add_event(session, job.id, f"The job failed: {body.message}", level="error")
 
 
-def _any_waits(session: Session) -> bool:
-    waiting = select(FineTuningJob.id).where(FineTuningJob.status == "validating_files").limit(1)
-    return session.scalar(waiting) is not None
+def _plan_of(database: Database, context: Context, job: FineTuningJob) -> JobPlan:
+    with database.reader() as session:
+        training_file = session.get_one(File, job.training_file_id)
+        validation_file = session.get(File, job.validation_file_id) if job.validation_file_id else None
+    return JobPlan(
+        base=find_base_model(context.settings, job.model),
+        parent=None,
+        method=job.method,
+        hyperparameters=job.hyperparameters,
+        training_file=training_file,
+        validation_file=validation_file,
+        examples=training_file.examples or 0,
+    )
 
 
 def _refuse_errors(session: Session, file: File, param: str) -> None:

@@ -63,8 +63,7 @@ def check_job(database: Database, context: Context, request: CreateJob) -> JobPr
     """
     chosen = choose_split(database, context, request)
     choice = chosen[1] if chosen else None
-    with database.reader() as session:
-        plan = service.plan_job(session, context, request, choice, is_dry_run=True)
+    plan = service.plan_job(database, context, request, choice, is_dry_run=True)
     if plan.waits:
         message = "A file is still being checked; ask again in a moment."
         raise UnavailableError(message, code="file_not_checked")

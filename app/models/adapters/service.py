@@ -131,8 +131,6 @@ def archive_adapter(session: Session, context: Context, name: str) -> AdapterArc
 def find_parent(session: Session, context: Context, name: str) -> Parent | None:
     """Return the project's adapter of that name for training to continue from, or None if it has none.
 
-    It is not deleted before the caller's transaction ends.
-
     Raises:
         FailedDependencyError: it is quarantined, or its files are damaged.
         UnavailableError: the storage cannot be read now.
@@ -140,11 +138,21 @@ def find_parent(session: Session, context: Context, name: str) -> Parent | None:
     adapter = _find_adapter(session, context.project_id, name)
     if adapter is None:
         return None
-    session.refresh(adapter, with_for_update={"read": True})
-    if adapter.deleted_at is not None:
-        return None
     lora = _describe(context, adapter, "model")
     return Parent(adapter.name, adapter.base_model, lora.rank, lora.alpha)
+
+
+def hold(session: Session, context: Context, name: str) -> None:
+    """Keep the project's adapter from being deleted before the transaction ends.
+
+    Raises:
+        NotFoundError: it has been deleted.
+    """
+    this = select(Adapter.name).where(
+        Adapter.name == name, Adapter.project_id == context.project_id, Adapter.deleted_at.is_(None)
+    )
+    if session.scalar(this.with_for_update(read=True)) is None:
+        find_base_model(context.settings, name)  # raises, since an adapter's name is no base model's
 
 
 def lineage(session: Session, adapter: Adapter) -> list[str]:

@@ -66,8 +66,6 @@ def find_single(session: Session, settings: Settings, project_id: str, name: str
 def find_model_to_train(session: Session, context: Context, name: str) -> Parent | str:
     """Return the project's fine-tuned model of that name or alias, or else the name of a base model.
 
-    A fine-tuned model is not deleted before the caller's transaction ends.
-
     Raises:
         InvalidRequestError: the alias is split between models.
         FailedDependencyError: the model is quarantined, or its files are damaged.
