@@ -1,4 +1,4 @@
-"""Every exception leaves the service in the envelope, the framework's own included."""
+"""Answers every exception in OpenAI's error envelope, the framework's own included."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from app.core.errors import ConflictError, ErrorBody, InvalidRequestError, Toque
 log = logging.getLogger("toque.errors")
 
 _LONGEST_PARAM = 255
-"""Of a path that is quoted: its parts may be a client's own words."""
+"""The most characters of a path that are quoted, since a client chooses some of its parts."""
 
 
 def error_response(error: ToqueError) -> Response:
-    """The error as it goes over the wire."""
+    """Return the response that tells of the error."""
     return _envelope(error.body, error.status, error.headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Makes the app answer every exception in the envelope."""
+    """Make the app answer every exception in the envelope."""
     app.add_exception_handler(ToqueError, _on_toque_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -118,10 +118,10 @@ async def _on_unexpected(_request: Request, error: Exception) -> Response:
 
 
 def _param_path(location: tuple[int | str, ...], body: Any) -> str:
-    """`("body", "messages", 0, "role")` as `messages[0].role`.
+    """Write `("body", "messages", 0, "role")` as `messages[0].role`.
 
-    Among a union's branches pydantic also names the branch, which is no place in the body; where an object's
-    `type` chose it, it goes by that.
+    In a union, pydantic's location also names the branch, by its own name or by the object's `type`. That is
+    no place in the body, so it is left out.
     """
     path, place = "", body
     for position, part in enumerate(location[1:], start=2):

@@ -1,4 +1,4 @@
-"""The HTTP service, wired: the only place that knows every part."""
+"""The HTTP service, put together: the only module that knows every part."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from app.usage.router import router as usage_router
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The service for these settings (read from the environment by default)."""
+    """Return the service for these settings, which are read from the environment by default."""
     settings = settings or Settings()
     metrics = Metrics()
 

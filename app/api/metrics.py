@@ -13,7 +13,7 @@ from app.fine_tuning.workers import is_alive
 
 
 class Metrics:
-    """A registry of its own, so that several apps may live in one process."""
+    """The metrics of one app, in a registry of their own so that a process may have several apps."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -56,7 +56,7 @@ class Metrics:
         )
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Counts one finished request."""
+        """Count one finished request."""
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(method, route).observe(seconds)
 
@@ -67,7 +67,7 @@ class Metrics:
         heartbeat_seconds: float,
         engines: Mapping[str, int],
     ) -> bytes:
-        """Everything, in Prometheus's text format; of the deployment, what is given.
+        """Return all metrics in Prometheus's text format; those of the deployment are given.
 
         `workers` are all that there are, each with the age of its last heartbeat in seconds.
         """

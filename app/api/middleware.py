@@ -1,4 +1,4 @@
-"""What every request gets: an id, a time, a limit on its body, a line in the metrics.
+"""Gives every request an id, a time, a limit on its body and a place in the metrics.
 
 Pure ASGI: Starlette's `BaseHTTPMiddleware` costs half the throughput and breaks streaming.
 """
@@ -18,7 +18,7 @@ from app.core.errors import TooLargeError
 from app.core.scope import ARRIVED_AT
 
 _UPLOADS = re.compile(r"/v1/(files|adapters|uploads/[^/]+/parts)")
-"""Their bodies are as large as their own limits allow."""
+"""The paths of uploads, whose bodies have limits of their own."""
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
@@ -31,7 +31,7 @@ class RequestMiddleware:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serves one request."""
+        """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -67,7 +67,7 @@ class RequestMiddleware:
 
 
 def _limited(receive: Receive, limit: int | None) -> Receive:
-    """`receive` that stops a body without a declared length once it is over the limit."""
+    """Return a `receive` that refuses a body without a declared length once it exceeds the limit."""
     if limit is None:
         return receive
     received = 0

@@ -1,6 +1,6 @@
-"""Long computing in a process of its own: it takes neither the service's one interpreter nor its memory.
+"""Runs long computations in child processes, which spare the service its interpreter and its memory.
 
-As many run at once as the machine has cores; the others wait. Processes stay for the next call.
+As many run at once as the machine has cores, and the others wait. Processes are reused for later calls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
 _LOOK_SECONDS = 1.0
-"""So soon a client that has hung up is noticed."""
+"""Time between two checks whether the client has hung up, in seconds."""
 _opening: ContextVar[list[asyncio.Task[Process]]] = ContextVar("_opening")
 
 
@@ -31,11 +31,12 @@ async def run_in_child(
     limiter: CapacityLimiter | None = None,
     seconds: float | None = None,
 ) -> Result:
-    """What the function returns or raises; a caller that is cancelled takes the process with it.
+    """Run the function in a child process; return or raise what it does. Cancelling ends the process.
 
     Raises:
         BrokenWorkerProcess: the process died.
-        TimeoutError: the function took longer than `seconds`, the wait for its turn left out; it is ended.
+        TimeoutError: the function took longer than `seconds`, not counting the wait for a free process; the
+            process is ended.
     """
     async with limiter or to_process.current_default_process_limiter():
         async with asyncio.timeout(seconds):
@@ -43,7 +44,7 @@ async def run_in_child(
 
 
 async def _run(function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments) -> Result:
-    """The call, its process ended where the caller is."""
+    """Run the call; if the caller is cancelled, kill its process."""
     opening: list[asyncio.Task[Process]] = []
     token = _opening.set(opening)
     try:
@@ -64,7 +65,7 @@ def in_child(
     seconds: float | None = None,
     is_abandoned: Callable[[], Awaitable[bool]] | None = None,
 ) -> Result:
-    """The same, called from a route that runs in a thread; ended, too, once nobody waits for the answer.
+    """Do as `run_in_child`, from a route that runs in a thread. It also ends when the client hangs up.
 
     Raises:
         UnavailableError: the client has hung up.
@@ -88,12 +89,12 @@ async def _while_wanted(
 
 
 async def _open_process(*arguments: Any, **options: Any) -> Process:
-    """As anyio's, but what has begun to start is there to be ended by whoever called."""
+    """Do as anyio does, but let the caller end a process that is still starting."""
     task = asyncio.create_task(open_process(*arguments, **options))
     _opening.get([]).append(task)
     return await asyncio.shield(task)
 
 
-# A call that is cancelled while its process starts would leave that running (anyio 4.16,
-# `to_process.run_sync`), and uvloop, which waits for every child, would never end.
+# A call that is cancelled while its process starts would leave the process running (anyio 4.16,
+# `to_process.run_sync`), and uvloop, which waits for every child, would never stop.
 to_process.open_process = _open_process  # pyright: ignore[reportPrivateImportUsage]

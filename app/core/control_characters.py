@@ -1,4 +1,4 @@
-"""Control characters in texts that others wrote: a terminal would obey them, and a page keeps them unseen."""
+"""Makes control characters in untrusted text visible: a terminal would obey them, and a page hides them."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ _PICTURES = {
 
 
 def visible(text: str) -> str:
-    """The text, as long as it was, with a picture for each control character but tabs and line ends."""
+    """Return the text with a visible character in place of every control character but tabs and line ends."""
     return text.translate(_PICTURES)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, for a person (`message`) and for a program (`code`, `param`)."""
+    """A problem described for a person (`message`) and for a program (`code`, `param`)."""
 
     message: str
     type: str
@@ -20,7 +20,7 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """Every response that is not a success."""
+    """The body of every response that is not a success."""
 
     error: ErrorBody
 

@@ -1,4 +1,4 @@
-"""Brings the database to the newest schema, and tells whether it is there."""
+"""Migrations: upgrading the database to the newest schema, and checking whether it is there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OUTDATED = "the database's schema is older than this version: run `toque db upgr
 
 
 def upgrade(url: str) -> None:
-    """Applies every migration not yet applied; on a current database it changes nothing."""
+    """Apply every migration that has not been applied yet; a current database stays as it is."""
     from alembic import command  # noqa: PLC0415 - 11 MB that the API need not hold
     from alembic.config import Config  # noqa: PLC0415 - as above
 
@@ -22,7 +22,7 @@ def upgrade(url: str) -> None:
 
 
 def is_outdated(engine: Engine) -> bool:
-    """Whether migrations of this version are missing; a schema of a newer version's is none of ours to judge.
+    """Return whether migrations of this version are missing. The schema of a newer version is not outdated.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: the database cannot be read.
@@ -36,7 +36,7 @@ def is_outdated(engine: Engine) -> bool:
 
 @cache
 def _older_revisions() -> frozenset[str]:
-    """All but the newest; the files are named after them, in order."""
+    """Return all revisions but the newest. Their files are named after them, in order."""
     names = (file.name for file in files("migrations").joinpath("versions").iterdir())
     revisions = sorted(name.partition("_")[0] for name in names if name.endswith(".py") and name[0].isdigit())
     return frozenset(revisions[:-1])

@@ -1,6 +1,6 @@
-"""A multipart upload, written to storage as it arrives: its files are never whole in memory, nor copied.
+"""Multipart uploads, written to storage as they arrive, so that no file is ever whole in memory or copied.
 
-Framework form parsing would spool the file to a temporary place first and copy it afterwards.
+The framework's own form parsing would spool each file to a temporary place and copy it afterwards.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _BLOCK_BYTES = 2**20
 
 
 class Writable(Protocol):
-    """Where a file's bytes go."""
+    """What the bytes of a file are written to."""
 
     def write(self, chunk: bytes, /) -> None:
-        """Appends the chunk."""
+        """Append the chunk."""
         ...
 
 
 class _Sink:
-    """A file that is hashed and written in a thread, one block while the next arrives.
+    """Writes a file in a thread, one block while the next arrives.
 
-    Blocks are large, because the thread has to wait for the event loop's GIL after each.
+    Blocks are large, because after each the thread has to wait for the GIL, which the event loop holds.
     """
 
     def __init__(self, file: Writable) -> None:
@@ -44,13 +44,13 @@ class _Sink:
         self.bytes = 0
 
     def add(self, chunk: memoryview) -> None:
-        """Takes what has just arrived."""
+        """Add bytes that have just arrived."""
         self._chunks.append(chunk)
         self._gathered += len(chunk)
         self.bytes += len(chunk)
 
     async def hand_over(self, at_least: int = _BLOCK_BYTES) -> None:
-        """Has what was gathered written, if it is a block, once the block before it is."""
+        """Start writing the gathered bytes, if they are a block, after the block before them is written."""
         if self._gathered < at_least:
             return
         block = b"".join(self._chunks)
@@ -60,7 +60,7 @@ class _Sink:
         self._writing = asyncio.create_task(run_in_threadpool(self._file.write, block))
 
     async def settle(self) -> None:
-        """Waits for the block that is being written."""
+        """Wait for the block that is being written."""
         writing, self._writing = self._writing, None
         if writing is not None:
             await writing
@@ -68,16 +68,16 @@ class _Sink:
 
 @dataclass
 class UploadForm:
-    """The form's text fields and the names of its files, whose contents went to `files`."""
+    """The text fields of a form and the names of its files, whose contents are written to `files`."""
 
     files: Mapping[str, Writable]
-    """By the name of the part; each must come once."""
+    """The files by the name of their part; each part must come once."""
     max_file_bytes: int
     limit_name: str = "TOQUE_MAX_FILE_BYTES"
-    """The setting that the limit comes from."""
+    """The name of the limit in the message that it was exceeded."""
     fields: dict[str, str] = field(default_factory=dict[str, str])
     filenames: dict[str, str] = field(default_factory=dict[str, str])
-    """What the client calls each file."""
+    """The client's name for each file, by the name of its part."""
 
     _header_name: bytearray = field(default_factory=bytearray)
     _header_value: bytearray = field(default_factory=bytearray)
@@ -89,7 +89,7 @@ class UploadForm:
     _complete: bool = False
 
     async def receive(self, content_type: str, body: AsyncIterator[bytes]) -> None:
-        """Reads the whole body.
+        """Read the whole body.
 
         Raises:
             UnsupportedMediaTypeError: the body is not multipart/form-data.

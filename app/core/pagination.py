@@ -1,4 +1,4 @@
-"""Lists as OpenAI's clients page through them: `after` the last id, `limit` at a time."""
+"""Pagination as OpenAI's clients do it: `limit` objects at a time, from `after` the last id."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Identified(BaseModel):
-    """An object of a list."""
+    """An object that lists are paged by."""
 
     id: str
 
@@ -35,7 +35,7 @@ class Page(BaseModel, Generic[ItemT]):
 
     @classmethod
     def of(cls, data: list[ItemT], has_more: bool) -> Page[ItemT]:
-        """The page with these objects in it."""
+        """Return the page with these objects."""
         first, last = (data[0].id, data[-1].id) if data else (None, None)
         return cls(data=data, first_id=first, last_id=last, has_more=has_more)
 
@@ -50,7 +50,7 @@ def fetch_page(
     limit: int,
     order: Order = "desc",
 ) -> tuple[Sequence[T], bool]:
-    """Rows after the one whose `identity` is `after`, in the order of `key`, and whether more follow.
+    """Return rows after the one whose `identity` is `after`, in the order of `key`, and whether more follow.
 
     Raises:
         InvalidRequestError: `after` is not in the list.

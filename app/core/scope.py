@@ -1,4 +1,4 @@
 """Keys that the service adds to a request's ASGI scope."""
 
 ARRIVED_AT = "toque.arrived_at"
-"""When the request came, by `time.perf_counter`."""
+"""The time at which the request arrived, by `time.perf_counter`."""

@@ -29,13 +29,13 @@ class File(Base):
     storage_key: Mapped[str] = mapped_column(String(512))
     """Where the bytes are, relative to the storage root; files with equal bytes share them."""
     examples: Mapped[int | None]
-    """Training examples in it; None where the purpose is not fine-tune."""
+    """The number of training examples; None if the purpose is not fine-tune."""
     longest_line: Mapped[int | None]
-    """Bytes in its longest line: a bound on the tokens of any example."""
+    """The length of its longest line in bytes, which bounds the tokens of any example."""
     status: Mapped[str] = mapped_column(String(16), default="processed", server_default="processed")
-    """`uploaded` until it is checked, then `processed` or `error`; only training files are checked."""
+    """`uploaded` until it is checked, then `processed` or `error`; other files are `processed` at once."""
     status_details: Mapped[str | None] = mapped_column(Text)
-    """The first thing that is wrong with it."""
+    """The first error that was found in it."""
     created_at: Mapped[float] = mapped_column(default=time.time)
     expires_at: Mapped[float | None]
     deleted_at: Mapped[float | None]

@@ -13,11 +13,11 @@ from app.files.models import File
 UploadPurpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
 SHORTEST_LIFE, LONGEST_LIFE = 3600, 30 * 86400
-"""Seconds that `expires_after` may give."""
+"""The shortest and the longest life that `expires_after` may give a file, in seconds."""
 
 
 class ExpiresAfter(BaseModel):
-    """When a file is to be gone."""
+    """When a file expires."""
 
     anchor: Literal["created_at"]
     seconds: Annotated[int, Field(ge=SHORTEST_LIFE, le=LONGEST_LIFE, strict=True)]
@@ -38,7 +38,7 @@ class FileObject(Identified):
 
     @classmethod
     def of(cls, file: File) -> FileObject:
-        """The row as the API shows it."""
+        """Return the row as the API shows it."""
         return cls(
             id=file.id,
             bytes=file.bytes,
@@ -53,7 +53,7 @@ class FileObject(Identified):
 
 
 class FileDeleted(BaseModel):
-    """Says that a file is gone."""
+    """The confirmation that a file was deleted."""
 
     id: str
     object: Literal["file"] = "file"
@@ -61,13 +61,13 @@ class FileDeleted(BaseModel):
 
 
 class FileValidation(BaseModel):
-    """What the check of a training file found; all but the status is empty until it is done."""
+    """The report of a training file's check; all but the status is empty until the check is done."""
 
     object: Literal["file.validation"] = "file.validation"
     file_id: str
     status: Literal["uploaded", "processed", "error"]
     base_model: str | None = None
-    """Whose tokens are counted; null where none is prepared on this machine."""
+    """The base model whose tokens are counted; null if none is prepared on this machine."""
     counts: Counts | None = None
     token_lengths: TokenLengths | None = None
     duplicates: Duplicates | None = None
@@ -78,6 +78,6 @@ class FileValidation(BaseModel):
 
     @classmethod
     def of(cls, file: File, report: Report | None) -> FileValidation:
-        """The file's report as the API shows it."""
+        """Return the file's report as the API shows it."""
         found = report.model_dump() if report is not None else {}
         return cls(file_id=file.id, status=file.status, **found)  # pyright: ignore[reportArgumentType] - as above

@@ -13,7 +13,7 @@ from app.datasets.validation import PreparedBase
 
 
 def find_base_model(settings: Settings, name: str, *, param: str = "model") -> BaseModelEntry:
-    """The entry that goes by that name.
+    """Return the base model of that name.
 
     Raises:
         NotFoundError: the catalogue has no such model; the message lists those it has.
@@ -30,12 +30,12 @@ def find_base_model(settings: Settings, name: str, *, param: str = "model") -> B
 
 
 def is_prepared(settings: Settings, entry: BaseModelEntry) -> bool:
-    """Whether its weights are on this machine."""
+    """Return whether the base model's weights are on this machine."""
     return (settings.base_model_dir(entry) / "config.json").is_file()
 
 
 def hidden_size(settings: Settings, entry: BaseModelEntry) -> int | None:
-    """Width of the model's residual stream; None where it is not prepared on this machine."""
+    """Return the width of the model's residual stream, or None if it is not prepared on this machine."""
     config_file = settings.base_model_dir(entry) / "config.json"
     if not config_file.is_file():
         return None
@@ -45,7 +45,7 @@ def hidden_size(settings: Settings, entry: BaseModelEntry) -> int | None:
 
 
 def chat_template(settings: Settings, entry: BaseModelEntry) -> ChatTemplate | None:
-    """The base's template and tokenizer; None where it is not prepared on this machine."""
+    """Return the base model's template and tokenizer, or None if it is not prepared on this machine."""
     return _load_template(settings.base_model_dir(entry)) if is_prepared(settings, entry) else None
 
 

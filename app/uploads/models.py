@@ -23,23 +23,23 @@ class Upload(Base):
     purpose: Mapped[str] = mapped_column(String(32))
     mime_type: Mapped[str] = mapped_column(String(255))
     bytes: Mapped[int] = mapped_column(BigInteger)
-    """Of the whole file, as its owner announced it."""
+    """The size of the whole file, as its owner announced it."""
     status: Mapped[str] = mapped_column(String(32), default="pending")
     """`pending`, `completed` or `cancelled`; one that stayed pending for too long counts as expired."""
     file_life_seconds: Mapped[int | None]
-    """What `expires_after` gives the file."""
+    """The file's life by `expires_after`; None if it does not expire."""
     file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
     created_at: Mapped[float] = mapped_column(default=time.time)
     expires_at: Mapped[float] = mapped_column(default=lambda: time.time() + LIFE_SECONDS)
 
     @property
     def has_expired(self) -> bool:
-        """Whether its hour went by before it was completed or cancelled."""
+        """Whether an hour has passed in which it was neither completed nor cancelled."""
         return self.status == "pending" and self.expires_at <= time.time()
 
 
 class UploadPart(Base):
-    """A part of an upload; equal parts of one share their bytes."""
+    """A part of an upload; equal parts of one upload share their bytes."""
 
     __tablename__ = "upload_parts"
     __table_args__ = (Index("ix_upload_parts_upload", "upload_id"),)
@@ -52,10 +52,10 @@ class UploadPart(Base):
 
     @property
     def storage_key(self) -> str:
-        """Where its bytes are, until the upload is over."""
+        """The key of its bytes in storage, until the upload is over."""
         return f"{parts_key(self.upload_id)}/{self.sha256}"
 
 
 def parts_key(upload_id: str) -> str:
-    """The folder of an upload's parts."""
+    """Return the key of the folder that holds an upload's parts."""
     return f"uploads/{upload_id}"

@@ -33,15 +33,15 @@ class CreateUpload(BaseModel):
 
 
 class CompleteUpload(BaseModel):
-    """Which parts make the file, in order."""
+    """The parts that make the file, in order."""
 
     part_ids: Annotated[list[str], Field(min_length=1, max_length=MAX_PARTS)]
     md5: Md5 | None = None
-    """Of the whole file, in hexadecimal."""
+    """The MD5 of the whole file, in hexadecimal."""
 
 
 class PartObject(Identified):
-    """OpenAI's part object, and what is in it."""
+    """OpenAI's part object, with the size and hash of its bytes."""
 
     object: Literal["upload.part"] = "upload.part"
     created_at: int
@@ -51,7 +51,7 @@ class PartObject(Identified):
 
     @classmethod
     def of(cls, part: UploadPart) -> PartObject:
-        """The row as the API shows it."""
+        """Return the row as the API shows it."""
         return cls(
             id=part.id,
             created_at=int(part.created_at),
@@ -78,7 +78,7 @@ class UploadObject(Identified):
     def of(
         cls, upload: Upload, file: File | None = None, parts: Sequence[UploadPart] | None = None
     ) -> UploadObject:
-        """The row as the API shows it; `file` is what it was completed to."""
+        """Return the row as the API shows it; `file` is what it was completed to."""
         return cls(
             id=upload.id,
             bytes=upload.bytes,

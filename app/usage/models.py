@@ -1,4 +1,4 @@
-"""What each project has used."""
+"""The usage of each project, in sums by minute and model."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ class _Usage:
 
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
     minute: Mapped[int] = mapped_column(BigInteger, primary_key=True)
-    """Its first second, since the epoch."""
+    """The first second of the minute, since the epoch."""
     model: Mapped[str] = mapped_column(String(255), primary_key=True)
-    """The served name; it stays here when the model is deleted."""
+    """The model's served name, which stays here when the model is deleted."""
     requests: Mapped[int] = mapped_column(BigInteger)
     input_tokens: Mapped[int] = mapped_column(BigInteger)
     output_tokens: Mapped[int] = mapped_column(BigInteger)
 
 
 class Usage(_Usage, Base):
-    """Of all requests."""
+    """The sums of all requests."""
 
     __tablename__ = "usage"
 
 
 class AliasUsage(_Usage, Base):
-    """Of those that named an alias; they are in `Usage`, too."""
+    """The sums of the requests that named an alias; `Usage` counts these, too."""
 
     __tablename__ = "alias_usage"
 
     alias: Mapped[str] = mapped_column(String(128), primary_key=True)
-    """Its name; it stays here when the alias is deleted."""
+    """The alias's name, which stays here when the alias is deleted."""
 
 
 Table: TypeAlias = type[Usage] | type[AliasUsage]
 Key: TypeAlias = tuple[str, int, str] | tuple[str, int, str, str]
-"""Project, the minute's first second, model; in `AliasUsage` the alias, too."""
+"""The project, the minute's first second and the model; in `AliasUsage` also the alias."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Of some requests."""
+    """The sums of some requests."""
 
     requests: int
     input_tokens: int
@@ -63,7 +63,7 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A span of time and what was used in it, by model; without grouping, under None."""
+    """A span of time with the sums in it by model, or under None if they are not grouped."""
 
     start: int
     end: int

@@ -5,18 +5,64 @@ https://platform.openai.com/docs/api-reference/usage/completions
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from app.usage.models import Bucket
 
 BucketWidth = Literal["1m", "1h", "1d"]
+_LAST_SECOND = 253_402_300_799
+"""The last second of the year 9999."""
+Moment = Annotated[int, Field(ge=0, le=_LAST_SECOND, description="Unix seconds")]
+Group = Literal["model", "project_id"]
+
+
+class UsageQuery(BaseModel):
+    """Which usage is asked for. OpenAI's client sends lists as `name[]`, others as `name`."""
+
+    start_time: Moment
+    end_time: Moment | None = None
+    bucket_width: BucketWidth = "1d"
+    group_by: list[Group] | None = None
+    group_by_in_brackets: Annotated[list[Group] | None, Field(alias="group_by[]")] = None
+    models: list[str] | None = None
+    models_in_brackets: Annotated[list[str] | None, Field(alias="models[]")] = None
+    aliases: Annotated[list[str] | None, Field(description="Only requests by these names")] = None
+    aliases_in_brackets: Annotated[list[str] | None, Field(alias="aliases[]")] = None
+    limit: Annotated[int | None, Field(ge=1)] = None
+    page: Annotated[str | None, Field(pattern=r"^[0-9]{1,12}$", description="A `next_page`")] = None
+
+    @property
+    def start(self) -> int:
+        """The first second that is asked for."""
+        return self.start_time if self.page is None else int(self.page)
+
+    @property
+    def end(self) -> int:
+        """The second after the last one that is asked for."""
+        return int(time.time()) + 1 if self.end_time is None else self.end_time
+
+    @property
+    def by_model(self) -> bool:
+        """Whether the sums are wanted for each model."""
+        return "model" in [*(self.group_by or ()), *(self.group_by_in_brackets or ())]
+
+    @property
+    def only_models(self) -> list[str]:
+        """The models whose usage is asked for; none means all."""
+        return [*(self.models or ()), *(self.models_in_brackets or ())]
+
+    @property
+    def only_aliases(self) -> list[str]:
+        """The aliases whose usage is asked for; none means all requests."""
+        return [*(self.aliases or ()), *(self.aliases_in_brackets or ())]
 
 
 class UsageResult(BaseModel):
-    """Sums of one bucket, or of one model in it."""
+    """The sums of one bucket, or of one model in it."""
 
     object: Literal["organization.usage.completions.result"] = "organization.usage.completions.result"
     input_tokens: int
@@ -28,7 +74,7 @@ class UsageResult(BaseModel):
 
 
 class UsageBucket(BaseModel):
-    """From `start_time` until before `end_time`."""
+    """The usage from `start_time` until before `end_time`."""
 
     object: Literal["bucket"] = "bucket"
     start_time: int
@@ -37,7 +83,7 @@ class UsageBucket(BaseModel):
 
 
 class UsagePage(BaseModel):
-    """Some buckets, oldest first."""
+    """A page of buckets, oldest first."""
 
     object: Literal["page"] = "page"
     data: list[UsageBucket]
@@ -46,7 +92,7 @@ class UsagePage(BaseModel):
 
     @classmethod
     def of(cls, project_id: str, buckets: Sequence[Bucket], next_start: int | None) -> UsagePage:
-        """The page as the API shows it."""
+        """Return the page as the API shows it."""
         data = [
             UsageBucket(
                 start_time=bucket.start,

@@ -1,4 +1,4 @@
-"""Rules on usage: how it is added up, and how it is shown."""
+"""Usage: adding it to the database, folding what is old, and reading it in buckets."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from sqlalchemy.orm import Session
 
 from app.core.errors import InvalidRequestError
 from app.usage.models import AliasUsage, Bucket, Key, Sums, Table, Usage
+from app.usage.schemas import UsageQuery
 
 BUCKET_SECONDS = {"1m": 60, "1h": 3600, "1d": 86400}
 DAYS_OF_MINUTES = 90
-"""Older usage is kept by the day: it stands at the day's first minute."""
+"""Usage that is older than this many days is kept by the day, in the day's first minute."""
 _KEYS: dict[Table, tuple[str, ...]] = {
     Usage: ("project_id", "minute", "model"),
     AliasUsage: ("project_id", "minute", "model", "alias"),
@@ -27,12 +28,12 @@ _MOST_BUCKETS = {"1m": 1440, "1h": 168, "1d": 31}
 
 
 def add_usage(session: Session, counted: Mapping[Key, Sums], table: Table = Usage) -> None:
-    """Adds to the sums, in one statement that other processes may run at the same time."""
+    """Add to the sums, in one statement that other processes may run at the same time."""
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     columns = (*_KEYS[table], *_SUMS)
     rows: list[dict[str, Any]] = [
         dict(zip(columns, (*key, *astuple(sums)), strict=True))
-        # In one order everywhere, or two processes could wait for each other's rows.
+        # Sorted, since two processes that lock rows in different orders could wait for each other.
         for key, sums in sorted(counted.items(), key=lambda item: item[0])
     ]
     statement = insert(table)
@@ -41,12 +42,12 @@ def add_usage(session: Session, counted: Mapping[Key, Sums], table: Table = Usag
 
 
 def fold_oldest_day(session: Session, now: float) -> bool:
-    """Adds the minutes of one day into that day's first, once they are too old to be kept.
+    """Fold the minutes of the oldest day into that day's first, if they are too old to be kept.
 
-    Any number of processes may do it at once: each row is taken away, and so counted, by one of them.
+    Any number of processes may do it at once: each row is deleted, and so counted, by one of them.
 
     Returns:
-        False: there is no such day (any more).
+        Whether there was such a day.
     """
     return any(_fold_oldest_day(session, now, table) for table in _KEYS)
 
@@ -71,59 +72,48 @@ def _fold_oldest_day(session: Session, now: float, table: Table) -> bool:
     return True
 
 
-def list_buckets(
-    session: Session,
-    project_id: str,
-    *,
-    start: int,
-    end: int,
-    width: str,
-    by_model: bool,
-    models: Sequence[str],
-    aliases: Sequence[str],
-    limit: int | None,
-) -> tuple[Sequence[Bucket], int | None]:
-    """The project's usage from `start` until before `end`, bucket by bucket, the empty ones too.
+def list_buckets(session: Session, project_id: str, query: UsageQuery) -> tuple[Sequence[Bucket], int | None]:
+    """Return the usage that the query asks for, bucket by bucket, the empty ones too.
 
-    With `aliases`, only what was asked by one of these names.
-
-    Buckets begin at whole minutes, hours and days (UTC), so the first may begin before `start`.
+    Buckets begin at whole minutes, hours and days (UTC), so the first may begin before `query.start`.
 
     Returns:
         The buckets, and where the next page starts; None after the last.
 
     Raises:
-        InvalidRequestError: `end` is not after `start`, or `limit` is more than the width allows.
+        InvalidRequestError: the query's end is not after its start, or it asks for too many buckets.
     """
+    start, end = query.start, query.end
     if end <= start:
         raise InvalidRequestError(
             "There is no time between start and end.", code="invalid_value", param="end_time"
         )
+    width = query.bucket_width
     most = _MOST_BUCKETS[width]
-    if limit is not None and limit > most:
+    if query.limit is not None and query.limit > most:
         raise InvalidRequestError(
             f"'limit' is at most {most} for buckets of {width}.", code="invalid_value", param="limit"
         )
     seconds = BUCKET_SECONDS[width]
     first = start // seconds * seconds
-    starts = range(first, end, seconds)[: limit or _DEFAULT_BUCKETS[width]]
+    starts = range(first, end, seconds)[: query.limit or _DEFAULT_BUCKETS[width]]
     until = starts[-1] + seconds
-    table: Table = AliasUsage if aliases else Usage
+    table: Table = AliasUsage if query.only_aliases else Usage
     bucket = (table.minute - table.minute % seconds).label("bucket")
-    query = select(
+    rows = select(
         bucket,
         table.model,
         func.sum(table.requests),
         func.sum(table.input_tokens),
         func.sum(table.output_tokens),
     ).where(table.project_id == project_id, table.minute >= first, table.minute < until)
-    if models:
-        query = query.where(table.model.in_(models))
-    if aliases:
-        query = query.where(AliasUsage.alias.in_(aliases))
+    if query.only_models:
+        rows = rows.where(table.model.in_(query.only_models))
+    if query.only_aliases:
+        rows = rows.where(AliasUsage.alias.in_(query.only_aliases))
     found: defaultdict[int, dict[str | None, Sums]] = defaultdict(dict)
-    for at, model, *numbers in session.execute(query.group_by("bucket", table.model).order_by(table.model)):
-        group = model if by_model else None
+    for at, model, *numbers in session.execute(rows.group_by("bucket", table.model).order_by(table.model)):
+        group = model if query.by_model else None
         sums = Sums(*map(int, numbers))
         before = found[int(at)].get(group)
         found[int(at)][group] = sums if before is None else before + sums

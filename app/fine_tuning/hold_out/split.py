@@ -1,8 +1,8 @@
-"""A hold-out on request: part of a training file that its job is judged by, and does not learn from.
+"""The hold-out: a part of a training file that its job is evaluated on and does not train on.
 
-Which examples are held out is a function of the file, the share and the seed, and of no random generator:
+Which examples are held out depends only on the file, the share and the seed, not on a random generator:
 
-1. Examples that are equal once normalised (`fingerprint.normalised`) are one group, never parted.
+1. Examples that are equal once normalised (`fingerprint.normalised`) are one group, which stays together.
 2. Groups stand in a row: first those whose answer another group gives too, by answer; then the others, by
    the length of their first line. Within, by BLAKE2b-128 of the seed and the group's fingerprint.
 3. Of n groups, m = floor(share x n + 1/2) are held out: those at floor((i + u) x n / m) for i from 0, u
@@ -30,13 +30,13 @@ from app.storage.incoming import IncomingFile
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which examples are held out, and how many are left."""
+    """The examples that are held out, and how many are left."""
 
     request: SplitRequest
     held_out: frozenset[int]
-    """Their lines, from 1."""
+    """The lines of the held-out examples, counted from 1."""
     examples: int
-    """To train on."""
+    """The number of examples that are left to train on."""
 
 
 @dataclass(slots=True)
@@ -47,14 +47,14 @@ class Part:
     examples: int = 0
 
     def add(self, line: bytes) -> None:
-        """The next example."""
+        """Add the next example."""
         self.incoming.write(line + b"\n")
         self.examples += 1
 
 
 @dataclass(frozen=True, slots=True)
 class IncomingSplit:
-    """Both files, written but not published."""
+    """Both files of a split, written but not published."""
 
     choice: Choice
     rest: Part
@@ -62,10 +62,10 @@ class IncomingSplit:
 
 
 def choose(path: Path, request: SplitRequest, min_examples: int) -> Choice:
-    """Chooses the examples to hold out.
+    """Choose the examples to hold out.
 
     Raises:
-        InvalidRequestError: none would be held out, or less than `min_examples` left.
+        InvalidRequestError: none would be held out, or fewer than `min_examples` left.
     """
     lines: dict[bytes, list[int]] = {}
     answers: dict[bytes, bytes] = {}
@@ -105,7 +105,7 @@ def choose(path: Path, request: SplitRequest, min_examples: int) -> Choice:
 
 @contextmanager
 def write_split(storage: Storage, file: File, choice: Choice) -> Generator[IncomingSplit]:
-    """Writes both files; they are gone when the block ends, unless they were published."""
+    """Write both files; they are removed when the block ends, unless they were published."""
     with storage.incoming() as rest, storage.incoming() as held_out:
         split = IncomingSplit(choice, Part(rest), Part(held_out))
         for number, line in read_request_file(storage.path(file.storage_key)):
@@ -116,7 +116,7 @@ def write_split(storage: Storage, file: File, choice: Choice) -> Generator[Incom
 
 
 def filenames(name: str) -> tuple[str, str]:
-    """What the rest and the hold-out of a file of that name are called."""
+    """Return the names of the rest and the hold-out of a file of that name."""
     stem, dot, ending = name.rpartition(".")
     if not stem:
         stem, dot, ending = name, ".", "jsonl"
@@ -124,6 +124,6 @@ def filenames(name: str) -> tuple[str, str]:
 
 
 def _evenly(count: int, wanted: int, seed: int) -> list[int]:
-    """So many places of 0 to count - 1, evenly spread; the seed says where the first one is."""
+    """Return `wanted` positions from 0 to `count - 1`, evenly spread; the seed shifts them."""
     begin = int.from_bytes(hashlib.blake2b(b"%d" % seed, digest_size=8).digest()) / 2**64
     return [min(count - 1, int((i + begin) * count / wanted)) for i in range(wanted)]

@@ -1,4 +1,4 @@
-"""What training may go on from."""
+"""The model that training may continue from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A fine-tuned model or a checkpoint."""
+    """A fine-tuned model or a checkpoint that training continues from."""
 
     name: str
     base_model: str

@@ -15,48 +15,48 @@ Suffix = Annotated[
 
 
 class Parity(BaseModel):
-    """How near an engine's answers were to the trainer's, on a few training examples; in nats."""
+    """How close an engine's answers were to the trainer's on a few training examples, in nats."""
 
     tokens: int
-    """Answer tokens that were compared."""
+    """The number of answer tokens that were compared."""
     distance: float
-    """Mean absolute difference of their log-probabilities, served to trained."""
+    """The mean absolute difference of their log-probabilities between the engine and the trainer."""
     base_distance: float
-    """The same of the base model alone: what rounding makes."""
+    """The same difference for the base model alone, which is due to rounding."""
     effect: float
-    """The same between the trained model and its base: what training changed."""
+    """The same difference between the trained model and its base, which is due to training."""
     tolerance: float
-    """What `distance` may be at most."""
+    """The largest `distance` that is accepted."""
 
 
 class ModelObject(BaseModel):
-    """OpenAI's model object, and what a base or an adapter is made of."""
+    """OpenAI's model object, with where a base model or an adapter comes from."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str
     base_model: str | None = None
-    """The base that an adapter sits on; null for a base model."""
+    """The base model of an adapter; null for a base model."""
     fine_tuning_job_id: str | None = None
-    """Null for a base model, and for an adapter that was imported."""
+    """The job that trained it; null for a base model, and for an adapter that was imported."""
     parent: str | None = None
-    """The fine-tuned model that its training went on from; null where it began with the base."""
+    """The fine-tuned model that its training continued from; null if it began with the base model."""
     lineage: list[str] | None = None
-    """From the base to this model, each trained from the one before, deleted or not; null in a list."""
+    """The models from the base model to this one, each trained from the one before; null in a list."""
     quarantine_reason: str | None = None
-    """Why it is not served any more; null where it is."""
+    """Why it is not served; null if it is."""
     parity: Parity | None = None
-    """Null for a base model, an import, a checkpoint, and a model that was not compared (yet)."""
+    """The parity check; null for a base model, an import, a checkpoint, and a model not compared yet."""
 
     @classmethod
     def of_base(cls, entry: BaseModelEntry) -> ModelObject:
-        """A line of the catalogue as the API shows it."""
+        """Return an entry of the catalogue as the API shows it."""
         return cls(id=entry.name, created=0, owned_by="toque")
 
     @classmethod
     def of_adapter(cls, adapter: Adapter, lineage: list[str] | None = None) -> ModelObject:
-        """An adapter as the API shows it."""
+        """Return an adapter as the API shows it."""
         return cls(
             id=adapter.name,
             created=int(adapter.created_at),
@@ -72,7 +72,7 @@ class ModelObject(BaseModel):
 
 
 class ImportAdapter(BaseModel):
-    """What a request to import says beside the two files."""
+    """The fields of a request to import an adapter, beside its two files."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -88,7 +88,7 @@ class ModelList(BaseModel):
 
 
 class ModelDeleted(BaseModel):
-    """Says that a model is gone."""
+    """The confirmation that a model was deleted."""
 
     id: str
     object: Literal["model"] = "model"

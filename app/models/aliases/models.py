@@ -1,4 +1,4 @@
-"""Movable names for models, and every move of them."""
+"""Aliases, and the history of where each has pointed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Share(TypedDict):
 
 
 class Alias(Base):
-    """A name of a project's for one model, or for several that share its traffic.
+    """A project's name for one model, or for several that share its traffic.
 
-    The row outlives a deletion: its version only ever rises, so no caller takes a new alias for the old one.
+    The row outlives a deletion so that its version only rises: nobody takes a new alias for the old one.
     """
 
     __tablename__ = "aliases"
@@ -34,7 +34,7 @@ class Alias(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     name: Mapped[str] = mapped_column(String(128))
     split: Mapped[list[Share]] = mapped_column(JSON)
-    """One share where it points to one model; none once it is deleted."""
+    """The models it points to: one share if there is one model, none once the alias is deleted."""
     version: Mapped[int]
     created_at: Mapped[float] = mapped_column(default=time.time)
     updated_at: Mapped[float] = mapped_column(default=time.time)
@@ -42,7 +42,7 @@ class Alias(Base):
 
 
 class AliasChange(Base):
-    """One line of an alias's history; nothing ever changes it."""
+    """One line of an alias's history, which never changes."""
 
     __tablename__ = "alias_changes"
     __table_args__ = (Index("ix_alias_changes_version", "alias_id", "version", unique=True),)
@@ -50,17 +50,17 @@ class AliasChange(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("aliaschange_"))
     alias_id: Mapped[str] = mapped_column(ForeignKey("aliases.id"))
     version: Mapped[int]
-    """The alias's own, from this change on."""
+    """The version of the alias from this change on."""
     kind: Mapped[ChangeKind] = mapped_column(String(16))
     key_id: Mapped[str] = mapped_column(ForeignKey("api_keys.id"))
-    """Whose key asked for it."""
+    """The API key that the change was requested with."""
     reason: Mapped[str | None] = mapped_column(String(512))
     comparison_id: Mapped[str | None] = mapped_column(String(64))
-    """What it was decided on."""
+    """The comparison that the change is based on."""
     rules: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
-    """A promotion's rules with their figures."""
+    """The rules of a promotion, with their figures."""
     split_before: Mapped[list[Share]] = mapped_column(JSON)
     split_after: Mapped[list[Share]] = mapped_column(JSON)
     restored_version: Mapped[int | None]
-    """The change that a rollback went back to."""
+    """The version of the change that a rollback returned to."""
     created_at: Mapped[float] = mapped_column(default=time.time)

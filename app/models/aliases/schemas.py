@@ -34,40 +34,40 @@ class PutAlias(BaseModel):
     model: ModelName | None = None
     split: Annotated[list[ShareObject], Field(min_length=1, max_length=16)] | None = None
     version: Version | None = None
-    """The version that is to be replaced; absent where the alias is to be created."""
+    """The version to replace; absent if the alias is to be created."""
     reason: Reason | None = None
     comparison: ComparisonId | None = None
 
 
 class RollBackAlias(BaseModel):
-    """A request to go back to where the alias pointed before."""
+    """A request to return to where the alias pointed before."""
 
     model_config = ConfigDict(extra="forbid")
 
     version: Version | None = None
-    """The version to leave; absent: whichever it is."""
+    """The version that the alias must be at; absent if any will do."""
     reason: Reason | None = None
 
 
 class AliasObject(Identified):
-    """An alias as it stands."""
+    """An alias as it is now."""
 
     id: str
-    """Its name, by which lists are paged."""
+    """The alias's name, by which lists are paged."""
     object: Literal["alias"] = "alias"
     name: str
     model: str | None
-    """Null where several models share its traffic."""
+    """The model it points to; null if several share its traffic."""
     split: list[ShareObject]
-    """All its models, also where there is one."""
+    """All models it points to, even if there is only one."""
     version: int
-    """To be sent back with the next change."""
+    """The version to send with the next change."""
     created_at: int
     updated_at: int
 
     @classmethod
     def of(cls, alias: Alias) -> AliasObject:
-        """The alias as the API shows it."""
+        """Return the alias as the API shows it."""
         return cls(
             id=alias.name,
             name=alias.name,
@@ -80,14 +80,14 @@ class AliasObject(Identified):
 
 
 class ChangedBy(BaseModel):
-    """The API key that a change was asked for with."""
+    """The API key that a change was requested with."""
 
     id: str
     name: str
 
 
 class AliasChangeObject(Identified):
-    """One change of an alias: who, when, why, on what grounds, from where to where."""
+    """One change of an alias: who made it, when, why, and from where to where."""
 
     object: Literal["alias.change"] = "alias.change"
     version: int
@@ -97,17 +97,17 @@ class AliasChangeObject(Identified):
     reason: str | None
     comparison: str | None
     rules: list[dict[str, Any]] | None
-    """A promotion's rules, each with its figure."""
+    """The rules of a promotion, each with its figure."""
     from_: Annotated[list[ShareObject] | None, Field(serialization_alias="from")]
-    """Null where the alias was not there."""
+    """The models before the change; null if the alias did not exist."""
     to: list[ShareObject] | None
-    """Null where it was deleted."""
+    """The models after the change; null if the alias was deleted."""
     restored_version: int | None
-    """The change that a rollback went back to."""
+    """The version of the change that a rollback returned to."""
 
     @classmethod
     def of(cls, change: AliasChange, key: ApiKey) -> AliasChangeObject:
-        """The change as the API shows it."""
+        """Return the change as the API shows it."""
         return cls(
             id=change.id,
             version=change.version,
@@ -124,7 +124,7 @@ class AliasChangeObject(Identified):
 
 
 class AliasDeleted(BaseModel):
-    """Says that an alias is gone."""
+    """The confirmation that an alias was deleted."""
 
     id: str
     object: Literal["alias"] = "alias"

@@ -1,4 +1,4 @@
-"""Promotions on the wire: what is asked for, the rules of the gate, and what they came to."""
+"""Promotions on the wire: the request, the rules of the gate, and their results."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
 
 
 class Beats(BaseModel):
-    """To be better than others on the same questions, by more than `delta`, at 95 %."""
+    """The rule to be better than others on the same questions by more than `delta`, at 95 % confidence."""
 
     model_config = ConfigDict(extra="forbid")
 
     candidate: Opponent
-    """The base as it is; every prompted one; or the models that the alias points to."""
+    """The opponents: the base model as it is, every prompted candidate, or the models the alias points to."""
     delta: Annotated[Share, Field(lt=1)] = 0.0
-    """Of score: the lower end of the difference's interval must be above it."""
+    """The margin in score: the lower end of the difference's interval must be above it."""
 
 
 class Rules(BaseModel):
-    """What must hold; one rule at least."""
+    """The rules that must hold; there is at least one."""
 
     model_config = ConfigDict(extra="forbid")
 
     min_score: Share | None = None
     beats: Annotated[list[Beats | Opponent], Field(max_length=3)] = []
     max_latency_ratio: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
-    """Of the median latency to the base's in the same comparison."""
+    """The largest ratio of the median latency to the base model's in the same comparison."""
     max_regression: Share | None = None
-    """What it may lose against its base on the comparison's general questions."""
+    """The most that it may lose against its base model on the comparison's general questions."""
 
 
 class PromoteModel(BaseModel):
@@ -46,28 +46,28 @@ class PromoteModel(BaseModel):
     comparison: ComparisonId
     rules: Rules
     dry_run: bool = False
-    """Only says what the rules come to."""
+    """Whether to evaluate the rules without moving the alias."""
     version: Version | None = None
-    """The alias's version that is to be replaced; absent where it is to be created, or in a dry run."""
+    """The alias's version to replace; absent if the alias is to be created, or in a dry run."""
     reason: Reason | None = None
 
 
 class RuleResult(BaseModel):
-    """What one rule came to."""
+    """The result of one rule."""
 
     rule: str
-    """As `min_score` or `beats:prompted`."""
+    """The rule's name, such as `min_score` or `beats:prompted`."""
     passed: bool
     required: float
     actual: float | None
-    """None where there is nothing to measure."""
+    """The measured value; None if there is nothing to measure."""
     p: float | None = None
-    """Of `beats` alone: the paired test's, corrected (Holm) for the rule's opponents; 0.05 at most."""
+    """The p-value of `beats`: of the paired test, Holm-corrected for the rule's opponents; at most 0.05."""
     sentence: str
 
 
 class PromotionObject(BaseModel):
-    """What a gate said, and whether the alias was moved."""
+    """The results of a gate's rules, and whether the alias was moved."""
 
     object: Literal["alias.promotion"] = "alias.promotion"
     alias: str
@@ -76,29 +76,29 @@ class PromotionObject(BaseModel):
     passed: bool
     """Whether every rule holds."""
     promoted: bool
-    """False in a dry run."""
+    """Whether the alias was moved; false in a dry run."""
     dry_run: bool
     version: int | None
-    """The alias's, now; null where it is not there."""
+    """The alias's version now; null if there is no alias."""
     split: list[ShareObject]
-    """Where the alias points now."""
+    """The models that the alias points to now."""
     rules: list[RuleResult]
 
 
 class GateErrorBody(ErrorBody):
-    """A refusal with each rule's figure."""
+    """A refusal with the figure of each rule."""
 
     rules: list[RuleResult]
 
 
 class GateErrorResponse(BaseModel):
-    """The answer of a gate that said no."""
+    """The response of a gate that refuses."""
 
     error: GateErrorBody
 
 
 class GateRefusedError(ConflictError):
-    """409: at least one rule does not hold, and the alias stays where it is."""
+    """409: at least one rule does not hold, so the alias stays where it is."""
 
     def __init__(self, message: str, rules: list[RuleResult]) -> None:
         super().__init__(message, code="gate_refused", param="rules")
