@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import httpx2
 import uvicorn
 from openai import OpenAI
+from typing_extensions import override
 
 from app.api.main import create_app
 from app.core.settings import Settings
@@ -36,17 +41,71 @@ class Service:
         return httpx2.Client(base_url=self.url, headers=headers, timeout=30)
 
 
+class _Server(uvicorn.Server):
+    """A server that stops when it is told to, rather than at its next look at `should_exit`."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(uvicorn.Config(create_app(settings), port=0, log_level="warning", access_log=False))
+        self.told_to_stop = asyncio.Event()
+
+    @override
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self.told_to_stop.wait()
+
+
+class _Loop:
+    """An event loop in a thread of its own.
+
+    All the services of a test session run in one, since a loop keeps its child processes: a check of a file
+    then takes milliseconds, instead of the second in which a new process imports what it needs.
+    """
+
+    def __init__(self) -> None:
+        started = Future[asyncio.AbstractEventLoop]()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="services")
+        self._thread.start()
+        self._loop = started.result()
+
+    def _run(self, started: Future[asyncio.AbstractEventLoop]) -> None:
+        async def wait() -> None:
+            self._closed = asyncio.Event()
+            started.set_result(asyncio.get_running_loop())
+            await self._closed.wait()
+
+        with asyncio.Runner(loop_factory=uvicorn.Config("", log_config=None).get_loop_factory()) as runner:
+            runner.run(wait())
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> Future[None]:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def call(self, function: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(function)
+
+    def close(self) -> None:
+        self.call(self._closed.set)
+        self._thread.join()
+
+
+_loop = cache(_Loop)
+
+
+def close_loop() -> None:
+    """End the event loop of the services, and its child processes, if any service has run."""
+    if _loop.cache_info().currsize:
+        _loop().close()
+        _loop.cache_clear()
+
+
 @contextmanager
 def run_service(settings: Settings) -> Iterator[Service]:
     """Serves the app on a free port until the block ends."""
-    config = uvicorn.Config(create_app(settings), port=0, log_level="warning", access_log=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
+    server = _Server(settings)
+    served = _loop().start(server.serve())
     try:
-        wait_until(lambda: server.started or not thread.is_alive(), "the API starts")
+        wait_until(lambda: server.started or served.done(), "the API starts")
         port = server.servers[0].sockets[0].getsockname()[1]
         yield Service(f"http://127.0.0.1:{port}")
     finally:
-        server.should_exit = True
-        thread.join()
+        _loop().call(server.told_to_stop.set)
+        served.result()
