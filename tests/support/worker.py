@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from openai import OpenAI
 from safetensors.torch import load_file
 
@@ -20,19 +25,75 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.models.adapters.models import Adapter
 from app.storage import open_storage
+from tests.support import forked_worker
 from tests.support.examples import lines_of, preference_pairs
 from tests.support.tiny_model import TINY
 from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
 
-WORKER = [sys.executable, "-m", "workers.training.worker"]
+COMMAND = [sys.executable, "-m", "workers.training.worker"]
+
+
+class ForkedWorker:
+    """A worker process that is forked, with as much of `subprocess.Popen` as tests use."""
+
+    def __init__(self, environment: dict[str, str], log: Path) -> None:
+        self._process = _server().Process(target=forked_worker.run, args=(environment, str(log)))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("worker", timeout or 0)
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+@cache
+def _server() -> ForkServerContext:
+    """A process that has imported what workers and trainers need, to fork from."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([forked_worker.__name__])
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")  # which torch reads once, when it is imported
+        environment.setenv("HF_HUB_OFFLINE", "1")
+        forkserver.ensure_running()
+    return context
+
+
+WorkerProcess = subprocess.Popen[bytes] | ForkedWorker
 
 
 @contextmanager
 def run_worker(
-    settings: Settings, tmp_path: Path, command: Sequence[str] = WORKER, **environment: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A real worker process; its log goes to worker.log."""
+    settings: Settings,
+    tmp_path: Path,
+    command: Sequence[str] | None = None,
+    hold_at: int | None = None,
+    **environment: str,
+) -> Iterator[WorkerProcess]:
+    """A worker process, forked unless there is a command for it; its log goes to worker.log.
+
+    Its first trainer to come to the step `hold_at` waits there until it is asked to stop.
+    """
     environment = (
         os.environ
         | environment
@@ -49,26 +110,37 @@ def run_worker(
             "TOQUE_TRAINING_THREADS": "1",
         }
     )
-    with (tmp_path / "worker.log").open("ab") as log:
-        process = subprocess.Popen(command, env=environment, stderr=log)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                code = process.wait(timeout=30)
-                crashing = "TOQUE_CRASH_AT" in environment  # it may be about to kill itself
-                assert code == 0 or (crashing and code == -signal.SIGKILL), (
-                    tmp_path / "worker.log"
-                ).read_text()
+    if hold_at is not None:
+        environment[forked_worker.HOLD_AT_STEP] = f"{hold_at}:{tmp_path / 'held'}"
+    log = tmp_path / "worker.log"
+    log.touch()
+    if command is None:
+        process = ForkedWorker(environment, log)
+    else:
+        with log.open("ab") as stderr:
+            process = subprocess.Popen(command, env=environment, stderr=stderr)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            code = process.wait(timeout=30)
+            crashing = "TOQUE_CRASH_AT" in environment  # it may be about to kill itself
+            assert code == 0 or (crashing and code == -signal.SIGKILL), log.read_text()
 
 
-def trainer_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
+def trainer_of(worker: WorkerProcess) -> psutil.Process:
+    """The trainer, once it has started."""
+
     def find() -> psutil.Process | None:
         children = psutil.Process(worker.pid).children()
-        return next((child for child in children if "workers.training.trainer" in child.cmdline()), None)
+        return next((child for child in children if _is_trainer(child)), None)
 
     return wait_until(find, "the trainer starts")
+
+
+def _is_trainer(process: psutil.Process) -> bool:
+    return process.name() == forked_worker.TRAINER_NAME or "workers.training.trainer" in process.cmdline()
 
 
 def create(client: OpenAI, content: bytes | None = None, method: str = "supervised", **parameters: Any):

@@ -117,9 +117,19 @@ def test_a_crash_at_any_point_changes_nothing(
     assert orphans.missing == []
 
 
+STEPS = 30
+HELD_STEP = 10
+
+
 @pytest.fixture
 def long_job(client: OpenAI) -> str:
-    return create(client, hyperparameters={"n_epochs": 50}).id
+    """A job of so many steps, to be disturbed while its trainer is held."""
+    return create(client, hyperparameters={"n_epochs": 5}).id
+
+
+def is_held(client: OpenAI, job_id: str, tmp_path: Path) -> bool:
+    """Whether the trainer waits at its step, and those before are recorded."""
+    return (tmp_path / "held").exists() and steps_of(client, job_id) == HELD_STEP - 1
 
 
 def test_a_paused_job_frees_its_worker_and_goes_on_where_it_stopped(
@@ -128,8 +138,8 @@ def test_a_paused_job_frees_its_worker_and_goes_on_where_it_stopped(
     long_job: str,
     tmp_path: Path,
 ) -> None:
-    with run_worker(settings, tmp_path):
-        wait_until(lambda: steps_of(client, long_job) > 8, "it trains", 60)
+    with run_worker(settings, tmp_path, hold_at=HELD_STEP):
+        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
         for _ in range(2):
             assert client.fine_tuning.jobs.pause(long_job).status == "paused"
         other = create(client)
@@ -141,7 +151,7 @@ def test_a_paused_job_frees_its_worker_and_goes_on_where_it_stopped(
             assert client.fine_tuning.jobs.resume(long_job).status in ("queued", "running")
         job = ended(client, long_job)
     assert job.status == "succeeded"
-    check_record(client, job, steps=300)
+    check_record(client, job, steps=STEPS)
     resumed = [
         event.message
         for event in client.fine_tuning.jobs.list_events(long_job, limit=1000)
@@ -157,8 +167,8 @@ def test_a_drained_worker_hands_over_at_the_step(
     long_job: str,
     tmp_path: Path,
 ) -> None:
-    with run_worker(settings, tmp_path) as worker:
-        wait_until(lambda: steps_of(client, long_job) > 8, "it trains", 60)
+    with run_worker(settings, tmp_path, hold_at=HELD_STEP) as worker:
+        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(timeout=30) == 0
     waiting = client.fine_tuning.jobs.retrieve(long_job)
@@ -167,7 +177,7 @@ def test_a_drained_worker_hands_over_at_the_step(
     with run_worker(settings, tmp_path):
         job = ended(client, long_job)
     assert job.status == "succeeded"
-    check_record(client, job, steps=300)
+    check_record(client, job, steps=STEPS)
     events = client.fine_tuning.jobs.list_events(long_job, limit=1000)
     resumed = [event.message for event in events if "resumed at step" in event.message]
     assert [int(message.rsplit(" ", 1)[1]) for message in resumed] == [before]
@@ -177,8 +187,8 @@ def test_a_drained_worker_hands_over_at_the_step(
 def test_a_damaged_checkpoint_is_passed_over(
     client: OpenAI, settings: Settings, long_job: str, tmp_path: Path
 ) -> None:
-    with run_worker(settings, tmp_path) as worker:
-        wait_until(lambda: steps_of(client, long_job) > 8, "it trains", 60)
+    with run_worker(settings, tmp_path, hold_at=HELD_STEP) as worker:
+        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(timeout=30) == 0
     saved = sorted(
@@ -189,7 +199,7 @@ def test_a_damaged_checkpoint_is_passed_over(
     with run_worker(settings, tmp_path):
         job = ended(client, long_job)
     assert job.status == "succeeded"
-    check_record(client, job, steps=300)
+    check_record(client, job, steps=STEPS)
     log = [event.message for event in client.fine_tuning.jobs.list_events(long_job, limit=1000)][::-1]
     damaged = saved[-1].name.replace("-", " ")
     problem = "training_state.pt does not match its checksum"
@@ -229,8 +239,8 @@ def test_a_frozen_worker_that_wakes_up_publishes_nothing(
     long_job: str,
     tmp_path: Path,
 ) -> None:
-    with run_worker(settings, tmp_path) as zombie:
-        wait_until(lambda: steps_of(client, long_job) > 8, "it trains", 60)
+    with run_worker(settings, tmp_path, hold_at=HELD_STEP) as zombie:
+        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
         family = freeze(zombie, database)
         try:
             with run_worker(settings, tmp_path):
@@ -242,7 +252,7 @@ def test_a_frozen_worker_that_wakes_up_publishes_nothing(
         # It finds out, lets go, and goes on to other work.
         assert ended(client, create(client).id).status == "succeeded"
     assert job.status == "succeeded"
-    check_record(client, job, steps=300)
+    check_record(client, job, steps=STEPS)
     assert [event.id for event in client.fine_tuning.jobs.list_events(long_job, limit=1000)] == after
     assert client.fine_tuning.jobs.retrieve(long_job).fine_tuned_model == job.fine_tuned_model
 
@@ -251,12 +261,12 @@ def test_a_frozen_worker_that_wakes_up_publishes_nothing(
 def test_a_trainer_that_hangs_is_replaced(
     client: OpenAI, settings: Settings, database: Database, long_job: str, tmp_path: Path
 ) -> None:
-    with run_worker(settings, tmp_path, TOQUE_TRAINER_SILENCE_SECONDS="20") as worker:
-        wait_until(lambda: steps_of(client, long_job) > 8, "it trains", 60)
+    with run_worker(settings, tmp_path, TOQUE_TRAINER_SILENCE_SECONDS="20", hold_at=HELD_STEP) as worker:
+        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
         trainer_of(worker).suspend()
         job = ended(client, long_job)
     assert job.status == "succeeded"
-    check_record(client, job, steps=300)
+    check_record(client, job, steps=STEPS)
     log = [event.message for event in client.fine_tuning.jobs.list_events(long_job, limit=1000)]
     deaths = [line for line in log if line.startswith("The trainer died")]
     assert deaths == ["The trainer died (it said nothing for 20 s); attempt 2 of 3 in 0 s"]

@@ -1,0 +1,111 @@
+"""Training workers forked from a server that has imported what they and their trainers need.
+
+To import torch and PEFT takes longer than most of what tests train. A worker from here also forks its
+trainer. Otherwise both are what `python -m workers.training.worker` makes of them: the trainer is the child
+of the worker, speaks through its pipes, and dies with it.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+import subprocess
+import sys
+import time
+import traceback
+from multiprocessing import process
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from workers.training import child, trainer, worker
+from workers.training.trainer_process import StopRequest
+
+HOLD_AT_STEP = "HOLD_AT_STEP"
+TRAINER_NAME = "trainer"
+"""What the forked trainer is called in /proc, where its command line is the server's."""
+
+
+def run(environment: dict[str, str], log: str) -> None:
+    """Be a worker in this environment, with its log at the end of a file."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)
+    process._parent_process = None  # what `die_with_parent` must not compare with: the server is the parent
+    child.subprocess = SimpleNamespace(Popen=ForkedTrainer, PIPE=subprocess.PIPE)
+    worker.main()
+
+
+def hold_at(step: int, marker: Path) -> None:
+    """Have the trainer wait at this step until it is asked to stop; once, since it makes the file first."""
+    reach = trainer.reach
+    requests: list[StopRequest] = []
+    steps = itertools.count(1)
+
+    class ObservedStopRequest(StopRequest):
+        def __init__(self) -> None:
+            super().__init__()
+            requests.append(self)
+
+    def reach_and_wait(point: str) -> None:
+        reach(point)
+        if point == "trainer.step" and next(steps) == step and not marker.exists():
+            marker.touch()
+            while not requests[0].made:
+                time.sleep(0.01)
+
+    trainer.StopRequest = ObservedStopRequest
+    trainer.reach = reach_and_wait
+
+
+class ForkedTrainer(subprocess.Popen[bytes]):
+    """A trainer that this process forks instead of executing a command."""
+
+    def _execute_child(
+        self,
+        args: object,
+        executable: object,
+        preexec_fn: object,
+        close_fds: object,
+        pass_fds: object,
+        cwd: object,
+        env: dict[str, str],
+        startupinfo: object,
+        creationflags: object,
+        shell: object,
+        p2cread: int,
+        p2cwrite: int,
+        c2pread: int,
+        c2pwrite: int,
+        *rest: Any,
+    ) -> None:
+        gc.freeze()  # or the trainer might collect, and close, what has the number of a file that it opens
+        self.pid = os.fork()
+        if self.pid == 0:
+            _be_trainer(p2cread, c2pwrite, env)
+        gc.unfreeze()
+        self._child_created = True
+        os.close(p2cread)
+        os.close(c2pwrite)
+
+
+def _be_trainer(stdin: int, stdout: int, environment: dict[str, str]) -> None:
+    code = 1
+    try:
+        os.dup2(stdin, 0)
+        os.dup2(stdout, 1)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        sys.stdin = os.fdopen(0)
+        os.environ.clear()
+        os.environ.update(environment)
+        Path("/proc/self/comm").write_text(TRAINER_NAME)
+        if HOLD_AT_STEP in environment:
+            step, _, marker = environment[HOLD_AT_STEP].partition(":")
+            hold_at(int(step), Path(marker))
+        trainer.main()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
