@@ -2,14 +2,16 @@
 
 DEVICE ?= $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 MINUTES ?= 10
+PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo serve test lint generated lock bench-train bench-api bench-queue bench-serving \
+.PHONY: help install demo serve test test-quick lint generated lock bench-train bench-api bench-queue bench-serving \
   bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
+	@echo "make test-quick   lint, types, contracts and the unit tests, in a minute or two"
 	@echo "make serve             run the service on port 8000"
 	@echo "make test              lint, types, contracts and all tests"
 	@echo "make lint              formatting, lint, import contracts and types"
@@ -58,7 +60,10 @@ lint: .venv/.installed-dev
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadgroup
+
+test-quick: lint
+	$(BIN)/pytest -m unit tests/app
 
 generated: .venv/.installed-dev
 	$(BIN)/python -m app.api > openapi/openapi.json

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from zlib import crc32
 
 import httpx2
 import pytest
+from filelock import FileLock
 from openai import OpenAI
 from pydantic import SecretStr
 
@@ -22,7 +25,7 @@ from app.core.database import Database
 from app.core.migrations import upgrade
 from app.core.settings import Settings
 from tests.support.databases import execute_sql
-from tests.support.service import API_KEY, BASE_MODEL, OTHER_KEY, Service, run_service
+from tests.support.service import API_KEY, BASE_MODEL, OTHER_KEY, Service, close_loop, run_service
 
 # The embedded server keeps its lock here; without it the package warns.
 if "XDG_RUNTIME_DIR" not in os.environ:
@@ -34,6 +37,51 @@ for name in [name for name in os.environ if name.startswith(("TOQUE_", "OPENAI_"
         del os.environ[name]
 
 
+GROUPS = {"end_to_end": "vllm", "workers/inference/test_serving.py": "vllm", "workers/training": "training"}
+"""Tests by path that share what is expensive to start, so that they run in one process of pytest-xdist."""
+
+
+STARTS_PROCESSES = ("app/cli", "app/core/test_child_process.py", "app/test_deployment_commands.py")
+"""Tests of `app` that are no unit tests, by path; the others are told by their fixtures."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _choose_databases(items)
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        for prefix, group in GROUPS.items():
+            if path.startswith(prefix):
+                item.add_marker(pytest.mark.xdist_group(group))
+        if path.startswith("app/") and not path.startswith(STARTS_PROCESSES) and not _is_slow(item):
+            item.add_marker(pytest.mark.unit)
+
+
+def _is_slow(item: pytest.Item) -> bool:
+    """Whether it needs a database, a service or the base model."""
+    fixtures = item.fixturenames if isinstance(item, pytest.Function) else ()
+    return not {"database_url", "sqlite_template", "postgresql", "base_models_dir"}.isdisjoint(fixtures)
+
+
+def _choose_databases(items: list[pytest.Item]) -> None:
+    """Of a test that is marked `one_database`, keep that with the one kind or the other.
+
+    Its name decides, so that it is always the same, and each kind has about half of all such tests.
+    """
+    kinds: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("one_database"):
+            kinds.setdefault(re.sub("sqlite|postgresql", "", item.nodeid), []).append(item)
+    kept = {same[crc32(name.encode()) % len(same)] for name, same in kinds.items()}
+    items[:] = [item for item in items if item in kept or not item.get_closest_marker("one_database")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _services() -> Iterator[None]:
+    """Ends what the services of the session share."""
+    yield
+    close_loop()
+
+
 @pytest.fixture(scope="session")
 def base_models_dir() -> Path:
     """A folder in which the demo's base model is prepared; kept between test sessions."""
@@ -42,7 +90,8 @@ def base_models_dir() -> Path:
     )
     folder.mkdir(parents=True, exist_ok=True)
     pull = [sys.executable, "-m", "workers.base_models", "pull", BASE_MODEL, "--into", str(folder)]
-    done = subprocess.run(pull, capture_output=True, text=True, check=False)
+    with FileLock(folder / ".lock"):  # one of the processes that run tests prepares it
+        done = subprocess.run(pull, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"the base model cannot be prepared:\n{done.stdout}{done.stderr}"
     return folder
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.support.service import OTHER_KEY, Service
 
+pytestmark = pytest.mark.one_database
+
 
 def assert_envelope(
     response: httpx2.Response, status: int, code: str | None, param: str | None = None

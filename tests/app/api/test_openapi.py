@@ -24,6 +24,8 @@ from app.api.main import create_app
 from app.core.settings import Settings
 from tests.support.service import API_KEY, Service
 
+pytestmark = pytest.mark.one_database
+
 SPECIFICATION = Path(__file__).parents[3] / "openapi" / "openapi.json"
 CHECKS = [
     not_a_server_error,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from openai import OpenAI
 from sqlalchemy import update
 
@@ -20,6 +21,8 @@ from tests.app.comparisons.stub_engine import (
     upload,
 )
 from tests.support.service import BASE_MODEL
+
+pytestmark = pytest.mark.one_database
 
 
 def add_job(client: OpenAI, database: Database) -> tuple[str, list[str]]:

@@ -37,8 +37,9 @@ from tests.support.service import BASE_MODEL, OTHER_KEY, Service
 from tests.support.usage import totals, usage
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.one_database
+
 HELD_OUT = range(100, 140)
-ONE_DATABASE = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 def test_from_a_file_to_a_verdict(
@@ -149,7 +150,6 @@ def test_what_was_trained_on_is_left_out_and_reported(client: OpenAI, engine: St
     assert named["excluded"]["count"] == 4
 
 
-@ONE_DATABASE
 def test_prompts_with_the_same_beginning_are_asked_together_once_it_is_cached(
     client: OpenAI, engine: StubEngine
 ) -> None:
@@ -161,7 +161,6 @@ def test_prompts_with_the_same_beginning_are_asked_together_once_it_is_cached(
     assert [len(body["messages"]) for body in engine.bodies] == [1, 2, 5, 1, 1, 2, 2, 5, 5]
 
 
-@ONE_DATABASE
 def test_the_nearest_examples_are_shown_the_most_alike_last(client: OpenAI, engine: StubEngine) -> None:
     held_out = upload(client, lines(range(200, 203)))
     pool = [line(number) for number in (7, 20, 2010, 9)]
@@ -178,7 +177,6 @@ def test_the_nearest_examples_are_shown_the_most_alike_last(client: OpenAI, engi
     assert all("pot number 20" in question for questions in shown.values() for question in questions)
 
 
-@ONE_DATABASE
 def test_what_a_model_refuses_counts_as_failed(
     client: OpenAI, database: Database, engine: StubEngine
 ) -> None:
@@ -261,7 +259,6 @@ def test_an_alias_is_resolved_when_the_comparison_is_created(
     assert ended(client, created["id"])["candidates"][0]["score"] == 1.0
 
 
-@ONE_DATABASE
 def test_the_base_may_go_by_an_alias(
     client: OpenAI, database: Database, http: httpx2.Client, engine: StubEngine
 ) -> None:
@@ -297,7 +294,6 @@ def test_a_comparison_is_created_once(http: httpx2.Client, client: OpenAI, engin
 FEW_SHOT = {"type": "few_shot", "examples": 2, "file": "{file}"}
 
 
-@ONE_DATABASE
 @pytest.mark.parametrize(
     ("change", "status", "param"),
     [
@@ -412,7 +408,6 @@ def busy_lines(count: int) -> bytes:
     return (json.dumps({"messages": texts}) + "\n").encode() * count
 
 
-@ONE_DATABASE
 def test_answers_that_a_schema_cannot_be_applied_to_are_not_graded(
     client: OpenAI, engine: StubEngine
 ) -> None:
@@ -436,7 +431,6 @@ def test_answers_that_a_schema_cannot_be_applied_to_are_not_graded(
     assert "cannot be applied" in answers[2]["error"]
 
 
-@ONE_DATABASE
 def test_a_grader_that_takes_long_on_the_file_is_refused(
     client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,9 +441,10 @@ def test_a_grader_that_takes_long_on_the_file_is_refused(
     assert (refused.value.code, refused.value.param) == ("invalid_grader", "grader")
 
 
-@ONE_DATABASE
 def test_a_client_that_hangs_up_ends_the_look_into_its_files(client: OpenAI) -> None:
     held_out = upload(client, busy_lines(5000))
+    create(client, file=held_out, candidates=[{"type": "base"}])
+    before = children()
     with pytest.raises(openai.APITimeoutError):
         create(
             client.with_options(timeout=2, max_retries=0),
@@ -457,19 +452,19 @@ def test_a_client_that_hangs_up_ends_the_look_into_its_files(client: OpenAI) -> 
             candidates=[{"type": "base"}],
             grader=BUSY,
         )
-    wait_until(lambda: not is_examining(), "the child ends", seconds=10)
+    wait_until(lambda: children() < before, "the child that computed ends", seconds=10)
 
 
-def is_examining() -> bool:
-    """Whether this process has a child that computes for it, or waits to do so again."""
+def children() -> set[int]:
+    """The processes that compute for the services of this one, or wait to do so again."""
+    found: set[int] = set()
     for child in psutil.Process().children():
         with suppress(psutil.NoSuchProcess):
             if "anyio.to_process" in child.cmdline():
-                return True
-    return False
+                found.add(child.pid)
+    return found
 
 
-@ONE_DATABASE
 def test_lines_that_are_no_examples_are_trained_on_by_nobody(client: OpenAI, engine: StubEngine) -> None:
     training = b'{"input": {"messages": 5}}\n"abc"\n[1, 2]\n' + line(1).encode()
     held_out = upload(client, lines(range(4)))
@@ -478,7 +473,6 @@ def test_lines_that_are_no_examples_are_trained_on_by_nobody(client: OpenAI, eng
     assert created["excluded"]["count"] == 1
 
 
-@ONE_DATABASE
 def test_too_many_answers_are_refused(client: OpenAI) -> None:
     held_out = upload(client, lines(range(1000)))
     candidates = [{"type": "base"} for _ in range(51)]

@@ -16,6 +16,8 @@ from tests.support.engine_stand_in import ASK, EngineStandIn, register_engine
 from tests.support.service import BASE_MODEL, Service
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.one_database
+
 
 def test_an_answer_passes_through(client: OpenAI, engine: EngineStandIn) -> None:
     answer = client.chat.completions.create(**ASK)

@@ -11,6 +11,8 @@ import pytest
 from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import API_KEY, BASE_MODEL
 
+pytestmark = pytest.mark.one_database
+
 CHAT = "/v1/chat/completions"
 DEEP = "[" * 100_000 + "]" * 100_000
 

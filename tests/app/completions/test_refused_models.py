@@ -18,6 +18,8 @@ from app.models.adapters.service import quarantine
 from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import BASE_MODEL
 
+pytestmark = pytest.mark.one_database
+
 CHAT = "/v1/chat/completions"
 REASON = "its rank is 64; up to 32 can be served"
 NAMES = {kind: f"ft:{BASE_MODEL}:default::{kind}" for kind in ("bad", "good")}

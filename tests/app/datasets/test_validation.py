@@ -29,6 +29,8 @@ from tests.support.corpus import BadFile, corpus
 from tests.support.service import API_KEY, BASE_MODEL
 from tests.support.training_files import chat_line, training_bytes
 
+pytestmark = pytest.mark.one_database
+
 CORPUS = corpus()
 BIG_LINE = "100 MB in one line"
 

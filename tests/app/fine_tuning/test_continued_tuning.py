@@ -26,6 +26,8 @@ from tests.support.jobs import create, upload
 from tests.support.peft_folder import RANK, send, tensors, write_adapter
 from tests.support.service import BASE_MODEL
 
+pytestmark = pytest.mark.one_database
+
 
 def preference_line(question: str, preferred: str = "Leek.", other: str = "It depends.", **given: Any) -> str:
     line = {

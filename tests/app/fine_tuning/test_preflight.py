@@ -24,6 +24,8 @@ from tests.support.jobs import create, upload
 from tests.support.service import BASE_MODEL
 from tests.support.training_files import chat_line, training_bytes
 
+pytestmark = pytest.mark.one_database
+
 
 def dry_run(client: OpenAI, **parameters: Any) -> dict[str, Any]:
     body = parameters.pop("extra_body", {}) | {"dry_run": True}

@@ -6,12 +6,8 @@ another; at most three failed attempts; no write by a stale epoch.
 
 from __future__ import annotations
 
-import shutil
-import uuid
-from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -33,7 +29,6 @@ from app.files.models import File
 from app.fine_tuning import publication, queue, service
 from app.fine_tuning.models import ALLOWED_MOVES, FINAL_STATUSES, FineTuningJob
 from app.models.adapters.models import Adapter
-from tests.support.databases import execute_sql
 
 BASE = "base"
 
@@ -214,18 +209,8 @@ class QueueMachine(RuleBasedStateMachine):
             assert (job.id in self.published) == (job.status == "succeeded")
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_the_queue_keeps_its_promises(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    if kind == "sqlite":
-        path = tmp_path / "toque.db"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        url = f"sqlite:///{path}"
-    else:
-        server: str = request.getfixturevalue("postgresql")
-        name = f"machine_{uuid.uuid4().hex}"
-        execute_sql(server, f"CREATE DATABASE {name} TEMPLATE template_toque")
-        url = server.format(name)
-    database = Database(url)
+def test_the_queue_keeps_its_promises(database_url: str) -> None:
+    database = Database(database_url)
 
     class Machine(QueueMachine):
         pass

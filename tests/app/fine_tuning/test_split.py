@@ -26,6 +26,8 @@ from app.orphans import find_orphans
 from tests.support.jobs import create, upload
 from tests.support.training_files import chat_line, training_bytes
 
+pytestmark = pytest.mark.one_database
+
 INTENTS = ["refund", "delivery", "menu", "hours"]
 
 

@@ -23,6 +23,8 @@ from workers.inference import vllm_process
 from workers.inference.registration import Registration
 from workers.inference.vllm_process import Vllm
 
+pytestmark = pytest.mark.one_database
+
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:

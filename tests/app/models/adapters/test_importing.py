@@ -33,6 +33,8 @@ from tests.support.peft_folder import FILES, bad_weights, send, tensors, write_a
 from tests.support.service import BASE_MODEL, OTHER_KEY, Service, run_service
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.one_database
+
 
 @pytest.fixture(scope="session")
 def base(base_models_dir: Path) -> Shapes:

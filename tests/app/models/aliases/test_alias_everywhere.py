@@ -20,6 +20,8 @@ from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import Service, run_service
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.one_database
+
 CHAT = "/v1/chat/completions"
 
 

@@ -6,10 +6,7 @@ The model of it is a stack of targets: a change pushes, unless it changes nothin
 from __future__ import annotations
 
 import itertools
-import shutil
 import time
-import uuid
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -29,7 +26,6 @@ from app.models.aliases import service
 from app.models.aliases.models import Alias, AliasChange, Share
 from app.models.aliases.schemas import PutAlias, RollBackAlias, ShareObject
 from app.storage import open_storage
-from tests.support.databases import execute_sql
 
 SETTINGS = Settings()
 MODELS = [f"ft:{SETTINGS.base_models[0].name}:p:{letter}:1" for letter in "abc"]
@@ -171,18 +167,8 @@ class AliasMachine(RuleBasedStateMachine):
         assert changes[-1].created_at <= time.time()
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_history_and_target_agree(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    if kind == "sqlite":
-        path = tmp_path / "toque.db"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        url = f"sqlite:///{path}"
-    else:
-        server: str = request.getfixturevalue("postgresql")
-        name = f"machine_{uuid.uuid4().hex}"
-        execute_sql(server, f"CREATE DATABASE {name} TEMPLATE template_toque")
-        url = server.format(name)
-    database = Database(url)
+def test_history_and_target_agree(database_url: str) -> None:
+    database = Database(database_url)
 
     class Machine(AliasMachine):
         pass
