@@ -12,7 +12,7 @@ import typer
 from app.cli.aliases import get_object, given, list_objects, post_object
 from app.cli.candidates import Uploads, parse_candidate, parse_grader
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
-from app.cli.compare_report import print_comparison, said, write_junit
+from app.cli.compare_report import answer_or_error, print_comparison, write_junit
 from app.cli.comparison_progress import await_comparison
 from app.cli.output import AsJson, fail, moment, print_json, print_json_line, print_table, stderr, stdout
 from app.core.control_characters import visible
@@ -217,7 +217,7 @@ def items(comparison_id: ComparisonId, base_url: BaseUrl = DEFAULT_BASE_URL, as_
         stdout.print(visible(f"  reference: {item['reference']}"), soft_wrap=True)
         for answer in item["answers"]:
             score = "-" if answer["score"] is None else f"{answer['score']:.2f}"
-            answered = f"  {score}  {answer['candidate']}: {said(answer)}"
+            answered = f"  {score}  {answer['candidate']}: {answer_or_error(answer)}"
             stdout.print(visible(answered), soft_wrap=True)
 
 

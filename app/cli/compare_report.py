@@ -50,8 +50,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     stdout.print(f"Verdict: {comparison['verdict']['code']}", style="bold")
 
 
-def said(answer: dict[str, Any]) -> str:
-    """The answer's text, and why it failed or was not graded."""
+def answer_or_error(answer: dict[str, Any]) -> str:
+    """Return the answer's text, and why it failed or was not graded."""
     error = f"({answer['error']})" if answer["error"] else ""
     return error if answer["text"] is None else f"{answer['text']} {error}".rstrip()
 
@@ -100,6 +100,6 @@ def _wrong(candidate: str, items: Sequence[dict[str, Any]]) -> list[str]:
     ]
     return [
         f"{item['file']} line {item['line']}\nQuestion: {item['messages'][-1].get('content')}\n"
-        f"Expected: {item['reference']}\nAnswer:   {said(answer)}"
+        f"Expected: {item['reference']}\nAnswer:   {answer_or_error(answer)}"
         for item, answer in wrong[:_MOST_QUESTIONS]
     ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from app.cli.aliases import get_object
-from app.cli.compare_report import said
+from app.cli.compare_report import answer_or_error
 from app.cli.junit import xml_text
 from app.comparisons.report.figures import percent
 from app.core.control_characters import visible
@@ -88,7 +88,7 @@ def failed_questions(client: OpenAI, outcome: Outcome) -> list[FailedQuestion]:
                     FailedQuestion(
                         _short(_last_text(item["messages"])),
                         _short(item["reference"]),
-                        _short(said(answer)),
+                        _short(answer_or_error(answer)),
                         answer["score"] or 0.0,
                     )
                 )

@@ -1,4 +1,4 @@
-"""One question to one model: through the gateway's own machinery, or to an external endpoint."""
+"""Asks one model one question, through the gateway or at an external endpoint, with retries."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _PATH = "/v1/chat/completions"
 _TRIES = 6
 _LONGEST_PAUSE = 5.0
 _LONGEST_WISH = 60.0
-"""So many seconds an external endpoint may ask to be left alone at a time."""
+"""The longest pause between two requests, in seconds, that an external endpoint can ask for."""
 _LONGEST_SILENCE = 600.0
-"""An external endpoint that has answered nothing for so many seconds is not waited for any longer."""
+"""The time in seconds after which an external endpoint that answers nothing is given up."""
 _LONGEST_WAIT = 1800.0
-"""Nor is one question: the endpoint may answer all others, and never this one."""
+"""The time in seconds after which one question to an external endpoint is given up."""
 _WAITED_FOR = {"engine_unavailable"}
-"""What comes back by itself, however long that takes; anything else may be this request's own doing."""
+"""Errors that pass by themselves, however long that takes; others may be caused by the request."""
 _BACK_OFF = wait_exponential_jitter(multiplier=0.2, max=_LONGEST_PAUSE, jitter=0.2)
 _MOST_ERROR_CHARACTERS = 1000
 _SYSTEM_ROLES = ("system", "developer")
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What came back; with `error`, there is no text."""
+    """What a model answered; there is no text if there is an `error`."""
 
     text: str | None
     error: str | None = None
@@ -48,14 +48,14 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class ChatClient:
-    """Asks for one project."""
+    """Sends chat completions in the name of one project."""
 
     def __init__(self, gateway: Gateway, external: ExternalEndpoints, project_id: str) -> None:
         self._gateway = gateway
         self._external = external
         self._project_id = project_id
         self._away_since: dict[str, float] = {}
-        """The external endpoints that have answered nothing since then."""
+        """Since when (monotonic seconds) each external endpoint that is away has answered nothing."""
 
     async def ask(
         self,
@@ -65,9 +65,13 @@ class ChatClient:
         endpoint: Endpoint | None = None,
         **fields: Any,
     ) -> Reply:
-        """The reply; engines and endpoints that are away are waited for, and a refusal is the reply's error.
+        """Return the reply. Engines and endpoints that are away are waited for; a refusal is its error.
 
-        `endpoint` is that of an external model; `fields` are those of a chat completion.
+        Args:
+            model: the served name of the model or, with an `endpoint`, its name there.
+            messages: the conversation.
+            endpoint: the endpoint of an external model.
+            **fields: further fields of a chat completion.
         """
         try:
             body = ChatCompletionRequest.model_validate({"model": model, "messages": messages} | fields)
@@ -131,7 +135,7 @@ def prompt(
 
 
 def storable(text: str) -> str:
-    """The text without what a database cannot keep: NUL characters and half surrogate pairs."""
+    """Return the text without what a database cannot store: NUL characters and lone surrogates."""
     return text.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
 
 
@@ -147,14 +151,14 @@ def _reply(content: bytes, seconds: float) -> Reply:
 
 
 def _tokens(usage: Any, name: str) -> int:
-    """As many as an endpoint says; 0 where it says nothing that can be."""
+    """Return the count that an endpoint reports, or 0 if it reports none that is possible."""
     count: Any = cast("dict[str, Any]", usage).get(name) if isinstance(usage, dict) else None
     is_count = isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**31
     return count if is_count else 0
 
 
 def _pause(state: RetryCallState) -> float:
-    """Longer each time, or for as long as an external endpoint asks for."""
+    """Return the pause before the next try: longer each time, or what an external endpoint asks for."""
     error = state.outcome.exception() if state.outcome else None
     wish = error.pause if isinstance(error, EndpointAwayError) else 0.0
     return max(_BACK_OFF(state), min(wish, _LONGEST_WISH))

@@ -1,4 +1,4 @@
-"""Other services' endpoints that speak OpenAI's API: asked over the network, if the operator allows it."""
+"""Other services' endpoints that speak OpenAI's API; the operator lists those that may be asked."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ _CONNECT_SECONDS = 10.0
 
 
 class Endpoint(NamedTuple):
-    """Where one is, and what it is shown."""
+    """The address of an external endpoint, and the key that it is sent."""
 
     base_url: str
     api_key: str | None
 
 
 class EndpointAwayError(UnavailableError):
-    """It cannot be reached, or says that it is busy: that passes by itself."""
+    """The endpoint cannot be reached or is busy, which passes by itself."""
 
     def __init__(self, message: str, *, pause: float = 0.0) -> None:
         super().__init__(message, code="external_unavailable")
         self.pause = pause
-        """The seconds after which it wants to be asked again, by its own word."""
+        """The seconds after which the endpoint wants to be asked again."""
 
 
 class ExternalEndpoints:
-    """Connections to those of this process's comparisons."""
+    """This process's connections to external endpoints."""
 
     def __init__(self, settings: Settings) -> None:
         self._timeout = aiohttp.ClientTimeout(total=settings.upstream_timeout, sock_connect=_CONNECT_SECONDS)
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, endpoint: Endpoint, body: bytes) -> bytes:
-        """The whole answer to a chat completion.
+        """Send a chat completion and return the whole answer.
 
         Raises:
-            EndpointAwayError: it cannot be reached, or is busy.
+            EndpointAwayError: the endpoint cannot be reached, or is busy.
             UnavailableError: it took too long, or failed.
             InvalidRequestError: it refused the request.
         """
@@ -51,7 +51,7 @@ class ExternalEndpoints:
         if endpoint.api_key:
             headers["authorization"] = f"Bearer {endpoint.api_key}"
         try:
-            # No redirects: they could lead where the operator allows nothing.
+            # A redirect could lead to an address that the operator does not allow.
             async with self._open_session().post(
                 f"{endpoint.base_url}/chat/completions", data=body, headers=headers, allow_redirects=False
             ) as answer:
@@ -71,7 +71,7 @@ class ExternalEndpoints:
         return content
 
     async def close(self) -> None:
-        """Ends every connection."""
+        """Close every connection."""
         if self._session is not None:
             await self._session.close()
 
@@ -82,7 +82,7 @@ class ExternalEndpoints:
 
 
 def allowed_endpoint(settings: Settings, base_url: str) -> str | None:
-    """The URL as the setting has it, or None where it is not allowed."""
+    """Return the URL as the setting has it, or None if it is not allowed."""
     allowed = {url.rstrip("/") for url in settings.external_endpoints}
     return base_url.rstrip("/") if base_url.rstrip("/") in allowed else None
 
@@ -105,7 +105,7 @@ def _refusal(status: int, retry_after: str, content: bytes) -> ToqueError:
 
 
 def _pause(retry_after: str) -> float:
-    """The seconds that the header speaks of, as a number or as a date; 0 where it does not."""
+    """Return the seconds that a `retry-after` header asks for; 0 if it is no number and no date."""
     if retry_after.isdecimal():
         return float(retry_after)
     try:

@@ -1,6 +1,6 @@
-"""Examples that are shown before a question: a few for all questions, or for each those most like it.
+"""Examples that are shown before a question: the same for all questions, or the nearest to each.
 
-Computed in a child process, for it imports numpy and may read a large file.
+They are chosen in a child process, since that imports numpy and may read a large file.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from app.datasets.request_file import line_error, read_request_file
 from app.datasets.types import ChatExample, ExampleError
 
 MOST_SEARCHED = 10_000
-"""Examples among which the nearest are looked for: of a larger file, so many drawn at random."""
+"""The most examples that are searched for the nearest; of a larger file, that many are drawn at random."""
 _QUERIES_AT_ONCE = 256
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """Which examples each question is shown."""
+    """The examples that are shown before each question."""
 
     examples: dict[int, list[dict[str, Any]]]
-    """Those that are shown at all, as turns without a system prompt, by their place in the file."""
+    """The turns of each example that is shown, without a system prompt, by its place in the file."""
     shown: list[list[int]]
-    """For each question their places, in the order in which they are shown."""
+    """For each question, the places of its examples in the order in which they are shown."""
 
     def turns(self, question: int) -> list[dict[str, Any]]:
-        """What comes before that question."""
+        """Return the turns that come before that question."""
         return [turn for place in self.shown[question] for turn in self.examples[place]]
 
 
 def count_examples(path: Path, *, param: str) -> int:
-    """How many examples a file has.
+    """Return how many examples a file has.
 
     Raises:
         InvalidRequestError: a line is no chat example.
@@ -48,10 +48,10 @@ def count_examples(path: Path, *, param: str) -> int:
 def choose_examples(
     path: Path, questions: Sequence[Question], count: int, seed: int, selection: Literal["random", "nearest"]
 ) -> Choice:
-    """`count` examples of the file for each question; the same seed chooses the same.
+    """Choose `count` examples of the file for each question; the same seed chooses the same ones.
 
-    The nearest are those whose user turns are the most alike (rapidfuzz's `token_sort_ratio`), the most alike
-    last, right before the question.
+    The nearest are those whose user turns are most similar (rapidfuzz's `token_sort_ratio`). The most similar
+    comes last, right before the question.
 
     Raises:
         InvalidRequestError: a line is no chat example.
@@ -68,7 +68,7 @@ def choose_examples(
 
 
 def _nearest(texts: Sequence[str], questions: Sequence[str], count: int) -> list[list[int]]:
-    """For each question the places of the texts most like it, the most alike last."""
+    """Return for each question the places of the texts most similar to it, the most similar last."""
     found: list[list[int]] = []
     for start in range(0, len(questions), _QUERIES_AT_ONCE):
         likeness = process.cdist(
@@ -77,7 +77,7 @@ def _nearest(texts: Sequence[str], questions: Sequence[str], count: int) -> list
             scorer=fuzz.token_sort_ratio,
             processor=utils.default_process,
         )
-        # Of equals the first in the file is the nearer.
+        # Of equally similar texts, the first in the file counts as nearer.
         ranked = (-likeness).argsort(axis=1, kind="stable")[:, :count]
         found += [row[::-1] for row in ranked.tolist()]
     return found
@@ -88,7 +88,7 @@ def _examples_at(path: Path, places: set[int]) -> dict[int, list[dict[str, Any]]
 
 
 def _read_examples(path: Path, param: str) -> Iterator[list[dict[str, Any]]]:
-    """Each example's turns."""
+    """Yield the turns of each example."""
     for number, line in read_request_file(path, param=param):
         try:
             example = parse_line(line)
@@ -104,5 +104,5 @@ def _read_examples(path: Path, param: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def _asked(turns: Sequence[dict[str, Any]]) -> str:
-    """The text of the user's turns."""
+    """Return the text of the user's turns."""
     return "\n".join(str(turn.get("content") or "") for turn in turns if turn["role"] == "user")

@@ -1,4 +1,4 @@
-"""All answers of a comparison, graded and made into results: in a child process, since it takes numpy."""
+"""Grades all answers of a comparison and computes its results, in a child process that imports numpy."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from app.comparisons.questions import Question
 from app.core.database import Database
 
 GRADING_SECONDS = 1200.0
-"""What all answers of a comparison may take: far more than they do, unless many run into their own limits."""
+"""The time for all answers of a comparison: far more than needed, unless many reach their own limits."""
 _UNANSWERED = Answer(None, None, "It was not answered.")
 
 
 def compute(database_url: str, comparison_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Grades what the database has of a comparison.
+    """Grade the answers that the database has of a comparison.
 
     Returns:
         `ComparisonResults` as JSON, and for each answer its `question`, `candidate`, `score` and `error`.
@@ -64,7 +64,7 @@ def _read_questions(session: Session, comparison_id: str) -> list[Question]:
 def _grade(
     session: Session, comparison_id: str, plan: Plan, questions: list[Question]
 ) -> dict[tuple[int, int], Answer]:
-    """By the candidate's place and the question's number."""
+    """Return the graded answers by the candidate's place and the question's number."""
     replies: defaultdict[tuple[int, int], list[str | None]] = defaultdict(list)
     judgements = select(models.Judgement).where(models.Judgement.comparison_id == comparison_id)
     for judgement in session.scalars(judgements.order_by(models.Judgement.turn)):

@@ -1,4 +1,4 @@
-"""Are the files of a comparison fit for it? Read in a child process: they may be large."""
+"""The files of a comparison, read and validated in a child process, since they may be large."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from app.comparisons.questions import Question, read_question_keys, read_questio
 from app.core.errors import InvalidRequestError
 
 FIT_SECONDS = 60.0
-"""What holding every reference against its grader may take."""
+"""The time that checking every reference by its grader may take."""
 MAX_QUESTIONS = 5_000
-"""In one file."""
+"""The most questions in one file."""
 
 
 class ExamplePool(msgspec.Struct, frozen=True):
@@ -24,37 +24,37 @@ class ExamplePool(msgspec.Struct, frozen=True):
 
     path: Path
     examples: int
-    """That it must have."""
+    """Examples that the file must have."""
     candidate: str
-    """The field of the request that names it."""
+    """The path of the candidate in the request, for errors."""
 
 
 class InputFiles(msgspec.Struct, frozen=True):
-    """What a request to compare names, and what it must be fit for."""
+    """The files that a request to compare names, with the graders that must fit them."""
 
     held_out: Path
     grader: Any
     general: Path | None
     general_grader: Any
     training: dict[str, Path]
-    """By id: held-out questions that are in one of them are left out."""
+    """Training files by id; held-out questions that are in one of them are left out."""
     pools: list[ExamplePool]
 
 
 class ValidatedFiles(msgspec.Struct, frozen=True):
-    """What is to be asked."""
+    """The questions that are to be asked."""
 
     questions: list[Question]
     general: list[Question]
     excluded: list[dict[str, Any]]
-    """As `app.comparisons.models.Comparison.excluded`."""
+    """The lines that were left out, as `Comparison.excluded` stores them."""
 
 
 def validate_files(files: InputFiles) -> ValidatedFiles:
-    """Reads and checks them all, whatever the graders make of them left out: see `check_graders_fit`.
+    """Read and validate all files; `check_graders_fit` is the other half.
 
     Raises:
-        InvalidRequestError: one is not what it must be, or no question is left.
+        InvalidRequestError: a file is not what it must be, or no question is left.
     """
     questions, excluded = _without_overlap(_read(files.held_out, "file"), files.training)
     general = _read(files.general, "regression_file") if files.general is not None else []
@@ -70,7 +70,7 @@ def validate_files(files: InputFiles) -> ValidatedFiles:
 
 
 def check_graders_fit(files: InputFiles, validated: ValidatedFiles) -> None:
-    """Holds every reference against its grader: a caller's pattern or schema may take long.
+    """Check every reference by its grader. A caller's pattern or schema may take long.
 
     Raises:
         InvalidRequestError: a grader cannot grade answers to these questions.
@@ -95,7 +95,7 @@ def _read(path: Path, param: str) -> list[Question]:
 def _without_overlap(
     questions: list[Question], training: Mapping[str, Path]
 ) -> tuple[list[Question], list[dict[str, Any]]]:
-    """The questions that no training file has, and the lines of the others."""
+    """Return the questions that are in no training file, and the lines of the others."""
     keys = {file_id: read_question_keys(path) for file_id, path in training.items()}
     left: list[Question] = []
     excluded: list[dict[str, Any]] = []

@@ -14,7 +14,7 @@ FINAL_STATUSES = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Comparison(Base):
-    """Candidates to be judged on one held-out file; `lease_epoch` fences the writes of whoever lost it."""
+    """Candidates that are compared on one held-out file."""
 
     __tablename__ = "comparisons"
     __table_args__ = (
@@ -33,23 +33,23 @@ class Comparison(Base):
     plan: Mapped[dict[str, Any]]
     """As `app.comparisons.plan.Plan`."""
     excluded: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
-    """Held-out lines that are in a training file, too: `{"line": …, "training_file": …}`."""
+    """Held-out lines that are also in a training file: `{"line": …, "training_file": …}`."""
     comparison_metadata: Mapped[dict[str, Any] | None]
     total: Mapped[int]
-    """Answers that are to be given."""
+    """Answers that the comparison asks for."""
     done: Mapped[int] = mapped_column(default=0)
     results: Mapped[dict[str, Any] | None]
     """As `app.comparisons.results.ComparisonResults`, once it has succeeded."""
     error: Mapped[dict[str, Any] | None]
     api_keys: Mapped[dict[str, Any] | None]
-    """Of external candidates, by their place. Nothing shows them, and they go when the comparison ends."""
+    """The keys of external candidates, by their place; never shown, and deleted when the comparison ends."""
 
     created_at: Mapped[float] = mapped_column(default=time.time)
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     lease_epoch: Mapped[int] = mapped_column(Integer, default=0)
     lease_until: Mapped[float | None]
-    """By the database's clock; one that runs past it may be taken by any API process."""
+    """The end of the lease by the database's clock; after it, any API process may claim the comparison."""
 
 
 class Question(Base):
@@ -61,33 +61,33 @@ class Question(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("cmpitem_"))
     comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id"))
     number: Mapped[int]
-    """From 0, in the order of the files: first the held-out one."""
+    """The question's number from 0; the held-out file's questions come first."""
     content: Mapped[dict[str, Any]]
     """As `app.comparisons.questions.Question`."""
 
 
 class Answer(Base):
-    """What one candidate said to one question; written once."""
+    """One candidate's answer to one question; written once."""
 
     __tablename__ = "comparison_answers"
 
     comparison_id: Mapped[str] = mapped_column(ForeignKey("comparisons.id"), primary_key=True)
     question: Mapped[int] = mapped_column(primary_key=True)
-    """Its number."""
+    """The question's number."""
     candidate: Mapped[int] = mapped_column(primary_key=True)
-    """Its place in the plan."""
+    """The candidate's place in the plan."""
     text: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
     """Why there is no answer, or no score."""
     score: Mapped[float | None]
-    """0 to 1; None until all is graded, and where the question counts as failed."""
+    """The grade from 0 to 1; None until all is graded, and if the question counts as failed."""
     input_tokens: Mapped[int] = mapped_column(BigInteger)
     output_tokens: Mapped[int] = mapped_column(BigInteger)
     seconds: Mapped[float | None]
 
 
 class Judgement(Base):
-    """What a judge replied on one answer; written once."""
+    """A judge's reply about one answer; written once."""
 
     __tablename__ = "comparison_judgements"
 

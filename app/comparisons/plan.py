@@ -1,4 +1,4 @@
-"""What a comparison has settled on when it was created: nothing in it can come to mean something else."""
+"""What was settled when a comparison was created: nothing in the plan can come to mean something else."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from app.comparisons.results import CandidateType
 
 
 class Candidate(BaseModel):
-    """One way of answering: a model, and how it is asked."""
+    """One way of answering: a model, and how it is asked. A checkpoint is of type `model`, too."""
 
     name: str
+    """The candidate's name, unique in the comparison."""
     type: CandidateType
     model: str
-    """Served name."""
+    """Served name of the model that is asked."""
     requested_model: str | None = None
-    """The name that the request had for it, where that was another."""
+    """The name that the request used for the model, if it was another one."""
     system: str | None = None
-    """Takes the place of a question's own system turn."""
+    """The system prompt that replaces a question's own."""
     examples: int | None = None
+    """Examples that are shown before each question."""
     file: str | None = None
-    """Where the examples are drawn from."""
+    """The file that the examples are drawn from."""
     seed: int = 0
     selection: Literal["random", "nearest"] | None = None
     base_url: str | None = None
-    """Of an external endpoint."""
+    """The address of an external endpoint."""
     job: str | None = None
     """The fine-tuning job that made the model; two or more candidates of a job make a checkpoint curve."""
     step: int | None = None
@@ -45,11 +47,11 @@ class Plan(BaseModel):
 
     candidates: list[Candidate]
     guard: Candidate | None = None
-    """The base, asked the general questions only: where it is no candidate itself."""
+    """The base model, asked only the general questions; None if it is a candidate itself."""
     grader: str | dict[str, Any]
     general_grader: str | dict[str, Any]
     questions: int
-    """In the held-out file, without those that were excluded."""
+    """Held-out questions, without those that were excluded."""
     general_questions: int = 0
     max_tokens: int
     temperature: float
@@ -59,22 +61,22 @@ class Plan(BaseModel):
     margin: float
     good_enough: float | None
     unchecked_files: list[str] = []
-    """Training files that the storage has no more, so that nothing could be held against them."""
+    """Training files that are no longer in storage, so that overlap with them could not be checked."""
 
     @property
     def all_candidates(self) -> list[Candidate]:
-        """Everyone who is asked; an answer names its candidate by the place in this list."""
+        """Everyone who is asked; an answer refers to its candidate by the place in this list."""
         return [*self.candidates, *([self.guard] if self.guard else [])]
 
     @property
     def general_base(self) -> int:
-        """The place of the candidate that stands for the base on the general questions."""
+        """The place of the candidate that stands for the base model on the general questions."""
         plain = (place for place, candidate in enumerate(self.candidates) if candidate.type == "base")
         return len(self.candidates) if self.guard else next(plain)
 
     @property
     def general_candidates(self) -> list[int]:
-        """The places of those who are asked the general questions."""
+        """The places of the candidates that are asked the general questions, the base model first."""
         if not self.general_questions:
             return []
         tuned = [place for place, candidate in enumerate(self.candidates) if candidate.type == "model"]
@@ -82,5 +84,5 @@ class Plan(BaseModel):
 
     @property
     def total(self) -> int:
-        """Answers that are to be given."""
+        """The number of answers that the comparison asks for."""
         return self.questions * len(self.candidates) + self.general_questions * len(self.general_candidates)

@@ -20,31 +20,31 @@ MAX_SLICE_TEXT = 512
 
 
 class Question(msgspec.Struct, frozen=True):
-    """One held-out line, in the form in which it is asked."""
+    """A held-out line in the form in which it is asked."""
 
     line: int
-    """Number in its file, from 1."""
+    """The line's number in its file, from 1."""
     messages: list[dict[str, Any]]
-    """Up to the answer."""
+    """The conversation up to the answer."""
     reference: str
-    """The answer to compare with: its text, or its tool calls as `answer_text` writes them."""
+    """The answer that candidates' answers are compared with, as `answer_text` writes it."""
     reference_tool_calls: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
     metadata: dict[str, str] = {}
-    """What the line says of itself, for results by slice."""
+    """The line's own metadata, for results by slice."""
 
 
 class _Metadata(msgspec.Struct):
-    """The one field that a held-out line has beside a training line's."""
+    """The one field that a held-out line has in addition to those of a training line."""
 
     metadata: dict[str, str | float | bool | None] | None = None
 
 
 def read_questions(path: Path, *, param: str = "file") -> list[Question]:
-    """Every question of a held-out file, in its order.
+    """Return the questions of a held-out file, in its order.
 
     Raises:
-        InvalidRequestError: `param` is no held-out file; the message names the line and what is wrong there.
+        InvalidRequestError: the file is no held-out file; the message names the line and what is wrong there.
     """
     questions = [_question(number, line, param) for number, line in read_request_file(path, param=param)]
     if not questions:
@@ -53,13 +53,13 @@ def read_questions(path: Path, *, param: str = "file") -> list[Question]:
 
 
 def read_question_keys(path: Path) -> set[str]:
-    """The keys of the questions that a training file answers: one for each assistant turn."""
+    """Return the keys of the questions that a training file answers: one for each assistant turn."""
     keys: set[str] = set()
     for _, line in read_request_file(path):
         try:
             example = parse_line(line)
         except ExampleError:
-            continue  # a line that is no example answers nothing
+            continue  # such a line is not trained on
         if isinstance(example, CompletionExample):
             keys.add(same_question_key([{"role": "user", "content": example.prompt}]))
         elif isinstance(example, PreferenceExample):
@@ -75,9 +75,10 @@ def read_question_keys(path: Path) -> set[str]:
 
 
 def same_question_key(messages: Sequence[dict[str, Any]]) -> str:
-    """Equal for questions that ask the same: the user's turns, whatever their case, spacing and Unicode form.
+    """Return a key that is equal for questions that ask the same.
 
-    The system prompt does not count, as candidates bring their own.
+    Only the user's turns count, without case, spacing and Unicode form; candidates bring their own system
+    prompts.
     """
     turns = [message for message in messages if message.get("role") == "user"] or list(messages)
     texts = (" ".join(unicodedata.normalize("NFKC", _text(turn)).casefold().split()) for turn in turns)
@@ -85,9 +86,9 @@ def same_question_key(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def answer_text(content: Any, tool_calls: Sequence[dict[str, Any]] | None) -> str:
-    """What graders read of an assistant turn: its text, or where it has none its tool calls.
+    """Return what graders read of an assistant turn: its text or, if it has none, its tool calls.
 
-    Calls are written as JSON, `[{"arguments": {…}, "name": …}]`: to be compared as text or as JSON.
+    The calls are written as JSON, `[{"arguments": {…}, "name": …}]`, to be compared as text or as JSON.
     """
     text = _text({"content": content})
     if text.strip() or not tool_calls:
@@ -101,7 +102,7 @@ def _question(number: int, line: bytes, param: str) -> Question:
         if not isinstance(example, ChatExample):
             raise ExampleError("unknown_format", "is no chat; a question has 'messages'", "/messages")
         fields = msgspec.json.decode(line)
-        # Lines in other formats have turns only as they are converted.
+        # Lines in other formats have no 'messages' until they are converted.
         turns: list[dict[str, Any]] = fields.get("messages") or msgspec.to_builtins(example.messages)
         messages = [_asked(turn) for turn in turns]
         if len(messages) == 1:
@@ -123,7 +124,7 @@ def _question(number: int, line: bytes, param: str) -> Question:
 
 
 def _asked(message: dict[str, Any]) -> dict[str, Any]:
-    """A turn as a request has it: `weight` is for training alone."""
+    """Return the turn as a request takes it: `weight` is for training only."""
     return {key: value for key, value in message.items() if key != "weight" and value is not None}
 
 
@@ -166,6 +167,6 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments, str):
         with contextlib.suppress(
             msgspec.DecodeError, RecursionError
-        ):  # one that a model spoilt stays as it is
+        ):  # arguments that are not JSON stay as they are
             arguments = msgspec.json.decode(arguments)
     return {"name": function.get("name"), "arguments": arguments}

@@ -20,7 +20,7 @@ from app.comparisons.schemas import (
     CreateComparison,
     ExternalCandidate,
     FewShotCandidate,
-    Grader,
+    GraderDocument,
     ModelCandidate,
     PromptCandidate,
 )
@@ -49,8 +49,8 @@ class ResolvedRequest:
     base: BaseModelEntry
     candidates: list[Candidate]
     api_keys: dict[str, str]
-    grader: Grader
-    general_grader: Grader
+    grader: GraderDocument
+    general_grader: GraderDocument
     files: InputFiles
     unchecked_files: list[str]
 
@@ -344,12 +344,12 @@ class _Resolver:
         else:
             self._unchecked.append(file.id)
 
-    def _grader(self, document: Grader, param: str) -> Grader:
+    def _grader(self, document: GraderDocument, param: str) -> GraderDocument:
         """The grader, its judges under the names that they have for ever."""
         parse_grader(document, param=param)
         return self._with_judges(document, param)
 
-    def _with_judges(self, document: Grader, param: str) -> Grader:
+    def _with_judges(self, document: GraderDocument, param: str) -> GraderDocument:
         if isinstance(document, str):
             return document
         if document["type"] == "model":

@@ -1,6 +1,6 @@
-"""What a comparison finds: each candidate's score, how pairs of them differ, and the verdict.
+"""The results of a comparison: each candidate's score, how pairs of them differ, and the verdict.
 
-Shares and scores run from 0 to 1, latencies are seconds, intervals are 95 % unless they say otherwise.
+Shares and scores run from 0 to 1, latencies are in seconds, and intervals are 95 % intervals.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ VerdictCode = Literal[
 
 
 class Interval(BaseModel):
-    """Where the true value lies, as far as the data says."""
+    """An interval that the true value lies in, as far as the data tells."""
 
     low: float
     high: float
 
 
 class Latency(BaseModel):
-    """Seconds from question to whole answer."""
+    """The median and 95th percentile of the seconds from question to whole answer."""
 
     p50: float
     p95: float
 
 
 class TokenCounts(BaseModel):
-    """Of all the candidate's answered questions together."""
+    """The tokens of all questions that the candidate answered."""
 
     input: int
     output: int
     per_1000_questions: int
-    """Input and output, for a thousand questions like these."""
+    """Input and output tokens for a thousand questions like these."""
 
 
 class SliceResult(BaseModel):
-    """A candidate on the questions that share a value of a metadata key."""
+    """A candidate's result on the questions that share a value of a metadata key."""
 
     key: str
     value: str
@@ -49,26 +49,26 @@ class SliceResult(BaseModel):
 
 
 class CandidateResult(BaseModel):
-    """How one candidate did on all questions; a question that it failed to answer counts as 0."""
+    """One candidate's result on all questions; a question without a score counts as 0."""
 
     name: str
-    """Unique in the comparison."""
+    """The candidate's name, unique in the comparison."""
     type: CandidateType
     model: str
     """Served name of the model that was asked."""
     questions: int
     failures: int
-    """Questions without an answer: the model or the judge failed."""
+    """Questions without a score: the model or the judge failed."""
     ungraded: int = 0
-    """Those failures that had an answer: the judge spoke nonsense, or a pattern took too long."""
+    """Failures that had an answer: the judge's reply was not usable, or a pattern took too long."""
     score: float
-    """Mean over all questions."""
+    """Mean score over all questions."""
     interval: Interval
     macro_f1: float | None = None
-    """Over the labels that the references have, each counting the same; of a `label_f1` grader alone."""
+    """The F1 score averaged over the references' labels; only with a `label_f1` grader."""
     tokens: TokenCounts
     latency: Latency | None
-    """None where nothing was answered."""
+    """None if no question was answered."""
     slices: list[SliceResult] = []
 
 
@@ -115,14 +115,14 @@ class CheckpointPoint(BaseModel):
 
 
 class CheckpointCurve(BaseModel):
-    """A job's checkpoints over steps: which one to ship, and whether training went on too long."""
+    """A job's checkpoints over its steps: which one to ship, and whether training went on too long."""
 
     job: str
     points: list[CheckpointPoint]
     best: str
     """The earliest model that is within one standard error of the one with the highest score."""
     overfits: bool
-    """An earlier checkpoint is better than the final model, by paired tests at 5 %, corrected (Holm)."""
+    """Whether an earlier checkpoint is better than the final model, by paired tests at 5 % (Holm)."""
     sentence: str
 
 
@@ -133,7 +133,7 @@ class RegressionResult(BaseModel):
     base_score: float
     score: float
     loss: float
-    """Base's score less the model's: above 0 is a loss."""
+    """The base's score less the model's, so that a loss is above 0."""
     interval: Interval
     p_value: float
 
@@ -150,14 +150,14 @@ class Verdict(BaseModel):
     difference: float | None = None
     interval: Interval | None = None
     p_value: float | None = None
-    """Adjusted."""
+    """The p-value behind the verdict, corrected for the number of candidates."""
     questions: int
     questions_needed: int | None = None
-    """Sample-size advice where nothing can be concluded: that many would show the difference seen."""
+    """How many questions would show the observed difference; only if nothing could be concluded."""
 
 
 class ComparisonResults(BaseModel):
-    """Everything that is computed once all questions are answered and graded."""
+    """All results, computed once every question is answered and graded."""
 
     candidates: list[CandidateResult]
     pairs: list[PairResult]

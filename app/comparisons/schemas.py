@@ -1,4 +1,4 @@
-"""Comparisons on the wire."""
+"""Comparisons as the API takes and returns them."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 class _CreateCandidate(BaseModel):
-    """What all candidates share."""
+    """The fields that all candidates share."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: Name | None = None
-    """Unique in the comparison; made up from what the candidate is, where absent."""
+    """The candidate's name, unique in the comparison; derived from its type or model if absent."""
 
 
 class BaseCandidate(_CreateCandidate):
@@ -48,7 +48,7 @@ class BaseCandidate(_CreateCandidate):
 
 
 class PromptCandidate(_CreateCandidate):
-    """The base model with a system prompt, which takes the place of the question's own."""
+    """The base model with a system prompt, which replaces the question's own."""
 
     type: Literal["prompt"]
     system: SystemPrompt
@@ -60,35 +60,35 @@ class FewShotCandidate(_CreateCandidate):
     type: Literal["few_shot"]
     examples: Annotated[int, Field(ge=1, le=128, strict=True)]
     file: str
-    """Where they are drawn from."""
+    """The file that the examples are drawn from."""
     system: SystemPrompt | None = None
     seed: Seed | None = None
-    """The comparison's, where absent."""
+    """The seed of the draw; the comparison's if absent."""
     selection: Literal["random", "nearest"] = "random"
-    """The same for all questions, or for each those whose question is most like it."""
+    """Whether all questions are shown the same examples, or each the ones most similar to it."""
 
 
 class ModelCandidate(_CreateCandidate):
-    """Any model that the project can ask: fine-tuned, a checkpoint, or another base."""
+    """Any model of the project: a fine-tuned one, a checkpoint, or another base model."""
 
     type: Literal["model"]
     model: Annotated[str, Field(min_length=1, max_length=255)]
 
 
 class CheckpointsCandidate(_CreateCandidate):
-    """Every model that a job has saved: a candidate each, named by its step."""
+    """Every model that a job has saved, each as a candidate named by its step."""
 
     type: Literal["checkpoints"]
     job: str
 
 
 class ExternalCandidate(_CreateCandidate):
-    """A model behind another OpenAI-compatible endpoint, of those that TOQUE_EXTERNAL_ENDPOINTS allows."""
+    """A model at another OpenAI-compatible endpoint, one of TOQUE_EXTERNAL_ENDPOINTS."""
 
     type: Literal["external"]
     base_url: Annotated[str, Field(min_length=1, max_length=2048)]
     api_key: SecretStr | None = None
-    """Kept until the comparison ends, and never shown."""
+    """The endpoint's key; kept until the comparison ends, and never shown."""
     model: Annotated[str, Field(min_length=1, max_length=255)]
 
 
@@ -101,65 +101,65 @@ CreateCandidate = Annotated[
     | ExternalCandidate,
     Field(discriminator="type"),
 ]
-Grader = str | dict[str, Any]
+GraderDocument = str | dict[str, Any]
 """A grader's name, or its document: see docs/comparisons.md."""
 
 
 class CreateComparison(BaseModel):
-    """A request to compare."""
+    """A request to compare candidates."""
 
     model_config = ConfigDict(extra="forbid")
 
     file: str
-    """Held-out questions: conversations whose last turn is the reference."""
+    """The file of held-out questions: conversations whose last turn is the reference."""
     model: str
     """The base model."""
     candidates: Annotated[list[CreateCandidate], Field(min_length=1, max_length=64)]
-    grader: Grader
+    grader: GraderDocument
     name: Name | None = None
     max_tokens: Tokens = 256
-    """Of each answer."""
+    """The most tokens of each answer."""
     temperature: Temperature = 0.0
     concurrency: Annotated[int, Field(ge=1, le=256, strict=True)] = 16
-    """Requests in flight."""
+    """The number of requests that are sent at once."""
     seed: Seed = 0
     metadata: Metadata | None = None
     exclude_training_overlap: bool = True
-    """Leaves out held-out questions that a training file has, too."""
+    """Whether held-out questions that are also in a training file are left out."""
     training_file: str | None = None
-    """Held against the held-out file instead of those that the candidates name or were trained on."""
+    """The training file to check for overlap, instead of those that candidates use or were trained on."""
     regression_file: str | None = None
-    """General questions, asked of the base and of every fine-tuned candidate."""
-    regression_grader: Grader | None = None
+    """The file of general questions, asked of the base model and of every fine-tuned candidate."""
+    regression_grader: GraderDocument | None = None
     max_regression: Share = 0.05
-    """What a fine-tuned candidate may lose on them without being called worse."""
+    """How much a fine-tuned candidate may lose on the general questions."""
     margin: Share = 0.03
-    """A smaller gain does not matter."""
+    """The smallest gain in score that matters."""
     good_enough: Share | None = None
-    """A score that is enough, where that is known."""
+    """A score that is enough for the purpose, if one is known."""
 
 
 class Progress(BaseModel):
-    """Answers given, of those to be given."""
+    """How many of the answers are there."""
 
     done: int
     total: int
 
 
 class ExcludedLine(BaseModel):
-    """A held-out line that was left out, since a training file has its question, too."""
+    """A held-out line that was left out, since its question is also in a training file."""
 
     line: int
     training_file: str
 
 
 class Excluded(BaseModel):
-    """All of them."""
+    """The held-out lines that were left out."""
 
     count: int
     lines: list[ExcludedLine]
     unchecked_files: list[str]
-    """Training files that the storage has no more: nothing could be held against them."""
+    """Training files that are no longer in storage, so that overlap could not be checked."""
 
 
 class ComparisonError(BaseModel):
@@ -176,9 +176,9 @@ class CandidateObject(BaseModel):
     name: str
     type: CandidateType
     model: str
-    """Served name of the model that is asked: it never means another."""
+    """Served name of the model that is asked, which never changes its meaning."""
     requested_model: str | None = None
-    """The name in the request, where that was a movable one."""
+    """The name in the request, if it was an alias."""
     system: str | None = None
     examples: int | None = None
     selection: str | None = None
@@ -212,14 +212,14 @@ class ComparisonObject(Identified):
     status: Status
     model: str
     file: str
-    grader: Grader
+    grader: GraderDocument
     candidates: list[CandidateObject]
     progress: Progress
     excluded: Excluded
     questions: int
-    """That are asked: without those that were excluded, and without general ones."""
+    """Held-out questions that are asked, without those that were excluded."""
     regression_file: str | None
-    regression_grader: Grader | None
+    regression_grader: GraderDocument | None
     max_regression: float
     margin: float
     good_enough: float | None
@@ -233,7 +233,7 @@ class ComparisonObject(Identified):
     finished_at: int | None
     error: ComparisonError | None
     verdict: Verdict | None
-    """As in `results`."""
+    """The verdict, as in `results`."""
     results: ComparisonResults | None
 
     @classmethod
@@ -279,17 +279,17 @@ class ComparisonObject(Identified):
 
 
 class ItemAnswer(BaseModel):
-    """What one candidate said."""
+    """One candidate's answer to a question."""
 
     candidate: str
     text: str | None
     score: float | None
-    """Null until all is graded; a question that has an error counts as 0."""
+    """The grade; null until all is graded. A question with an error counts as 0."""
     error: str | None
     input_tokens: int
     output_tokens: int
     latency: float | None
-    """Seconds."""
+    """Seconds from the question to the whole answer."""
 
 
 class ItemObject(Identified):
@@ -297,7 +297,7 @@ class ItemObject(Identified):
 
     object: Literal["comparison.item"] = "comparison.item"
     file: str
-    """The held-out file, or the regression file."""
+    """The file of the question: the held-out one, or the regression file."""
     line: int
     messages: list[dict[str, Any]]
     """The conversation up to the answer."""

@@ -1,11 +1,7 @@
-"""What statistics and verdict are computed from: candidates, their graded answers, the caller's thresholds.
+"""The input of the analysis: candidates, their graded answers, and the caller's thresholds.
 
-Plain structs that pickle, since the computing happens in a child process:
-
-    results = await run_in_child(compute_results, ComparisonAnswers(…))
-
-with `from app.comparisons.analysis.summary import compute_results` inside the function, not at the top of a
-module that the API imports: it imports numpy.
+This module imports no numpy, so the API's process may import it. `analysis.summary` does, so only child
+processes import that.
 """
 
 from __future__ import annotations
@@ -19,20 +15,20 @@ from app.comparisons.plan import Candidate
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a candidate said to one question, and the grade that it got.
+    """A candidate's answer to one question, and its grade.
 
-    Without a score the question counts as failed, with 0: the model gave no answer (`error` says why), or the
-    judge answered nonsense (`text` is there all the same, `error` says what the judge said).
+    Without a score, the question counts as failed, with 0. Either the model gave no answer, and `error` says
+    why; or there is a `text` that could not be graded, and `error` says what the judge replied.
     """
 
     text: str | None
     score: float | None
-    """0 to 1."""
+    """The grade, from 0 to 1."""
     error: str | None = None
     input_tokens: int = 0
     output_tokens: int = 0
     seconds: float | None = None
-    """From the question to the whole answer; None where nothing was answered."""
+    """The time from the question to the whole answer; None without an answer."""
 
 
 class CandidateAnswers(msgspec.Struct, frozen=True):
@@ -43,24 +39,24 @@ class CandidateAnswers(msgspec.Struct, frozen=True):
 
 
 class GeneralAnswers(msgspec.Struct, frozen=True):
-    """The regression guard's general questions, answered by the base as it is and by tuned candidates."""
+    """The answers of the base model and of the tuned candidates to the general questions."""
 
     base: list[Answer]
     tuned: dict[str, list[Answer]]
-    """By candidate's name; each in the order of `base`."""
+    """The tuned candidates' answers by name, each in the order of `base`."""
 
 
 class ComparisonAnswers(msgspec.Struct, frozen=True):
-    """Everything that was asked, answered and graded."""
+    """All graded answers of a comparison, and what else its results are computed from."""
 
     candidates: list[CandidateAnswers]
     slices: list[dict[str, str]] = []
-    """Each question's metadata, in the order of the questions; empty: no results by slice."""
+    """The metadata of each question, in their order; results by slice are computed unless it is empty."""
     grader: str | dict[str, Any] | None = None
-    """The grader's document; needed where its type is `label_f1`, whose candidates get a macro F1."""
+    """The grader's document; with `label_f1`, candidates get a macro F1."""
     references: list[str] = []
-    """Each question's, in their order; needed for the macro F1 alone."""
+    """The reference of each question, in their order; only the macro F1 needs them."""
     general: GeneralAnswers | None = None
     thresholds: Thresholds = Thresholds()
     seed: int = 0
-    """Of bootstrap and permutations; the same answers and seed give the same results."""
+    """The seed of bootstrap and permutations; the same answers and seed give the same results."""

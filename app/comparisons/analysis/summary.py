@@ -1,6 +1,6 @@
-"""From graded answers to results: candidates, pairs, slices, checkpoint curves, regression, verdict.
+"""Assembles the results of a comparison from its graded answers.
 
-Needs numpy, so only a child process imports it: `run_in_child(compute_results, answers)`.
+This imports numpy, so only child processes import it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from app.comparisons.analysis.statistics import Scores
 from app.comparisons.analysis.verdict import ALPHA, find_verdict
 from app.comparisons.graders.label_f1 import LabelF1
 from app.comparisons.graders.registry import label_grader
+from app.comparisons.report.checkpoint_text import checkpoint_sentence
 from app.comparisons.results import (
     CandidateResult,
     CheckpointCurve,
@@ -29,14 +30,14 @@ from app.comparisons.results import (
 )
 
 MAX_SLICES = 50
-"""Values of one metadata key; a key with more is taken for a name of each question, not for a slice."""
+"""The most values of a metadata key; a key with more identifies questions and makes no slices."""
 
 
 def compute_results(answers: ComparisonAnswers) -> ComparisonResults:
-    """Everything that a comparison finds. The same answers and seed give the same results.
+    """Return all results of a comparison. The same answers and seed give the same results.
 
     Raises:
-        ValueError: there is no question, or a candidate has not one answer for each.
+        ValueError: there is no question, or a candidate does not have one answer for each.
     """
     rows = [_scores(of.answers) for of in answers.candidates]
     if not rows or not rows[0] or len({len(row) for row in rows}) > 1:
@@ -63,9 +64,9 @@ def compute_results(answers: ComparisonAnswers) -> ComparisonResults:
 
 
 def macro_f1(grader: LabelF1 | None, references: Sequence[str], answers: Sequence[Answer]) -> float | None:
-    """Mean over the references' labels of F1: 2 hits / (2 hits + false alarms + misses).
+    """Return the mean over the references' labels of F1: 2 hits / (2 hits + false alarms + misses).
 
-    An answer that is none of these labels is a miss of the reference's, and no false alarm.
+    An answer that is none of these labels counts as a miss of the reference's label, and as no false alarm.
     """
     if grader is None or len(references) != len(answers):
         return None
@@ -132,7 +133,7 @@ def _pairs(candidates: Sequence[CandidateAnswers], scores: Scores) -> list[PairR
 
 
 def _slices(answers: ComparisonAnswers, scores: Scores) -> list[list[SliceResult]]:
-    """For each candidate, its results by key and value."""
+    """Return for each candidate its results by metadata key and value."""
     found: list[list[SliceResult]] = [[] for _ in answers.candidates]
     for key in sorted({key for metadata in answers.slices for key in metadata}):
         values = [metadata.get(key) for metadata in answers.slices]
@@ -176,34 +177,22 @@ def _curve(
         p_value <= ALPHA and scores.means[row] > scores.means[final]
         for row, p_value in zip(earlier, p_values, strict=True)
     )
-    step = {row: step for step, row in steps}
-    if overfits:
-        sentence = (
-            f"Training went on too long: step {step[top]} scores {100 * scores.means[top]:.1f} %, the final "
-            f"model {100 * scores.means[final]:.1f} %. Ship step {step[best]}."
+    points = {
+        row: CheckpointPoint(
+            model=candidates[row].candidate.model,
+            step=step,
+            score=scores.means[row],
+            interval=scores.interval(row),
+            is_final=row == final,
         )
-    elif best == final:
-        sentence = f"The final model (step {step[final]}) is the one to ship; more steps may still help."
-    else:
-        sentence = (
-            f"Step {step[best]} is as good as any, and the first that is: {100 * scores.means[best]:.1f} %, "
-            f"the final model {100 * scores.means[final]:.1f} %. No overfitting is shown."
-        )
+        for step, row in steps
+    }
     return CheckpointCurve(
         job=job,
-        points=[
-            CheckpointPoint(
-                model=candidates[row].candidate.model,
-                step=at,
-                score=scores.means[row],
-                interval=scores.interval(row),
-                is_final=row == final,
-            )
-            for at, row in steps
-        ],
-        best=candidates[best].candidate.model,
+        points=list(points.values()),
+        best=points[best].model,
         overfits=overfits,
-        sentence=sentence,
+        sentence=checkpoint_sentence(points[top], points[best], points[final], overfits=overfits),
     )
 
 

@@ -1,4 +1,4 @@
-"""The gate: each rule held against what a comparison found."""
+"""The gate: the rules of a promotion, evaluated on the results of a comparison."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ _TYPES: dict[Opponent, tuple[CandidateType, ...]] = {"base": ("base",), "prompte
 
 
 class _Duel(NamedTuple):
-    """The candidate against an opponent of a rule."""
+    """The candidate and one opponent of a `beats` rule."""
 
     pair: PairResult
-    """Seen from the candidate."""
+    """The pair, seen from the candidate."""
     p: float
-    """Corrected for the rule's opponents, and for no other pair of the comparison."""
+    """The p-value, corrected only for the number of opponents of the rule."""
 
     def is_won(self, delta: float) -> bool:
-        """Both the interval and the test must say so."""
+        """Return whether both the interval and the test show the candidate ahead by more than `delta`."""
         return self.pair.interval.low > delta and self.p <= _SIGNIFICANT
 
     def sentence(self, delta: float) -> str:
-        """How far ahead, and which condition does not hold."""
+        """Return how far ahead the candidate is, and which conditions do not hold."""
         pair, lacking = self.pair, list[str]()
         if pair.interval.low <= delta:
             lacking.append(f"the interval's lower end is not above {_signed(delta) if delta else 0}")
         if self.p > _SIGNIFICANT:
             lacking.append(f"the test's p is above {_SIGNIFICANT}")
-        said = (
+        result = (
             f"{pair.a} is {_signed(pair.difference)} against {pair.b} "
             f"({_range(pair.interval, signed=True)}, p = {self.p:.3g}): at 95 % "
             f"{'not ' if lacking else ''}better{f' by more than {points(delta)}' if delta else ''}"
         )
-        return f"{said}: {' and '.join(lacking)}." if lacking else f"{said}."
+        return f"{result}: {' and '.join(lacking)}." if lacking else f"{result}."
 
 
 def find_candidate(results: ComparisonResults, model: str) -> CandidateResult:
-    """The candidate that is this model as it is, without a prompt of its own.
+    """Return the candidate that is this model, without a prompt of its own.
 
     Raises:
-        InvalidRequestError: the comparison has none.
+        InvalidRequestError: the comparison has no such candidate.
     """
     found = _of_models(results, {model})
     if not found:
@@ -59,12 +59,12 @@ def find_candidate(results: ComparisonResults, model: str) -> CandidateResult:
 def evaluate(
     rules: Rules, results: ComparisonResults, candidate: CandidateResult, current: Collection[str]
 ) -> list[RuleResult]:
-    """What each rule comes to, in the order of `Rules`.
+    """Return the result of each rule, in the order of `Rules`.
 
-    `current` are the models that the alias points to, the candidate's own left out.
+    `current` are the models that the alias points to, without the candidate's own.
 
     Raises:
-        InvalidRequestError: there is no rule, or one that this comparison cannot answer.
+        InvalidRequestError: there is no rule, or this comparison cannot answer one.
     """
     evaluated = list(_evaluate_rules(rules, results, candidate, current))
     if not evaluated:
@@ -110,7 +110,7 @@ def _beats(
     *,
     param: str,
 ) -> RuleResult:
-    """Against the opponent that it is least ahead of."""
+    """Evaluate the rule against the opponent that the candidate is least ahead of."""
     name = f"beats:{rule.candidate}"
     if rule.candidate == "current":
         if not current:
@@ -198,7 +198,7 @@ def _of_models(results: ComparisonResults, models: Collection[str]) -> list[Cand
 
 
 def _against(results: ComparisonResults, name: str, other: str, param: str) -> PairResult:
-    """The pair, seen from `name`."""
+    """Return the pair, seen from `name`."""
     for pair in results.pairs:
         if (pair.a, pair.b) == (name, other):
             return pair
@@ -210,7 +210,7 @@ def _against(results: ComparisonResults, name: str, other: str, param: str) -> P
 
 
 def refusal(results: Sequence[RuleResult]) -> str:
-    """Why the gate says no, in one sentence or more."""
+    """Return why the gate says no."""
     return "The gate says no. " + " ".join(result.sentence for result in results if not result.passed)
 
 
