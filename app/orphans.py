@@ -1,4 +1,4 @@
-"""Files without rows and rows without files: what crashes leave, found by age and never by guess."""
+"""Finds files without rows and rows without files, which crashes leave behind, and removes old ones."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from app.storage.base import Storage
 from app.uploads.models import Upload, parts_key
 
 AGE_SECONDS = 24 * 3600.0
-"""Younger files may belong to a transaction that is about to commit."""
+"""The age from which a file counts as orphaned; a younger one may belong to an open transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """What does not fit together."""
+    """Where the database and the storage disagree."""
 
     missing: list[str]
-    """Keys that rows name and storage does not have."""
+    """Keys in the database that storage does not have."""
     unnamed: list[Path]
     """Files and folders in storage that no row needs."""
 
 
 def find_orphans(session: Session, storage: Storage, age_seconds: float = AGE_SECONDS) -> Orphans:
-    """Compares every row with storage; what is younger than `age_seconds` or was needed then is left out."""
+    """Compare all rows with storage, leaving out what was new or still needed `age_seconds` ago."""
     now = time.time()
     before = now - age_seconds
     missing = sorted(key for key in _wanted_keys(session, now) if not storage.path(key).exists())
@@ -48,7 +48,7 @@ def find_orphans(session: Session, storage: Storage, age_seconds: float = AGE_SE
 
 
 def sweep_orphans(database: Database, storage: Storage, age_seconds: float = AGE_SECONDS) -> list[Path]:
-    """Removes what no row needs and is old enough; returns it."""
+    """Remove what no row needs and is old enough, and return it."""
     with database.reader() as session:
         unnamed = find_orphans(session, storage, age_seconds).unnamed
     swept: list[Path] = []
@@ -66,9 +66,10 @@ def sweep_orphans(database: Database, storage: Storage, age_seconds: float = AGE
 
 
 def sweep_object(database: Database, storage: Storage, path: Path, age_seconds: float = AGE_SECONDS) -> bool:
-    """Removes bytes that files may share, unless a file needs them by now; returns whether it did.
+    """Remove bytes that files may share, unless a file needs them; return whether they were removed.
 
-    An upload of equal bytes commits before, and is seen here, or publishes them again after.
+    An upload of equal bytes either commits before this transaction, which then sees it, or stores them again
+    after it.
     """
     key, before = storage.key(path), time.time() - age_seconds
     with database.writer() as session:
@@ -81,7 +82,7 @@ def sweep_object(database: Database, storage: Storage, path: Path, age_seconds: 
 
 
 def _wanted_keys(session: Session, before: float) -> set[str]:
-    """Files whose bytes are needed; adapters that are not deleted, or that a job goes on from."""
+    """The keys of files that are needed, and of adapters that exist or that an unfinished job starts from."""
     files = select(File.storage_key).where(_needed(before))
     parents = select(FineTuningJob.parent).where(
         FineTuningJob.status.not_in(FINAL_STATUSES), FineTuningJob.parent.is_not(None)
@@ -92,7 +93,7 @@ def _wanted_keys(session: Session, before: float) -> set[str]:
 
 
 def _needed(before: float) -> ColumnElement[bool]:
-    """Files that were there after that moment, or that a job may still read."""
+    """The condition for files that existed after `before`, or that an unfinished job may still read."""
     unfinished = FineTuningJob.status.not_in(FINAL_STATUSES)
     kept = and_(
         or_(File.deleted_at.is_(None), File.deleted_at > before),
@@ -114,12 +115,12 @@ def _needed(before: float) -> ColumnElement[bool]:
 def _is_older(path: Path, before: float) -> bool:
     try:
         return path.stat().st_mtime < before
-    except FileNotFoundError:  # swept by another
+    except FileNotFoundError:  # removed by another process
         return False
 
 
 def _stored(session: Session, storage: Storage) -> Iterator[Path]:
-    """Files, parts, imports, half-written ones, and checkpoints of jobs that have ended or do not exist."""
+    """Yield everything in storage that may be an orphan; of checkpoints, those of ended or unknown jobs."""
     for pattern in ("objects/*/*", "files/*", "uploads/*", "adapters/*", "tmp/*"):
         yield from storage.path("").glob(pattern)
     unfinished = set(

@@ -1,7 +1,8 @@
-"""Named points at which a test may have a process die, as a power cut would.
+"""Named points at which a test can have a process die, as in a power cut.
 
 `TOQUE_CRASH_AT=<point>:<file>` kills the process with SIGKILL the first time that it reaches the point, and
-makes the file, so that the next process passes. Not set, a point costs a dictionary look-up.
+creates the file, so that the next process passes. If the variable is not set, a point costs a dictionary
+look-up.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 
 def reach(point: str) -> None:
-    """Dies here, if a test wants it so."""
+    """Kill this process if a test has asked for it at this point."""
     wanted, _, marker = os.environ.get("TOQUE_CRASH_AT", "").partition(":")
     if wanted != point:
         return

@@ -13,29 +13,29 @@ import psutil
 
 
 class Device(NamedTuple):
-    """What torch computes on here."""
+    """The device that torch computes on in this machine."""
 
     kind: Literal["cuda", "cpu"]
     name: str
-    """For people: the first GPU's name, or the number of cores."""
+    """Name of the first GPU, or the number of cores, for display."""
     memory_bytes: int
-    """In all, whoever has it now."""
+    """Total memory, free or not."""
 
 
 @cache
 def detect() -> Device:
-    """CUDA if torch is a CUDA build and the driver shows it a GPU, else the CPU."""
+    """Return the GPU if torch is a CUDA build and the driver offers one, else the CPU."""
     gpu = None if _torch_is_cpu_only() else _first_gpu()
     return gpu or cpu()
 
 
 def cpu() -> Device:
-    """The CPU, GPU or not."""
+    """Return the CPU, even where there is a GPU."""
     return Device("cpu", f"CPU, {os.cpu_count() or 1} cores", _memory_limit())
 
 
 def _memory_limit() -> int:
-    """The machine's memory, or the container's where that is less (cgroup v2)."""
+    """The memory of the machine, or of the container if that is less (cgroup v2)."""
     machine = psutil.virtual_memory().total
     try:
         allowed = Path("/sys/fs/cgroup/memory.max").read_text("ascii").strip()
@@ -52,8 +52,8 @@ def _torch_is_cpu_only() -> bool:
 
 
 def _first_gpu() -> Device | None:
-    # The driver's own library, which torch asks too: it heeds CUDA_VISIBLE_DEVICES and MIG, where nvidia-smi
-    # and NVML do not, and it makes no context, so it takes no GPU memory.
+    # The driver's own library, which torch uses too: unlike nvidia-smi and NVML it respects
+    # CUDA_VISIBLE_DEVICES and MIG. It creates no context here, so it takes no GPU memory.
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:

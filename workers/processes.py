@@ -11,14 +11,14 @@ from contextlib import suppress
 from multiprocessing import parent_process
 
 _PR_SET_PDEATHSIG = 1
-_BEHIND_SECONDS = 1.0
+_DESCENDANT_SECONDS = 1.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def die_with_parent() -> None:
-    """Has the kernel kill this process when its parent goes, even by SIGKILL.
+    """Have the kernel kill this process when its parent dies, even by SIGKILL.
 
-    In a child of `multiprocessing` that was orphaned before it came this far, ends it at once.
+    A child of `multiprocessing` whose parent has died already exits at once.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = parent_process()
@@ -27,12 +27,12 @@ def die_with_parent() -> None:
 
 
 def stop_group(process: subprocess.Popen[bytes], grace_seconds: float) -> None:
-    """Asks the child to end, then kills it and all that it started; it must lead its own process group."""
+    """Terminate a process that leads its process group, then kill it and everything that it started."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
         process.wait(grace_seconds)
-    # Its own children are a moment behind it: they remove what the kernel would not.
-    deadline = time.monotonic() + _BEHIND_SECONDS
+    # Its own children take a moment longer: they remove what the kernel would leave behind.
+    deadline = time.monotonic() + _DESCENDANT_SECONDS
     while _group_exists(process.pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     with suppress(ProcessLookupError):

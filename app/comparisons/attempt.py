@@ -61,7 +61,6 @@ class Attempt:
         self._questions: list[Question] = []
         self._choices: dict[int, few_shot.Choice] = {}
         self._done = 0
-        self._retrying = async_database_retrying()
 
     async def run(self) -> None:
         """Ask what has not been asked yet, and grade the answers.
@@ -237,7 +236,7 @@ class Attempt:
             with self._database.reader() as session:
                 return read(session, *arguments)
 
-        return await self._retrying(to_thread.run_sync, transaction)
+        return await async_database_retrying()(to_thread.run_sync, transaction)
 
     async def _write(self, change: Callable[..., None], *values: Any) -> None:
         """Run one transaction, fenced by the lease."""
@@ -246,4 +245,4 @@ class Attempt:
             with self._database.writer() as session:
                 change(session, self._lease, *values)
 
-        await self._retrying(to_thread.run_sync, transaction)
+        await async_database_retrying()(to_thread.run_sync, transaction)

@@ -1,8 +1,7 @@
-"""Checkpoints: folders that are whole or not there, and which of them an attempt goes on from.
+"""Checkpoints: folders that appear only when complete, and the choice of the one to resume from.
 
-A folder is written aside as `tmp-…`, every file fsynced, `manifest.json` with SHA-256 sums last, then
-renamed.
-Imports no torch: the worker verifies what the trainer wrote.
+A folder is first written as `tmp-…` and every file is fsynced, `manifest.json` with its SHA-256 sums last;
+then it is renamed. This module imports no torch, as the worker verifies what the trainer wrote.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ _STEP = re.compile(r"step-(\d+)")
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint is not as it was written; the message says where."""
+    """A checkpoint differs from what was written; the message says where."""
 
 
 class Resumable(NamedTuple):
-    """Where to go on, and which newer checkpoints are of no use."""
+    """The checkpoint to resume from, and the newer ones that are damaged."""
 
     checkpoint: Path | None
     damaged: list[str]
-    """For people: name and reason."""
+    """Step and reason of each damaged checkpoint."""
 
 
 def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes], *, first_step: int) -> Path:
-    """Writes `step-<n>` under `parent` and returns it; one that is there already is kept.
+    """Write `step-<n>` under `parent` and return it; an intact one that exists is kept.
 
-    It can tell about every step from `first_step` on.
+    The checkpoint contains the metrics of every step from `first_step` on.
 
     Raises:
         OSError: it cannot be written; nothing is left behind.
@@ -58,7 +57,7 @@ def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes], *, firs
         _write(aside / MANIFEST, json.dumps(manifest, indent=2).encode())
         fsync_folder(aside)
         reach("checkpoint.before_rename")
-        shutil.rmtree(final, ignore_errors=True)  # only one that is damaged comes this far
+        shutil.rmtree(final, ignore_errors=True)  # it exists only if it is damaged
         aside.rename(final)
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)
@@ -69,7 +68,7 @@ def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes], *, firs
 
 
 def verify(checkpoint: Path) -> str | None:
-    """What is wrong with it; None if every file is as it was written."""
+    """Return what is wrong with the checkpoint, or None if every file is as it was written."""
     try:
         _first_step(checkpoint)
     except DamagedCheckpointError as damage:
@@ -78,7 +77,7 @@ def verify(checkpoint: Path) -> str | None:
 
 
 def _first_step(checkpoint: Path) -> int:
-    """The first step that the checkpoint tells about.
+    """Return the first step that the checkpoint contains the metrics of.
 
     Raises:
         DamagedCheckpointError: a file is not as it was written.
@@ -97,17 +96,17 @@ def _first_step(checkpoint: Path) -> int:
 
 
 def discard(checkpoint: Path) -> None:
-    """Removes a checkpoint; what a crash leaves of it is not taken for one."""
+    """Remove a checkpoint; what a crash leaves of it does not count as a checkpoint."""
     aside = checkpoint.with_name(f"tmp-{checkpoint.name}")
     checkpoint.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
 
 
 def newest_resumable(job_folder: Path, recorded_step: int) -> Resumable:
-    """The newest checkpoint in any attempt's folder that verifies and leaves no gap in the job's log.
+    """Return the newest intact checkpoint of any attempt that leaves no gap in the job's log.
 
-    An attempt that lost its job may have saved steps that are not on the record: a checkpoint tells about
-    its own latest steps again, but not about those before.
+    An attempt that lost its lease may have saved steps that were not recorded. A checkpoint contains the
+    metrics of its own latest steps, so that these can be recorded again, but not of the steps before them.
     """
     found = [
         (int(match[1]), folder)
@@ -121,7 +120,7 @@ def newest_resumable(job_folder: Path, recorded_step: int) -> Resumable:
         except DamagedCheckpointError as damage:
             damaged.append(f"step {step}: {damage}")
             continue
-        # The step before the first was a checkpoint too: only a step after it tells that it is on the record.
+        # Steps before `first_step` are known to be recorded only if that step, or a later one, is.
         if first_step <= max(recorded_step, 1):
             return Resumable(folder, damaged)
     return Resumable(None, damaged)

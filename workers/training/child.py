@@ -1,4 +1,4 @@
-"""The trainer child as its worker holds it: started when needed, warm between jobs, expendable."""
+"""The worker's side of its trainer process, which starts when needed and stays warm between jobs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _progress_decoder: msgspec.json.Decoder[Progress] = msgspec.json.Decoder(Progres
 
 
 class TrainerChild:
-    """At most one process of `command`; start it from the main thread, which it dies with."""
+    """Runs at most one process of `command`. Start it from the main thread: it dies with that thread."""
 
     def __init__(self, command: Sequence[str], threads: int) -> None:
         self._command = command
@@ -35,7 +35,7 @@ class TrainerChild:
         self._silent_seconds = 0.0
 
     def train(self, spec: TrainingSpec) -> Generator[Progress]:
-        """What the trainer says about this job; ends early, without a last word, where it dies."""
+        """Train a job, and yield the trainer's messages; they end early if the trainer dies."""
         process = self._process
         if process is None or process.poll() is not None:
             process = self._start()
@@ -49,7 +49,7 @@ class TrainerChild:
             process.stdin.flush()
             for line in process.stdout:
                 self._heard_at = time.monotonic()
-                if line.endswith(b"\n"):  # a line cut short by its end is no message
+                if line.endswith(b"\n"):  # else the trainer died while writing it
                     yield _progress_decoder.decode(line)
             process.wait()
         except BrokenPipeError:
@@ -59,7 +59,7 @@ class TrainerChild:
 
     @property
     def exit_reason(self) -> str:
-        """How the last process ended, for people."""
+        """A description of how the last process ended."""
         if self._silent_seconds:
             return f"it said nothing for {self._silent_seconds:.0f} s"
         code = self._process.poll() if self._process else None
@@ -69,23 +69,23 @@ class TrainerChild:
 
     @property
     def was_starved(self) -> bool:
-        """Whether the kernel killed the last process for want of memory, as far as can be told."""
+        """Whether the kernel probably killed the last process for lack of memory."""
         killed = self._process is not None and self._process.poll() == -signal.SIGKILL
         return killed and _oom_kills() > self._oom_kills
 
     def kill_if_silent(self, seconds: float) -> None:
-        """Ends a process that was given a job and has said nothing for so long, from any thread."""
+        """Kill a process that has a job and has sent no message for so long; callable from any thread."""
         if time.monotonic() - self._heard_at > seconds:
             self._silent_seconds = seconds
             self.kill()
 
     def ask_to_stop(self) -> None:
-        """Has the trainer save a checkpoint and say `Stopped`, from any thread; it stays warm."""
+        """Have the trainer save a checkpoint and send `Stopped`; it stays warm. Callable from any thread."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
     def memory_bytes(self) -> int:
-        """Resident memory of this process and the trainer."""
+        """The resident memory of this process and the trainer, in bytes."""
         total = psutil.Process().memory_info().rss
         with suppress(psutil.Error):
             if self._process is not None:
@@ -93,18 +93,18 @@ class TrainerChild:
         return total
 
     def kill(self) -> None:
-        """Ends the process at once, from any thread; its job stays unfinished."""
+        """Kill the process, leaving its job unfinished; callable from any thread."""
         if self._process is not None:
             self._process.kill()
 
     def stop(self) -> None:
-        """Ends the process, and waits until it and its memory are gone; the next job starts another."""
+        """Kill the process and wait until its memory is free; the next job starts another process."""
         self.kill()
         if self._process is not None:
             self._process.wait()
 
     def close(self) -> None:
-        """Ends the process for good: nothing is trained any more."""
+        """Kill the process for good: no more jobs are trained."""
         self._closed = True
         self.stop()
 
@@ -120,7 +120,7 @@ class TrainerChild:
 
 
 def _oom_kills() -> int:
-    """Processes that the kernel has killed for want of memory (`oom_kill` in /proc/vmstat, Linux 4.13)."""
+    """The number of out-of-memory kills since boot (`oom_kill` in /proc/vmstat, from Linux 4.13)."""
     try:
         counters = _VMSTAT.read_text("ascii").split()
     except OSError:
@@ -129,7 +129,7 @@ def _oom_kills() -> int:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """Ours, without the settings: the trainer needs no database and no keys."""
+    """This process's environment without the settings: the trainer needs neither database nor keys."""
     kept = ("TOQUE_CRASH_AT",)
     plain = {
         name: value for name, value in os.environ.items() if name in kept or not name.startswith("TOQUE_")

@@ -1,4 +1,4 @@
-"""Is what an engine serves what was trained? The same tokens in, nearly the same log-probabilities out."""
+"""Checks that an engine serves what was trained: equal tokens, and nearly equal log-probabilities."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ from app.datasets.types import ChatExample, CompletionExample, Example, Preferen
 from workers.training.protocol import Sample
 
 TOLERANCE = 0.15
-"""Mean distance of a target's log-probabilities, in nats. bfloat16 and other kernels make about 0.03 of it
-(measured on random adapters); a wrong template, scale or adapter makes several times as much."""
+"""The largest accepted mean distance of log-probabilities, in nats. bfloat16 and different kernels cause
+about 0.03 (measured on random adapters); a wrong template, scale or adapter causes several times as much."""
 _SILENCE_SECONDS = 120.0
 
 
 class ParityError(Exception):
-    """The engine serves something else; the message says so, with the numbers."""
+    """The engine does not serve the trained model; the message says how it differs."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(f"The served model is not the trained one: {problem}")
 
 
 class NoAnswerError(Exception):
-    """The engine gave no answer to compare."""
+    """No engine gave an answer to compare with."""
 
 
 class Parity(msgspec.Struct, frozen=True):
-    """How far the served model was from the trained one."""
+    """The distance between the served model and the trained one."""
 
     tokens: int
-    """Targets that were compared."""
+    """Number of target tokens that were compared."""
     distance: float
-    """Mean absolute difference of their log-probabilities, served to trained, in nats."""
+    """Mean absolute difference of the log-probabilities of the served and the trained model, in nats."""
     base_distance: float
-    """The same of the base alone: what kernels and rounding make."""
+    """The same for the base model alone, which is due to kernels and rounding."""
     effect: float
-    """The same between the trained model and the base, both in the trainer."""
+    """The same between the trained model and the base model, both in the trainer."""
     tolerance: float = TOLERANCE
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Parity(msgspec.Struct, frozen=True):
 
     @property
     def figures(self) -> str:
-        """The numbers, for people."""
+        """The distances as text."""
         return (
             f"log-probabilities of {self.tokens} tokens differ by {self.distance:.4f} in the mean "
             f"(at most {self.tolerance}; the base's by {self.base_distance:.4f}; training changed "
@@ -68,10 +68,10 @@ class Parity(msgspec.Struct, frozen=True):
 
 
 def compare(engine: Engine, model: str, training_file: Path, samples: Sequence[Sample]) -> Parity:
-    """Asks the engine for the samples, with the model and with its base.
+    """Compare the engine's log-probabilities of the samples, for the model and its base, with the trainer's.
 
     Raises:
-        ParityError: other tokens, other log-probabilities, or no other than the base's.
+        ParityError: the tokens or log-probabilities differ, or the engine serves the base model.
         NoAnswerError: the engine cannot be asked.
     """
     try:
@@ -81,10 +81,10 @@ def compare(engine: Engine, model: str, training_file: Path, samples: Sequence[S
 
 
 def find_engine(session: Session, settings: Settings, base_model: str) -> Engine:
-    """One that serves the base now.
+    """Return an engine that serves the base model now.
 
     Raises:
-        NoAnswerError: there is none.
+        NoAnswerError: there is no such engine.
     """
     engines = completions_service.live_engines(session, settings, base_model)
     ready = next((engine for engine in engines if engine.status == "ready"), None)
@@ -124,13 +124,13 @@ async def _compare(engine: Engine, model: str, training_file: Path, samples: Seq
 
 
 def _examples(training_file: Path, numbers: Collection[int]) -> dict[int, Example]:
-    """Those of the file, by number."""
+    """Read the examples with these numbers from the file."""
     lines = enumerate(line for _, line in islice(read_lines(training_file), max(numbers) + 1))
     return {number: parse_line(line) for number, line in lines if number in numbers}
 
 
 async def _check_tokens(connection: VllmConnection, base: str, example: Example, sample: Sample) -> None:
-    """The prompt before a chat's last answer must be the tokens that were trained on."""
+    """Check that the engine tokenizes the prompt of a chat's last answer as the trainer did."""
     chat = _conversation(example)
     if chat is None or not chat.messages[-1].is_target:
         return
@@ -156,7 +156,7 @@ async def _check_tokens(connection: VllmConnection, base: str, example: Example,
 
 
 async def _logprobs(connection: VllmConnection, model: str, sample: Sample) -> list[float]:
-    """Of the sample's targets, each after all the tokens before it."""
+    """Return the log-probability of each target token of the sample, given the tokens before it."""
     body = {
         "model": model,
         "prompt": sample.input_ids,
