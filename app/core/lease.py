@@ -132,9 +132,11 @@ class LeaseTable(Generic[Row]):
             LeaseLostError: the lease is no longer held.
         """
         expressions = {name: value for name, value in values.items() if isinstance(value, ClauseElement)}
+        if not expressions:
+            self._execute(session, lease, self._fence, **values)
+            return
         plain = {name: value for name, value in values.items() if name not in expressions}
-        fence = self._fence.values(expressions) if expressions else self._fence
-        self._execute(session, lease, fence, **plain)
+        self._execute(session, lease, self._fence.values(expressions), **plain)
 
     def release(self, session: Session, lease: Lease, **values: Any) -> None:
         """End the lease, and set columns so that the row is no longer held.
