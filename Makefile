@@ -11,9 +11,9 @@ BIN := .venv/bin
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
-	@echo "make test-quick   lint, types, contracts and the unit tests, in a minute or two"
 	@echo "make serve             run the service on port 8000"
-	@echo "make test              lint, types, contracts and all tests"
+	@echo "make test              lint, types, contracts and all tests (PROCESSES=2)"
+	@echo "make test-quick        lint, types, contracts and the unit tests, in a minute or two"
 	@echo "make lint              formatting, lint, import contracts and types"
 	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
 	@echo "make install           install what the service needs into .venv"
