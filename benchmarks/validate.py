@@ -83,7 +83,7 @@ def check(path: Path, folder: Path, out: Path) -> None:
     scan = scan_file(path, base, processes=os.cpu_count() or 1)
     report = build_report(scan, base.name, base.context)
     seconds = time.monotonic() - started
-    sample = dict(zip(scan.numbers[::SAMPLED], scan.lengths[::SAMPLED], strict=True))
+    sample = dict(zip(scan.line_numbers[::SAMPLED], scan.lengths[::SAMPLED], strict=True))
     counts = report.counts.model_dump() | {"errors": report.errors}
     out.write_text(json.dumps({"seconds": seconds, "sample": sample, "counts": counts}), "utf-8")
 

@@ -1,7 +1,7 @@
-"""A base model's chat template and tokenizer: the tokens that are counted, trained on and served.
+"""A base model's chat template and tokenizer, which training, serving and token counts share.
 
-Renders as transformers' `apply_chat_template` does (same Jinja environment and variables), without
-importing transformers: https://huggingface.co/docs/transformers/chat_templating
+It renders as transformers' `apply_chat_template` does (same Jinja environment and variables), without
+importing transformers. See https://huggingface.co/docs/transformers/chat_templating
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from app.datasets.types import ChatExample, CompletionExample, ExampleError, Mes
 
 @dataclass(frozen=True, slots=True)
 class TokenizedExample:
-    """Token ids and, for each, whether the loss is computed on it; both of the same length."""
+    """Token ids and, for each of them, whether the loss is computed on it."""
 
     input_ids: list[int]
     target_mask: list[bool]
 
 
 class ChatTemplate:
-    """Template and tokenizer of one base model."""
+    """The chat template and the tokenizer of one base model."""
 
     def __init__(self, source: str, tokenizer: Tokenizer, special_tokens: dict[str, str]) -> None:
         self._source = source
@@ -39,13 +39,13 @@ class ChatTemplate:
 
     @property
     def special_texts(self) -> list[str]:
-        """The tokenizer's control tokens, as they would stand in a text."""
+        """Returns the tokenizer's control tokens as text."""
         added = self._tokenizer.get_added_tokens_decoder().values()
         return [token.content for token in added if token.special]
 
     @classmethod
     def load(cls, base_model_dir: Path) -> ChatTemplate:
-        """The template of a prepared base model.
+        """Loads the template of a prepared base model.
 
         Raises:
             FileNotFoundError: the folder has no tokenizer or no chat template.
@@ -65,7 +65,7 @@ class ChatTemplate:
         return cls(source, tokenizer, {name: text for name, text in special.items() if text})
 
     def render(self, chat: ChatExample, *, turns: int | None = None, generation_prompt: bool = False) -> str:
-        """The conversation's first `turns` messages (all by default) as the text that the model reads.
+        """Renders the conversation, or its first `turns` messages, as the text that the model reads.
 
         Raises:
             ExampleError: the template refuses the conversation.
@@ -84,7 +84,7 @@ class ChatTemplate:
             ) from None
 
     def tokenize(self, example: ChatExample | CompletionExample) -> TokenizedExample:
-        """The example's tokens; targets are the assistant's words and the token that ends its turn.
+        """Tokenizes the example; the targets are the assistant's words and the token that ends its turn.
 
         Raises:
             ExampleError: the template cannot express the example.
@@ -102,7 +102,7 @@ class ChatTemplate:
     def render_with_targets(
         self, example: ChatExample | CompletionExample
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The example as the model reads it, and its targets as spans of characters.
+        """Returns the text that the model reads, and the targets in it as spans of characters.
 
         Raises:
             ExampleError: the template cannot express the example.
@@ -120,15 +120,15 @@ class ChatTemplate:
         return text, spans
 
     def encode(self, text: str) -> list[int]:
-        """A text's token ids, control tokens in it included, nothing added."""
+        """Returns the token ids of a text; control tokens in it are recognised, and none are added."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def lengths(self, texts: list[str]) -> list[int]:
-        """Tokens of each text."""
+    def count_tokens(self, texts: list[str]) -> list[int]:
+        """Returns the number of tokens in each text."""
         return [len(one) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _target_span(self, chat: ChatExample, turn: int, text: str) -> tuple[int, int]:
-        """Characters of `text` that the model must write in this turn, without white space after its end."""
+        """Returns the span of `text` that the model must write in this turn, without trailing white space."""
         before = self.render(chat, turns=turn, generation_prompt=True)
         through = self.render(chat, turns=turn + 1)
         if not through.startswith(before) or not text.startswith(through.rstrip()):
@@ -162,7 +162,7 @@ def _template_message(message: Message) -> dict[str, Any]:
     if message.tool_call_id is not None:
         rendered["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
-        # Templates want arguments as an object, as vLLM gives them; OpenAI's format has a JSON string.
+        # Templates expect the arguments as an object, which vLLM passes; OpenAI's format has a JSON string.
         rendered["tool_calls"] = [
             {
                 "id": call.id,
@@ -194,7 +194,7 @@ def _compile(source: str) -> Template:
 
 
 def _token_text(token: Any) -> str:
-    """A special token's text; older configurations wrap it in an object."""
+    """Returns a special token's text; older configurations wrap it in an object."""
     if isinstance(token, dict):
         return str(token.get("content", ""))  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
     return token if isinstance(token, str) else ""

@@ -1,4 +1,4 @@
-"""A CSV table with named columns, as chat examples."""
+"""Converts a CSV table with named columns to chat examples."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class CsvError(ValueError):
 
 
 def convert_csv(table: Path, *, prompt: str, completion: str, system: str | None) -> Iterator[bytes]:
-    """One line of JSONL for each row: the columns' texts as system, user and assistant messages.
+    """Yields a line of JSONL for each row: the columns' texts as system, user and assistant messages.
 
-    The separator (comma, semicolon or tab) is found out from the first line. Empty rows are skipped.
+    The separator (comma, semicolon or tab) is guessed from the first line. Empty rows are skipped.
 
     Raises:
-        CsvError: it is not UTF-8, a column is not there, or a row lacks a text.
+        CsvError: the table is not UTF-8, lacks a column, or has a row without a text.
     """
     csv.field_size_limit(MAX_LINE_BYTES)
     try:

@@ -1,4 +1,4 @@
-"""A line decoded as a type; what does not fit is an error that names the place."""
+"""Decodes a line into a type, and turns what does not fit into an error that names the place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def decode_as(decoder: msgspec.json.Decoder[T], line: bytes) -> T:
-    """The line as the decoder's type.
+    """Decodes the line into the decoder's type.
 
     Raises:
         ExampleError: a field is missing or of the wrong type.
@@ -28,7 +28,7 @@ def decode_as(decoder: msgspec.json.Decoder[T], line: bytes) -> T:
 
 
 def _wrong_field(reason: str, pointer: str) -> ExampleError:
-    """A code of its own for the mistakes that are made most."""
+    """Returns the error for a field that does not fit; the most common mistakes have codes of their own."""
     last = pointer.rsplit("/", 1)[-1]
     if reason.startswith("Invalid enum value") and last == "role":
         return ExampleError("unknown_role", f"has an unknown role; roles are {', '.join(ROLES)}", pointer)
@@ -48,10 +48,10 @@ def _wrong_field(reason: str, pointer: str) -> ExampleError:
 
 
 def describe_error(error: Exception) -> str:
-    """msgspec's words for malformed JSON, without their beginning."""
+    """Returns msgspec's message for malformed JSON without its prefix."""
     return str(error).removeprefix("JSON is malformed: ") or type(error).__name__
 
 
 def _pointer(path: str) -> str:
-    """`$.messages[0].role` as a JSON pointer."""
+    """Turns a path such as `$.messages[0].role` into a JSON pointer."""
     return path.rstrip("`").removeprefix("$").replace("[", "/").replace("]", "").replace(".", "/")

@@ -1,4 +1,4 @@
-"""What can be said of a training file: every code, how bad it is, and what to do about it."""
+"""Everything that validation can find in a training file: each code with its severity and hint."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal, NamedTuple
 
 Severity = Literal["error", "warning", "info"]
 MAX_SHOWN_PER_CODE = 10
-"""The report names so many lines for each code, and counts the rest."""
+"""The report lists this many occurrences of each code, and counts the rest."""
 _EXCERPT_CHARACTERS = 120
 
 
 class FindingKind(NamedTuple):
-    """Errors stop a job; warnings and remarks do not."""
+    """How severe a finding is, and what to do about it. Only errors stop a job."""
 
     severity: Severity
     hint: str
@@ -116,11 +116,11 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
 BASE_MODEL_CODES = frozenset(
     {"example_too_long", "tools_not_supported", "template_refused", "template_not_incremental"}
 )
-"""Errors for jobs on this base model alone: the file itself is sound."""
+"""Errors that concern one base model only: the file may be used with another."""
 
 
 class Occurrence(NamedTuple):
-    """One occurrence."""
+    """One place at which something was found."""
 
     line: int | None
     pointer: str
@@ -130,35 +130,35 @@ class Occurrence(NamedTuple):
 
 @dataclass
 class Occurrences:
-    """Of one code: how many in all, and the first few places."""
+    """The number of occurrences of one code, and the first few of them."""
 
     count: int = 0
-    places: list[Occurrence] = field(default_factory=list[Occurrence])
+    first: list[Occurrence] = field(default_factory=list[Occurrence])
 
 
 @dataclass
 class Findings:
-    """By code."""
+    """The findings of a scan, by code."""
 
     by_code: dict[str, Occurrences] = field(default_factory=dict[str, Occurrences])
 
     def add(
         self, code: str, line: int | None, message: str, *, pointer: str = "", content: bytes = b""
     ) -> None:
-        """One more; `content` is the line's, for its excerpt."""
+        """Adds an occurrence; `content` is the line, of which an excerpt is kept."""
         known = self.by_code.setdefault(code, Occurrences())
         known.count += 1
-        if len(known.places) < MAX_SHOWN_PER_CODE:
-            known.places.append(Occurrence(line, pointer, message, _excerpt(content)))
+        if len(known.first) < MAX_SHOWN_PER_CODE:
+            known.first.append(Occurrence(line, pointer, message, _excerpt(content)))
 
     def merge(self, later: Findings, lines_before: int) -> None:
-        """Takes in those of a later part of the file, whose lines were counted from its start."""
+        """Adds the findings of a later part of the file; its line numbers are shifted by `lines_before`."""
         for code, occurrences in later.by_code.items():
             known = self.by_code.setdefault(code, Occurrences())
             known.count += occurrences.count
-            for place in occurrences.places[: MAX_SHOWN_PER_CODE - len(known.places)]:
-                line = place.line + lines_before if place.line is not None else None
-                known.places.append(place._replace(line=line))
+            for occurrence in occurrences.first[: MAX_SHOWN_PER_CODE - len(known.first)]:
+                line = occurrence.line + lines_before if occurrence.line is not None else None
+                known.first.append(occurrence._replace(line=line))
 
 
 def _excerpt(content: bytes) -> str:

@@ -1,4 +1,4 @@
-"""When two examples are the same: exactly, or but for case, spaces, punctuation and characters' form."""
+"""Fingerprints of examples, by which duplicates and near duplicates are found."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _SIGNS = str.maketrans("", "", string.punctuation + string.whitespace)
 
 
 def exact(example: Example) -> bytes:
-    """Equal for examples with the same content, however their JSON is written; 16 bytes."""
+    """Returns 16 bytes that are equal for examples with the same content, however their JSON is written."""
     return _digest(msgspec.json.encode(example))
 
 
 def normalised(example: Example) -> bytes:
-    """Equal for examples whose texts are the same once normalised; 16 bytes."""
+    """Returns 16 bytes that are equal for examples whose texts are the same once normalised."""
     return _digest("\n".join(map(normalise, _texts(msgspec.to_builtins(example)))).encode())
 
 
 def answer(example: Example) -> bytes:
-    """Equal for examples that end with the same answer, normalised; 16 bytes."""
+    """Returns 16 bytes that are equal for examples that end with the same answer once normalised."""
     match example:
         case ChatExample():
             last = example.messages[-1]
@@ -39,16 +39,16 @@ def answer(example: Example) -> bytes:
 
 
 def normalise(text: str) -> str:
-    """Unicode's compatibility form (NFKC), case folded, without ASCII's spaces and punctuation.
+    """Returns the text in compatibility form (NFKC), case folded, without spaces and ASCII punctuation.
 
-    So a report counts near duplicates, too. A text of nothing else is its own.
+    A text of nothing but punctuation keeps it.
     """
     folded = "".join(unicodedata.normalize("NFKC", text).casefold().split())
     return folded.translate(_SIGNS) or folded
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every string in it, in order; names of fields are none."""
+    """Yields every string in the value, in order, without the names of fields."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

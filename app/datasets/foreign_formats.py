@@ -1,8 +1,8 @@
-"""Lines in the shape of ShareGPT and of Alpaca, as chat examples.
+"""Converts lines in the ShareGPT and Alpaca formats to chat examples.
 
 ShareGPT: `{"conversations": [{"from": "human", "value": …}, {"from": "gpt", "value": …}], "system": …}`.
 Alpaca: `{"instruction": …, "input": …, "output": …}`; the input, where there is one, follows the instruction.
-Source: https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md, which collects what is in use.
+Source: https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md, which documents both.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ _alpaca_decoder = msgspec.json.Decoder(_Alpaca)
 
 
 def convert(fields: Mapping[str, Any], line: bytes) -> tuple[Format, ChatExample] | None:
-    """The line's conversation, and the format it was in; None where it is in neither.
+    """Returns the line's format and conversation, or None if it is in neither format.
 
     Raises:
-        ExampleError: it is in one, and breaks a rule; the pointer is into the line as it stands.
+        ExampleError: the example breaks a rule; the pointer leads into the line as it was written.
     """
     if "conversations" in fields:
         return "sharegpt", _from_sharegpt(decode_as(_sharegpt_decoder, line))

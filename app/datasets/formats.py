@@ -1,8 +1,8 @@
-"""A line of a training file, parsed: OpenAI's chat format, its preference pairs, or a prompt/completion pair.
+"""Parses a line of a training file: OpenAI's chat format, its preference pairs, or prompt and completion.
 
 Formats: https://platform.openai.com/docs/guides/supervised-fine-tuning#formatting-your-data and
-https://platform.openai.com/docs/guides/direct-preference-optimization. Lines in the shape of ShareGPT or
-Alpaca become chat examples (`app.datasets.foreign_formats`), so every reader of a line gets the same.
+https://platform.openai.com/docs/guides/direct-preference-optimization. Lines in the ShareGPT and Alpaca
+formats become chat examples (see `app.datasets.foreign_formats`), so that every reader gets the same example.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from app.datasets.types import (
 
 
 class _PlainMessage(msgspec.Struct, forbid_unknown_fields=True):
-    """A turn of text, as nearly all are."""
+    """A turn that is only text, as nearly all are."""
 
     role: Role
     content: str
@@ -46,19 +46,19 @@ _preference_decoder = msgspec.json.Decoder(PreferenceExample)
 
 
 def parse_line(line: bytes) -> Example:
-    """The example on one line of JSONL.
+    """Returns the example on one line of JSONL.
 
     Raises:
-        ExampleError: the line is not strict JSON, has no format's fields, or breaks a rule of its format.
+        ExampleError: the line is not strict JSON, is in no known format, or breaks a rule of its format.
     """
     return recognise_line(line)[1]
 
 
 def recognise_line(line: bytes) -> tuple[Format, Example]:
-    """The example on one line of JSONL, and the format that it was written in.
+    """Returns the format of one line of JSONL, and its example.
 
     Raises:
-        ExampleError: the line is not strict JSON, has no format's fields, or breaks a rule of its format.
+        ExampleError: the line is not strict JSON, is in no known format, or breaks a rule of its format.
     """
     chat = _plain_chat(line)
     if chat is None:
@@ -68,10 +68,11 @@ def recognise_line(line: bytes) -> tuple[Format, Example]:
 
 
 def _plain_chat(line: bytes) -> ChatExample | None:
-    """The conversation on a line that is plainly sound; None where it must be looked at more closely.
+    """Takes the fast path: returns the conversation, or None for a line that needs the thorough checks.
 
-    msgspec takes the last of two equal keys. Their quotation marks give them away: a line has two for each
-    key and text, and those within texts. (`\\u0022` would spoil the count, and `\\u0000` is refused anyway.)
+    msgspec accepts a duplicate key and keeps the last value. Counting quotation marks reveals duplicates: a
+    line has two for each key and string, plus those inside strings. Lines with `\\u00` escapes take the slow
+    path, since `\\u0022` would break the count and `\\u0000` is refused.
     """
     if b"\\u00" in line:
         return None

@@ -1,7 +1,7 @@
-"""The lines of a dataset: plain, gzip or Zstandard, told apart by content and never by name.
+"""Reads the lines of a dataset: plain, gzip or Zstandard, recognised by content and never by name.
 
-Read as a stream in constant memory. JSONL splits on `\\n` alone. What is no JSONL at all (archives, tables,
-other encodings) is refused by its first bytes; what unpacks into far more than it should, while it unpacks.
+Files are streamed in constant memory, and lines end at `\\n` alone. A file that is not JSONL (an archive, a
+table, another encoding) is refused by its first bytes, and a decompression bomb while it is decompressed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ MAX_LINE_BYTES = 8 * 2**20
 TOO_LONG = f"is longer than {MAX_LINE_BYTES:,} bytes"
 MAX_DECOMPRESSED_BYTES = 16 * 2**30
 MAX_RATIO = 200
-"""Unpacked bytes for a packed one: text comes to 20 at most, a bomb to 1,000 and more."""
-_RATIO_MATTERS_FROM = 16 * 2**20
-"""A file of one line that repeats itself may be small and harmless."""
+"""Decompressed bytes per compressed byte: text reaches 20 at most, a decompression bomb 1,000 and more."""
+_MIN_BYTES_FOR_RATIO = 16 * 2**20
+"""The ratio is not checked below this size: a small file that repeats one line is harmless."""
 _CHUNK = 2**18
-_ZSTD_PIECE = 2**10
+_ZSTD_CHUNK = 2**10
 _BOM = b"\xef\xbb\xbf"
 _WHITE = b" \t\r\n"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
@@ -51,7 +51,7 @@ _MAGIC: tuple[tuple[bytes, tuple[str, str]], ...] = (
 
 
 class UnreadableFileError(ValueError):
-    """The file as a whole is no JSONL; `line` is where that showed."""
+    """The file as a whole cannot be read as JSONL; `line` is the line on which this was noticed."""
 
     def __init__(self, code: str, message: str, line: int = 1) -> None:
         super().__init__(message)
@@ -62,24 +62,24 @@ class UnreadableFileError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line without its end; `content` is cut where the line is longer than `MAX_LINE_BYTES`."""
+    """One line without its line end. The content of a line over `MAX_LINE_BYTES` is truncated."""
 
     number: int
     content: bytes
     ends_in_crlf: bool = False
     is_too_long: bool = False
     is_unfinished: bool = False
-    """The file ends here, without a newline."""
+    """Whether the file ends here without a newline."""
     has_bom: bool = False
     count: int = 1
-    """More than one: so many empty lines, of which this is the first."""
+    """The number of consecutive empty lines that this object stands for, itself included."""
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The file's lines with their numbers from 1, stripped, empty ones left out.
+    """Yields the file's lines with their numbers from 1, stripped and without the empty ones.
 
     Raises:
-        UnreadableFileError: the file is no JSONL, is damaged, or has a line that is too long.
+        UnreadableFileError: the file is not JSONL, is damaged, or has a line that is too long.
     """
     with open_lines(path) as file:
         for line in split_lines(file):
@@ -91,38 +91,39 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def open_lines(path: Path) -> Generator[BinaryIO]:
-    """The file's text as a stream of bytes, unpacked where it is packed.
+    """Opens the file as a stream of bytes, decompressed where it is compressed.
 
     Raises:
-        UnreadableFileError: the file is no JSONL; while it is read: it is damaged, or unpacks into too much.
+        UnreadableFileError: the file is not JSONL. Reading it raises the same error if it is damaged, or a
+            decompression bomb.
     """
     with path.open("rb") as raw:
         magic = raw.read(4)
         raw.seek(0)
         if magic.startswith(_GZIP) or magic == _ZSTD:
-            chunks = _gunzip(raw) if magic != _ZSTD else _unpack_zstd(raw)
-            file: io.BufferedReader = io.BufferedReader(_Unpacked(chunks, raw), _CHUNK)
+            chunks = _decompress_gzip(raw) if magic != _ZSTD else _decompress_zstd(raw)
+            file: io.BufferedReader = io.BufferedReader(_DecompressedFile(chunks, raw), _CHUNK)
         else:
             file = raw
-        _refuse_other_kinds(file.peek(2**12)[: 2**12])
+        _refuse_other_file_types(file.peek(2**12)[: 2**12])
         yield file
 
 
 def is_compressed(path: Path) -> bool:
-    """Whether the file's bytes are compressed: only plain files can be read from the middle."""
+    """Returns whether the file is compressed; such a file can only be read from the start."""
     with path.open("rb") as file:
         magic = file.read(4)
     return magic.startswith(_GZIP) or magic == _ZSTD
 
 
 def split_lines(file: BinaryIO, *, start: int = 0, end: int | None = None) -> Iterator[Line]:
-    """The lines that begin in `[start, end)` of a stream that stands at `start`, numbered from 1."""
+    """Yields the lines that begin in `[start, end)`, numbered from 1; the stream must be at `start`."""
     position, number = start, 0
     if start:
         file.seek(start - 1)
         position = start - 1
         position += sum(map(len, _rest_of_line(file)))
-    empty = 0  # a million empty lines are one
+    empty = 0  # consecutive empty lines become one object
     while (end is None or position < end) and (line := file.readline(MAX_LINE_BYTES + 2)):
         number += 1
         if line == b"\n":
@@ -158,7 +159,7 @@ def _rest_of_line(file: BinaryIO) -> Iterator[bytes]:
             return
 
 
-def _refuse_other_kinds(head: bytes) -> None:
+def _refuse_other_file_types(head: bytes) -> None:
     kind = next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
     if kind is None and head[257:262] == b"ustar":
         kind = _TAR
@@ -166,7 +167,8 @@ def _refuse_other_kinds(head: bytes) -> None:
     if kind is None and b"\x00" in head[:64] and (head[1:2] == b"\x00" or head[:1] == b"\x00"):
         kind = _UTF16
     if kind is None and text.startswith(b"["):
-        kind = _ARRAY if text[1:].lstrip(_WHITE)[:1] in (b"{", b"") else None  # else a line like another
+        # An array of anything but objects is left to the checks of its line.
+        kind = _ARRAY if text[1:].lstrip(_WHITE)[:1] in (b"{", b"") else None
     if kind is None and _is_table(text):
         kind = _CSV
     if kind is not None:
@@ -175,7 +177,7 @@ def _refuse_other_kinds(head: bytes) -> None:
 
 
 def _is_table(text: bytes) -> bool:
-    """Whether it begins with a row of names: no brace, and two or more cells parted by the same sign."""
+    """Returns whether the text begins with a header row: no brace, and two or more separated cells."""
     first, newline, _ = text.partition(b"\n")
     if not newline or b"{" in first or b"[" in first:
         return False
@@ -186,37 +188,37 @@ def _is_table(text: bytes) -> bool:
     )
 
 
-class _Unpacked(io.RawIOBase):
-    """What a decompressor gives, as long as it stays within reason."""
+class _DecompressedFile(io.RawIOBase):
+    """A decompressor's output as a file, with a limit on its size."""
 
     def __init__(self, chunks: Iterator[bytes], packed: BinaryIO) -> None:
         self._chunks = chunks
         self._packed = packed
-        self._left = b""
+        self._pending = b""
         self._bytes = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Returns True."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Fills the buffer, or a part of it.
+        """Fills the buffer as far as the next bytes go; returns their number.
 
         Raises:
-            UnreadableFileError: the packed bytes are damaged or unpack into too much.
+            UnreadableFileError: the compressed data is damaged or a decompression bomb.
         """
-        while not self._left and (chunk := next(self._chunks, None)) is not None:
-            self._left = chunk
+        while not self._pending and (chunk := next(self._chunks, None)) is not None:
+            self._pending = chunk
             self._bytes += len(chunk)
             self._refuse_bomb()
-        given = self._left[: len(buffer)]
+        given = self._pending[: len(buffer)]
         buffer[: len(given)] = given
-        self._left = self._left[len(given) :]
+        self._pending = self._pending[len(given) :]
         return len(given)
 
     def _refuse_bomb(self) -> None:
         packed = self._packed.tell()
-        if self._bytes > min(max(_RATIO_MATTERS_FROM, packed * MAX_RATIO), MAX_DECOMPRESSED_BYTES):
+        if self._bytes > min(max(_MIN_BYTES_FOR_RATIO, packed * MAX_RATIO), MAX_DECOMPRESSED_BYTES):
             raise UnreadableFileError(
                 "decompression_bomb",
                 f"The file unpacks into {self._bytes // 2**20:,} MiB from {packed:,} bytes; at most "
@@ -224,7 +226,7 @@ class _Unpacked(io.RawIOBase):
             )
 
 
-def _gunzip(raw: BinaryIO) -> Iterator[bytes]:
+def _decompress_gzip(raw: BinaryIO) -> Iterator[bytes]:
     reader = GzipFile(fileobj=raw, mode="rb")
     try:
         while chunk := reader.read(_CHUNK):
@@ -235,18 +237,18 @@ def _gunzip(raw: BinaryIO) -> Iterator[bytes]:
         raise _damaged(error) from None
 
 
-def _unpack_zstd(raw: BinaryIO) -> Iterator[bytes]:
-    """Fed in small pieces: each may unpack into 32 thousand times its size."""
+def _decompress_zstd(raw: BinaryIO) -> Iterator[bytes]:
+    """Decompresses in small chunks, since each may grow to 32 thousand times its size."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=2**27)
     frame = decompressor.decompressobj()
     try:
-        while piece := raw.read(_ZSTD_PIECE):
-            while piece:
+        while compressed := raw.read(_ZSTD_CHUNK):
+            while compressed:
                 if frame.eof:
                     frame = decompressor.decompressobj()
-                if chunk := frame.decompress(piece):
+                if chunk := frame.decompress(compressed):
                     yield chunk
-                piece = frame.unused_data if frame.eof else b""
+                compressed = frame.unused_data if frame.eof else b""
     except zstandard.ZstdError as error:
         raise _damaged(error) from None
     if not frame.eof:

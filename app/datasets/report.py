@@ -1,4 +1,4 @@
-"""What the check of a training file found, as the API and the command show it."""
+"""The validation report of a training file, as the API and the command show it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _ORDER: dict[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 
 
 class Finding(BaseModel):
-    """One thing about one place of the file."""
+    """One finding at one place in the file."""
 
     code: str
     severity: Severity
     line: int | None
-    """From 1; null where it is about the file as a whole."""
+    """Line number from 1; null where the finding concerns the whole file."""
     pointer: str
-    """JSON pointer (RFC 6901) into the line; empty: the line as a whole."""
+    """JSON pointer (RFC 6901) into the line; empty for the whole line."""
     message: str
     hint: str
     excerpt: str
-    """The line's beginning."""
+    """Beginning of the line."""
 
 
 class FindingCount(BaseModel):
-    """How often a code was found; `findings` shows the first few places."""
+    """How often a code was found; `findings` has only the first few occurrences."""
 
     code: str
     severity: Severity
@@ -44,14 +44,14 @@ class FindingCount(BaseModel):
 
 
 class LengthBin(BaseModel):
-    """Examples of at most `up_to` tokens, and more than the bin before."""
+    """The number of examples with at most `up_to` tokens and more than the previous bin's."""
 
     up_to: int
     examples: int
 
 
 class TokenLengths(BaseModel):
-    """Tokens of an example, as the base model reads it."""
+    """The distribution of the examples' lengths, in tokens of the base model."""
 
     p50: int
     p90: int
@@ -68,11 +68,11 @@ class Duplicates(BaseModel):
 
     exact: int
     near: int
-    """Equal but for case, spaces and punctuation; the exact ones are not among them."""
+    """Examples that differ only in case, white space and punctuation, without the exact duplicates."""
 
 
 class Counts(BaseModel):
-    """What the file holds. Tokens are those of the base model; null where it is not on this machine."""
+    """What the file contains. Token counts are null where the base model is not prepared on this machine."""
 
     lines: int
     examples: int
@@ -84,49 +84,49 @@ class Counts(BaseModel):
 
 
 class Report(BaseModel):
-    """Of one training file, and one base model."""
+    """The validation report of a training file for one base model."""
 
     base_model: str | None
-    """Whose tokens are counted; null where none is prepared on this machine."""
+    """Base model whose tokens are counted; null where none is prepared on this machine."""
     counts: Counts
     token_lengths: TokenLengths | None
     duplicates: Duplicates
     scripts: dict[str, int]
-    """Letters by script (Latin, Cyrillic, Han, …), most first; estimated in files over 32 MiB."""
+    """Letters by script (Latin, Cyrillic, Han, …), most frequent first; estimated in files over 32 MiB."""
     finding_counts: list[FindingCount]
     findings: list[Finding]
-    """Errors first, then in the order of the file; at most ten for each code."""
+    """Findings with the errors first, then in the file's order; at most ten of each code."""
     longest_line: int
-    """Bytes."""
+    """Bytes in the longest line."""
 
     @property
     def first_error(self) -> Finding | None:
-        """The first that makes the file unfit for any job."""
+        """Returns the first finding that makes the file unusable for any job."""
         return next((found for found in self.findings if is_fatal(found.severity, found.code)), None)
 
     @property
     def errors(self) -> int:
-        """How many lines are unfit for any job."""
+        """Returns the number of findings that make the file unusable for any job."""
         return sum(found.count for found in self.finding_counts if is_fatal(found.severity, found.code))
 
 
 def is_fatal(severity: Severity, code: str) -> bool:
-    """Whether no job can be made of it, whatever the base model."""
+    """Returns whether the finding makes the file unusable with every base model."""
     return severity == "error" and code not in BASE_MODEL_CODES
 
 
 def sentence(finding: Finding) -> str:
-    """The finding in one line: `Line 4 has an empty user turn (at /messages/0/content).`"""
+    """Returns the finding as one sentence: `Line 4 has an empty user turn (at /messages/0/content).`"""
     place = f" (at {finding.pointer})" if finding.pointer else ""
     subject = f"Line {finding.line} " if finding.line is not None and finding.message[:1].islower() else ""
     return f"{subject}{finding.message}{place}."
 
 
 def build_report(scan: Scan, base_model: str | None, context: int | None) -> Report:
-    """What was found in the file as a whole; `context` is the base's, in tokens, None without a base."""
-    examples, findings = len(scan.numbers), scan.findings
+    """Makes the report of a whole file's scan; `context` is the base model's, in tokens, or None."""
+    examples, findings = len(scan.line_numbers), scan.findings
     duplicates = _find_duplicates(scan)
-    _judge(scan, findings)
+    _check_whole_file(scan, findings)
     return Report(
         base_model=base_model,
         counts=Counts(
@@ -138,7 +138,7 @@ def build_report(scan: Scan, base_model: str | None, context: int | None) -> Rep
             tokens=scan.tokens if context is not None else None,
             target_tokens=scan.target_tokens if context is not None else None,
         ),
-        token_lengths=_measure(scan.lengths, context) if context is not None and examples else None,
+        token_lengths=_measure_lengths(scan.lengths, context) if context is not None and examples else None,
         duplicates=duplicates,
         scripts={script: count for script, count in scan.scripts.most_common() if count},
         finding_counts=sorted(
@@ -154,7 +154,7 @@ def build_report(scan: Scan, base_model: str | None, context: int | None) -> Rep
 
 
 def add_equal_files(report: Report) -> None:
-    """Notes that the validation file equals this one."""
+    """Adds the finding that the validation file is identical to this one."""
     code = "validation_equals_training"
     findings = Findings()
     findings.add(code, None, "The validation file has the very bytes of this one")
@@ -162,9 +162,9 @@ def add_equal_files(report: Report) -> None:
     report.findings.extend(_shown(findings))
 
 
-def _judge(scan: Scan, findings: Findings) -> None:
-    """What can only be said of all lines together."""
-    examples = len(scan.numbers)
+def _check_whole_file(scan: Scan, findings: Findings) -> None:
+    """Adds the findings that concern all lines together."""
+    examples = len(scan.line_numbers)
     if not examples and not any(FINDING_KINDS[code].severity == "error" for code in findings.by_code):
         findings.add("empty_file", None, "The file is empty: it has no training examples")
     elif 0 < examples < MIN_EXAMPLES:
@@ -179,7 +179,7 @@ def _judge(scan: Scan, findings: Findings) -> None:
 def _shown(findings: Findings) -> Iterator[Finding]:
     for code, occurrences in findings.by_code.items():
         severity, hint = FINDING_KINDS[code]
-        for line, pointer, message, excerpt in occurrences.places:
+        for line, pointer, message, excerpt in occurrences.first:
             yield Finding(
                 code=code,
                 severity=severity,
@@ -192,30 +192,30 @@ def _shown(findings: Findings) -> Iterator[Finding]:
 
 
 def _find_duplicates(scan: Scan) -> Duplicates:
-    """Counts them, and notes the first of each kind in the findings, with the line that it repeats."""
-    import numpy as np  # noqa: PLC0415 - large, and for reports alone
+    """Counts the duplicates, and adds the first few to the findings with the lines that they repeat."""
+    import numpy as np  # noqa: PLC0415 - slow to import, and needed by reports only
 
-    later, first = _repeats(scan.digests)
-    later_near, first_near = _repeats(scan.squashed)
+    later, first = _repeats(scan.exact_digests)
+    later_near, first_near = _repeats(scan.near_digests)
     is_near = ~np.isin(later_near, later)
     later_near, first_near = later_near[is_near], first_near[is_near]
-    _note_repeats(scan, "duplicate_example", "repeats line", later, first)
-    _note_repeats(scan, "near_duplicate", "nearly repeats line", later_near, first_near)
+    _add_repeats(scan, "duplicate_example", "repeats line", later, first)
+    _add_repeats(scan, "near_duplicate", "nearly repeats line", later_near, first_near)
     return Duplicates(exact=len(later), near=len(later_near))
 
 
-def _note_repeats(
+def _add_repeats(
     scan: Scan, code: str, words: str, later: NDArray[np.int64], first: NDArray[np.int64]
 ) -> None:
     shown = slice(MAX_SHOWN_PER_CODE)
     for place, original in zip(map(int, later[shown]), map(int, first[shown]), strict=True):
-        scan.findings.add(code, scan.numbers[place], f"{words} {scan.numbers[original]}")
+        scan.findings.add(code, scan.line_numbers[place], f"{words} {scan.line_numbers[original]}")
     if len(later):
         scan.findings.by_code[code].count = len(later)
 
 
 def _repeats(digests: array[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Places whose digest stood before, in order, and the first place that has it."""
+    """Returns the indices of repeated digests, in order, and the index at which each first appeared."""
     import numpy as np  # noqa: PLC0415 - as above
 
     values = np.frombuffer(digests, np.uint64) if digests else np.empty(0, np.uint64)
@@ -229,7 +229,7 @@ def _repeats(digests: array[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]
     return order[repeated], firsts[repeated]
 
 
-def _measure(lengths: array[int], context: int) -> TokenLengths:
+def _measure_lengths(lengths: array[int], context: int) -> TokenLengths:
     import numpy as np  # noqa: PLC0415 - as above
 
     sizes = np.sort(np.frombuffer(lengths, np.uint32))
@@ -240,7 +240,7 @@ def _measure(lengths: array[int], context: int) -> TokenLengths:
     counts = np.diff(below, prepend=0)
 
     def percentile(share: int) -> int:
-        """The length that so many in a hundred do not exceed."""
+        """Returns the length that `share` per cent of the examples do not exceed."""
         return int(sizes[max(0, -(-len(sizes) * share // 100) - 1)])
 
     return TokenLengths(

@@ -1,4 +1,4 @@
-"""A file's lines for a request that names the file: whatever is wrong is an error that says where."""
+"""Reads a dataset that an API request names; what is wrong with it becomes an error of the API."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from app.datasets.types import Example, ExampleError
 
 
 def read_request_file(path: Path, *, param: str = "file") -> Iterator[tuple[int, bytes]]:
-    """The file's lines with their numbers from 1, empty ones left out.
+    """Yields the file's lines with their numbers from 1, without the empty ones.
 
     Raises:
-        InvalidRequestError: the file is no JSONL, is damaged, or has a line that is too long.
+        InvalidRequestError: the file is not JSONL, is damaged, or has a line that is too long.
     """
     try:
         yield from read_lines(path)
@@ -25,10 +25,10 @@ def read_request_file(path: Path, *, param: str = "file") -> Iterator[tuple[int,
 
 
 def parse_request_line(number: int, line: bytes, *, param: str = "file") -> Example:
-    """The example on that line.
+    """Returns the example on a line.
 
     Raises:
-        InvalidRequestError: the line is wrong; the message says which, where and why.
+        InvalidRequestError: the line has an error; the message says on which line, where and why.
     """
     try:
         return parse_line(line)
@@ -37,6 +37,6 @@ def parse_request_line(number: int, line: bytes, *, param: str = "file") -> Exam
 
 
 def line_error(number: int, error: ExampleError, *, param: str) -> InvalidRequestError:
-    """An example's error as the API reports it."""
+    """Returns the API's error for a line that has an error."""
     place = f" (at {error.pointer})" if error.pointer else ""
     return InvalidRequestError(f"Line {number} {error.message}{place}.", code=error.code, param=param)

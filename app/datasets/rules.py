@@ -1,20 +1,25 @@
-"""The rules of each format that types do not say."""
+"""The rules that an example must keep beyond its types.
+
+To add one, raise `ExampleError` in the format's `check_…` function, or return a `Remark` from `find_remarks`
+where the example can still be used. Then declare the code's severity and hint in `app.datasets.findings`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from app.datasets.types import ChatExample, ExampleError, Message, PreferenceExample
+from app.datasets.types import ChatExample, ExampleError, Message, PreferenceExample, Role
 
 
 def check_chat(chat: ChatExample) -> None:
-    """The rules on a conversation.
+    """Checks a conversation against every rule.
 
     Raises:
-        ExampleError: the conversation breaks one.
+        ExampleError: the conversation breaks a rule.
     """
     messages = chat.messages
     if not messages:
@@ -40,10 +45,10 @@ def check_chat(chat: ChatExample) -> None:
 
 
 def check_preference(pair: PreferenceExample) -> None:
-    """The rules on a preference pair.
+    """Checks a preference pair against every rule.
 
     Raises:
-        ExampleError: the pair breaks one.
+        ExampleError: the pair breaks a rule.
     """
     if not pair.input.messages:
         raise ExampleError("no_messages", "has no messages", "/input/messages")
@@ -70,6 +75,28 @@ def check_preference(pair: PreferenceExample) -> None:
         raise ExampleError(
             "equal_outputs", "has two equal answers: there is nothing to prefer", "/non_preferred_output"
         )
+
+
+class Remark(NamedTuple):
+    """Something about an example that does not stop a job."""
+
+    code: str
+    message: str
+    pointer: str
+
+
+def find_remarks(roles: Sequence[Role], pointer: str) -> list[Remark]:
+    """Returns what is unusual about a conversation's order of roles; `pointer` leads to its turns."""
+    remarks: list[Remark] = []
+    first = next((index for index, role in enumerate(roles) if role not in ("system", "developer")), None)
+    if first is not None and roles[first] == "assistant":
+        remarks.append(Remark("assistant_first", "starts with an assistant turn", f"{pointer}/{first}"))
+    for index, (before, role) in enumerate(pairwise(roles), start=1):
+        if role == before == "user":
+            message = "has two user turns one after the other"
+            remarks.append(Remark("consecutive_user_turns", message, f"{pointer}/{index}"))
+            break
+    return remarks
 
 
 def _check_turns(messages: Sequence[Message], place: str) -> None:
@@ -102,7 +129,7 @@ def _check_turns(messages: Sequence[Message], place: str) -> None:
 
 
 def _check_tools(messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> None:
-    """Every tool has a name, every call names one, and every answer of a tool is that of a call."""
+    """Checks that every call names a described tool, and that every tool turn answers a call before it."""
     known = {_tool_name(tool, f"/tools/{index}") for index, tool in enumerate(tools or ())}
     called: set[str] = set()
     for position, message in enumerate(messages):
@@ -123,7 +150,7 @@ def _check_tools(messages: Sequence[Message], tools: list[dict[str, Any]] | None
 
 
 def _tool_name(tool: dict[str, Any], place: str) -> str:
-    """Of a tool as OpenAI describes it, or of a function's description alone."""
+    """Returns the name in a tool's description: OpenAI's `{"type": "function", …}`, or the function alone."""
     if tool.get("type", "function") != "function":
         raise ExampleError("invalid_field", "has a tool of another type than 'function'", f"{place}/type")
     function: Any = tool.get("function", tool)

@@ -1,7 +1,7 @@
-"""One pass over a training file, or a part of it: every line checked, counted and hashed.
+"""Scans a training file, or a part of one: checks, counts and hashes every line in one pass.
 
-What comes of a part can be pickled and merged with what comes of the next, so that large files are read by
-several processes at once. A million examples take 24 MB: numbers only, no text but that of the findings.
+The scans of two consecutive parts can be pickled and merged, so that several processes can share a large
+file. A scan of a million examples takes 24 MB: it keeps numbers, and no text except in findings.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -19,17 +18,18 @@ import msgspec
 from app.datasets.findings import MAX_SHOWN_PER_CODE, Findings
 from app.datasets.formats import recognise_line
 from app.datasets.lines import TOO_LONG, Line, UnreadableFileError, open_lines, split_lines
+from app.datasets.rules import find_remarks
 from app.datasets.token_counter import TokenCounter
-from app.datasets.types import ChatExample, CompletionExample, Example, ExampleError, Format, Message
+from app.datasets.types import ChatExample, CompletionExample, Example, ExampleError, Format, Message, Role
 from app.datasets.unicode_scripts import count_letters
 
 _BATCH_BYTES = 2**19
-_SAMPLED = 8
+_SCRIPT_SAMPLING = 8
 _WHITE = b" \t"
-_SQUASHED = bytes(ord(chr(byte).lower()) if byte < 128 else byte for byte in range(256))
-_SIGNS = bytes(byte for byte in range(128) if not chr(byte).isalnum())
+_LOWERCASE = bytes(ord(chr(byte).lower()) if byte < 128 else byte for byte in range(256))
+_PUNCTUATION = bytes(byte for byte in range(128) if not chr(byte).isalnum())
 _SEPARATORS = (b"\xe2\x80\xa8", b"\xe2\x80\xa9")
-_PLACES: dict[Format, str] = {"sharegpt": "/conversations", "preference": "/input/messages"}
+_TURNS_POINTERS: dict[Format, str] = {"sharegpt": "/conversations", "preference": "/input/messages"}
 _encoder = msgspec.json.Encoder()
 
 
@@ -39,10 +39,10 @@ def _numbers(kind: str) -> array[int]:
 
 @dataclass
 class Scan:
-    """What a part of a file holds. The four arrays have an entry for each example, in their order."""
+    """The statistics and findings of one part of a file. Each of the four arrays has an entry per example."""
 
-    sampled: int = 1
-    """Of so many examples, the letters of one are counted."""
+    script_sampling: int = 1
+    """Letters are counted in one of this many examples."""
     lines: int = 0
     turns: int = 0
     tokens: int = 0
@@ -52,23 +52,23 @@ class Scan:
     formats: Counter[str] = field(default_factory=Counter[str])
     scripts: Counter[str] = field(default_factory=Counter[str])
     findings: Findings = field(default_factory=Findings)
-    numbers: array[int] = field(default_factory=lambda: _numbers("I"))
-    """Line numbers."""
+    line_numbers: array[int] = field(default_factory=lambda: _numbers("I"))
+    """Line numbers, from 1."""
     lengths: array[int] = field(default_factory=lambda: _numbers("I"))
-    """Tokens; 0 where they are not counted."""
-    digests: array[int] = field(default_factory=lambda: _numbers("Q"))
-    """Equal for equal examples."""
-    squashed: array[int] = field(default_factory=lambda: _numbers("Q"))
-    """Equal for examples that are equal but for case, spaces and punctuation (ASCII)."""
+    """Tokens in the longest conversation; 0 where tokens are not counted."""
+    exact_digests: array[int] = field(default_factory=lambda: _numbers("Q"))
+    """Hashes that are equal for equal examples."""
+    near_digests: array[int] = field(default_factory=lambda: _numbers("Q"))
+    """Hashes that ignore case, white space and punctuation (of ASCII)."""
 
     def merge(self, later: Scan) -> None:
-        """Takes in what comes of the next part of the file."""
+        """Adds the scan of the next part of the file to this one."""
         self.findings.merge(later.findings, self.lines)
-        self.numbers.extend(number + self.lines for number in later.numbers)
+        self.line_numbers.extend(number + self.lines for number in later.line_numbers)
         for mine, theirs in (
             (self.lengths, later.lengths),
-            (self.digests, later.digests),
-            (self.squashed, later.squashed),
+            (self.exact_digests, later.exact_digests),
+            (self.near_digests, later.near_digests),
         ):
             mine.extend(theirs)
         for mine, theirs in (
@@ -93,18 +93,18 @@ def scan_lines(
     end: int | None = None,
     is_large: bool = False,
 ) -> Scan:
-    """Reads the lines that begin in `[start, end)`. Raises nothing for what is wrong with them.
+    """Scans the lines that begin in `[start, end)`; whatever is wrong with them becomes a finding.
 
-    Of a large file, the letters of one example in eight are counted, and stand for eight.
+    In a large file, letters are counted in one example out of eight, and the counts are scaled up.
     """
-    scan = Scan(sampled=_SAMPLED if is_large else 1)
+    scan = Scan(script_sampling=_SCRIPT_SAMPLING if is_large else 1)
     try:
         with open_lines(path) as file:
-            batch: list[_Read] = []
+            batch: list[_ParsedLine] = []
             size = 0
-            for read in _read(split_lines(file, start=start, end=end), scan):
-                batch.append(read)
-                size += len(read.content)
+            for parsed in _parse_lines(split_lines(file, start=start, end=end), scan):
+                batch.append(parsed)
+                size += len(parsed.content)
                 if size > _BATCH_BYTES:
                     _count_tokens(batch, scan, counter, context)
                     batch, size = [], 0
@@ -115,14 +115,14 @@ def scan_lines(
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _ParsedLine:
     number: int
     content: bytes
     format: Format
     example: Example
 
 
-def _read(lines: Iterator[Line], scan: Scan) -> Iterator[_Read]:
+def _parse_lines(lines: Iterator[Line], scan: Scan) -> Iterator[_ParsedLine]:
     findings = scan.findings
     for line in lines:
         scan.lines += line.count
@@ -148,16 +148,16 @@ def _read(lines: Iterator[Line], scan: Scan) -> Iterator[_Read]:
         except ExampleError as error:
             findings.add(error.code, number, error.message, pointer=error.pointer, content=content)
             continue
-        _take(scan, number, content, form, example)
-        yield _Read(number, content, form, example)
+        _record_example(scan, number, content, form, example)
+        yield _ParsedLine(number, content, form, example)
 
 
-def _take(scan: Scan, number: int, content: bytes, form: Format, example: Example) -> None:
+def _record_example(scan: Scan, number: int, content: bytes, form: Format, example: Example) -> None:
     scan.formats[form] += 1
-    scan.numbers.append(number)
+    scan.line_numbers.append(number)
     canonical = _encoder.encode(example)
-    scan.digests.append(_digest(canonical))
-    scan.squashed.append(_digest(canonical.translate(_SQUASHED, _SIGNS)))
+    scan.exact_digests.append(_digest(canonical))
+    scan.near_digests.append(_digest(canonical.translate(_LOWERCASE, _PUNCTUATION)))
     if form in ("sharegpt", "alpaca"):
         name = "ShareGPT" if form == "sharegpt" else "Alpaca"
         scan.findings.add(
@@ -171,44 +171,27 @@ def _take(scan: Scan, number: int, content: bytes, form: Format, example: Exampl
         texts = [example.prompt, example.completion]
     else:
         conversation = example.messages if isinstance(example, ChatExample) else example.input.messages
-        texts = _look_at_turns(scan, number, content, form, conversation)
+        texts = _record_turns(scan, number, content, form, conversation)
         if not isinstance(example, ChatExample):
             for output in (example.preferred_output, example.non_preferred_output):
                 scan.turns += len(output)
                 scan.roles.update(message.role for message in output)
                 texts += [message.text for message in output]
-    if scan.digests[-1] % scan.sampled == 0:  # by content, not by place: parts of a file choose alike
+    # Chosen by content, so that it does not matter how the file is split into parts.
+    if scan.exact_digests[-1] % scan.script_sampling == 0:
         for text in texts:
-            count_letters(text, text.encode(), scan.scripts, scan.sampled)
+            count_letters(text, text.encode(), scan.scripts, scan.script_sampling)
 
 
-def _look_at_turns(
+def _record_turns(
     scan: Scan, number: int, content: bytes, form: Format, messages: list[Message]
 ) -> list[str]:
-    """Counts the turns, and notes an order that surprises; returns the texts."""
-    place = _PLACES.get(form, "/messages")
-    roles = [message.role for message in messages]
+    """Counts the turns and adds the remarks on their order; returns the turns' texts."""
+    roles: list[Role] = [message.role for message in messages]
     scan.turns += len(roles)
     scan.roles.update(roles)
-    spoken = next((index for index, role in enumerate(roles) if role not in ("system", "developer")), None)
-    if spoken is not None and roles[spoken] == "assistant":
-        scan.findings.add(
-            "assistant_first",
-            number,
-            "starts with an assistant turn",
-            pointer=f"{place}/{spoken}",
-            content=content,
-        )
-    for index, (before, role) in enumerate(pairwise(roles), start=1):
-        if role == before == "user":
-            scan.findings.add(
-                "consecutive_user_turns",
-                number,
-                "has two user turns one after the other",
-                pointer=f"{place}/{index}",
-                content=content,
-            )
-            break
+    for code, message, pointer in find_remarks(roles, _TURNS_POINTERS.get(form, "/messages")):
+        scan.findings.add(code, number, message, pointer=pointer, content=content)
     return [message.text for message in messages]
 
 
@@ -226,15 +209,17 @@ def _find_separator(scan: Scan, number: int, content: bytes, example: Example, s
     )
 
 
-def _count_tokens(batch: list[_Read], scan: Scan, counter: TokenCounter | None, context: int | None) -> None:
+def _count_tokens(
+    batch: list[_ParsedLine], scan: Scan, counter: TokenCounter | None, context: int | None
+) -> None:
     if counter is None:
         scan.lengths.extend([0] * len(batch))
         return
-    for read, counted in zip(batch, counter.count([read.example for read in batch]), strict=True):
+    for line, counted in zip(batch, counter.count([line.example for line in batch]), strict=True):
         if isinstance(counted, ExampleError):
             scan.lengths.append(0)
             scan.findings.add(
-                counted.code, read.number, counted.message, pointer=counted.pointer, content=read.content
+                counted.code, line.number, counted.message, pointer=counted.pointer, content=line.content
             )
             continue
         scan.lengths.append(counted.longest)
@@ -243,17 +228,17 @@ def _count_tokens(batch: list[_Read], scan: Scan, counter: TokenCounter | None, 
         if context is not None and counted.longest > context:
             scan.findings.add(
                 "example_too_long",
-                read.number,
+                line.number,
                 f"has {counted.longest:,} tokens; the base model's context is {context:,}",
-                content=read.content,
+                content=line.content,
             )
-        for pointer, token in counter.special_tokens_in(read.example):
+        for pointer, token in counter.special_tokens_in(line.example):
             scan.findings.add(
                 "special_token_in_content",
-                read.number,
+                line.number,
                 f"has the base model's control token {token} in a text",
                 pointer=pointer,
-                content=read.content,
+                content=line.content,
             )
 
 

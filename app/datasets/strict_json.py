@@ -1,7 +1,7 @@
-"""JSON as RFC 8259 has it, and narrower: what readers understand differently is refused, and named.
+"""Checks that a line is JSON (RFC 8259) that every reader understands the same way.
 
-msgspec reads a line fast and leaves three things unsaid: a key that stands twice, `\\u0000`, and numbers that
-no other reader takes. `find_flaw` looks again, slowly, at a line that may have one, or that msgspec refused.
+msgspec is fast, but silently accepts duplicate keys, `\\u0000` and numbers that other readers refuse.
+`find_flaw` is slow and thorough; it is for lines that may have one of these, or that msgspec refused.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class _BadNumber:
     message: str
 
 
-class _Repeating(dict[str, Any]):
-    """An object one of whose keys stands twice."""
+class _DuplicateKey(dict[str, Any]):
+    """An object with a duplicate key."""
 
-    repeated: str = ""
+    key: str = ""
 
 
 def find_flaw(line: bytes) -> Flaw | None:
-    """The first flaw of a line, in the order of the text; None where it is sound JSON."""
+    """Returns the first flaw in a line, or None if it is valid JSON without any."""
     try:
         text = line.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -59,12 +59,12 @@ def find_flaw(line: bytes) -> Flaw | None:
 
 
 def escape(key: str) -> str:
-    """A key as a part of a JSON pointer, see RFC 6901."""
+    """Escapes a key for use in a JSON pointer (RFC 6901)."""
     return key.replace("~", "~0").replace("/", "~1")
 
 
 def _search(tree: Any) -> Flaw | None:
-    """Depth first, by a list of our own: the tree may be as deep as Python allows."""
+    """Searches depth first, with a stack of its own: the tree may be too deep for recursion."""
     waiting: list[tuple[Any, str, int]] = [(tree, "", 0)]
     while waiting:
         value, pointer, depth = waiting.pop()
@@ -77,8 +77,8 @@ def _search(tree: Any) -> Flaw | None:
                 return flaw
         elif isinstance(value, dict):
             items = cast("dict[str, Any]", value)
-            if isinstance(value, _Repeating):
-                name = value.repeated
+            if isinstance(value, _DuplicateKey):
+                name = value.key
                 message = f"has the key {name[:40]!r} twice"
                 return Flaw("duplicate_key", message, f"{pointer}/{_printable(escape(name))}")
             for key in items:
@@ -114,13 +114,13 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) == len(pairs):
         return made
     seen: set[str] = set()
-    repeating = _Repeating(made)
+    duplicate = _DuplicateKey(made)
     for key, _ in pairs:
         if key in seen:
-            repeating.repeated = key
+            duplicate.key = key
             break
         seen.add(key)
-    return repeating
+    return duplicate
 
 
 def _constant(name: str) -> _BadNumber:

@@ -1,8 +1,8 @@
-"""A chat template taken apart: what it writes before and after a turn, learnt from what it renders.
+"""The segments that a chat template writes before and after each turn, inferred from what it renders.
 
-Most templates write turn after turn, and what surrounds a turn depends on its role and the role before it
-alone (the first turn may bring a default system prompt). Such a template needs no Jinja for each example.
-Whether one is of that kind is found out by rendering samples both ways; any difference, and it is not.
+Most templates write one turn after another, and what surrounds a turn depends only on its role and the
+previous one (the first turn may come with a default system prompt). Such a template need not run Jinja for
+each example. Samples are rendered both ways to find out; after any difference the segments are not used.
 """
 
 from __future__ import annotations
@@ -44,25 +44,25 @@ SAMPLE_TEXTS: tuple[str, ...] = (
     "\U0010ffff\U000e0001\ufffd\ufffe\ufdd0",
     "ﬁ ligature ＦＵＬＬ width ½ ㎏ Ⅳ",
 )
-"""Texts that tokenizers are known to differ on, in many scripts."""
+"""Texts in many scripts on which tokenizers are known to differ."""
 
 
 class TurnSegments(NamedTuple):
-    """What stands around a turn's text."""
+    """The text that the template writes before and after a turn's content."""
 
     opening: str
     closing: str
     strips: bool
-    """Whether the template takes white space from both ends of the text."""
+    """Whether the template strips white space from both ends of the content."""
 
     @property
     def tail(self) -> str:
-        """White space after the turn's end, which is not learnt."""
+        """Returns the white space at the end of the turn, which is not a target."""
         return self.closing[len(self.closing.rstrip()) :]
 
 
 class TemplateSegments:
-    """By the role before (None: it is the first) and the turn's own."""
+    """A template's segments by the role of the previous turn (None for the first) and of the turn itself."""
 
     def __init__(
         self, turns: dict[tuple[Role | None, Role], TurnSegments], special_texts: Sequence[str]
@@ -72,7 +72,7 @@ class TemplateSegments:
 
     @classmethod
     def infer(cls, template: ChatTemplate) -> TemplateSegments | None:
-        """The template's segments; None where it cannot be taken apart."""
+        """Infers the template's segments; returns None where the template cannot be expressed in segments."""
         turns: dict[tuple[Role | None, Role], TurnSegments] = {}
         for before, role in product((None, *_ROLES), _ROLES):
             turn = _infer_turn(template, before, role)
@@ -82,7 +82,7 @@ class TemplateSegments:
         return segments if turns and all(segments.agrees(template, chat) for chat in sample_chats()) else None
 
     def agrees(self, template: ChatTemplate, chat: ChatExample) -> bool:
-        """Whether both ways come to the same text, or this one does not know."""
+        """Returns whether both render the same text, or the segments do not cover the conversation."""
         texts: list[str] = []
         if self.render_turns(chat, texts) is None:
             return True
@@ -92,11 +92,11 @@ class TemplateSegments:
             return False
 
     def render_turns(self, chat: ChatExample, texts: list[str]) -> list[tuple[TurnSegments, bool]] | None:
-        """Appends each turn's whole text; returns each turn, and whether it is learnt.
+        """Appends each turn's text to `texts`; returns each turn's segments, and whether it is a target.
 
-        None, with nothing appended, for what the segments do not cover: tools, names, a role that was not
-        learnt, and an answer that begins with white space or a control token: how the white space before it
-        is cut into tokens may depend on it.
+        Returns None, and appends nothing, for what the segments do not cover: tools, names, roles that the
+        template refused, and answers that begin with white space or a control token, since these may change
+        how the white space before them is tokenized.
         """
         if chat.tools:
             return None
@@ -126,7 +126,7 @@ class TemplateSegments:
 
 
 def sample_chats() -> Iterator[ChatExample]:
-    """Conversations in every order of roles, with texts that templates are known to change."""
+    """Yields conversations in every order of roles, with texts that templates are known to change."""
     texts = iter([*SAMPLE_TEXTS * 20])
     for length in range(1, 5):
         for roles in product(_ROLES, repeat=length):

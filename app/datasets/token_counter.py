@@ -1,9 +1,8 @@
-"""How many tokens examples come to, for many examples at once: exactly `ChatTemplate.tokenize`, faster.
+"""Counts the tokens of many examples at once, with the results of `ChatTemplate.tokenize` but faster.
 
-Two shortcuts, each held against the long way when the counter is loaded, and left out where it differs:
-`fastokens` instead of `tokenizers`, and the template taken apart into what it writes before and after a turn
-(`app.datasets.template_segments`). Where every turn begins with a control token, turns are tokenized apart
-from each other.
+It takes two shortcuts: `fastokens` instead of `tokenizers`, and template segments instead of Jinja (see
+`app.datasets.template_segments`), with which turns are tokenized separately where each begins with a control
+token. Both are verified against the template when the counter is loaded, and not used where they differ.
 """
 
 from __future__ import annotations
@@ -23,59 +22,59 @@ from app.datasets.chat_template import ChatTemplate
 from app.datasets.template_segments import SAMPLE_TEXTS, TemplateSegments, TurnSegments, sample_chats
 from app.datasets.types import ChatExample, CompletionExample, Example, ExampleError, PreferenceExample
 
-Lengths = Callable[[list[str]], Sequence[int]]
-"""Tokens of each text."""
+CountTokens = Callable[[list[str]], Sequence[int]]
+"""Returns the number of tokens in each text."""
 
 
 class TokenCounts(NamedTuple):
-    """Tokens of one example; of a preference pair, those of both conversations."""
+    """The tokens of one example; for a preference pair, of both conversations together."""
 
     tokens: int
     targets: int
     longest: int
-    """Tokens of its longest conversation."""
+    """Tokens in its longest conversation."""
 
 
 class Shortcuts(NamedTuple):
-    """What was proven to hold for one base model; it can be sent to other processes."""
+    """The shortcuts that are verified for one base model; they can be sent to other processes."""
 
     fast_tokenizer: bool
     segments: TemplateSegments | None
-    """None: every example is rendered."""
+    """Segments of the chat template; None where every example must be rendered."""
     special_texts: tuple[str, ...]
 
     @classmethod
     def verify(cls, base_model_dir: Path) -> Shortcuts:
-        """Holds each against the base's own template and tokenizer.
+        """Verifies each shortcut against the base model's own template and tokenizer.
 
         Raises:
             FileNotFoundError: the folder has no tokenizer or no chat template.
         """
         template = ChatTemplate.load(base_model_dir)
-        fast = _fast_lengths(base_model_dir, template)
+        fast = _fast_count(base_model_dir, template)
         segments = TemplateSegments.infer(template)
-        if segments is not None and not TurnCounter.agrees(template, segments, fast or template.lengths):
+        if segments is not None and not TurnCounter.agrees(template, segments, fast or template.count_tokens):
             segments = None
         return cls(fast is not None, segments, tuple(template.special_texts))
 
 
 class TokenCounter:
-    """Of one base model."""
+    """Counts tokens for one base model."""
 
     def __init__(self, base_model_dir: Path, shortcuts: Shortcuts) -> None:
         self._folder = base_model_dir
-        self._fast_lengths = _fast_lengths(base_model_dir) if shortcuts.fast_tokenizer else None
+        self._fast_count = _fast_count(base_model_dir) if shortcuts.fast_tokenizer else None
         self._turns = (
-            TurnCounter(shortcuts.segments, self._lengths) if shortcuts.segments is not None else None
+            TurnCounter(shortcuts.segments, self._count_tokens) if shortcuts.segments is not None else None
         )
         special = sorted(shortcuts.special_texts, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
         self._first_signs = {text[0] for text in special}
-        _give_memory_back()
+        _release_memory()
 
     @classmethod
     def load(cls, base_model_dir: Path) -> TokenCounter:
-        """The counter of a prepared base model, with the shortcuts that are proven to hold for it.
+        """Loads the counter of a prepared base model, with the shortcuts that are verified for it.
 
         Raises:
             FileNotFoundError: the folder has no tokenizer or no chat template.
@@ -84,16 +83,16 @@ class TokenCounter:
 
     @cached_property
     def _template(self) -> ChatTemplate:
-        """For the long way; most files need none of it."""
+        """Returns the template, loaded on first use: most files never need it."""
         return ChatTemplate.load(self._folder)
 
     @property
     def counts_by_turn(self) -> bool:
-        """Whether turns are counted apart from each other, without rendering."""
+        """Returns whether turns are counted separately, without rendering the conversation."""
         return self._turns is not None
 
     def count(self, examples: Sequence[Example]) -> list[TokenCounts | ExampleError]:
-        """Tokens of each example, or why the template cannot express it."""
+        """Returns the tokens of each example, or the error of one that the template cannot express."""
         chats: list[ChatExample] = []
         owners: list[int] = []
         counted: list[TokenCounts | ExampleError] = [TokenCounts(0, 0, 0)] * len(examples)
@@ -104,8 +103,8 @@ class TokenCounter:
             for chat in example.chats() if isinstance(example, PreferenceExample) else (example,):
                 chats.append(chat)
                 owners.append(number)
-        quick = self._turns.count(chats) if self._turns is not None else [None] * len(chats)
-        for owner, chat, known in zip(owners, chats, quick, strict=True):
+        by_turn = self._turns.count(chats) if self._turns is not None else [None] * len(chats)
+        for owner, chat, known in zip(owners, chats, by_turn, strict=True):
             one = known or self._count_one(chat)
             before = counted[owner]
             if isinstance(before, ExampleError):
@@ -122,40 +121,40 @@ class TokenCounter:
         return counted
 
     def special_tokens_in(self, example: Example) -> Iterator[tuple[str, str]]:
-        """The base's control tokens in the example's texts: the first of each text, with its pointer."""
+        """Yields the first of the base model's control tokens in each text, with the text's pointer."""
         if self._special is None:
             return
         for pointer, text in _texts(example):
             if any(sign in text for sign in self._first_signs) and (found := self._special.search(text)):
                 yield pointer, found[0]
 
-    def _lengths(self, texts: list[str]) -> Sequence[int]:
-        if self._fast_lengths is not None:
+    def _count_tokens(self, texts: list[str]) -> Sequence[int]:
+        if self._fast_count is not None:
             try:
-                return self._fast_lengths(texts)
-            except ValueError:  # a character whose bytes the vocabulary lacks; the base's own leaves them out
+                return self._fast_count(texts)
+            except ValueError:  # bytes that are not in the vocabulary; the base's own tokenizer drops them
                 pass
-        return self._template.lengths(texts)
+        return self._template.count_tokens(texts)
 
     def _count_one(self, example: ChatExample | CompletionExample) -> TokenCounts | ExampleError:
         try:
             tokenized = self._template.tokenize(example)
         except ExampleError as error:
             return error
-        # The first token is never predicted, so it is no target.
+        # The first token is never predicted, so it is not a target.
         tokens = len(tokenized.input_ids)
         return TokenCounts(tokens, sum(tokenized.target_mask[1:]), tokens)
 
 
 class TurnCounter:
-    """Counts turn by turn, for a template whose turns begin with a control token."""
+    """Counts tokens turn by turn, for a template whose turns begin with a control token."""
 
-    def __init__(self, segments: TemplateSegments, lengths: Lengths) -> None:
+    def __init__(self, segments: TemplateSegments, count_tokens: CountTokens) -> None:
         self._pieces = segments
-        self._lengths = lengths
-        # White space at an opening's end is cut into tokens by whether something follows it.
+        self._count_tokens = count_tokens
+        # How white space at the end of an opening is tokenized depends on whether something follows.
         around = [text for turn in segments.turns.values() for text in (f"{turn.opening}x", "x", turn.tail)]
-        sizes = lengths(around)
+        sizes = count_tokens(around)
         self._overhead = {
             turn: head - one + tail
             for turn, head, one, tail in zip(
@@ -164,13 +163,13 @@ class TurnCounter:
         }
 
     @classmethod
-    def agrees(cls, template: ChatTemplate, segments: TemplateSegments, lengths: Lengths) -> bool:
-        """Whether turns begin with a control token, and every sample comes to the template's own numbers."""
+    def agrees(cls, template: ChatTemplate, segments: TemplateSegments, count_tokens: CountTokens) -> bool:
+        """Returns whether turns begin with a control token, and all samples have the same counts."""
         special = tuple(template.special_texts)
         if not special or not all(turn.opening.startswith(special) for turn in segments.turns.values()):
             return False
         chats = list(sample_chats())
-        for chat, counted in zip(chats, cls(segments, lengths).count(chats), strict=True):
+        for chat, counted in zip(chats, cls(segments, count_tokens).count(chats), strict=True):
             if counted is None:
                 continue
             try:
@@ -183,13 +182,13 @@ class TurnCounter:
         return True
 
     def count(self, chats: Sequence[ChatExample]) -> list[TokenCounts | None]:
-        """Tokens of each conversation; None for one that is to be counted the long way."""
+        """Returns the tokens of each conversation, or None for one that must be rendered."""
         texts: list[str] = []
         turns: list[list[tuple[TurnSegments, bool]] | None] = []
         for chat in chats:
             known = self._pieces.render_turns(chat, texts)
             turns.append(known)
-        sizes = iter(self._lengths(texts))
+        sizes = iter(self._count_tokens(texts))
         counted: list[TokenCounts | None] = []
         for parts in turns:
             if parts is None:
@@ -204,11 +203,11 @@ class TurnCounter:
         return counted
 
 
-def _fast_lengths(base_model_dir: Path, template: ChatTemplate | None = None) -> Lengths | None:
-    """By `fastokens`; None where it does not know the tokenizer, or a sample comes to other tokens."""
-    # Files are read by several processes, so a tokenizer has one thread; each more takes 34 MB.
+def _fast_count(base_model_dir: Path, template: ChatTemplate | None = None) -> CountTokens | None:
+    """Returns a count by `fastokens`; None if it cannot load the tokenizer or differs on a sample."""
+    # One thread is enough, since several processes read a file; each further thread takes 34 MB.
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
-    import fastokens  # pyright: ignore[reportMissingTypeStubs]  # noqa: PLC0415 - large, for this alone
+    import fastokens  # pyright: ignore[reportMissingTypeStubs]  # noqa: PLC0415 - large, and used only here
 
     try:
         tokenizer = fastokens.Tokenizer.from_file(str(base_model_dir / "tokenizer.json"))
@@ -216,20 +215,20 @@ def _fast_lengths(base_model_dir: Path, template: ChatTemplate | None = None) ->
             tokenizer.encode(text).ids != template.encode(text) for text in SAMPLE_TEXTS
         ):
             return None
-    except Exception:  # whatever it dislikes, the base's own tokenizer is there
+    except Exception:  # whatever went wrong, the base model's own tokenizer works
         return None
 
-    def lengths(texts: list[str]) -> Sequence[int]:
+    def count_tokens(texts: list[str]) -> Sequence[int]:
         _, raw = tokenizer.encode_batch_flat(texts)
         offsets = array("Q")
         offsets.frombytes(raw)
         return [end - start for start, end in itertools.pairwise(offsets)]
 
-    return lengths
+    return count_tokens
 
 
-def _give_memory_back() -> None:
-    """What reading the tokenizer took and the allocator keeps: 20 MB and more in each process."""
+def _release_memory() -> None:
+    """Returns to the system what loading the tokenizer took and the allocator keeps: 20 MB and more."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):  # glibc

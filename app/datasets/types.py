@@ -1,4 +1,4 @@
-"""The examples that lines become: a conversation, a prompt and its completion, or a preference pair."""
+"""What a line of a dataset is: a conversation, a prompt with its completion, or a preference pair."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Format = Literal["chat", "completion", "preference", "sharegpt", "alpaca"]
 
 
 class ExampleError(ValueError):
-    """What is wrong with one line: where (JSON pointer), what, and what to do about it."""
+    """A line that cannot be used: the finding's code, a message, and a JSON pointer to the place."""
 
     def __init__(self, code: str, message: str, pointer: str = "") -> None:
         super().__init__(message)
@@ -20,20 +20,20 @@ class ExampleError(ValueError):
 
 
 class TextPart(msgspec.Struct, tag_field="type", tag="text"):
-    """A content part; text is the only kind that a text model can learn from."""
+    """A content part. Text is the only kind that a text model can be trained on."""
 
     text: str
 
 
 class FunctionCall(msgspec.Struct):
-    """The function that a tool call names, its arguments as a JSON string."""
+    """The function that a tool call names, with its arguments as a JSON string."""
 
     name: str
     arguments: str
 
 
 class ToolCall(msgspec.Struct):
-    """A call that an assistant turn makes."""
+    """A tool call that an assistant turn makes."""
 
     id: str
     function: FunctionCall
@@ -46,7 +46,7 @@ ROLES: tuple[str, ...] = get_args(Role)
 
 
 class Message(msgspec.Struct):
-    """One turn; `weight: 0` keeps an assistant turn as context without learning it."""
+    """One turn of a conversation. `weight: 0` leaves an assistant turn out of the loss."""
 
     role: Role
     content: str | list[TextPart] | None = None
@@ -57,14 +57,14 @@ class Message(msgspec.Struct):
 
     @property
     def text(self) -> str:
-        """The content as one string."""
+        """Returns the content as one string."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
 
     @property
     def is_target(self) -> bool:
-        """Whether the loss is computed on this turn."""
+        """Returns whether the loss is computed on this turn."""
         return self.role == "assistant" and self.weight != 0
 
 
@@ -77,7 +77,7 @@ class ChatExample(msgspec.Struct):
 
 
 class CompletionExample(msgspec.Struct):
-    """A bare prompt and what follows it, without a chat template."""
+    """A prompt and the text that follows it, without a chat template."""
 
     prompt: str
     completion: str
@@ -92,14 +92,14 @@ class PreferenceInput(msgspec.Struct):
 
 
 class PreferenceExample(msgspec.Struct):
-    """A conversation, an answer to it that is wanted, and one that is not."""
+    """A conversation with a preferred and a non-preferred answer to it."""
 
     input: PreferenceInput
     preferred_output: list[Message]
     non_preferred_output: list[Message]
 
     def chats(self) -> tuple[ChatExample, ChatExample]:
-        """The conversation with the preferred answer, and with the other; only the answer is learnt."""
+        """Returns the conversation with each answer, the preferred first; only the answer is a target."""
         context = [_as_context(message) for message in self.input.messages]
         preferred, other = (
             ChatExample([*context, *output], self.input.tools, self.input.parallel_tool_calls)

@@ -1,4 +1,4 @@
-"""Which scripts a text is written in, letter by letter: a coarse answer to "in which languages?"."""
+"""Counts letters by Unicode script (Latin, Cyrillic, Han, …), a rough sign of a dataset's languages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _NAMES = {"CJK": "Han", "LATIN": "Latin"}
 
 
 def count_letters(text: str, encoded: bytes, counts: Counter[str], weight: int = 1) -> None:
-    """Adds the text's letters to the counts by script, `weight` for each; `encoded` is the text in UTF-8."""
+    """Adds `weight` to a script's count for each of its letters; `encoded` is the same text in UTF-8."""
     if text.isascii():
         counts["Latin"] += weight * len(encoded.translate(None, _NOT_LETTERS))
         return
@@ -22,7 +22,7 @@ def count_letters(text: str, encoded: bytes, counts: Counter[str], weight: int =
 
 @lru_cache(maxsize=2**16)
 def _script(character: str) -> str | None:
-    """The first word of a letter's name in Unicode, which is its script's; None for what is no letter."""
+    """Returns a letter's script, which is the first word of its Unicode name; None for other characters."""
     if unicodedata.category(character)[0] not in "LM":
         return None
     word = unicodedata.name(character, "").partition(" ")[0].partition("-")[0]

@@ -1,4 +1,4 @@
-"""Is a training file one that can be trained on? A report of all that is found, whatever the file's size."""
+"""Validates a training file of any size, in several processes where that is worth it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 _PART_BYTES = 8 * 2**20
 _LARGE_BYTES = 32 * 2**20
-"""Of a larger file, the letters of one example in eight are counted."""
+"""In larger files, letters are counted in one example out of eight."""
 
 
 class PreparedBase(msgspec.Struct, frozen=True):
-    """The base model whose tokens are counted."""
+    """A base model that is prepared on this machine; its tokenizer counts the tokens."""
 
     name: str
     folder: str
@@ -35,18 +35,18 @@ class PreparedBase(msgspec.Struct, frozen=True):
 
 
 def validate_file(path: Path, base: PreparedBase | None, *, processes: int = 1) -> Report:
-    """Checks, counts and measures a training file. Raises nothing for what is in it.
+    """Returns the report on a training file; whatever is wrong with the file is a finding, not an exception.
 
-    With several processes a large file is read in parts; call it where a new process may be started.
+    With several processes a large file is read in parts, by processes that this call starts.
     """
     scan = scan_file(path, base, processes=processes)
-    from app.datasets.report import build_report  # noqa: PLC0415 - processes that only scan go without it
+    from app.datasets.report import build_report  # noqa: PLC0415 - not needed in processes that only scan
 
     return build_report(scan, base.name if base else None, base.context if base else None)
 
 
 def scan_file(path: Path, base: PreparedBase | None, *, processes: int = 1) -> Scan:
-    """Everything that the report is made of."""
+    """Scans a training file; the report is made from the result."""
     scan = Scan()
     for part in _scan_parts(path, base, processes):
         scan.merge(part)
@@ -54,7 +54,7 @@ def scan_file(path: Path, base: PreparedBase | None, *, processes: int = 1) -> S
 
 
 def flag_equal_files(report: Report, training: Path, validation: Path) -> None:
-    """Notes in the training file's report where the held-out file is the same."""
+    """Adds a finding to the training file's report if the validation file is identical."""
     from app.datasets.report import add_equal_files  # noqa: PLC0415 - as above
 
     with training.open("rb") as one, validation.open("rb") as other:
@@ -63,13 +63,13 @@ def flag_equal_files(report: Report, training: Path, validation: Path) -> None:
 
 
 def validate_to_json(path: str, base: PreparedBase | None, processes: int) -> bytes:
-    """`validate_file` for a process of its own: the report as JSON. It gives way to all others."""
+    """Runs `validate_file` in a child process, at low priority; returns the report as JSON."""
     os.nice(5 if os.nice(0) < 5 else 0)
     return validate_file(Path(path), base, processes=processes).model_dump_json().encode()
 
 
 def _scan_parts(path: Path, base: PreparedBase | None, processes: int) -> Iterator[Scan]:
-    """The parts in order. This process takes its turn too: waiting, it would hold memory for nothing."""
+    """Yields the scans of the parts in order. This process scans too: idle, it would waste its memory."""
     size = path.stat().st_size
     is_large = size > _LARGE_BYTES
     shortcuts = _verify_shortcuts(base.folder) if base is not None else None
@@ -106,7 +106,7 @@ def _scan_part(
     counter = context = None
     if base is not None and shortcuts is not None:
         counter, context = _load_counter(base.folder, shortcuts), base.context
-    # In a thread of its own: `fastokens` keeps the words that a thread has seen, without a limit.
+    # In a thread of its own, since `fastokens` caches the words that a thread has seen, without a limit.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(
             scan_lines, path, counter, context, start=start, end=end, is_large=is_large
@@ -117,7 +117,8 @@ _counters: dict[str, TokenCounter] = {}
 
 
 def _load_counter(folder: str, shortcuts: Shortcuts) -> TokenCounter:
-    """Each process keeps the last one: loading takes as long as checking some megabytes."""
+    """Returns the base model's counter. A process keeps the last one, since loading takes as long as scanning
+    a few megabytes."""
     if folder not in _counters:
         _counters.clear()
         _counters[folder] = TokenCounter(Path(folder), shortcuts)

@@ -1,4 +1,4 @@
-"""The storage that the settings name."""
+"""Where files and adapters are stored: `open_storage` opens the storage that the settings name."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from app.storage.local import LocalStorage
 
 
 def open_storage(settings: Settings) -> Storage:
-    """Opens the storage of this deployment."""
+    """Opens the storage that the settings name."""
     return LocalStorage(settings.storage_root)

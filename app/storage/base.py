@@ -1,6 +1,6 @@
-"""What every storage does: it holds immutable files and folders, each complete or not there at all.
+"""The interface of a storage, which holds immutable files and folders, each complete or absent.
 
-Callers name things by key (`adapters/…`), or let their content name them (`objects/…`).
+A key is chosen by the caller (`adapters/…`), or made of the content's hash (`objects/…`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from app.storage.incoming import IncomingFile, IncomingFolder, StoredFile
 
 
 class Storage(Protocol):
-    """A place for large, immutable things."""
+    """A storage for large, immutable files and folders."""
 
     def path(self, key: str) -> Path:
-        """Where the key's file or folder is on this machine.
+        """Returns the path of the key's file or folder on this machine.
 
         Raises:
             ValueError: the key points outside the storage.
@@ -24,7 +24,7 @@ class Storage(Protocol):
         ...
 
     def key(self, path: Path) -> str:
-        """The key of a path inside the storage.
+        """Returns the key of a path inside the storage.
 
         Raises:
             ValueError: the path is outside the storage.
@@ -32,38 +32,38 @@ class Storage(Protocol):
         ...
 
     def incoming(self) -> AbstractContextManager[IncomingFile]:
-        """A file to write; what is not published when the block ends leaves nothing behind.
+        """Opens a new file to write; it is discarded unless it is published before the block ends.
 
         Raises:
-            StorageFullError: there is no room left.
+            StorageFullError: no space is left.
         """
         ...
 
     def incoming_folder(self) -> AbstractContextManager[IncomingFolder]:
-        """A folder to fill; what is not published when the block ends leaves nothing behind.
+        """Opens a new folder to fill; it is discarded unless it is published before the block ends.
 
         Raises:
-            StorageFullError: there is no room left.
+            StorageFullError: no space is left.
         """
         ...
 
     def publish(self, incoming: IncomingFile, key: str) -> StoredFile:
-        """Gives an incoming file its key, in place of a file that has it already."""
+        """Publishes an incoming file under a key, and replaces the file that has the key already."""
         ...
 
     def publish_folder(self, incoming: IncomingFolder, key: str) -> None:
-        """Gives an incoming folder its key."""
+        """Publishes an incoming folder under a key."""
         ...
 
     def write(self, key: str, content: bytes) -> StoredFile:
-        """Stores a small file in one go."""
+        """Stores a small file at once."""
         ...
 
     def remove_folder(self, key: str) -> None:
-        """Removes a folder and what is in it, if it is there."""
+        """Removes a folder and its contents; does nothing if the folder does not exist."""
         ...
 
 
 def object_key(sha256: str) -> str:
-    """Where the bytes with that SHA-256 are, once for all files that have them."""
+    """Returns the key under which content with that SHA-256 is stored, once for all files that have it."""
     return f"objects/{sha256[:2]}/{sha256}"

@@ -1,4 +1,4 @@
-"""Files and folders on their way into the storage: under a temporary name until they are complete."""
+"""Files and folders that are being written, under temporary names until they are complete."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WRITEBACK_BYTES = 2**24
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file that is durable under its key."""
+    """A file that is stored durably under its key."""
 
     key: str
     bytes: int
@@ -24,13 +24,13 @@ class StoredFile:
 
 
 class IncomingFile:
-    """A file being written under a temporary name, hashed as it goes."""
+    """A file that is written, and hashed, under a temporary name."""
 
     def __init__(self, temporary: Path) -> None:
         self._temporary = temporary
         self._file = temporary.open("xb")
         self._digest = hashlib.sha256()
-        self._on_its_way = 0
+        self._written_back = 0
         self.bytes = 0
 
     def write(self, chunk: bytes | memoryview) -> None:
@@ -38,16 +38,16 @@ class IncomingFile:
         self._file.write(chunk)
         self._digest.update(chunk)
         self.bytes += len(chunk)
-        if self.bytes - self._on_its_way >= _WRITEBACK_BYTES:
+        if self.bytes - self._written_back >= _WRITEBACK_BYTES:
             self._begin_writeback()
 
     @property
     def sha256(self) -> str:
-        """Of the bytes so far, in hexadecimal."""
+        """Returns the SHA-256 of the bytes so far, in hexadecimal."""
         return self._digest.hexdigest()
 
     def finish(self) -> Path:
-        """Makes the bytes durable, under the temporary name, for reading; nothing more can be written."""
+        """Makes the bytes durable under the temporary name and returns its path; no more can be written."""
         if not self._file.closed:
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -55,32 +55,32 @@ class IncomingFile:
         return self._temporary
 
     def _begin_writeback(self) -> None:
-        """Has the disk begin now with what it would otherwise get all at once, when the file is finished.
+        """Starts writing dirty pages to disk, so that the final fsync has little left to do.
 
-        Linux takes the advice that way (`generic_fadvise` in its mm/fadvise.c), and keeps what is on its
-        way to the disk in memory until it is there.
+        On Linux this advice starts writeback (`generic_fadvise` in mm/fadvise.c), and pages stay in the
+        cache until they are on disk.
         """
         self._file.flush()
         if sys.platform == "linux":
-            length = self.bytes - self._on_its_way
-            os.posix_fadvise(self._file.fileno(), self._on_its_way, length, os.POSIX_FADV_DONTNEED)
-        self._on_its_way = self.bytes
+            length = self.bytes - self._written_back
+            os.posix_fadvise(self._file.fileno(), self._written_back, length, os.POSIX_FADV_DONTNEED)
+        self._written_back = self.bytes
 
     def publish(self, key: str, target: Path) -> StoredFile:
-        """Gives the bytes, once they are durable, their name."""
+        """Makes the bytes durable, then renames the file to its target."""
         self.finish()
         _rename(self._temporary, target)
         return StoredFile(key, self.bytes, self.sha256)
 
     def discard(self) -> None:
-        """Forgets what was not published."""
+        """Removes the temporary name and what it holds; does nothing after `publish`."""
         with suppress(OSError):
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 
 class IncomingFolder:
-    """A folder being filled under a temporary name."""
+    """A folder that is filled under a temporary name."""
 
     def __init__(self, temporary: Path) -> None:
         temporary.mkdir()
@@ -88,24 +88,24 @@ class IncomingFolder:
         self._files: dict[str, IncomingFile] = {}
 
     def file(self, name: str) -> IncomingFile:
-        """A file of it to write; it takes the place of one that is there."""
+        """Opens a file in the folder for writing, in place of an earlier one of that name."""
         if name in self._files:
             self._files[name].discard()
         self._files[name] = IncomingFile(self.path / name)
         return self._files[name]
 
     def file_sha256(self, name: str) -> str:
-        """Of what was written to that file, in hexadecimal."""
+        """Returns the SHA-256 of what was written to the file, in hexadecimal."""
         return self._files[name].sha256
 
     def finish(self) -> Path:
-        """Makes its files durable, under the temporary name, for reading."""
+        """Makes the files durable under the temporary name, and returns its path."""
         for file in self._files.values():
             file.finish()
         return self.path
 
     def publish(self, target: Path) -> None:
-        """Writes the files' checksums last, as `manifest.json`, and gives the folder its name."""
+        """Writes the checksums to `manifest.json` last, then renames the folder to its target."""
         manifest = {"sha256": {name: file.sha256 for name, file in self._files.items()}}
         self.file("manifest.json").write(json.dumps(manifest, indent=2).encode())
         self.finish()
@@ -113,14 +113,14 @@ class IncomingFolder:
         _rename(self.path, target)
 
     def discard(self) -> None:
-        """Forgets what was not published."""
+        """Removes the temporary name and what it holds; does nothing after `publish`."""
         for file in self._files.values():
             file.discard()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
 def _rename(temporary: Path, target: Path) -> None:
-    """Gives what is durable its name, durably."""
+    """Renames what is durable, and makes the new name durable too."""
     if not target.parent.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         fsync_folder(target.parent.parent)
@@ -129,7 +129,7 @@ def _rename(temporary: Path, target: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Makes the names in a folder durable (an fsync of the folder)."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""A storage in a folder, which several machines may share."""
+"""A storage in a local folder, or one that several machines mount."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from app.storage.incoming import IncomingFile, IncomingFolder, StoredFile
 
 
 class LocalStorage:
-    """Files in a folder."""
+    """Keeps each key as a path under one folder."""
 
     def __init__(self, root: Path) -> None:
         self._root = root.absolute()
 
     def path(self, key: str) -> Path:
-        """Where the key's file or folder is on this machine.
+        """Returns the path of the key's file or folder on this machine.
 
         Raises:
             ValueError: the key points outside the storage.
@@ -31,7 +31,7 @@ class LocalStorage:
         return path
 
     def key(self, path: Path) -> str:
-        """The key of a path inside the storage.
+        """Returns the key of a path inside the storage.
 
         Raises:
             ValueError: the path is outside the storage.
@@ -40,12 +40,12 @@ class LocalStorage:
 
     @contextmanager
     def incoming(self) -> Generator[IncomingFile]:
-        """A file to write; what is not published when the block ends leaves nothing behind.
+        """Opens a new file to write; it is discarded unless it is published before the block ends.
 
         Raises:
-            StorageFullError: there is no room left.
+            StorageFullError: no space is left.
         """
-        with _full_storage_named():
+        with _raise_if_full():
             incoming = IncomingFile(self._temporary())
             try:
                 yield incoming
@@ -54,12 +54,12 @@ class LocalStorage:
 
     @contextmanager
     def incoming_folder(self) -> Generator[IncomingFolder]:
-        """A folder to fill; what is not published when the block ends leaves nothing behind.
+        """Opens a new folder to fill; it is discarded unless it is published before the block ends.
 
         Raises:
-            StorageFullError: there is no room left.
+            StorageFullError: no space is left.
         """
-        with _full_storage_named():
+        with _raise_if_full():
             incoming = IncomingFolder(self._temporary())
             try:
                 yield incoming
@@ -67,21 +67,21 @@ class LocalStorage:
                 incoming.discard()
 
     def publish(self, incoming: IncomingFile, key: str) -> StoredFile:
-        """Gives an incoming file its key; a file that has it already makes room in the same instant."""
+        """Publishes an incoming file under a key; atomically replaces the file that has it already."""
         return incoming.publish(key, self.path(key))
 
     def publish_folder(self, incoming: IncomingFolder, key: str) -> None:
-        """Gives an incoming folder its key."""
+        """Publishes an incoming folder under a key."""
         incoming.publish(self.path(key))
 
     def write(self, key: str, content: bytes) -> StoredFile:
-        """A small file in one go."""
+        """Stores a small file at once."""
         with self.incoming() as incoming:
             incoming.write(content)
             return self.publish(incoming, key)
 
     def remove_folder(self, key: str) -> None:
-        """Removes a folder and what is in it, if it is there."""
+        """Removes a folder and its contents; does nothing if the folder does not exist."""
         shutil.rmtree(self.path(key), ignore_errors=True)
 
     def _temporary(self) -> Path:
@@ -91,7 +91,7 @@ class LocalStorage:
 
 
 @contextmanager
-def _full_storage_named() -> Generator[None]:
+def _raise_if_full() -> Generator[None]:
     try:
         yield
     except OSError as error:
