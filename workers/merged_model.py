@@ -1,8 +1,8 @@
-"""Merges an adapter into its base: `python -m workers.merged_model FOLDER --into DIR` writes a model that
-stands alone, for vLLM, llama.cpp's converter or a hub.
+"""Merges an adapter into its base model: `python -m workers.merged_model FOLDER --into DIR` writes a model
+that needs no adapter, for vLLM, llama.cpp's converter or a hub.
 
-Tensor by tensor, so that no more than one file of the base's weights is in memory, and every name and file
-is as the base has it. A model is written under a temporary name beside its place, then renamed.
+One file of the base's weights is in memory at a time, and the merged model has the same files and tensor
+names. It is written under a temporary name next to its target, then renamed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from app.models.adapters.validation import WEIGHTS, AdapterError, LoraWeights, c
 from workers.base_models import unready
 
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
-"""The base's weights in formats that are not written here."""
+"""File types of weights that are not copied, since the merged weights are written as safetensors."""
 
 
 class MergeError(Exception):
@@ -28,10 +28,10 @@ class MergeError(Exception):
 
 
 def merge(adapter: Path, base: Path, target: Path) -> None:
-    """Writes to `target` the base with the adapter's weights added to its own, in bfloat16.
+    """Writes the base model with the adapter's weights added to `target`, in bfloat16.
 
     Raises:
-        MergeError: the adapter does not fit the base, or the folder cannot be written.
+        MergeError: the adapter does not fit the base, or the target cannot be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise MergeError(f"{target} exists already; name a folder that does not")
@@ -59,7 +59,7 @@ def merge(adapter: Path, base: Path, target: Path) -> None:
 
 
 def _merge_file(base: Path, adapter: Path, lora: LoraWeights, target: Path) -> None:
-    # Imported here: a machine without torch is told so in one line, see `main`.
+    # Imported here, so that `main` can explain that torch is missing.
     import safetensors.torch  # noqa: PLC0415
     import torch  # noqa: PLC0415
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415
@@ -77,7 +77,7 @@ def _merge_file(base: Path, adapter: Path, lora: LoraWeights, target: Path) -> N
             merged[name] = tensor.bfloat16() if tensor.is_floating_point() else tensor
     try:
         cast(Any, safetensors.torch).save_file(merged, target, {"format": "pt"})
-    except SafetensorError as error:  # its own class, for a full disk too
+    except SafetensorError as error:  # also raised when the disk is full
         raise OSError(str(error)) from error
     target.chmod(0o644)
 
@@ -87,7 +87,7 @@ def _config(base: Path) -> dict[str, Any]:
 
 
 def _claimed_base(adapter: Path) -> str:
-    """What the adapter says its base is."""
+    """Returns the base model that the adapter's configuration names."""
     try:
         return str(json.loads((adapter / "adapter_config.json").read_bytes())["base_model_name_or_path"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -95,7 +95,7 @@ def _claimed_base(adapter: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+    """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m workers.merged_model", description="Merges an adapter into its base model."
     )

@@ -1,4 +1,4 @@
-"""One completion on its way: to the engine that should answer it, and its bytes back as they come."""
+"""The response to a completion request: asks an engine, and forwards its bytes as they arrive."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from app.core.errors import InvalidRequestError, ToqueError
 from app.models.adapters.service import ServedModel
 
 _CLIENT_GONE = 499
-"""Nobody sees it but the metrics."""
+"""nginx's status for a closed connection; only the metrics see it."""
 _STREAM_HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
 
 
 class CompletionResponse(Response):
-    """Asks an engine when it is sent, and passes on what it says.
+    """Asks an engine when it is sent, and forwards the answer.
 
-    Its headers: `x-toque-model` is the model that answered, under its own name, `x-toque-replica` the engine,
-    `x-toque-queue-ms` the time from the request's arrival until it was sent to that engine.
+    Its headers are `x-toque-model`, the model that answered under its own name; `x-toque-replica`, the
+    engine; and `x-toque-queue-ms`, the time from the request's arrival until it was sent to that engine.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class CompletionResponse(Response):
         self._has_started = False
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the answer; ends the engine's work as soon as the client is gone.
+        """Sends the answer; stops the engine's work as soon as the client disconnects.
 
         Raises:
             UnavailableError: no engine is ready, or none answered.
             InvalidRequestError: the engine refused the request.
-            FailedDependencyError: it refused the model, which is quarantined now.
+            FailedDependencyError: the engine refused the model, which is now quarantined.
         """
         try:
-            async with asyncio.timeout(None) as presence:
-                watch = asyncio.create_task(_watch(receive, presence))
+            async with asyncio.timeout(None) as connected:
+                watch = asyncio.create_task(_watch_for_disconnect(receive, connected))
                 try:
-                    await self._pass_on(send)
+                    await self._forward(send)
                 finally:
                     watch.cancel()
         except TimeoutError:
@@ -75,37 +75,37 @@ class CompletionResponse(Response):
                 await send({"type": "http.response.start", "status": _CLIENT_GONE, "headers": []})
                 await send({"type": "http.response.body"})
 
-    async def _pass_on(self, send: Send) -> None:
-        """Asks one replica, and if it gives not one byte, another."""
+    async def _forward(self, send: Send) -> None:
+        """Forwards the answer of one replica, or of another if the first sends nothing."""
         served = self._served
         try:
             await self._replicas.ask(served.base_model, served.name, lambda replica: self._ask(replica, send))
         except ToqueError as error:
-            reason = await self._reason(error)
-            raise _about_the_same_replica(reason, error) from error
+            cause = await self._find_cause(error)
+            raise _with_same_replica(cause, error) from error
 
-    async def _reason(self, error: ToqueError) -> ToqueError:
-        """What to say where an engine has refused: perhaps its model was quarantined by that, or deleted."""
+    async def _find_cause(self, error: ToqueError) -> ToqueError:
+        """Returns the error to report: a refused model may have been quarantined or deleted meanwhile."""
         is_refusal = isinstance(error, InvalidRequestError) or error.body.code == MODEL_NOT_LOADED
         if self._served.is_base or not is_refusal:
             return error
         try:
             await self._look_up_now()
-        except ToqueError as verdict:
-            return verdict
+        except ToqueError as cause:
+            return cause
         except SQLAlchemyError:
-            pass  # the engine's own words, then
+            pass  # the engine's own error is all that is known
         return error
 
     async def _ask(self, replica: Replica, send: Send) -> None:
         upstream: aiohttp.ClientResponse | None = None
         queued = time.perf_counter() - self._arrived
         try:
-            async with replica.patience():
+            async with replica.awaiting_first_byte():
                 upstream = await replica.connection.post(self._path, self._body)
                 read = replica.connection.read_some if self._streams else replica.connection.read_all
                 content = await read(upstream)
-            replica.has_answered(self._served.name)
+            replica.mark_warm(self._served.name)
             headers = [
                 (b"x-toque-model", self._served.name.encode()),
                 (b"x-toque-replica", replica.id.encode()),
@@ -117,7 +117,7 @@ class CompletionResponse(Response):
                 await self._send_whole(send, headers, content)
         finally:
             if upstream is not None:
-                upstream.close()  # where it has not ended, so does the engine's work
+                upstream.close()  # stops the engine's work on an unfinished answer
 
     async def _send_whole(self, send: Send, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
         headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
@@ -140,7 +140,7 @@ class CompletionResponse(Response):
                     await send({"type": "http.response.body", "body": passed, "more_body": True})
                 content = await upstream.content.readany()
             last = events.rest
-        except aiohttp.ClientError:  # too late for another replica, and for a status
+        except aiohttp.ClientError:  # too late to ask another replica or to send an error status
             last = b"data: " + orjson.dumps({"error": broken_off().body.model_dump()}) + b"\n\n"
         finally:
             self._count(events.usage)
@@ -155,32 +155,32 @@ class CompletionResponse(Response):
 
 
 def upstream_body(body: SamplingParameters, model: str, project_id: str) -> bytes:
-    """The request as the engine gets it: what is allowed, and what clients have no say in."""
-    ours: dict[str, Any] = {"model": model, "cache_salt": project_id}
+    """Returns the request body for the engine: the allowed fields, and those that clients may not set."""
+    fixed: dict[str, Any] = {"model": model, "cache_salt": project_id}
     if body.stream:
-        ours["stream_options"] = {"include_usage": True}
+        fixed["stream_options"] = {"include_usage": True}
     allowed = body.model_dump_json(
         exclude={"model", "stream_options"}, exclude_unset=True, exclude_none=True, by_alias=True
     )
-    return orjson.dumps(ours)[:-1] + b"," + allowed.encode()[1:]  # never empty: there is a prompt
+    return orjson.dumps(fixed)[:-1] + b"," + allowed.encode()[1:]  # never empty, since a prompt is required
 
 
 def usage_in(content: bytes) -> tuple[int, int] | None:
-    """Tokens in and out, as a whole answer states them."""
+    """Returns the prompt and completion tokens that a whole answer states, if it does."""
     try:
         return usage_of(orjson.loads(content))
     except orjson.JSONDecodeError:
         return None
 
 
-def _about_the_same_replica(error: ToqueError, other: ToqueError) -> ToqueError:
+def _with_same_replica(error: ToqueError, other: ToqueError) -> ToqueError:
     if (replica := other.headers.get("x-toque-replica")) is not None:
         error.headers["x-toque-replica"] = replica
     return error
 
 
-async def _watch(receive: Receive, presence: asyncio.Timeout) -> None:
-    """Ends `presence` when the client is gone."""
+async def _watch_for_disconnect(receive: Receive, connected: asyncio.Timeout) -> None:
+    """Ends the `connected` timeout when the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    presence.reschedule(0)
+    connected.reschedule(0)

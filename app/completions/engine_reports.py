@@ -1,4 +1,4 @@
-"""What engines say of themselves, for people: read from vLLM's own metrics."""
+"""Reports on engines for `toque engines`, from their rows and from vLLM's own metrics."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from app.completions.replicas import configured_id
 from app.completions.vllm_client import VllmConnection
 from app.core.settings import Settings
 
-_BETWEEN_SECONDS = 1.0
+_SAMPLE_SECONDS = 1.0
 
 
 @dataclass(slots=True)
 class EngineReport:
-    """An engine as the deployment knows it, and as it answers now; None where it says nothing."""
+    """An engine's row and its current metrics, which are None where it does not answer."""
 
     id: str
     base_model: str
@@ -32,24 +32,24 @@ class EngineReport:
     status: str
     detail: str
     running: int | None = None
-    """Requests."""
+    """Requests that are being computed."""
     waiting: int | None = None
-    """Requests that are not computed yet."""
+    """Requests that wait to be computed."""
     tokens_per_second: float | None = None
     adapters: list[str] | None = None
-    """In its memory; of an engine that does not say, those that ran last."""
+    """Adapters in the engine's memory; for a vLLM that is not ours, those that ran last."""
 
 
 def list_engines(session: Session, settings: Settings) -> Sequence[tuple[EngineReport, VllmConnection]]:
-    """Every engine that has a row or is given by URL, and the way to it."""
+    """Returns a report on every engine that has a row or is named in the settings, and a connection to it."""
     rows = [
-        (_of_row(engine, is_alive=is_alive), VllmConnection(engine.url, engine.api_key, _BETWEEN_SECONDS))
+        (_of_row(engine, is_alive=is_alive), VllmConnection(engine.url, engine.api_key, _SAMPLE_SECONDS))
         for engine, is_alive in service.all_engines(session, settings)
     ]
     given = [
         (
             EngineReport(configured_id(address), address.base_model, address.url, None, None, "given", ""),
-            VllmConnection(address.url, address.api_key.get_secret_value(), _BETWEEN_SECONDS),
+            VllmConnection(address.url, address.api_key.get_secret_value(), _SAMPLE_SECONDS),
         )
         for address in settings.engine_urls
     ]
@@ -57,7 +57,7 @@ def list_engines(session: Session, settings: Settings) -> Sequence[tuple[EngineR
 
 
 async def ask_engines(engines: Iterable[tuple[EngineReport, VllmConnection]]) -> None:
-    """Completes the reports; of an engine that does not answer, `detail` says so."""
+    """Completes the reports with metrics; where an engine does not answer, `detail` says so."""
     await asyncio.gather(*(_ask(report, connection) for report, connection in engines))
 
 
@@ -66,11 +66,11 @@ async def _ask(report: EngineReport, connection: VllmConnection) -> None:
         return
     try:
         before, _ = _read(await connection.metrics())
-        await asyncio.sleep(_BETWEEN_SECONDS)
+        await asyncio.sleep(_SAMPLE_SECONDS)
         now, running = _read(await connection.metrics())
         try:
             adapters = await connection.adapters()
-        except ConnectionError:  # somebody else's vLLM
+        except ConnectionError:  # a vLLM that is not ours
             adapters = running
     except (TimeoutError, ConnectionError, ValueError) as error:
         report.detail = report.detail or str(error)
@@ -80,12 +80,12 @@ async def _ask(report: EngineReport, connection: VllmConnection) -> None:
     report.running = int(now.get("vllm:num_requests_running", 0))
     report.waiting = int(now.get("vllm:num_requests_waiting", 0))
     tokens = "vllm:generation_tokens_total"
-    report.tokens_per_second = round((now.get(tokens, 0) - before.get(tokens, 0)) / _BETWEEN_SECONDS, 1)
+    report.tokens_per_second = round((now.get(tokens, 0) - before.get(tokens, 0)) / _SAMPLE_SECONDS, 1)
     report.adapters = adapters
 
 
 def _read(text: str) -> tuple[dict[str, float], list[str]]:
-    """Sums by name, and the adapters in slots."""
+    """Returns the metrics summed by name, and the adapters in LoRA slots."""
     families: Iterable[Metric] = text_string_to_metric_families(text)
     samples = [sample for family in families for sample in family.samples]
     sums: dict[str, float] = {}
@@ -95,7 +95,7 @@ def _read(text: str) -> tuple[dict[str, float], list[str]]:
 
 
 def _adapters(samples: list[Sample]) -> list[str]:
-    """Each sample is a set of adapters that ran together, its value the time when they last did."""
+    """Returns the adapters that ran last; each sample is a set of adapters, its value their last run."""
     found: dict[str, None] = {}
     slots = 0
     for sample in sorted(samples, key=lambda sample: sample.value, reverse=True):

@@ -1,4 +1,4 @@
-"""Server-sent events on their way through: the usage in them is read, all else passes as it came."""
+"""Forwards server-sent events as they arrive, and reads the token usage in them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _END = b"\n\n"
 
 
 class EventStream:
-    """One stream of events. Engines are always asked for usage; a client that was not asked for it must
-    not see the event that carries it."""
+    """One stream of events. Engines are always asked for the usage; the event that carries it is hidden from
+    a client that did not ask for it."""
 
     def __init__(self, *, hide_usage: bool) -> None:
         self._hide_usage = hide_usage
         self.rest = b""
-        """Of an event that has not ended."""
+        """Bytes of an event that is not complete yet."""
         self.usage: tuple[int, int] | None = None
-        """Tokens in and out, once known."""
+        """Prompt and completion tokens, once known."""
 
     def forward(self, received: bytes) -> bytes:
-        """What may go on to the client: whole events, none of which waits for another."""
+        """Returns the bytes to send on to the client: every event that is complete by now."""
         if self.rest:
             received = self.rest + received
         if received.endswith(_END):
@@ -38,7 +38,7 @@ class EventStream:
         return b"".join([event + _END for event in events if not self._is_hidden(event)])
 
     def _is_hidden(self, event: bytes) -> bool:
-        """Whether it has nothing but usage that nobody asked for; notes the usage."""
+        """Records an event's usage; returns whether the event is nothing else and must be hidden."""
         if not event.startswith(b"data: {") or b'"usage"' not in event:
             return False
         try:
@@ -51,7 +51,7 @@ class EventStream:
 
 
 def usage_of(answer: Any) -> tuple[int, int] | None:
-    """Tokens in and out, as a completion or a chunk states them."""
+    """Returns the prompt and completion tokens that a completion or a chunk states, if it does."""
     usage: Any = cast("dict[str, Any]", answer).get("usage") if isinstance(answer, dict) else None
     if not isinstance(usage, dict):
         return None

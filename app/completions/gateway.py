@@ -1,4 +1,4 @@
-"""The gateway: who asks, for which model, and the answer to it."""
+"""The gateway: authenticates a completion request, resolves its model, and has an engine answer it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from app.usage.aggregator import UsageAggregator
 
 
 class Gateway:
-    """What all completions of this process share."""
+    """The state that all completions of this process share."""
 
     def __init__(
         self, settings: Settings, database: Database, replicas: Replicas, usage: UsageAggregator
@@ -32,23 +32,23 @@ class Gateway:
         self._projects: StaleWhileRevalidate[str, str] = StaleWhileRevalidate(
             self._find_project, fresh_seconds=1.0, stale_seconds=3.0
         )
-        # An alias that is moved leads everywhere to its new model within two seconds.
+        # Once an alias is moved, every gateway uses its new model within two seconds.
         self._targets: StaleWhileRevalidate[tuple[str, str], Target] = StaleWhileRevalidate(
             self._find_target, fresh_seconds=0.5, stale_seconds=1.5
         )
 
     async def authenticate(self, secret: str | None) -> str:
-        """The id of the project that the key belongs to.
+        """Returns the id of the project that the key belongs to.
 
         Raises:
-            AuthenticationError: no key, an unknown one, or one that was revoked (three seconds ago or more).
+            AuthenticationError: the key is missing, unknown or revoked (for at least three seconds).
         """
         return await self._projects.get(secret or "")
 
     async def answer(
         self, scope: Scope, project_id: str, path: str, body: SamplingParameters
     ) -> CompletionResponse:
-        """The response that will ask an engine when it is sent.
+        """Returns a response that asks an engine when it is sent.
 
         Raises:
             NotFoundError: the project has no such model or alias.
@@ -63,7 +63,7 @@ class Gateway:
         )
 
     async def ask(self, project_id: str, path: str, body: SamplingParameters) -> bytes:
-        """The whole answer to a request that the service itself makes for a project.
+        """Returns the whole answer to a request that the service itself makes for a project.
 
         Raises:
             NotFoundError: the project has no such model or alias.
@@ -74,15 +74,15 @@ class Gateway:
         served = target.model_for(body.user)
         content = upstream_body(body, served.name, project_id)
 
-        async def question(replica: Replica) -> bytes:
-            async with replica.patience():
+        async def send(replica: Replica) -> bytes:
+            async with replica.awaiting_first_byte():
                 upstream = await replica.connection.post(path, content)
                 try:
                     return await replica.connection.read_all(upstream)
                 finally:
-                    upstream.close()  # where it has not ended, so does the engine's work
+                    upstream.close()  # stops the engine's work on an unfinished answer
 
-        answer = await self._replicas.ask(served.base_model, served.name, question)
+        answer = await self._replicas.ask(served.base_model, served.name, send)
         self._usage.count(project_id, served.name, *(usage_in(answer) or (0, 0)), alias=target.alias)
         return answer
 

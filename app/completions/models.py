@@ -1,4 +1,4 @@
-"""Engines: the vLLM processes that answer."""
+"""Tables of the engines, which are vLLM processes, and of the devices that they share with workers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from app.core.database import Base, new_id
 
 
 class Engine(Base):
-    """A vLLM process as it last reported itself; its own process writes this row, gateways read it."""
+    """A vLLM process as last reported. The engine process writes the row, and gateways read it."""
 
     __tablename__ = "engines"
 
@@ -18,34 +18,34 @@ class Engine(Base):
     url: Mapped[str] = mapped_column(String(512))
     """`unix:/path/to/socket` or `http://host:port`."""
     api_key: Mapped[str] = mapped_column(String(128))
-    """What the gateway shows the engine; made anew at each start."""
+    """Key with which gateways authenticate at the engine; generated at each start."""
     status: Mapped[str] = mapped_column(String(16))
     """`stopped`, `starting` or `ready`; on a shared device also `draining`, `asleep` or `waking`."""
     detail: Mapped[str] = mapped_column(String(1024), default="")
-    """Why it is not ready, for people."""
+    """Why the engine is not ready, in words."""
     device: Mapped[str] = mapped_column(String(64))
     shared_device: Mapped[str] = mapped_column(String(64), default="", server_default="")
-    """The name of the device that it and workers take turns on; empty: it has its own."""
+    """Name of the device that the engine shares with workers; empty if it has a device of its own."""
     version: Mapped[str] = mapped_column(String(64))
     started_at: Mapped[float] = mapped_column(Double)
     heartbeat_at: Mapped[float] = mapped_column(Double)
-    """By the database's clock."""
+    """Time of the last heartbeat, by the database's clock."""
 
     @property
     def lends_device(self) -> bool:
-        """Whether a job trains on its device, is about to, or has just done so."""
+        """Returns whether a job is training on the engine's device, is about to, or has just done so."""
         return self.status in ("draining", "asleep", "waking")
 
 
 class SharedDevice(Base):
-    """A device that trainers and engines take turns on. Times are the database's."""
+    """A device that trainers and engines take turns on. Times are by the database's clock."""
 
     __tablename__ = "shared_devices"
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     worker_id: Mapped[str | None] = mapped_column(String(64))
-    """Who has it, or waits until its engines sleep."""
+    """Worker that holds the device, or waits until its engines sleep."""
     worker_until: Mapped[float] = mapped_column(Double)
-    """The worker's lease; renewed while it trains."""
+    """End of the worker's lease, which is renewed while it trains."""
     engine_until: Mapped[float] = mapped_column(Double)
-    """No worker may take it earlier: an engine is loading, or has its turn."""
+    """Time before which no worker may take the device, because an engine is loading or has its turn."""

@@ -1,4 +1,4 @@
-"""The engines that this gateway may ask, found in the database and the settings, kept honest by probes."""
+"""The engines that this gateway may ask: found in the database and the settings, and probed regularly."""
 
 from __future__ import annotations
 
@@ -29,101 +29,104 @@ T = TypeVar("T")
 _ATTEMPTS = 2
 _REFRESH_SECONDS = 1.0
 _PROBE_EVERY_SECONDS = 2.0
-_SILENCE_SECONDS = 5.0
-"""A busy engine may miss a probe of two seconds; one that answers none for longer is stuck."""
+_STUCK_SECONDS = 5.0
+"""An engine that answers no probe for this long is stuck; a busy one may miss a single probe."""
 _WARM_MODELS = 16
-"""Adapters that an engine keeps in memory, see `workers.inference.vllm_process`."""
-_WORTH_A_LOAD = 8
-"""Requests that a warm replica may have more than the idlest; loading an adapter takes about 50 ms."""
+"""Adapters that an engine keeps in memory; see `workers.inference.vllm_process`."""
+_MAX_EXTRA_IN_FLIGHT = 8
+"""A warm replica is preferred up to this many more requests in flight than the idlest one has; loading the
+adapter there would take about 50 ms."""
 
-_LOOK_SECONDS = 0.1
+_TRAINING_POLL_SECONDS = 0.1
 _RETRY_SECONDS = 5
 _TRAINING_RETRY_SECONDS = 30
-"""For a client that is refused because a job trains."""
+"""The `retry-after` of a request that is refused because a job trains on the engine's device."""
 
 _turns = count()
 
 
 class Replica:
-    """One engine, as this gateway knows it."""
+    """One engine as this gateway sees it."""
 
     def __init__(self, replica_id: str, address: EngineAddress, read_timeout: float) -> None:
         self.id = replica_id
         self.address = address
         self.connection = VllmConnection(address.url, address.api_key.get_secret_value(), read_timeout)
         self.in_flight = 0
-        self.is_out = False
-        """It does not answer: asked again once it answers a probe."""
-        self._waits: set[asyncio.Timeout] = set()
+        self.is_down = False
+        """Whether the engine is down; it gets no requests until it answers a probe again."""
+        self._first_byte_waits: set[asyncio.Timeout] = set()
         self._warm: OrderedDict[str, None] = OrderedDict()
         self._answered_at = time.monotonic()
         self._turn = next(_turns)
 
     @property
     def load(self) -> tuple[int, int]:
-        """Requests in flight; of equally idle replicas, the one that was asked longest ago comes first."""
+        """Returns the sort key for choosing a replica: requests in flight, then how recently it was asked."""
         return self.in_flight, self._turn
 
     def is_warm(self, model: str) -> bool:
-        """Whether it lately answered for that model."""
+        """Returns whether the engine has recently answered for the model, and so holds its adapter."""
         return model in self._warm
 
     @contextmanager
     def serving(self) -> Generator[None]:
-        """A request is in flight."""
+        """Counts a request as in flight for as long as the block runs."""
         self.in_flight += 1
         self._turn = next(_turns)
         try:
             yield
-        except RetryableError as unanswered:
-            self.is_out = self.is_out or unanswered.is_gone
+        except RetryableError as error:
+            self.is_down = self.is_down or error.is_gone
             raise
         finally:
             self.in_flight -= 1
 
     @asynccontextmanager
-    async def patience(self) -> AsyncGenerator[None]:
-        """The wait for an answer's first byte.
+    async def awaiting_first_byte(self) -> AsyncGenerator[None]:
+        """Lets `abort_waits` end the block, which waits for the first byte of an answer.
 
         Raises:
             RetryableError: the engine is stuck, and another is ready.
         """
         try:
             async with asyncio.timeout(None) as wait:
-                self._waits.add(wait)
+                self._first_byte_waits.add(wait)
                 try:
                     yield
                 finally:
-                    self._waits.discard(wait)
+                    self._first_byte_waits.discard(wait)
         except TimeoutError as error:
             raise RetryableError(unreachable()) from error
 
-    def give_up_waiting(self) -> None:
-        """Ends the wait of the requests that may still go elsewhere."""
-        for wait in self._waits:
+    def abort_waits(self) -> None:
+        """Ends the waits of `awaiting_first_byte`, so that these requests go to another engine."""
+        for wait in self._first_byte_waits:
             wait.reschedule(0)
 
-    def has_answered(self, model: str) -> None:
-        """It holds that model now."""
+    def mark_warm(self, model: str) -> None:
+        """Records that the engine holds the model's adapter now."""
         self._warm[model] = None
         self._warm.move_to_end(model)
         if len(self._warm) > _WARM_MODELS:
             self._warm.popitem(last=False)
 
     async def probe(self) -> None:
-        """Asks whether it is well, and takes it out or back."""
+        """Checks the engine's health, and marks it as down or up."""
         try:
-            is_out = not await self.connection.healthy()
+            is_down = not await self.connection.healthy()
             self._answered_at = time.monotonic()
         except TimeoutError:
-            is_out = self.is_out or time.monotonic() - self._answered_at > _SILENCE_SECONDS
-        if is_out != self.is_out:
-            log.warning("engine %s %s", self.id, "does not answer, asked no more" if is_out else "is back")
-        self.is_out = is_out
+            is_down = self.is_down or time.monotonic() - self._answered_at > _STUCK_SECONDS
+        if is_down != self.is_down:
+            log.warning(
+                "engine %s %s", self.id, "does not answer and gets no more requests" if is_down else "is back"
+            )
+        self.is_down = is_down
 
 
 class Replicas:
-    """All of them. Lives on the event loop's thread."""
+    """All replicas of this gateway. Lives on the event loop's thread."""
 
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
@@ -131,32 +134,32 @@ class Replicas:
         self._by_id: dict[str, Replica] = {}
         self._leaving: list[Replica] = []
         self._lent: set[str] = set()
-        """Base models with an engine that lets a job train on its device."""
+        """Base models with an engine whose device is lent to a job."""
         self._configured = {configured_id(address): address for address in settings.engine_urls}
 
     async def run(self) -> None:
-        """Follows the database and probes the engines, until it is cancelled."""
+        """Follows the database and probes the engines until it is cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(self._probe())
 
     async def close(self) -> None:
-        """Ends every connection."""
+        """Closes every connection."""
         for replica in [*self._by_id.values(), *self._leaving]:
             await replica.connection.close()
 
     async def choose(self, base_model: str, model: str, *, exclude: Collection[Replica] = ()) -> Replica:
-        """The replica to ask: the least loaded that has the model warm, else the least loaded.
+        """Returns the replica to ask: the least loaded one that has the model warm, or else the least loaded.
 
         Raises:
             UnavailableError: none is ready, `but` for those given.
         """
         ready = self.ready(base_model, exclude)
         if not ready and not exclude:
-            await self.refresh()  # perhaps one is, since a moment
+            await self.refresh()  # one may have become ready a moment ago
             ready = self.ready(base_model, exclude)
         if not ready and not exclude:
-            ready = await self._outwait_training(base_model)
+            ready = await self._wait_for_training(base_model)
         if not ready:
             raise await self._none_ready(base_model)
         idlest = min(ready, key=lambda replica: replica.load)
@@ -164,10 +167,10 @@ class Replicas:
         if model == base_model or not warm:
             return idlest
         best = min(warm, key=lambda replica: replica.load)
-        return best if best.in_flight <= idlest.in_flight + _WORTH_A_LOAD else idlest
+        return best if best.in_flight <= idlest.in_flight + _MAX_EXTRA_IN_FLIGHT else idlest
 
-    async def ask(self, base_model: str, model: str, question: Callable[[Replica], Awaitable[T]]) -> T:
-        """What `question` gets from one replica or, if that gives not one byte, from another.
+    async def ask(self, base_model: str, model: str, send: Callable[[Replica], Awaitable[T]]) -> T:
+        """Returns the result of `send` with one replica or, if that one sends nothing, with another.
 
         Raises:
             UnavailableError: no engine is ready, or none answered.
@@ -179,50 +182,50 @@ class Replicas:
             asked.append(replica)
             try:
                 with replica.serving():
-                    return await question(replica)
-            except RetryableError as unanswered:
+                    return await send(replica)
+            except RetryableError as error:
                 others = self.ready(base_model, asked)
                 if len(asked) == _ATTEMPTS or not others:
-                    raise _named(unanswered.error, replica) from unanswered
+                    raise _with_replica(error.error, replica) from error
             except ToqueError as error:
-                raise _named(error, replica) from None
+                raise _with_replica(error, replica) from None
 
     def ready(self, base_model: str, exclude: Collection[Replica] = ()) -> list[Replica]:
-        """Those of the base that answer."""
+        """Returns the replicas of a base model that are up, without those to exclude."""
         return [
             replica
-            for replica in list(self._by_id.values())  # at once, for other threads look too
-            if replica.address.base_model == base_model and not replica.is_out and replica not in exclude
+            for replica in list(self._by_id.values())  # a copy, since other threads read too
+            if replica.address.base_model == base_model and not replica.is_down and replica not in exclude
         ]
 
-    async def _outwait_training(self, base_model: str) -> list[Replica]:
-        """Those that answer once a trainer has given their device back, if that is soon enough."""
+    async def _wait_for_training(self, base_model: str) -> list[Replica]:
+        """Waits a limited time until a trainer gives the device back; returns the ready replicas."""
         until = time.monotonic() + self._settings.engine_wait_seconds
         while base_model in self._lent and time.monotonic() < until:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_TRAINING_POLL_SECONDS)
             if ready := self.ready(base_model):
                 return ready
         return []
 
     def count_ready(self) -> dict[str, int]:
-        """How many answer, by base model."""
+        """Returns the number of replicas that are up, by base model."""
         return Counter(
-            replica.address.base_model for replica in list(self._by_id.values()) if not replica.is_out
+            replica.address.base_model for replica in list(self._by_id.values()) if not replica.is_down
         )
 
     def status(self, base_model: str, reported: str) -> str:
-        """`ready`, or why not: from what engines report of themselves and from whether they answer."""
+        """Returns `ready`, or why not, from what the engines report and from whether they answer."""
         if self.ready(base_model):
             return "ready"
         known = any(replica.address.base_model == base_model for replica in list(self._by_id.values()))
         return "it does not answer" if known and reported == "ready" else reported
 
     async def refresh(self) -> None:
-        """Takes in what the database says now."""
+        """Brings the replicas up to date with the database."""
         found = self._configured | await to_thread.run_sync(self._registered)
         for replica_id, replica in list(self._by_id.items()):
             if found.get(replica_id) != replica.address:
-                self._leaving.append(self._by_id.pop(replica_id))  # its streams may end
+                self._leaving.append(self._by_id.pop(replica_id))  # its streams may finish
         for replica_id, address in found.items():
             if replica_id not in self._by_id:
                 self._by_id[replica_id] = Replica(replica_id, address, self._settings.upstream_timeout)
@@ -260,8 +263,10 @@ class Replicas:
             try:
                 await self.refresh()
             except SQLAlchemyError as error:
-                log.warning("engines as last known, the database is away: %s", type(error).__name__)
-            except Exception:  # one that follows no more would be worse
+                log.warning(
+                    "the database is away, so the engines stay as last known: %s", type(error).__name__
+                )
+            except Exception:  # this task must go on, whatever happens
                 log.exception("the engines cannot be read")
             await asyncio.sleep(_REFRESH_SECONDS)
 
@@ -270,16 +275,16 @@ class Replicas:
             started = time.monotonic()
             await asyncio.gather(*(replica.probe() for replica in self._by_id.values()))
             for replica in self._by_id.values():
-                if replica.is_out and self.ready(replica.address.base_model):
-                    replica.give_up_waiting()
+                if replica.is_down and self.ready(replica.address.base_model):
+                    replica.abort_waits()
             await asyncio.sleep(max(0.0, started + _PROBE_EVERY_SECONDS - time.monotonic()))
 
 
 def configured_id(address: EngineAddress) -> str:
-    """Of an engine that has no row: the same in every gateway."""
+    """Returns the id of an engine that the settings name; it is the same in every gateway."""
     return "engine_" + hashlib.sha256(address.url.encode()).hexdigest()[:24]
 
 
-def _named(error: ToqueError, replica: Replica) -> ToqueError:
+def _with_replica(error: ToqueError, replica: Replica) -> ToqueError:
     error.headers["x-toque-replica"] = replica.id
     return error

@@ -1,8 +1,8 @@
-"""Completion requests: the fields that reach an engine, and no others.
+"""Completion requests: exactly the fields that may reach an engine.
 
-Whatever is not named here is refused by name (`chat_template`, `documents`, `extra_args`, …), and
-content parts other than text are refused, so that no request makes an engine fetch a URL or run a
-template. Fields of OpenAI's that mean nothing here are accepted and go no further.
+Any other field (`chat_template`, `documents`, `extra_args`, …) is refused by name, and so are content parts
+other than text, so that no request can make an engine fetch a URL or run a template. OpenAI's fields that
+have no meaning here are accepted and dropped.
 """
 
 from __future__ import annotations
@@ -135,13 +135,13 @@ class SamplingParameters(BaseModel):
         Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None
     ) = None
 
-    # Of vLLM's, by `extra_body`.
+    # vLLM's own fields, which OpenAI's client sends with `extra_body`.
     top_k: Annotated[int, Field(ge=-1, strict=True)] | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
     min_tokens: Annotated[int, Field(ge=0, strict=True)] | None = None
 
-    # Of OpenAI's, accepted and not passed on.
+    # OpenAI's fields that are accepted and not passed on.
     user: Annotated[str | None, Field(exclude=True)] = None
     metadata: Annotated[dict[str, Any] | None, Field(exclude=True)] = None
     store: Annotated[bool | None, Field(exclude=True)] = None

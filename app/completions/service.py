@@ -1,4 +1,4 @@
-"""Rules on engines: which are alive, and what they say of themselves."""
+"""Reads the engines' rows: which engines are alive, and in which state."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.core.settings import Settings
 
 
 def live_engines(session: Session, settings: Settings, base_model: str | None = None) -> Sequence[Engine]:
-    """Engines, of one base or of all, that reported themselves within three heartbeats."""
+    """Returns the engines, of one base model or of all, that reported within three heartbeats."""
     query = select(Engine).where(Engine.heartbeat_at > database_now() - 3 * settings.heartbeat_seconds)
     if base_model is not None:
         query = query.where(Engine.base_model == base_model)
@@ -21,14 +21,14 @@ def live_engines(session: Session, settings: Settings, base_model: str | None = 
 
 
 def all_engines(session: Session, settings: Settings) -> Sequence[tuple[Engine, bool]]:
-    """Every engine that has a row, oldest first, and whether it reported itself lately."""
+    """Returns every engine that has a row, oldest first, and whether it is alive."""
     alive = Engine.heartbeat_at > database_now() - 3 * settings.heartbeat_seconds
     rows = session.execute(select(Engine, alive).order_by(Engine.base_model, Engine.started_at))
     return [(engine, bool(is_alive)) for engine, is_alive in rows]
 
 
 def engine_status(session: Session, settings: Settings, base_model: str) -> str:
-    """`ready`, or in a few words why not."""
+    """Returns `ready`, or in a few words why not."""
     engines = live_engines(session, settings, base_model)
     if any(engine.status == "ready" for engine in engines):
         return "ready"

@@ -1,4 +1,4 @@
-"""Talks to one vLLM: requests sent, answers taken, the answers it refuses with told apart."""
+"""An HTTP client for one vLLM server, which turns its failures and refusals into errors of ours."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ MODEL_NOT_LOADED = "model_not_loaded"
 _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 2.0
 _KEEP_ALIVE_SECONDS = 3.0
-"""Less than vLLM's 5, or requests would be sent on connections that it is just closing."""
+"""Less than vLLM's 5 seconds, so that no request is sent on a connection that vLLM is closing."""
 
 
 class RetryableError(Exception):
-    """The engine gave not one byte of an answer: another may be asked.
+    """The engine sent no byte of an answer, so that another engine may be asked.
 
-    `error` is what to say if there is none; `is_gone`: nobody listens where the engine was.
+    `error` is what to report if there is no other; `is_gone` says that nothing listens at the address.
     """
 
     def __init__(self, error: ToqueError, *, is_gone: bool = False) -> None:
@@ -32,7 +32,7 @@ class RetryableError(Exception):
 
 
 class VllmConnection:
-    """The connections to one engine, kept open and shared by all requests of this process."""
+    """The pool of connections to one engine, which all requests of this process share."""
 
     def __init__(self, url: str, api_key: str, read_timeout: float) -> None:
         self.url = url
@@ -45,14 +45,14 @@ class VllmConnection:
         self._urls: dict[str, URL] = {}
 
     async def post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
-        """The answer to `POST path`, as far as its headers; the caller closes it.
+        """Sends a request, and returns the response once its headers are there; the caller closes it.
 
         Raises:
             RetryableError: the engine is unreachable, sent no byte of an answer, or has no such model.
-            UnavailableError: it said nothing in time, or failed on this request.
-            InvalidRequestError: it refused the request.
+            UnavailableError: the engine timed out, or failed on this request.
+            InvalidRequestError: the engine refused the request.
         """
-        with _errors():
+        with _translate_errors():
             answer = await self._open_session().post(
                 self._url(path), data=body, headers={"content-type": "application/json"}
             )
@@ -64,45 +64,45 @@ class VllmConnection:
         raise refusal
 
     async def read_all(self, answer: aiohttp.ClientResponse) -> bytes:
-        """The whole of an answer.
+        """Returns the whole body of a response.
 
         Raises:
-            RetryableError: the engine broke it off; nobody has seen any of it yet.
-            UnavailableError: it went silent.
+            RetryableError: the connection broke; the client has seen nothing of the answer yet.
+            UnavailableError: the engine timed out.
         """
-        with _errors():
+        with _translate_errors():
             return await answer.read()
 
     async def read_some(self, answer: aiohttp.ClientResponse) -> bytes:
-        """The first bytes of an answer; raises as `read_all` does."""
-        with _errors():
+        """Returns the next bytes of a response; raises the errors of `read_all`."""
+        with _translate_errors():
             return await answer.content.readany()
 
     async def healthy(self) -> bool:
-        """Whether the engine says that it is well.
+        """Returns whether the engine reports that it is healthy.
 
         Raises:
-            TimeoutError: it says nothing.
+            TimeoutError: the engine did not answer in time.
         """
         timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)
         try:
             async with self._open_session().get(self._url("/health"), timeout=timeout) as answer:
                 return answer.status == 200
-        except TimeoutError:  # some of aiohttp's are of both kinds
+        except TimeoutError:  # some of aiohttp's timeouts are ClientErrors too
             raise
         except (aiohttp.ClientError, ValueError):
             return False
 
     async def metrics(self) -> str:
-        """What the engine counts, in Prometheus's text format; raises as `adapters` does."""
+        """Returns the engine's metrics in Prometheus's text format; raises the errors of `adapters`."""
         return (await self._get("/metrics")).decode("utf-8", "replace")
 
     async def adapters(self) -> list[str]:
-        """The adapters that the engine has in its memory; only engines of ours say.
+        """Returns the adapters in the engine's memory, which only engines of ours report.
 
         Raises:
-            ConnectionError: it cannot be reached, or does not say.
-            TimeoutError: it says nothing.
+            ConnectionError: the engine cannot be reached, or has no such route.
+            TimeoutError: the engine did not answer in time.
         """
         return list(map(str, orjson.loads(await self._get("/toque/adapters"))["adapters"]))
 
@@ -120,7 +120,7 @@ class VllmConnection:
             raise ConnectionError("it cannot be reached") from None
 
     async def close(self) -> None:
-        """Ends every connection."""
+        """Closes every connection."""
         if self._session is not None:
             await self._session.close()
 
@@ -149,31 +149,34 @@ class VllmConnection:
 
 
 def broken_off() -> UnavailableError:
-    """The error of an answer that did not end as it should."""
+    """Returns the error for an answer that broke off."""
     return UnavailableError("The engine broke off its answer.", code="engine_unavailable")
 
 
 @contextmanager
-def _errors() -> Generator[None]:
-    """Of connections, as those of this module."""
+def _translate_errors() -> Generator[None]:
+    """Translates aiohttp's errors into this module's."""
     try:
         yield
     except aiohttp.SocketTimeoutError as error:
         raise UnavailableError("The engine did not answer in time.", code="engine_timeout") from error
-    except (aiohttp.ClientConnectorError, ValueError) as error:  # nobody there, or no URL at all
+    except (
+        aiohttp.ClientConnectorError,
+        ValueError,
+    ) as error:  # nothing listens there, or the URL is malformed
         raise RetryableError(unreachable(), is_gone=True) from error
     except aiohttp.ClientError as error:
         raise RetryableError(unreachable()) from error
 
 
 def unreachable() -> UnavailableError:
-    """The error of an engine that does not answer."""
+    """Returns the error for an engine that does not answer."""
     message = "The engine cannot be reached; it may be restarting."
     return UnavailableError(message, code="engine_unavailable")
 
 
 async def _refusal(answer: aiohttp.ClientResponse) -> ToqueError:
-    """vLLM's error as one of ours."""
+    """Translates vLLM's error response into an error of ours."""
     try:
         content: Any = orjson.loads(await answer.read())
         error = content.get("error", content)

@@ -47,7 +47,7 @@ def settings(settings: Settings) -> Settings:
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What the stand-in for vLLM has done."""
     monkeypatch.setattr(engine_module, "detect", lambda: Device("cuda", "GPU", 80 * 2**30))
-    monkeypatch.setattr(engine_module, "_NOTICED_SECONDS", 0.1)
+    monkeypatch.setattr(engine_module, "_GATEWAYS_NOTICE_SECONDS", 0.1)
     monkeypatch.setenv("FAKE_VLLM_LOG", str(tmp_path / "vllm.log"))
     monkeypatch.setenv("FAKE_VLLM_BUSY", str(tmp_path / "busy"))
     return tmp_path / "vllm.log"

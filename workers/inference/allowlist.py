@@ -1,4 +1,4 @@
-"""The only routes of vLLM that answer; its key does not guard all the others."""
+"""Blocks all of vLLM's routes but a few, since vLLM's API key does not protect every route."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 _ROUTES = frozenset({"/health", "/v1/completions", "/v1/chat/completions"})
 _KEYED = frozenset({"/tokenize", "/metrics", "/toque/adapters", "/sleep", "/wake_up"})
-"""vLLM itself asks for no key here."""
+"""Routes for which vLLM itself requires no key, and we do."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -18,13 +18,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Allowlist:
-    """ASGI middleware, given to vLLM with --middleware."""
+    """ASGI middleware for vLLM's --middleware option."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, or answers 404."""
+        """Passes an allowed request on, and answers 404 to any other."""
         if scope["type"] == "lifespan" or (scope["type"] == "http" and _is_allowed(scope)):
             await self._app(scope, receive, send)
         elif scope["type"] == "http":

@@ -1,7 +1,7 @@
-"""The engine: keeps vLLM running for one base model, and its row in `engines` true. Read `Engine.run` first.
+"""The engine process: keeps vLLM running for one base model, and its row in `engines` up to date.
 
-vLLM finds published adapters by itself, see `workers.inference.lora_resolver`. One thread does everything
-here (another only copies vLLM's log, and ends with it), so that children may be forked safely.
+Read `Engine.run` first. vLLM finds published adapters through our plugin `workers.inference.lora_resolver`.
+One thread does everything here (another only copies vLLM's log, and ends with it), so that forking is safe.
 """
 
 from __future__ import annotations
@@ -24,25 +24,23 @@ log = logging.getLogger("toque.engine")
 _TICK_SECONDS = 0.2
 _LONGEST_BACK_OFF = 30.0
 _STEADY_SECONDS = 60.0
-"""An engine that ran this long starts its back-off over when it fails."""
-_UNANSWERED_SECONDS = 60.0
-"""A ready vLLM that fails its probes this long is stopped and started again."""
-
-
-_NOTICED_SECONDS = 2.5
-"""After which every gateway has seen that this engine is not ready any more."""
+"""The back-off starts over after a vLLM that ran this long."""
+_STUCK_SECONDS = 60.0
+"""A ready vLLM that fails its probes for this long is restarted."""
+_GATEWAYS_NOTICE_SECONDS = 2.5
+"""Time after which every gateway has noticed that this engine is no longer ready."""
 _DRAIN_SECONDS = 120.0
-"""For answers that were begun; then they are broken off: clients see that, and a job waits."""
-_ORDER_SECONDS = 300.0
+"""Time for unfinished answers to complete; then they are broken off, since a job waits."""
+_SLEEP_CALL_SECONDS = 300.0
 _TRAINING = "a job trains on its device"
 
 
 class VllmError(Exception):
-    """This vLLM is of no more use; the message says why."""
+    """The vLLM process must be replaced; the message says why."""
 
 
 class Engine:
-    """Keeps a vLLM of one base model running until it is told to stop."""
+    """Keeps vLLM running for one base model until it is told to stop."""
 
     def __init__(self, settings: Settings, entry: BaseModelEntry, vllm_version: str) -> None:
         self._settings = settings
@@ -57,11 +55,11 @@ class Engine:
         self._stopping = False
 
     def stop(self, *_: object) -> None:
-        """Has `run` end soon; a signal handler."""
+        """Makes `run` return soon; serves as a signal handler."""
         self._stopping = True
 
     def run(self) -> None:
-        """Starts vLLM, again and again if need be."""
+        """Runs vLLM, and restarts it with exponential back-off, until `stop` is called."""
         back_off, reason = 1.0, ""
         try:
             while not self._stopping:
@@ -83,12 +81,12 @@ class Engine:
         finally:
             self._row.remove()
 
-    def _serve(self, before: str) -> str:
-        """Runs one vLLM to its end; returns why it ended. `before` is why the one before did."""
+    def _serve(self, previous: str) -> str:
+        """Runs one vLLM until it ends, and returns the reason; `previous` is why the last one ended."""
         vllm = Vllm(self._settings, self._entry, self._device, sleeps=self._turns is not None)
         try:
             loading = "vLLM is loading the model"
-            self._row.report("starting", f"{loading}; the one before: {before}" if before else loading)
+            self._row.report("starting", f"{loading}; the one before: {previous}" if previous else loading)
             self._await_ready(vllm)
             if self._stopping:
                 return ""
@@ -119,51 +117,51 @@ class Engine:
         self._row.report("ready", "", self._settings.engine_url or vllm.url, vllm.api_key)
 
     def _watch(self, vllm: Vllm) -> None:
-        """Beats while vLLM is healthy; returns when it has ended."""
+        """Sends heartbeats while vLLM is healthy; returns when it has ended."""
         answered = time.monotonic()
         while not self._stopping and vllm.alive():
             if self._row.due and vllm.healthy():
                 answered = time.monotonic()
-                self._row.beat()
-            if time.monotonic() - answered > self._settings.heartbeat_seconds + _UNANSWERED_SECONDS:
-                raise VllmError(f"vLLM did not answer its probes for {_UNANSWERED_SECONDS:.0f} s")
+                self._row.heartbeat()
+            if time.monotonic() - answered > self._settings.heartbeat_seconds + _STUCK_SECONDS:
+                raise VllmError(f"vLLM did not answer its probes for {_STUCK_SECONDS:.0f} s")
             if self._turns and self._turns.is_wanted():
                 self._lend_device(vllm, self._turns)
                 answered = time.monotonic()
             time.sleep(_TICK_SECONDS)
 
     def _lend_device(self, vllm: Vllm, turns: ServingTurns) -> None:
-        """Sleeps while a job trains. A vLLM that cannot is stopped: that frees the device as well.
+        """Puts vLLM to sleep while a job trains; stops one that fails to sleep, which frees the device too.
 
         Raises:
-            VllmError: it cannot fall asleep, or wake up, or did not come to an end with what it had begun.
+            VllmError: vLLM did not finish its answers in time, or failed to sleep or to wake up.
         """
         self._row.report("draining", "a job is about to train on its device")
-        self._wait(_NOTICED_SECONDS)
-        began = time.monotonic()
+        self._wait(_GATEWAYS_NOTICE_SECONDS)
+        started = time.monotonic()
         while not self._stopping and vllm.alive() and vllm.busy():
-            if time.monotonic() - began > _DRAIN_SECONDS:
+            if time.monotonic() - started > _DRAIN_SECONDS:
                 raise VllmError(f"a job waits, and answers took longer than {_DRAIN_SECONDS:.0f} s")
             self._wait(_TICK_SECONDS)
-        self._follow(vllm, "/sleep?level=1")
+        self._call(vllm, "/sleep?level=1")
         self._row.report("asleep", _TRAINING)
         while not self._stopping and vllm.alive() and not turns.take_back():
             self._wait(self._settings.poll_seconds)
         if self._stopping or not vllm.alive():
             return
         self._row.report("waking", "a job has trained on its device")
-        self._follow(vllm, "/wake_up")
+        self._call(vllm, "/wake_up")
         if not vllm.completes():
             raise VllmError("vLLM did not answer after its sleep")
         self._report_ready(vllm)
 
-    def _follow(self, vllm: Vllm, order: str) -> None:
-        """Waits until vLLM has done it, beating."""
-        began = time.monotonic()
+    def _call(self, vllm: Vllm, path: str) -> None:
+        """Calls a route that may take long, and sends heartbeats until vLLM has answered."""
+        started = time.monotonic()
         try:
-            for _ in vllm.order(order):
-                if self._stopping or time.monotonic() - began > _ORDER_SECONDS:
-                    raise VllmError(f"vLLM did not {order} in {_ORDER_SECONDS:.0f} s")
+            for _ in vllm.post(path):
+                if self._stopping or time.monotonic() - started > _SLEEP_CALL_SECONDS:
+                    raise VllmError(f"vLLM did not answer {path} in {_SLEEP_CALL_SECONDS:.0f} s")
                 self._wait(_TICK_SECONDS)
         except OSError as error:
             raise VllmError(f"vLLM failed: {error}") from error
@@ -173,16 +171,16 @@ class Engine:
         return f"base model {name} is not prepared: run `toque models pull {name}`"
 
     def _wait(self, seconds: float) -> None:
-        """Sleeps, beating; less if told to stop."""
+        """Waits and sends heartbeats; returns early when told to stop."""
         until = time.monotonic() + seconds
         while not self._stopping and time.monotonic() < until:
             if self._row.due:
-                self._row.beat()
+                self._row.heartbeat()
             time.sleep(min(_TICK_SECONDS, seconds))
 
 
 def main() -> int:
-    """The process's entry; returns the exit code."""
+    """Runs the engine process; returns its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     settings = Settings()
     name = settings.engine_base_model or settings.base_models[0].name
@@ -195,7 +193,7 @@ def main() -> int:
         log.error("vLLM is not installed: install requirements/cpu.txt or requirements/cuda.txt")
         return 1
     if missing := missing_plugins():
-        # vLLM would start all the same, and answer wrongly.
+        # vLLM would start without them, and answer wrongly.
         log.error("vLLM does not find the plugins %s: install Toque again", ", ".join(missing))
     engine = Engine(settings, entry, vllm_version)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,7 +1,7 @@
-"""Has vLLM use `workers.inference.punica_wrapper` on CPUs: a plugin in every process that vLLM starts.
+"""A vLLM plugin that makes vLLM use `workers.inference.punica_wrapper` on CPUs.
 
-This module imports nothing of vLLM when it is loaded: vLLM carries on without a plugin that fails to load,
-and would then answer with its own kernels, wrongly. What `register` raises ends it.
+The module imports nothing of vLLM when it is loaded: vLLM would carry on without a plugin that fails to load,
+and answer wrongly with its own kernels. An exception in `register` does end vLLM.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _TESTED = "0.32."
 
 
 class UntestedVersionError(RuntimeError):
-    """The kernels replace internals of vLLM, which any other version may have changed."""
+    """The kernels replace internals of vLLM, which may differ in an untested version."""
 
 
 def register() -> None:
-    """The entry point `toque_lora_kernels` of `vllm.general_plugins`; does nothing on a GPU.
+    """Registers the wrapper on CPUs; the entry point `toque_lora_kernels` of `vllm.general_plugins`.
 
     Raises:
-        UntestedVersionError: this is not a vLLM that the kernels were tested with.
+        UntestedVersionError: the kernels were not tested with this version of vLLM.
     """
     if os.environ.get("TOQUE_ENGINE") is None:
         return  # a vLLM that is not ours
@@ -35,7 +35,7 @@ def register() -> None:
 
 
 def check_version(installed: str) -> None:
-    """Raises UntestedVersionError unless the version was tested, or whoever runs it says that it is fine."""
+    """Raises UntestedVersionError unless the version was tested, or TOQUE_ALLOW_UNTESTED_VLLM is set."""
     if installed.startswith(_TESTED) or os.environ.get("TOQUE_ALLOW_UNTESTED_VLLM") == "1":
         return
     raise UntestedVersionError(

@@ -1,8 +1,8 @@
-"""Loads published adapters into vLLM on their first request: a plugin in every process that vLLM starts.
+"""A vLLM plugin (a LoRA resolver) that loads published adapters on their first request.
 
-The database says which adapters there are, so any engine serves any of them after any restart, with
-nobody's help. vLLM asks `resolve_lora` once for each name, one caller at a time, then keeps the answer.
-An adapter that must not be loaded is quarantined: its row says why, and gateways ask no engine again.
+The database says which adapters exist, so that any engine serves any of them after any restart. vLLM calls
+`resolve_lora` once for each name, one call at a time, and keeps the result. An adapter that must not be
+loaded is quarantined: its row says why, and gateways do not ask for it again.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ log = logging.getLogger("toque.lora_resolver")
 
 
 def register() -> None:
-    """The entry point `toque_lora_resolver` of `vllm.general_plugins`."""
+    """Registers the resolver; the entry point `toque_lora_resolver` of `vllm.general_plugins`."""
     base_model = os.environ.get("TOQUE_ENGINE")
     if base_model is None:
         return  # a vLLM that is not ours
-    # vLLM's model processes outlive an API server that is killed; here is the one place to prevent it.
+    # vLLM's model processes would outlive an API server that is killed; only a plugin can prevent that.
     die_with_parent()
     from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry  # noqa: PLC0415
 
@@ -43,7 +43,7 @@ def register() -> None:
 
     class ToqueResolver(LoRAResolver):
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
-            del base_model_name  # its folder, which says nothing
+            del base_model_name  # the base model's folder, not its name
             return await published.resolve(lora_name)
 
     LoRAResolverRegistry.register_resolver("toque", ToqueResolver())
@@ -53,9 +53,9 @@ def register() -> None:
 
 
 def watch_loader(loader: type[Any], published: PublishedAdapters) -> None:
-    """Has what vLLM's own loader refuses quarantined.
+    """Quarantines every adapter that vLLM's own loader refuses.
 
-    vLLM tells nobody why: its API server logs the reason, and answers that the adapter "could not be loaded".
+    vLLM only logs the reason, and answers that the adapter "could not be loaded".
     """
     add: Callable[[Any, LoRARequest], bool] = loader.add_adapter
 
@@ -63,46 +63,46 @@ def watch_loader(loader: type[Any], published: PublishedAdapters) -> None:
         try:
             return add(self, lora_request)
         except Exception as error:
-            if _is_verdict(error):
-                self.remove_adapter(lora_request.lora_int_id)  # it may have come half the way
+            if _is_adapters_fault(error):
+                self.remove_adapter(lora_request.lora_int_id)  # it may be loaded in part
                 published.quarantine(lora_request.lora_name, f"vLLM cannot load it: {error}")
             raise
 
     loader.add_adapter = add_adapter
 
 
-def _is_verdict(error: Exception) -> bool:
-    """Whether it is about the adapter, and not about a storage, a memory or a device in trouble."""
+def _is_adapters_fault(error: Exception) -> bool:
+    """Returns whether the adapter caused the error, rather than the storage, the memory or the device."""
     from torch import AcceleratorError, OutOfMemoryError  # noqa: PLC0415
     from vllm.exceptions import LoRAAdapterNotFoundError  # noqa: PLC0415
 
-    passing = (OSError, MemoryError, OutOfMemoryError, AcceleratorError, LoRAAdapterNotFoundError)
-    return not isinstance(error, passing)
+    transient = (OSError, MemoryError, OutOfMemoryError, AcceleratorError, LoRAAdapterNotFoundError)
+    return not isinstance(error, transient)
 
 
 class PublishedAdapters:
-    """The adapters of one base model; connects to the database when first asked."""
+    """The published adapters of one base model. Connects to the database on first use."""
 
     def __init__(self, base_model: str) -> None:
         self._base_model = base_model
 
     async def resolve(self, name: str) -> LoRARequest | None:
-        """The adapter of that name, or None if none is published, or it cannot be read now.
+        """Returns the adapter of that name, or None if none is published or its files cannot be read now.
 
         Raises:
-            AdapterError: it would harm the engine; vLLM answers 400 with the message.
+            AdapterError: the adapter would harm the engine; vLLM answers 400 with the message.
         """
         from vllm.lora.request import LoRARequest  # noqa: PLC0415
 
         folder = await asyncio.to_thread(self.folder_of, name)
-        # vLLM sets an id of its own.
+        # vLLM replaces the id with its own.
         return LoRARequest(lora_name=name, lora_int_id=1, lora_path=str(folder)) if folder else None
 
     def folder_of(self, name: str) -> Path | None:
-        """The checked folder of the adapter of that name, or None if there is none to be had now.
+        """Returns the checked folder of the adapter of that name, or None if none can be read now.
 
         Raises:
-            AdapterError: it must not be loaded.
+            AdapterError: the adapter must not be loaded.
         """
         with self._database.reader() as session:
             adapter = service.find_servable(session, self._base_model, name)
@@ -113,9 +113,7 @@ class PublishedAdapters:
             try:
                 storage = open_storage(self._settings)
                 return service.check_files(storage, adapter.storage_key, self._shapes, self._entry.max_rank)
-            except (
-                OSError
-            ) as error:  # a storage that is not mounted, say: it may be there on the next request
+            except OSError as error:  # for example a storage that is not mounted, and may be back soon
                 log.warning("the files of %s cannot be read now: %s", name, error)
                 return None
             except AdapterError as error:
@@ -124,12 +122,12 @@ class PublishedAdapters:
         raise AdapterError(WEIGHTS, "quarantined", f"The model {name} cannot be served: {reason}")
 
     def quarantine(self, name: str, reason: str) -> None:
-        """Has nobody ask for the adapter any more, if the database can be reached."""
+        """Quarantines the adapter, if the database can be reached."""
         log.warning("%s is quarantined: %s", name, reason)
         try:
             with self._database.writer() as session:
                 service.quarantine(session, name, reason)
-        except SQLAlchemyError as error:  # then the next request has it checked, and refused, again
+        except SQLAlchemyError as error:  # the next request checks and refuses it again
             log.warning("the quarantine of %s is not recorded: %s", name, error)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The adapters of one layer, stacked: two multiplications serve all that are in the engine's slots."""
+"""The stacked LoRA weights of one layer: two multiplications serve the adapters in all slots."""
 
 from __future__ import annotations
 
@@ -11,95 +11,98 @@ from vllm import _custom_ops as vllm_ops
 
 _RANK_STEP = 8
 _SETTLED_BATCHES = 16
-"""A stack that has not changed for so long is worth the time to reorder it."""
+"""Batches after which a stack that has not changed is worth reordering."""
 _KEPT_PRIMITIVES = 32
-"""Of oneDNN's, one for each number of rows; as many as vLLM keeps for a layer."""
+"""oneDNN primitives to cache, one for each number of rows; vLLM keeps as many for a layer."""
 
 
-class Stretch(NamedTuple):
-    """Neighbouring rows of a batch that are computed together."""
+class RowSegment(NamedTuple):
+    """Adjacent rows of a batch that are computed together."""
 
     rows: slice
+    """Range of the batch's rows."""
     slots: slice
-    """A range, so that the weights of the slots in use are a view."""
+    """Range of LoRA slots; a range, so that their weights are a view."""
     foreign: Tensor | None
-    """rows x slots: whether the slot is not the row's own. None if all rows have the one slot."""
+    """Mask, rows x slots, of the slots that are not the row's own; None if all rows use one slot."""
 
 
 class LoraStack:
-    """Follows the weights that vLLM keeps for one layer, slot by slot and slice by slice.
+    """Mirrors the LoRA weights that vLLM keeps for one layer, slot by slot and slice by slice.
 
-    A slice is one of the projections that vLLM has merged into the layer, such as q, k and v.
+    A slice is one of the projections that vLLM has fused into the layer, such as q, k and v.
     """
 
     def __init__(self) -> None:
         self.rank = 0
-        """The largest rank in any slot; 0 if no adapter changes this layer."""
+        """Largest rank in any slot; 0 if no adapter changes this layer."""
         self._a = torch.empty(0)
-        """slots x (slices * rank) x in"""
+        """Stacked A weights, slots x (slices * rank) x in."""
         self._b = torch.empty(0)
-        """slots x (slices * rank) x (outs of all slices): each slice's weights on the diagonal, else zeros.
-        One multiplication that computes some zeros takes less time than one a slice."""
+        """Stacked B weights, slots x (slices * rank) x (outs of all slices), block-diagonal by slice.
+        One multiplication with some zeros takes less time than one for each slice."""
         self._versions: tuple[int, ...] = ()
-        """The weights' versions when they were stacked: vLLM writes a slot in place."""
-        self._owners: tuple[int | None, ...] = ()
-        """The adapter in each slot, by vLLM's id."""
+        """Versions of vLLM's tensors when they were stacked; writing a slot in place increments them."""
+        self._slot_adapters: tuple[int | None, ...] = ()
+        """Id of the adapter in each slot (vLLM's `lora_index_to_id`)."""
         self._unchanged_batches = 0
         self._reordered: tuple[vllm_ops.CPUDNNLGEMMHandler, vllm_ops.CPUDNNLGEMMHandler] | None = None
-        """A and B of all slots in the order in which oneDNN reads them, as vLLM keeps the layers' own.
-        Left as they are, they would be reordered at each multiplication, which takes as long again."""
+        """A and B of all slots in oneDNN's memory format, as vLLM keeps the layers' own weights. Otherwise
+        oneDNN reorders them at each multiplication, which takes as long again."""
         self._can_reorder = hasattr(torch.ops._C, "create_onednn_mm_handler")
 
-    def follow(self, owners: tuple[int | None, ...], a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
-        """Before a batch: takes over what vLLM has written since the last one.
+    def update(
+        self, slot_adapters: tuple[int | None, ...], a: tuple[Tensor, ...], b: tuple[Tensor, ...]
+    ) -> None:
+        """Copies what vLLM has written since the last batch; must be called before each batch.
 
         Args:
-            owners: The adapter in each slot.
+            slot_adapters: The id of the adapter in each slot.
             a: For each slice, slots x 1 x rank x in.
             b: For each slice, slots x 1 x out x rank.
         """
-        versions = tuple(tensor._version for tensor in (*a, *b))  # counts writes in place
+        versions = tuple(tensor._version for tensor in (*a, *b))  # incremented by writes in place
         if versions == self._versions:
             self._unchanged_batches += 1
             return
         self._unchanged_batches, self._reordered = 0, None
-        if not self._write_new(versions, owners, a, b):
+        if not self._write_new(versions, slot_adapters, a, b):
             self._write_all(a, b)
-        self._versions, self._owners = versions, owners
+        self._versions, self._slot_adapters = versions, slot_adapters
 
-    def worth_reordering(self, stretches: list[Stretch]) -> bool:
-        """Whether `reorder` pays: these stretches would use it, and it will not be in vain."""
+    def worth_reordering(self, segments: list[RowSegment]) -> bool:
+        """Returns whether `reorder` pays: the stack is settled, and these segments would use it."""
         return (
             self._can_reorder
             and self._reordered is None
             and self._unchanged_batches >= _SETTLED_BATCHES
-            and any(self._has_all_slots(stretch) for stretch in stretches)
+            and any(self._has_all_slots(segment) for segment in segments)
         )
 
     def reorder(self) -> None:
-        """Makes batches with all slots faster, until an adapter comes or goes."""
+        """Makes batches with all slots faster, until an adapter is loaded or evicted."""
         try:
             self._reordered = (
                 vllm_ops.create_onednn_mm(self._a.flatten(0, 1).t(), _KEPT_PRIMITIVES),
                 vllm_ops.create_onednn_mm(self._b.flatten(0, 1), _KEPT_PRIMITIVES),
             )
-        except RuntimeError:  # oneDNN has nothing for this processor; vLLM does without as well
+        except RuntimeError:  # oneDNN does not support this processor; vLLM goes without it too
             self._can_reorder = False
 
-    def add(self, y: Tensor, x: Tensor, stretch: Stretch, scale: float) -> None:
-        """Adds to the stretch's rows of `y` what each row's own adapter makes of `x`."""
-        y, x = y[stretch.rows], x[stretch.rows]
-        if self._reordered and self._has_all_slots(stretch):
+    def add(self, y: Tensor, x: Tensor, segment: RowSegment, scale: float) -> None:
+        """Adds to the segment's rows of `y` the output of each row's own adapter for `x`."""
+        y, x = y[segment.rows], x[segment.rows]
+        if self._reordered and self._has_all_slots(segment):
             a, b = self._reordered
-            hidden = _own(vllm_ops.onednn_mm(a, x, None), stretch.foreign)
+            hidden = _mask_foreign(vllm_ops.onednn_mm(a, x, None), segment.foreign)
             y.add_(vllm_ops.onednn_mm(b, hidden, None), alpha=scale)
         else:
-            hidden = torch.nn.functional.linear(x, self._a[stretch.slots].flatten(0, 1))
-            hidden = _own(hidden, stretch.foreign)
-            y.addmm_(hidden, self._b[stretch.slots].flatten(0, 1), alpha=scale)
+            hidden = torch.nn.functional.linear(x, self._a[segment.slots].flatten(0, 1))
+            hidden = _mask_foreign(hidden, segment.foreign)
+            y.addmm_(hidden, self._b[segment.slots].flatten(0, 1), alpha=scale)
 
-    def _has_all_slots(self, stretch: Stretch) -> bool:
-        return stretch.slots.stop - stretch.slots.start == self._a.size(0)
+    def _has_all_slots(self, segment: RowSegment) -> bool:
+        return segment.slots.stop - segment.slots.start == self._a.size(0)
 
     def _write_all(self, a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
         self.rank = _largest_rank(b)
@@ -109,24 +112,28 @@ class LoraStack:
         self._b = torch.zeros(
             b[0].size(0), len(b) * self.rank, sum(tensor.size(2) for tensor in b), dtype=b[0].dtype
         )
-        for place, tensor in self._diagonal(b):
-            place.copy_(tensor[:, 0, :, : self.rank].transpose(1, 2))
+        for block, tensor in self._diagonal(b):
+            block.copy_(tensor[:, 0, :, : self.rank].transpose(1, 2))
 
     def _write_new(
         self,
         versions: tuple[int, ...],
-        owners: tuple[int | None, ...],
+        slot_adapters: tuple[int | None, ...],
         a: tuple[Tensor, ...],
         b: tuple[Tensor, ...],
     ) -> bool:
-        """Only the slots of new adapters; False, and nothing written, if those may not be all that changed.
+        """Copies the slots of new adapters; returns False, and copies nothing, if others may have changed.
 
-        vLLM gives a slot to an adapter by two writes to each tensor, zeros and then its weights. If every
-        write is accounted for so, no other slot has changed.
+        vLLM loads an adapter into a slot with two writes to each tensor: zeros, then the weights. If that
+        explains every write, no other slot has changed.
         """
         if not self.rank:
             return False
-        new = [slot for slot, owner in enumerate(owners) if owner not in (None, self._owners[slot])]
+        new = [
+            slot
+            for slot, adapter in enumerate(slot_adapters)
+            if adapter not in (None, self._slot_adapters[slot])
+        ]
         if any(now - before != 2 * len(new) for now, before in zip(versions, self._versions, strict=True)):
             return False
         if any(_largest_rank(tuple(tensor[slot, None] for tensor in b)) > self.rank for slot in new):
@@ -134,12 +141,12 @@ class LoraStack:
         for slot in new:
             for index, tensor in enumerate(a):
                 self._a[slot, index * self.rank : (index + 1) * self.rank] = tensor[slot, 0, : self.rank]
-            for place, tensor in self._diagonal(b):
-                place[slot] = tensor[slot, 0, :, : self.rank].T
+            for block, tensor in self._diagonal(b):
+                block[slot] = tensor[slot, 0, :, : self.rank].T
         return True
 
     def _diagonal(self, b: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each slice's block of the stacked weights, slots x rank x out, and the slice's own weights."""
+        """Yields each slice's block of the stacked B, slots x rank x out, and vLLM's tensor for it."""
         start = 0
         for index, tensor in enumerate(b):
             width = tensor.size(2)
@@ -147,16 +154,16 @@ class LoraStack:
             start += width
 
 
-def _own(hidden: Tensor, foreign: Tensor | None) -> Tensor:
-    """`hidden`, rows x (slots * ranks), with zeros for the slots that are not the row's own."""
+def _mask_foreign(hidden: Tensor, foreign: Tensor | None) -> Tensor:
+    """Zeroes `hidden`, rows x (slots * ranks), where the slot is not the row's own; works in place."""
     if foreign is not None:
-        # Filled, not multiplied: another adapter's overflow must not reach this row.
+        # Filled rather than multiplied, so that infinity or NaN of another adapter does not reach this row.
         hidden.view(*foreign.shape, -1).masked_fill_(foreign[:, :, None], 0.0)
     return hidden
 
 
 def _largest_rank(b: tuple[Tensor, ...]) -> int:
-    """In any slot, rounded up. vLLM makes room for any that it may load; columns past those in use are 0."""
+    """Returns the largest rank in any slot, rounded up. vLLM pads with zeros up to --max-lora-rank."""
     used = torch.stack([(tensor != 0).flatten(0, -2).any(0) for tensor in b]).any(0).nonzero()
     rank = -(-(int(used.max()) + 1) // _RANK_STEP) * _RANK_STEP if used.numel() else 0
     return min(rank, b[0].shape[-1])

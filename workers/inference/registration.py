@@ -1,4 +1,4 @@
-"""The engine's row in the database, by which gateways find it."""
+"""The engine's row in the database, through which gateways find the engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DEAD_ROW_SECONDS = 600.0
 
 
 class Registration:
-    """This engine's row. A database that cannot be reached is no reason to stop serving."""
+    """This engine's row. The engine goes on serving while the database is unreachable."""
 
     def __init__(
         self,
@@ -41,20 +41,20 @@ class Registration:
 
     @property
     def due(self) -> bool:
-        """Whether the next heartbeat is."""
+        """Returns whether the next heartbeat is due."""
         return time.monotonic() >= self._due_at
 
     def report(self, status: str, detail: str, url: str = "", api_key: str = "") -> None:
-        """Writes the row at once if this is news, and says so."""
+        """Writes the row at once if anything has changed, and logs a change of status."""
         if (status, detail) != (self._status, self._detail):
             log.info("%s: %s%s", self._base_model, status, f": {detail}" if detail else "")
         elif (url, api_key) == (self._url, self._api_key):
             return
         self._status, self._detail, self._url, self._api_key = status, detail[:1024], url, api_key
-        self.beat()
+        self.heartbeat()
 
-    def beat(self) -> None:
-        """Writes the whole row: whoever took this engine for dead may have removed it."""
+    def heartbeat(self) -> None:
+        """Writes the whole row, since another engine that took this one for dead may have removed it."""
         self._due_at = time.monotonic() + self._every
         row = EngineRow(
             id=self._id,
@@ -76,7 +76,9 @@ class Registration:
                 session.execute(delete(EngineRow).where(EngineRow.base_model == self._base_model, long_dead))
         except SQLAlchemyError as error:
             if not self._unreachable:
-                log.warning("the database cannot be reached, serving on: %s", _first_line(error))
+                log.warning(
+                    "the database cannot be reached; the engine goes on serving: %s", _first_line(error)
+                )
             self._unreachable = True
         else:
             if self._unreachable:
@@ -84,12 +86,12 @@ class Registration:
             self._unreachable = False
 
     def remove(self) -> None:
-        """Takes the row away; the last thing to do."""
+        """Removes the row and disconnects; must be called last."""
         try:
             with self._database.writer() as session:
                 session.execute(delete(EngineRow).where(EngineRow.id == self._id))
         except SQLAlchemyError as error:
-            log.warning("the engine's row stays: %s", _first_line(error))
+            log.warning("the engine's row could not be removed: %s", _first_line(error))
         self._database.dispose()
 
 

@@ -1,4 +1,4 @@
-"""Which adapters vLLM has in its memory: its own list of models never forgets one that it has dropped."""
+"""Reports the adapters in vLLM's memory, because its own list of models keeps those that it has evicted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ PATH = "/toque/adapters"
 
 
 class ResidentAdapters:
-    """ASGI middleware, given to vLLM with --middleware: answers `GET /toque/adapters`."""
+    """ASGI middleware for vLLM's --middleware option, which answers `GET /toque/adapters`."""
 
     def __init__(self, app: App) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers, or passes the request on."""
+        """Answers `GET /toque/adapters`, and passes every other request on."""
         if scope["type"] != "http" or scope["path"] != PATH:
             await self._app(scope, receive, send)
             return

@@ -1,9 +1,9 @@
-"""How many threads the engine should compute with: as many as there are cores that nobody else uses.
+"""Chooses the engine's number of threads: as many as there are cores that no other process uses.
 
-OpenMP's threads wait for their next piece of work by spinning for a moment, for to wake a sleeping one takes
-longer than most pieces do: on two idle cores that makes mixed batches twice as fast. Beside a trainer that
-wants all cores, spinning threads wait for each other instead, and the engine is several times slower than
-with one thread, which waits for none.
+OpenMP's threads spin for a moment while they wait for work, since waking a sleeping thread takes longer than
+most pieces of work do. On two idle cores that makes mixed batches twice as fast. Beside a trainer that uses
+all cores, however, spinning threads wait for each other, and the engine is several times slower than with
+one thread.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from typing import cast
 import psutil
 
 SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
-"""For the engine's environment: some 0.2 ms, then sleep. GNU's OpenMP, which torch brings, reads both:
-https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html"""
-_LOOK_SECONDS = 1.0
+"""Environment variables that let threads spin for about 0.2 ms, then sleep. GNU's OpenMP, which torch ships,
+reads both: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html"""
+_SAMPLE_SECONDS = 1.0
 
 
 class SpareCores:
-    """Looks at what the machine's other processes use, at most once a second."""
+    """Measures, at most once a second, how many cores the machine's other processes use."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._mine = psutil.Process()
-        self._looked_at, self._others, self._own = self._look()
+        self._sampled_at, self._others, self._own = self._sample()
         self._spare = most
 
     def count(self) -> int:
-        """Cores for this process, of those that it may use; 1 at least."""
-        if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
-            before = self._looked_at, self._others, self._own
-            self._looked_at, self._others, self._own = self._look()
-            seconds = self._looked_at - before[0]
+        """Returns the number of cores, at least 1, that are free for this process."""
+        if time.monotonic() - self._sampled_at >= _SAMPLE_SECONDS:
+            before = self._sampled_at, self._others, self._own
+            self._sampled_at, self._others, self._own = self._sample()
+            seconds = self._sampled_at - before[0]
             used_by_others = (self._others - before[1] - (self._own - before[2])) / seconds
             self._spare = max(1, min(self._most, round(self._most - used_by_others)))
         return self._spare
 
-    def _look(self) -> tuple[float, float, float]:
-        """Now, and the seconds that all processes and this one have computed so far, on this one's cores."""
+    def _sample(self) -> tuple[float, float, float]:
+        """Returns the time, and the CPU seconds used so far by all processes and by this one."""
         cores = psutil.cpu_times(percpu=True)
         all_busy = sum(
             cores[core].user + cores[core].nice + cores[core].system

