@@ -1,4 +1,4 @@
-"""`toque adapters`: LoRA adapters, brought from elsewhere and taken there."""
+"""`toque adapters`: imports, exports, checks and merges LoRA adapters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from app.cli.parent_death import bound_to_parent
 if TYPE_CHECKING:
     from openai import OpenAI
 
-app = typer.Typer(no_args_is_help=True, help="Adapters, brought from elsewhere and taken there.")
+app = typer.Typer(no_args_is_help=True, help="Import, export, check and merge LoRA adapters.")
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -34,7 +34,8 @@ Name = Annotated[str, typer.Argument(show_default=False, callback=not_empty)]
 def import_adapter(
     folder: Folder,
     base_model: Annotated[
-        str, typer.Option(show_default=False, help="What it was trained on: see `toque models list`.")
+        str,
+        typer.Option(show_default=False, help="Base model that it was trained on: see `toque models list`."),
     ],
     suffix: Annotated[
         str | None, typer.Option(show_default=False, help="Part of the new model's name.")
@@ -52,7 +53,7 @@ def import_adapter(
         if not (folder / name).is_file():
             fail(f"{folder} has no {name}; PEFT's save_pretrained writes one", 2)
     body = {"base_model": base_model} | ({"suffix": suffix} if suffix is not None else {})
-    # The client sends a request again when the connection drops: the key keeps it one adapter.
+    # The client sends a request again when the connection drops; the key makes sure of one adapter.
     headers = {"Content-Type": "multipart/form-data", "Idempotency-Key": str(uuid.uuid4())}
     with connect(base_url) as client, ExitStack() as opened:
         files = [(name, (name, opened.enter_context((folder / name).open("rb")))) for name in FILES]
@@ -69,7 +70,7 @@ def export_adapter(
     into: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", show_default=False, help="A new folder, instead of one of the model's name."
+            metavar="DIR", show_default=False, help="Name of the new folder; by default the model's name."
         ),
     ] = None,
     base_url: BaseUrl = DEFAULT_BASE_URL,
@@ -88,7 +89,7 @@ def export_adapter(
 
 @app.command()
 def check(name: Name, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = False) -> None:
-    """Have the service read an adapter again: lifts its quarantine if it can be served now, else sets it.
+    """Have the service check an adapter again, and lift its quarantine, or quarantine it, accordingly.
 
     Example: toque adapters check ft:smollm2-135m-instruct:default::m0x1
     """
@@ -112,11 +113,11 @@ def merge(
         Path, typer.Option(metavar="DIR", show_default=False, help="A new folder for the model.")
     ],
     base_model: Annotated[
-        str | None, typer.Option(show_default=False, help="The base of a folder that does not say it.")
+        str | None, typer.Option(show_default=False, help="Base model, if the folder does not name it.")
     ] = None,
     base_url: BaseUrl = DEFAULT_BASE_URL,
 ) -> None:
-    """Merge an adapter into its base model: a model that stands alone, in bfloat16. Needs torch here.
+    """Merge an adapter into its base model, as a model in bfloat16 that needs no adapter. Needs torch.
 
     Example: toque adapters merge ft:smollm2-135m-instruct:default::m0x1 --into my-model
     """
@@ -130,14 +131,14 @@ def merge(
 
 
 def _merge(folder: Path, base_model: str | None, into: Path) -> int:
-    """Runs the merge in a process of its own, since it needs torch; returns its exit code."""
+    """Runs the merge in a child process, since it needs torch; returns the exit code."""
     command = [sys.executable, "-P", "-m", "workers.merged_model", str(folder), "--into", str(into)]
     return subprocess.call(bound_to_parent(command + (["--base-model", base_model] if base_model else [])))
 
 
 def _download(client: OpenAI, name: str, target: Path) -> None:
-    """Makes the folder, whole or not at all."""
-    # The client's own way to bytes that are not read into memory first.
+    """Downloads an adapter into a new folder, completely or not at all."""
+    # This is how the client streams a response without reading it into memory first.
     from openai._response import StreamedBinaryAPIResponse  # noqa: PLC0415 - as above
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +157,7 @@ def _download(client: OpenAI, name: str, target: Path) -> None:
 
 
 def _unpack(tar: Path, folder: Path) -> None:
-    """Takes the two files, and nothing else that may be in it."""
+    """Extracts the two files, and nothing else."""
     try:
         with tarfile.open(tar) as archive:
             for name in FILES:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import TYPE_CHECKING, Annotated, Any, cast
 from urllib.parse import quote
 
 import typer
 
-from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
+from app.cli.client import (
+    DEFAULT_BASE_URL,
+    BaseUrl,
+    connect,
+    get_object,
+    given,
+    idempotency_key,
+    list_objects,
+    not_empty,
+    post_object,
+)
 from app.cli.output import AsJson, moment, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
@@ -57,16 +66,17 @@ def set_alias(
         typer.Option(
             metavar="MODEL[=WEIGHT]",
             show_default=False,
-            help="Where to point it; several, with weights, share its traffic.",
+            help="Model to point to; several, with weights, share the traffic.",
         ),
     ],
     version: Annotated[
         int | None,
-        typer.Option(min=1, show_default=False, help="Only if the alias is at this version still."),
+        typer.Option(min=1, show_default=False, help="Change it only if it is still at this version."),
     ] = None,
     reason: Reason = None,
     comparison: Annotated[
-        str | None, typer.Option(show_default=False, help="What it was decided on; kept in the history.")
+        str | None,
+        typer.Option(show_default=False, help="Comparison that justifies the change; kept in the history."),
     ] = None,
     base_url: BaseUrl = DEFAULT_BASE_URL,
     as_json: AsJson = False,
@@ -82,14 +92,14 @@ def set_alias(
         body = target | given(version=seen, reason=reason, comparison=comparison)
         alias = cast(
             "dict[str, Any]",
-            client.put(alias_path(name), cast_to=object, body=body, options={"headers": once()}),
+            client.put(alias_path(name), cast_to=object, body=body, options={"headers": idempotency_key()}),
         )
     _print_alias(alias, as_json)
 
 
 @app.command()
 def history(name: Name, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = False) -> None:
-    """Show who moved an alias, when, where and why, newest first.
+    """Show an alias's changes, newest first: who moved it, when, to which model and why.
 
     Example: toque aliases history house-style:production
     """
@@ -117,12 +127,12 @@ def history(name: Name, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = 
 def rollback(
     name: Name, reason: Reason = None, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = False
 ) -> None:
-    """Point an alias to where it pointed before; again, to where it pointed before that.
+    """Point an alias to its previous model; a second rollback goes back one step further.
 
     Example: toque aliases rollback house-style:production --reason "wrong tone"
     """
     with connect(base_url) as client:
-        # The version that is seen now is the one that is left: two who do this at once go back one step.
+        # Names the version to leave, so that two rollbacks at the same time go back by one step only.
         body = given(version=current_version(client, name), reason=reason)
         alias = post_object(client, alias_path(name, "rollback"), body)
     _print_alias(alias, as_json)
@@ -143,13 +153,13 @@ def delete(name: Name, base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = F
 
 
 def alias_path(name: str, action: str | None = None) -> str:
-    """The alias's address under the base URL."""
+    """Returns the path of an alias, or of an action on it, under the base URL."""
     path = f"/aliases/{quote(name, safe='')}"
     return path if action is None else f"{path}/{action}"
 
 
 def current_version(client: OpenAI, name: str) -> int | None:
-    """The alias's version; None where there is no such alias."""
+    """Returns the alias's version, or None if there is no such alias."""
     from openai import NotFoundError  # noqa: PLC0415 - takes a second to import
 
     try:
@@ -158,39 +168,8 @@ def current_version(client: OpenAI, name: str) -> int | None:
         return None
 
 
-def get_object(client: OpenAI, path: str) -> dict[str, Any]:
-    """One object of the API."""
-    return cast("dict[str, Any]", client.get(path, cast_to=object))
-
-
-def post_object(client: OpenAI, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """What the API makes of a request; the same request sent again changes nothing more."""
-    return cast("dict[str, Any]", client.post(path, cast_to=object, body=body, options={"headers": once()}))
-
-
-def once() -> dict[str, str]:
-    """The client sends a request again when the connection drops: this keeps it one change."""
-    return {"Idempotency-Key": str(uuid.uuid4())}
-
-
-def given(**fields: object) -> dict[str, Any]:
-    """Without those that are None."""
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def list_objects(client: OpenAI, path: str) -> list[dict[str, Any]]:
-    """Every object of a list."""
-    found: list[dict[str, Any]] = []
-    page: dict[str, Any] = {"has_more": True, "last_id": None}
-    while page["has_more"]:
-        after = f"&after={quote(page['last_id'], safe='')}" if page["last_id"] else ""
-        page = get_object(client, f"{path}?limit=100{after}")
-        found += page["data"]
-    return found
-
-
 def _share(text: str) -> dict[str, Any]:
-    """`MODEL` or `MODEL=WEIGHT`."""
+    """Parses `MODEL` or `MODEL=WEIGHT`."""
     model, equals, weight = text.rpartition("=")
     if not equals:
         return {"model": text, "weight": 1.0}

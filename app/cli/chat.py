@@ -1,4 +1,4 @@
-"""`toque chat`: ask a model from the terminal."""
+"""`toque chat`: asks a model from the terminal."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ if TYPE_CHECKING:
 def chat(
     model: Annotated[str, typer.Argument(show_default=False, help="Base model or fine-tuned model.")],
     message: Annotated[
-        str | None, typer.Argument(show_default=False, help="Without: stdin, or a conversation.")
+        str | None,
+        typer.Argument(
+            show_default=False, help="The question; by default stdin, or a conversation on a terminal."
+        ),
     ] = None,
     system: Annotated[str | None, typer.Option(show_default=False, help="System message.")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, show_default=False)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, show_default=False, help="Longest answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Tokens in the longest answer.")
+    ] = None,
     base_url: BaseUrl = DEFAULT_BASE_URL,
     as_json: AsJson = False,
 ) -> None:
@@ -50,7 +55,7 @@ def _converse(
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Question and answer until Ctrl-D; an answer that fails is as if it had not been asked for."""
+    """Holds a conversation until Ctrl-D; a question whose answer fails is left out of it."""
     importlib.import_module("readline")  # gives input() its history
 
     from openai import APIError  # noqa: PLC0415 - see connect

@@ -1,11 +1,13 @@
-"""The official OpenAI client, pointed at a Toque service."""
+"""Connects the official OpenAI client to a Toque service."""
 
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
+from urllib.parse import quote
 
 import typer
 
@@ -23,7 +25,7 @@ BaseUrl = Annotated[
 
 
 def not_empty(value: str) -> str:
-    """Refuses the empty id that a script's unset variable leaves."""
+    """Refuses an empty id, which an unset variable in a script leaves."""
     if not value:
         raise typer.BadParameter("it is empty")
     return value
@@ -31,7 +33,7 @@ def not_empty(value: str) -> str:
 
 @contextmanager
 def connect(base_url: str) -> Generator[OpenAI]:
-    """A client; what the API refuses inside the `with` block ends the command with one line."""
+    """Yields a client. An error of the API inside the `with` block ends the command with one line."""
     from openai import APIError, OpenAI  # noqa: PLC0415 - takes a second to import
 
     with OpenAI(api_key=_api_key(), base_url=base_url) as client:
@@ -41,8 +43,40 @@ def connect(base_url: str) -> Generator[OpenAI]:
             fail(describe(error))
 
 
+def get_object(client: OpenAI, path: str) -> dict[str, Any]:
+    """Returns one object of the API."""
+    return cast("dict[str, Any]", client.get(path, cast_to=object))
+
+
+def post_object(client: OpenAI, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """Posts a request, exactly once even if the client must send it again; returns the API's answer."""
+    answer = client.post(path, cast_to=object, body=body, options={"headers": idempotency_key()})
+    return cast("dict[str, Any]", answer)
+
+
+def list_objects(client: OpenAI, path: str) -> list[dict[str, Any]]:
+    """Returns every object of a list, page by page."""
+    found: list[dict[str, Any]] = []
+    page: dict[str, Any] = {"has_more": True, "last_id": None}
+    while page["has_more"]:
+        after = f"&after={quote(page['last_id'], safe='')}" if page["last_id"] else ""
+        page = get_object(client, f"{path}?limit=100{after}")
+        found += page["data"]
+    return found
+
+
+def idempotency_key() -> dict[str, str]:
+    """Returns the header that keeps a request one change when the client sends it again."""
+    return {"Idempotency-Key": str(uuid.uuid4())}
+
+
+def given(**fields: object) -> dict[str, Any]:
+    """Returns the fields that are not None."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def describe(error: APIError) -> str:
-    """The error in one line: message, code, param and request id."""
+    """Returns the error in one line: message, code, param and request id."""
     from openai import APIConnectionError, APIStatusError  # noqa: PLC0415 - see connect
 
     if isinstance(error, APIConnectionError):
@@ -60,14 +94,14 @@ def describe(error: APIError) -> str:
 
 
 def _message(error: APIError) -> str:
-    """What the service said, without the client's own `Error code: 400 - {…}` around it."""
+    """Returns the service's message without the client's own `Error code: 400 - {…}` around it."""
     if isinstance(error.body, dict) and isinstance(message := error.body.get("message"), str):  # pyright: ignore
         return message
     return error.message
 
 
 def _api_key() -> str:
-    """TOQUE_API_KEY, OPENAI_API_KEY, or the key that `toque serve` keeps in the data folder."""
+    """Returns TOQUE_API_KEY, OPENAI_API_KEY, or the key that `toque serve` keeps in the data folder."""
     settings = read_settings()
     if settings.api_key:
         return settings.api_key.get_secret_value()

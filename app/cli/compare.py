@@ -9,9 +9,17 @@ from urllib.parse import quote
 
 import typer
 
-from app.cli.aliases import get_object, given, list_objects, post_object
 from app.cli.candidates import Uploads, parse_candidate, parse_grader
-from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
+from app.cli.client import (
+    DEFAULT_BASE_URL,
+    BaseUrl,
+    connect,
+    get_object,
+    given,
+    list_objects,
+    not_empty,
+    post_object,
+)
 from app.cli.compare_report import answer_or_error, print_comparison, write_junit
 from app.cli.comparison_progress import await_comparison
 from app.cli.output import AsJson, fail, moment, print_json, print_json_line, print_table, stderr, stdout

@@ -1,4 +1,4 @@
-"""Watching a comparison until it ends."""
+"""Follows a comparison until it ends, with a progress bar."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from app.core.control_characters import visible
 if TYPE_CHECKING:
     from openai import OpenAI
 
-_LOOK_SECONDS = 1.0
-_LONGEST_PAUSE = 10.0
+_POLL_SECONDS = 1.0
+_MAX_POLL_SECONDS = 10.0
 _REQUEST_SECONDS = 30.0
 
 
 def await_comparison(
     client: OpenAI, comparison: dict[str, Any], timeout: float | None
 ) -> tuple[dict[str, Any], int]:
-    """The comparison as it was last seen, and the command's exit code."""
+    """Waits for the comparison; returns its last known state, and the command's exit code."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
@@ -38,8 +38,8 @@ def await_comparison(
                     stderr.print(f"Not finished after {timeout:g} s: {comparison['id']} goes on.")
                     stderr.print(f"Keep waiting with `toque compare wait {comparison['id']}`.")
                     return comparison, EXIT_TIMED_OUT
-                time.sleep(min(_LOOK_SECONDS, left))
-                comparison = _look(client, comparison, deadline)
+                time.sleep(min(_POLL_SECONDS, left))
+                comparison = _poll(client, comparison, deadline)
         except KeyboardInterrupt:
             stderr.print(f"\nStopped waiting; {comparison['id']} goes on.")
             return comparison, EXIT_INTERRUPTED
@@ -49,11 +49,11 @@ def await_comparison(
     return comparison, EXIT_CODES[comparison["status"]]
 
 
-def _look(client: OpenAI, comparison: dict[str, Any], deadline: float) -> dict[str, Any]:
-    """What the service says now; one that cannot be reached is asked again, less and less often."""
+def _poll(client: OpenAI, comparison: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """Returns the comparison's current state; retries with back-off while the service is unreachable."""
     from openai import APIConnectionError, InternalServerError, RateLimitError  # noqa: PLC0415 - see connect
 
-    pause = _LOOK_SECONDS
+    pause = _POLL_SECONDS
     while True:
         patience = max(0.5, min(_REQUEST_SECONDS, deadline - time.monotonic()))
         try:
@@ -61,9 +61,9 @@ def _look(client: OpenAI, comparison: dict[str, Any], deadline: float) -> dict[s
             path = f"/comparisons/{quote(comparison['id'], safe='')}"
             return cast("dict[str, Any]", hasty.get(path, cast_to=object))
         except (APIConnectionError, InternalServerError, RateLimitError) as error:
-            if pause == _LOOK_SECONDS:
+            if pause == _POLL_SECONDS:
                 stderr.print(f"The service does not answer ({error.__cause__ or error}); trying again.")
             if deadline <= time.monotonic():
                 return comparison
             time.sleep(max(0.0, min(pause, deadline - time.monotonic())))
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            pause = min(pause * 2, _MAX_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""The database, for commands that need no service."""
+"""A database session for the commands that need no running service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def database_session(settings: Settings, *, read_only: bool = False) -> Generator[Session]:
-    """One transaction; what the service refuses ends the command with one line."""
+    """Yields a session in one transaction; an error ends the command with one line."""
     from sqlalchemy.exc import DatabaseError  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     from app.core.database import Database  # noqa: PLC0415 - as above

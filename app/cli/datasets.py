@@ -1,4 +1,4 @@
-"""`toque files validate`, `validation`, `convert`: what is wrong with a dataset, here or in the service."""
+"""`toque files validate`, `validation` and `convert`: check a dataset, here or in the service."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "info": "dim"}
 def validate(
     path: Dataset,
     base_model: Annotated[
-        str | None, typer.Option(show_default=False, help="Whose tokens are counted; the catalogue's first.")
+        str | None,
+        typer.Option(
+            show_default=False, help="Base model whose tokens are counted; by default the catalogue's first."
+        ),
     ] = None,
     validation_file: Annotated[
         Path | None,
@@ -34,7 +37,7 @@ def validate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check a dataset on this machine, as the service would; the exit code is 1 where it has errors.
+    """Check a dataset on this machine as the service would; the exit code is 1 if it has errors.
 
     Example: toque files validate training.jsonl
     """
@@ -84,7 +87,10 @@ def convert(
         str | None, typer.Option(show_default=False, help="Column with the system prompt.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", dir_okay=False, show_default=False, help="Not stdout.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", dir_okay=False, show_default=False, help="File to write, instead of stdout."
+        ),
     ] = None,
 ) -> None:
     """Turn a CSV table with named columns into chat examples, one a line.
@@ -110,12 +116,12 @@ def convert(
 
 
 def has_errors(report: Report) -> bool:
-    """Whether any of it stops a job."""
+    """Returns whether the report has errors."""
     return any(found.severity == "error" for found in report.finding_counts)
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """For people: the numbers, then the findings as a table, then how many more there are."""
+    """Prints the statistics, the findings as a table, and the number of findings that are not listed."""
     counts = report.get("counts")
     if counts is None:
         stdout.print("not checked yet")

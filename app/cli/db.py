@@ -1,4 +1,4 @@
-"""`toque db`: the database's schema, and whether it agrees with the storage."""
+"""`toque db`: upgrades the database's schema, and checks that the database agrees with the storage."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from app.cli.output import AsJson, fail, print_fields, print_json, print_table
 from app.cli.settings import read_settings
 from app.core.settings import Settings
 
-app = typer.Typer(no_args_is_help=True, help="The database.")
+app = typer.Typer(no_args_is_help=True, help="Upgrade and check the database.")
 
 
 @app.callback()
 def database() -> None:
-    """The database."""
+    """Upgrade and check the database."""
 
 
 @app.command()
 def upgrade() -> None:
-    """Bring the database to the newest schema, and make TOQUE_API_KEY valid if set; safe to run again.
+    """Bring the database to the newest schema, and make TOQUE_API_KEY valid if it is set. Safe to repeat.
 
     Example: toque db upgrade
     """
@@ -41,7 +41,7 @@ def check(
 ) -> None:
     """Compare the database with the storage: rows without files (exit code 1), and files without rows.
 
-    A file without a row is younger than its row, or what a crash left; workers remove it after a day.
+    A file without a row is still being stored, or was left by a crash; workers remove it after a day.
 
     Example: toque db check
     """
@@ -66,7 +66,7 @@ def check(
 
 
 def upgrade_database(settings: Settings) -> str:
-    """Makes the data folder and the newest schema; returns the database's URL without its password."""
+    """Creates the data folder and upgrades the schema; returns the database's URL without its password."""
     from sqlalchemy import make_url  # noqa: PLC0415 - slow to import
     from sqlalchemy.exc import ArgumentError, DatabaseError  # noqa: PLC0415 - as above
 

@@ -1,4 +1,4 @@
-"""`toque demo`: from a dataset to a model that a gate lets into production, in a few minutes, here."""
+"""`toque demo`: trains, compares and promotes a model on this machine, in a few minutes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from app.cli.aliases import list_objects, post_object
+from app.cli.client import list_objects, post_object
 from app.cli.compare_report import print_comparison
 from app.cli.comparison_progress import await_comparison
 from app.cli.job_progress import TrainingBar, follow
@@ -41,9 +41,9 @@ ALIAS = "house-style:production"
 RULES = {"min_score": 0.8, "beats": ["base", "prompted"]}
 GUIDED_EXAMPLES = 8
 MOST_EXAMPLES = 41
-"""As many as the base model's context holds."""
+"""The most examples that fit the base model's context."""
 MAX_ANSWER_TOKENS = 32
-"""The longest right answer has 25."""
+"""Enough for the longest correct answer, which has 25 tokens."""
 EPOCHS = 3
 SEED = 7
 SHOWN_QUESTIONS = 3
@@ -59,7 +59,7 @@ def demo(
         ),
     ] = None,
 ) -> None:
-    """Train a custom model on the demo's data, hold it against prompting, and promote it if that says so.
+    """Train a custom model on the demo's data, compare it with prompting, and promote it if it is better.
 
     Example: toque demo --data-dir toque-demo
     """
@@ -97,7 +97,7 @@ def _await_ready(service: ServiceProcess) -> None:
 
 
 def _train(client: OpenAI, base_model: str) -> FineTuningJob:
-    """Upload, job, progress: what any script for OpenAI's API does."""
+    """Uploads the data, creates a job and follows it, like any script for OpenAI's API."""
     file = client.files.create(file=TRAINING_FILE, purpose="fine-tune")
     stdout.print(f"uploaded {file.filename} ({file.bytes:,} bytes) as {file.id}")
     job = client.fine_tuning.jobs.create(
@@ -117,7 +117,7 @@ def _train(client: OpenAI, base_model: str) -> FineTuningJob:
 
 
 def _compare(client: OpenAI, base_model: str, job: FineTuningJob) -> dict[str, Any]:
-    """The base model alone, with the best prompts that we could write, and the custom model."""
+    """Compares the base model alone, with the best prompts that we could write, and the custom model."""
     training = load_questions(TRAINING_FILE)
 
     def upload(name: str, examples: Sequence[Question]) -> str:
@@ -167,7 +167,7 @@ def _compare(client: OpenAI, base_model: str, job: FineTuningJob) -> dict[str, A
 
 
 def _print_answers(items: list[dict[str, Any]]) -> None:
-    """A few questions with every candidate's whole answer."""
+    """Prints a few questions with every candidate's whole answer."""
     for item in items[:: -(-len(items) // SHOWN_QUESTIONS)]:
         stdout.print(Text.assemble("\n", ("customer  ", "bold"), visible(item["messages"][-1]["content"])))
         for answer in item["answers"]:
@@ -189,7 +189,7 @@ def _promote(client: OpenAI, job: FineTuningJob, comparison: dict[str, Any]) -> 
 
 
 def _summary(job: FineTuningJob, comparison: dict[str, Any], promotion: dict[str, Any]) -> dict[str, Any]:
-    """For machines: the last line."""
+    """Returns the result for machines, which is the last line of the output."""
     scores = {each["type"]: each["score"] for each in comparison["candidates"]}
     prompted = [each["score"] for each in comparison["candidates"] if each["type"] == "few_shot"]
     assert job.finished_at is not None

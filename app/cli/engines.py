@@ -1,4 +1,4 @@
-"""`toque engines`: who answers completions, from the database, the settings and the engines themselves."""
+"""`toque engines`: lists the engines, from the database, the settings and the engines themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def engines(as_json: AsJson = False) -> None:
-    """List the engines of the whole deployment, with what each holds and does, as it says itself.
+    """List the engines of the whole deployment, with the load and the adapters that each reports.
 
     Example: toque engines
     """

@@ -1,4 +1,4 @@
-"""`toque files`: datasets and results."""
+"""`toque files`: uploads, lists, checks and downloads datasets and results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types import FileObject
 
-app = typer.Typer(no_args_is_help=True, help="Datasets and results.")
+app = typer.Typer(no_args_is_help=True, help="Upload, check and download datasets and results.")
 
 FileId = Annotated[str, typer.Argument(metavar="FILE_ID", show_default=False, callback=not_empty)]
 Dataset = Annotated[Path, typer.Argument(exists=True, dir_okay=False, readable=True, show_default=False)]
@@ -34,9 +34,9 @@ def upload(
     base_url: BaseUrl = DEFAULT_BASE_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Upload a file; a dataset is checked line by line. The exit code is 1 where it has errors.
+    """Upload a file; a dataset is checked line by line. The exit code is 1 if it has errors.
 
-    Above 64 MB it goes up in parts: after a broken connection, the same command sends what is missing.
+    A file over 64 MB is uploaded in parts; after an interruption, the same command sends the missing ones.
 
     Example: toque files upload training.jsonl
     """
@@ -114,7 +114,9 @@ def download(
     file_id: FileId,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", dir_okay=False, show_default=False, help="Instead of stdout."),
+        typer.Option(
+            "--output", "-o", dir_okay=False, show_default=False, help="File to write, instead of stdout."
+        ),
     ] = None,
     base_url: BaseUrl = DEFAULT_BASE_URL,
 ) -> None:
@@ -128,14 +130,14 @@ def download(
                 sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
         else:
-            # Whole or not at all: a script may read the file as soon as it is there.
+            # Written under another name first, so that the file is complete as soon as it exists.
             partial = output.with_name(output.name + ".part")
             response.stream_to_file(partial)
             partial.replace(output)
 
 
 def upload_file(client: OpenAI, path: Path, purpose: str) -> FileObject:
-    """Streams the file from disk, or its parts, with a progress bar where there is a terminal."""
+    """Uploads a file, in parts if it is large, with a progress bar on a terminal."""
     if path.stat().st_size > LARGE_BYTES:
         return upload_in_parts(client, path, purpose)
     with open_with_progress(

@@ -1,4 +1,4 @@
-"""Watching a job until it ends: what is new at each look, and a bar on stderr."""
+"""Follows a job until it ends: its new events, and a progress bar on stderr."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ EXIT_CODES = {"succeeded": 0, "failed": 1, "cancelled": 3}
 EXIT_TIMED_OUT = 4
 EXIT_INTERRUPTED = 130
 
-_LOOK_SECONDS = 1.0
-_LONGEST_PAUSE = 10.0
+_POLL_SECONDS = 1.0
+_MAX_POLL_SECONDS = 10.0
 _REQUEST_SECONDS = 30.0
 
 Show = Callable[["FineTuningJob", "list[FineTuningJobEvent]"], None]
@@ -33,16 +33,16 @@ Show = Callable[["FineTuningJob", "list[FineTuningJobEvent]"], None]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The job as it was last seen, and the command's exit code."""
+    """The job's last known state, and the command's exit code."""
 
     job: FineTuningJob
     exit_code: int
 
 
 def follow(client: OpenAI, job: FineTuningJob, timeout: float | None, show: Show) -> Outcome:
-    """Gives `show` the job and its new events, oldest first, until the job ends, time is up, or Ctrl-C."""
+    """Calls `show` with the job and its new events until the job ends, time is up, or Ctrl-C."""
     try:
-        for seen, events in _look(client, job.id, timeout):
+        for seen, events in _poll(client, job.id, timeout):
             job = seen
             show(job, events)
     except TimeoutError:
@@ -57,34 +57,34 @@ def follow(client: OpenAI, job: FineTuningJob, timeout: float | None, show: Show
     return Outcome(job, EXIT_CODES[job.status])
 
 
-def _look(
+def _poll(
     client: OpenAI, job_id: str, timeout: float | None
 ) -> Iterator[tuple[FineTuningJob, list[FineTuningJobEvent]]]:
-    """The job and its new events, about once a second, until it has ended.
+    """Yields the job and its new events about once a second, until the job has ended.
 
-    A service that cannot be reached, or says that it is busy, is asked again, less and less often.
+    Retries with back-off while the service is unreachable or busy.
 
     Raises:
-        TimeoutError: the job has not ended by then.
+        TimeoutError: the job has not ended within `timeout` seconds.
     """
     from openai import APIConnectionError, InternalServerError, RateLimitError  # noqa: PLC0415 - see connect
 
     deadline = math.inf if timeout is None else time.monotonic() + timeout
     newest: str | None = None
-    pause = _LOOK_SECONDS
+    pause = _POLL_SECONDS
     while True:
         patience = max(0.5, min(_REQUEST_SECONDS, deadline - time.monotonic()))
         jobs = client.with_options(max_retries=0, timeout=patience).fine_tuning.jobs
         try:
-            # The job first: a job that has ended has all its events.
+            # The job first, since a job that has ended has all its events.
             job = jobs.retrieve(job_id)
             events = _events_after(newest, jobs.list_events(job_id, limit=100))
         except (APIConnectionError, InternalServerError, RateLimitError) as error:
-            if pause == _LOOK_SECONDS:
+            if pause == _POLL_SECONDS:
                 stderr.print(f"The service does not answer ({error.__cause__ or error}); trying again.")
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            pause = min(pause * 2, _MAX_POLL_SECONDS)
         else:
-            pause = _LOOK_SECONDS
+            pause = _POLL_SECONDS
             newest = events[-1].id if events else newest
             yield job, events
             if job.status in EXIT_CODES:
@@ -96,13 +96,13 @@ def _look(
 
 
 def _events_after(last: str | None, newest_first: Iterable[FineTuningJobEvent]) -> list[FineTuningJobEvent]:
-    """Oldest first."""
+    """Returns the events that are newer than the one with the id `last`, oldest first."""
     fresh = list(itertools.takewhile(lambda event: event.id != last, newest_first))
     return fresh[::-1]
 
 
 class TrainingBar:
-    """The job's log, above a bar with step, loss and time left; without a terminal, the log alone."""
+    """The job's log above a bar with step, loss and time left; just the log without a terminal."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -125,7 +125,7 @@ class TrainingBar:
         self._progress.stop()
 
     def show(self, job: FineTuningJob, events: list[FineTuningJobEvent]) -> None:
-        """Brings the bar up to date."""
+        """Prints the events, and updates the bar."""
         for event in events:
             if event.type == "metrics":
                 self._show_metrics(event.data)
@@ -145,7 +145,7 @@ class TrainingBar:
 
 
 class _TimeLeftColumn(ProgressColumn):
-    """Until the finish that the service expects."""
+    """Shows the time left until the finish that the service expects."""
 
     def render(self, task: Task) -> Text:
         finish = task.fields["finish"]

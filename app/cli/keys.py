@@ -1,4 +1,4 @@
-"""`toque keys`: API keys, straight in the database."""
+"""`toque keys`: creates, lists and revokes API keys, straight in the database."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from app.core.settings import Settings
 if TYPE_CHECKING:
     from app.auth.models import ApiKey, Project
 
-app = typer.Typer(no_args_is_help=True, help="API keys; these commands need the database, not the service.")
+app = typer.Typer(
+    no_args_is_help=True, help="Manage API keys; these commands need the database, not the service."
+)
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(show_default=False, help="What the key is for.")],
-    project: Annotated[str, typer.Option(help="Made if it is not there.")] = "default",
+    project: Annotated[
+        str, typer.Option(help="Project of the key; created if it does not exist.")
+    ] = "default",
     as_json: AsJson = False,
 ) -> None:
-    """Make a key, and show it this once.
+    """Create a key, and show it this once.
 
     Example: toque keys create ci --project support
     """
@@ -62,7 +66,7 @@ def list_keys(as_json: AsJson = False) -> None:
 
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID", show_default=False)]) -> None:
-    """End a key, at once and for good.
+    """Revoke a key, at once and for good.
 
     Example: toque keys revoke key_abc123
     """
@@ -74,10 +78,10 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID", show_default=
 
 
 def ensure_first_key(settings: Settings) -> str | None:
-    """Makes TOQUE_API_KEY valid or, without it, a first key, kept for commands on this machine.
+    """Makes TOQUE_API_KEY valid or, if it is not set, creates a first key and keeps it for client commands.
 
     Returns:
-        A key's secret, if one was made.
+        The secret, if a key was created.
     """
     from app.auth import service  # noqa: PLC0415 - as above
 
@@ -85,13 +89,13 @@ def ensure_first_key(settings: Settings) -> str | None:
     with database_session(settings) as session:
         secret = service.ensure_first_key(session, given)
         if secret is not None:
-            # Before the commit: a key that is in the database alone could never be read again.
+            # Before the commit, since the secret cannot be read from the database afterwards.
             _write_private(first_key_file(settings), secret)
     return secret
 
 
 def first_key_file(settings: Settings) -> Path:
-    """Where client commands on this machine find the first key."""
+    """Returns the file in which client commands on this machine find the first key."""
     return settings.data_dir / "api_key"
 
 

@@ -1,4 +1,4 @@
-"""`toque models`: base models and fine-tuned ones."""
+"""`toque models`: lists the models, and prepares base models."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect
 from app.cli.output import AsJson, moment, print_json, print_table
 from app.cli.parent_death import bound_to_parent
 
-app = typer.Typer(no_args_is_help=True, help="Base models and fine-tuned ones.")
+app = typer.Typer(no_args_is_help=True, help="List models, and prepare base models.")
 
 
 @app.command("list")
 def list_models(base_url: BaseUrl = DEFAULT_BASE_URL, as_json: AsJson = False) -> None:
-    """List the models that can be asked.
+    """List the base models and fine-tuned models that are served.
 
     Example: toque models list
     """
@@ -40,5 +40,5 @@ def pull(name: Annotated[str, typer.Argument(show_default=False, help="A name in
 
 
 def pull_base_model(name: str) -> int:
-    """Runs the pull in a process of its own, since it needs torch; returns its exit code."""
+    """Prepares a base model in a child process, since that needs torch; returns the exit code."""
     return subprocess.call(bound_to_parent([sys.executable, "-P", "-m", "workers.base_models", "pull", name]))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def next_steps(job: FineTuningJob) -> list[str]:
-    """Return the commands that ask the job's model and compare it with its base; none without a model."""
+    """Returns the commands that ask the job's model and compare it with its base; none without a model."""
     model = job.fine_tuned_model
     if not model:
         return []

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for machines, and one line when something is wrong."""
+"""Prints tables for people, JSON for machines, and one line for an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
-# A pipe has no width: there, a row is as long as it is.
+# A pipe has no width, so that rows are never wrapped there.
 stdout = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 10_000)
 stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -35,20 +35,20 @@ Document: TypeAlias = "BaseModel | Mapping[str, object]"
 
 
 def print_json(document: Document | Sequence[Document]) -> None:
-    """One document, as the API gave it."""
+    """Prints one document as the API returned it."""
     plain = [_plain(item) for item in document] if isinstance(document, Sequence) else _plain(document)
     sys.stdout.write(json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
 
 def print_json_line(item: Document) -> None:
-    """One line of a stream."""
+    """Prints an object on one line, as part of a stream."""
     sys.stdout.write(json.dumps(_plain(item), ensure_ascii=False) + "\n")
     sys.stdout.flush()
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """One line per object; None is a dash."""
+    """Prints a table with a line for each object, and a dash for None."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -58,7 +58,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 
 def print_fields(fields: Mapping[str, object]) -> None:
-    """One object, a field a line, without those that are None."""
+    """Prints one object, a line for each field that is not None."""
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -69,8 +69,8 @@ def print_fields(fields: Mapping[str, object]) -> None:
 
 
 def moment(seconds: float | None) -> str | None:
-    """A time of the API in the reader's time zone."""
-    if not seconds:  # 0: a base model, which was made elsewhere
+    """Returns a time of the API in the reader's time zone."""
+    if not seconds:  # 0 is the time of base models, which were made elsewhere
         return None
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 

@@ -1,7 +1,7 @@
-"""Ties a child to its parent: `python -m app.cli.parent_death PARENT COMMAND…` runs the command, which gets
-SIGTERM when its parent dies, even by SIGKILL. Linux only; elsewhere it just runs the command.
+"""Runs a command that is terminated when its parent dies: `python -m app.cli.parent_death PARENT COMMAND…`.
 
-A program of its own rather than `preexec_fn`, which is not safe in a process with threads.
+Linux sends the command SIGTERM even if the parent is killed; elsewhere the command just runs. This is a
+program of its own because `preexec_fn` is not safe in a process with threads.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _PR_SET_PDEATHSIG = 1  # prctl(2); the setting outlives exec
 
 
 def bound_to_parent(command: Sequence[str]) -> list[str]:
-    """The command, tied to the process that starts it (to its main thread, to be exact)."""
+    """Returns the command line that binds a command to the thread that starts it, and so to this process."""
     return [sys.executable, "-P", "-m", "app.cli.parent_death", str(os.getpid()), *command]
 
 
 def main() -> None:
-    """Ties this process and becomes the command."""
+    """Binds this process to its parent, then becomes the command."""
     parent, *command = sys.argv[1:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

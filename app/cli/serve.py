@@ -1,4 +1,4 @@
-"""`toque serve`, and the three processes that it keeps: `toque api`, `toque worker`, `toque engine`."""
+"""`toque serve`, and the three processes that it supervises: `toque api`, `toque worker`, `toque engine`."""
 
 from __future__ import annotations
 
@@ -27,18 +27,23 @@ from app.cli.supervisor import Program, Supervisor
 from app.core.settings import Settings
 
 _API_DRAIN_SECONDS = 20
-"""Less than the supervisor's: the engine stops after the API."""
+"""Less than the supervisor's drain time, since the engine stops after the API."""
 _STYLES = {"api": "cyan", "worker": "magenta", "engine": "green", "toque": "bold yellow"}
 
 
 def serve(
     host: Annotated[str | None, typer.Option(show_default="127.0.0.1")] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, show_default="8000", help="0: any free port.")
+        int | None,
+        typer.Option(min=0, max=65535, show_default="8000", help="Port of the API; 0 takes a free one."),
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(file_okay=False, show_default=False, help="Database, files, models, first API key."),
+        typer.Option(
+            file_okay=False,
+            show_default=False,
+            help="Folder for the database, files, models and the first API key.",
+        ),
     ] = None,
     database_url: Annotated[
         str | None, typer.Option(show_default="SQLite in the data folder", help="postgresql+psycopg://…")
@@ -96,10 +101,10 @@ def api(
         timeout_graceful_shutdown=_API_DRAIN_SECONDS,
     )
     server = uvicorn.Server(config)
-    # What is here now stays; looking through it again and again would halt all answers for 70 ms each time.
+    # What is loaded by now stays; collecting it again and again would pause all answers for 70 ms each time.
     gc.collect()
     gc.freeze()
-    # uvicorn raises the signal again once it has drained: that is an end as asked for, not a failure.
+    # uvicorn raises the signal again after it has drained; that must not look like a failure.
     signal.signal(signal.SIGTERM, _end)
     with suppress(KeyboardInterrupt):  # uvicorn's way to say that Ctrl-C ended it
         server.run(None if descriptor is None else [socket.socket(fileno=descriptor)])
@@ -116,7 +121,7 @@ def worker() -> None:
 
 
 def engine() -> None:
-    """Run the engine that answers for the base model and its adapters.
+    """Run the engine, which serves the base model and its adapters.
 
     Example: toque engine
     """
@@ -137,7 +142,7 @@ async def _supervise(supervisor: Supervisor, listener: socket.socket, address: s
 
 
 async def _announce(address: str, started: float) -> None:
-    """One line, once the service can answer."""
+    """Prints a line once the service is ready."""
     import aiohttp  # noqa: PLC0415 - slow to import
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
@@ -153,7 +158,7 @@ async def _announce(address: str, started: float) -> None:
 
 
 def _settings_from(**options: object) -> Settings:
-    """The settings; an option is its environment variable, so that the children read the same."""
+    """Returns the settings; sets the options as environment variables, which the children inherit."""
     for name, value in options.items():
         if value is not None:
             os.environ[f"TOQUE_{name}"] = str(value)
@@ -161,7 +166,7 @@ def _settings_from(**options: object) -> Settings:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """The port, taken now and passed to the API: no other program can have it in between."""
+    """Binds the port now, so that no other program can take it before the API starts."""
     try:
         family, _, _, _, place = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -175,7 +180,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _listen(listener: socket.socket) -> str:
-    """From here on a connection waits until the API takes it; returns the address for this machine."""
+    """Lets connections wait until the API accepts them; returns the address for this machine."""
     address: tuple[str, int] = listener.getsockname()[:2]
     host, port = address
     try:
@@ -193,7 +198,7 @@ def _refuse(host: str, port: int, error: OSError) -> NoReturn:
 
 
 def _ensure_base_model(settings: Settings) -> None:
-    """Pulls the model that the engine serves, where it is not on this machine yet."""
+    """Prepares the base model that the engine serves, unless it is prepared already."""
     from app.models.catalogue import is_prepared  # noqa: PLC0415 - as above
 
     try:
@@ -208,7 +213,7 @@ def _ensure_base_model(settings: Settings) -> None:
 
 
 def _toque(*arguments: str) -> list[str]:
-    # -P: a folder named `app` where the command is run must not be taken for ours.
+    # -P keeps a folder named `app` in the working directory from being imported instead of ours.
     return [sys.executable, "-P", "-m", "app.cli.main", *arguments]
 
 

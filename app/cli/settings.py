@@ -1,4 +1,4 @@
-"""The settings, as a command reads them."""
+"""Reads the settings for a command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from app.core.settings import Settings
 
 
 def read_settings() -> Settings:
-    """The settings; one that is wrong ends the command with a line that names it."""
+    """Returns the settings; an invalid one ends the command with a line that names it."""
     try:
         return Settings()
     except ValidationError as error:

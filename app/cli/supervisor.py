@@ -1,4 +1,4 @@
-"""Keeps a few programs running, and leaves none behind."""
+"""Keeps a few programs running, and stops them all in the end."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ class Program:
     name: str
     command: Sequence[str]
     descriptors: tuple[int, ...] = ()
-    """File descriptors that it inherits."""
+    """File descriptors that the program inherits."""
     outlives: tuple[str, ...] = ()
-    """Programs that still need it while they stop: it is asked to stop once they are gone."""
+    """Programs that need this one while they stop; it is stopped once they have ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds."""
+    """The supervisor's timing, in seconds."""
 
     first_restart: float = 1.0
-    """Before a program that died is started again; doubles each time."""
+    """Pause before a program that died is restarted; doubles each time."""
     longest_restart: float = 30.0
     steady_after: float = 60.0
-    """A program that ran this long starts over with `first_restart`."""
+    """Uptime after which the pause starts over with `first_restart`."""
     drain: float = 30.0
-    """Between SIGTERM and SIGKILL."""
+    """Time between SIGTERM and SIGKILL."""
 
 
 class Supervisor:
     """Runs programs until SIGTERM, SIGHUP or Ctrl-C.
 
-    Each program leads a process group of its own: a terminal's Ctrl-C reaches the supervisor only, and
-    whatever the program started dies with it.
+    Each program leads a process group of its own, so that a terminal's Ctrl-C reaches only the supervisor,
+    and whatever the program started dies with it.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Supervisor:
         say: Callable[[str], None],
         timing: Timing | None = None,
     ) -> None:
-        """`write` gets a program's name and a line of its output; `say` a line of the supervisor's own."""
+        """`write` gets a program's name and a line of its output; `say` gets the supervisor's messages."""
         self._programs = programs
         self._write = write
         self._say = say
@@ -65,7 +65,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Returns once a stop was asked for and every program is gone."""
+        """Runs the programs; returns once a stop was requested and every program has ended."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
@@ -79,11 +79,11 @@ class Supervisor:
         if not self._stopping.is_set():
             self._say("stopping; Ctrl-C again to stop at once")
             self._stopping.set()
-        elif number == signal.SIGINT:  # a second SIGTERM says nothing new: `timeout` sends two
+        elif number == signal.SIGINT:  # a second SIGTERM means nothing, since `timeout` sends two
             self._kill_all()
 
     async def _keep(self, program: Program) -> None:
-        """Runs the program again and again until a stop is asked for."""
+        """Restarts the program with back-off until a stop is requested."""
         pause = self._timing.first_restart
         while not self._stopping.is_set():
             started = time.monotonic()
@@ -102,7 +102,7 @@ class Supervisor:
         self._gone[program.name].set()
 
     async def _run_once(self, program: Program) -> int:
-        # A pipe of our own: asyncio's would make `wait` last until every holder of the pipe is gone.
+        # With asyncio's own pipe, `wait` would last until every process that holds the pipe has ended.
         read_end, write_end = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
@@ -127,7 +127,7 @@ class Supervisor:
         finally:
             _kill_group(process)
             del self._processes[program.name]
-            # What left the group may hold the pipe for ever.
+            # A process that left the group may hold the pipe for ever.
             _, unfinished = await asyncio.wait({output}, timeout=1)
             for task in unfinished:
                 task.cancel()
@@ -152,7 +152,7 @@ class Supervisor:
             transport.close()
 
     async def _drain(self) -> None:
-        """Asks every program to stop, and kills those that have not after a while."""
+        """Asks every program to stop, and kills those that have not stopped in time."""
         try:
             async with asyncio.timeout(self._timing.drain):
                 await asyncio.gather(*(self._stop(program) for program in self._programs))
@@ -179,7 +179,7 @@ def _kill_group(process: Process) -> None:
 
 
 def _shown(line: bytes) -> str:
-    """The line as a terminal would leave it: of a progress bar, what was written last."""
+    """Returns the line as a terminal would show it: after a carriage return, only the text behind it."""
     return line.decode("utf-8", "replace").rstrip().rpartition("\r")[2]
 
 

@@ -1,7 +1,7 @@
-"""A large file goes up in parts, several at once; after a break, only the parts that are not there yet.
+"""Uploads a large file in parts, several at once, and resumes an interrupted upload.
 
-What is known of an upload between two commands is its id, in a small file in the user's state folder; the
-service knows the parts.
+Between two commands, the upload's id is kept in a small file in the user's state folder; the service knows
+which parts have arrived.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ LARGE_BYTES = 64 * 10**6
 PART_BYTES = 16 * 2**20
 _AT_ONCE = 4
 _RETRIES = 6
-"""Of a part: the client waits longer before each, half a minute in all."""
-_FORGOTTEN_SECONDS = 86400.0
+"""Retries of a part, with back-off; half a minute in all."""
+_EXPIRY_SECONDS = 86400.0
 
 
 def upload_in_parts(client: OpenAI, path: Path, purpose: str) -> FileObject:
-    """Uploads the file; where an earlier command was broken off, goes on with its upload."""
+    """Uploads a file; resumes the upload of an earlier command that was interrupted."""
     from openai import APIConnectionError  # noqa: PLC0415 - takes a second to import
 
     size = path.stat().st_size
@@ -71,7 +71,7 @@ def upload_in_parts(client: OpenAI, path: Path, purpose: str) -> FileObject:
 
 
 def _find(client: OpenAI, record: Path) -> Upload | None:
-    """The upload of an earlier command: one that takes parts still, or whose file nobody was told of."""
+    """Returns an earlier command's upload that is unfinished, or whose file was never reported."""
     from openai import NotFoundError  # noqa: PLC0415 - as above
     from openai.types import Upload  # noqa: PLC0415 - as above
 
@@ -99,7 +99,7 @@ def _create(client: OpenAI, record: Path, path: Path, size: int, purpose: str) -
 def _send_parts(
     client: OpenAI, upload: Upload, path: Path, size: int, advance: Callable[[int], None]
 ) -> list[str]:
-    """Sends the parts that are not there yet; returns the ids of all, in order."""
+    """Sends the parts that have not arrived; returns the ids of all parts, in order."""
     arrived, lock = _arrived(upload), Lock()
 
     def send(offset: int) -> str:
@@ -127,7 +127,7 @@ def _send_parts(
 
 
 def _arrived(upload: Upload) -> dict[str, list[str]]:
-    """The ids of the parts that the service has, by the SHA-256 of what is in them."""
+    """Returns the ids of the parts that have arrived, by their SHA-256."""
     parts: list[dict[str, Any]] = (upload.model_extra or {}).get("parts") or []
     ids: defaultdict[str, list[str]] = defaultdict(list)
     for part in parts:
@@ -136,7 +136,7 @@ def _arrived(upload: Upload) -> dict[str, list[str]]:
 
 
 def _record(client: OpenAI, path: Path, purpose: str) -> Path:
-    """Where the id of this file's upload is kept; another version of it, or another service, has its own."""
+    """Returns the file that keeps the upload's id; each version of a file and each service has its own."""
     status = path.stat()
     name = [
         str(client.base_url),
@@ -148,14 +148,14 @@ def _record(client: OpenAI, path: Path, purpose: str) -> Path:
     ]
     folder = user_state_path("toque") / "uploads"
     for old in folder.glob("*.json"):
-        if old.stat().st_mtime < time.time() - _FORGOTTEN_SECONDS:
+        if old.stat().st_mtime < time.time() - _EXPIRY_SECONDS:
             old.unlink(missing_ok=True)
     return folder / f"{hashlib.sha256(json.dumps(name).encode()).hexdigest()}.json"
 
 
 @contextmanager
 def _progress(path: Path, size: int) -> Generator[Callable[[int], None]]:
-    """A bar where there is a terminal; yields what moves it on by so many bytes."""
+    """Shows a progress bar on a terminal; yields a function that advances it by a number of bytes."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""`toque workers`: who trains, straight from the database."""
+"""`toque workers`: lists the training workers, straight from the database."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def workers(as_json: AsJson = False) -> None:
-    """List the workers of the whole deployment, with what each does; one that was killed is shown for a day.
+    """List the workers of the whole deployment and their jobs; a worker that died is listed for a day.
 
     Example: toque workers
     """

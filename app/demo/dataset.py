@@ -24,14 +24,14 @@ Turn = dict[str, str]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A conversation up to the answer, and the answer that is right."""
+    """A conversation up to the answer, and the reference answer."""
 
     turns: list[Turn]
     reference: str
 
 
 def load_questions(path: Path) -> list[Question]:
-    """The file's conversations, their last turn taken off as the reference."""
+    """Returns the file's conversations, each with its last turn as the reference."""
     questions: list[Question] = []
     for line in path.read_text("utf-8").split("\n"):
         if line:
@@ -42,7 +42,7 @@ def load_questions(path: Path) -> list[Question]:
 
 
 def guided_prompt() -> str:
-    """A system prompt with everything in it: instructions, and the whole style guide."""
+    """Returns a system prompt with the whole style guide and instructions."""
     return (
         f"{STYLE_GUIDE.read_text('utf-8').strip()}\n\n"
         "Find the product and the topic of the customer's question, then copy the one reply that fits."
@@ -50,7 +50,7 @@ def guided_prompt() -> str:
 
 
 def choose_examples(training: list[Question], count: int) -> list[Question]:
-    """Examples with answers as different as can be: one of each answer, then a second one of some, …"""
+    """Chooses examples with as many different answers as possible before any answer is repeated."""
     by_answer: dict[str, list[Question]] = {}
     for question in training:
         by_answer.setdefault(question.reference, []).append(question)
@@ -63,7 +63,7 @@ def choose_examples(training: list[Question], count: int) -> list[Question]:
 
 
 def to_jsonl(examples: Sequence[Question]) -> bytes:
-    """The examples as a file of conversations: the customer's last turn, and the answer."""
+    """Returns the examples as JSONL conversations of the customer's last turn and the answer."""
     answered = [
         {"messages": [example.turns[-1], {"role": "assistant", "content": example.reference}]}
         for example in examples

@@ -1,4 +1,4 @@
-"""`toque serve` as a child, with a data folder and a port of its own."""
+"""Runs `toque serve` as a child process with a data folder and a port of its own."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class ServiceProcess:
     log: Path
 
     def client(self) -> OpenAI:
-        """The official client, pointed at it."""
+        """Returns an OpenAI client for the service."""
         from openai import OpenAI  # noqa: PLC0415 - takes a second to import
 
         return OpenAI(base_url=f"{self.address}/v1", api_key=self.api_key)
 
     def await_ready(self, waiting: Callable[[str], object]) -> None:
-        """Returns once it can train and answer; `waiting` is told what is missing.
+        """Waits until the service is ready; calls `waiting` with what is missing.
 
         Raises:
-            RuntimeError: it ended instead; the message has the end of its log.
+            RuntimeError: the service ended; the message has the end of its log.
         """
         while self.process.poll() is None:
             try:
@@ -60,7 +60,7 @@ class ServiceProcess:
 
 @contextmanager
 def running_service(settings: Settings, folder: Path) -> Generator[ServiceProcess]:
-    """Serves until the block ends, on a free port, with everything but base models in `folder`."""
+    """Runs a service until the block ends, on a free port, with everything but base models in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     key, port, log = "sk-toque-" + secrets.token_hex(16), _free_port(), folder / "serve.log"
     environment = os.environ | {

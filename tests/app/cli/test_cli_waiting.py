@@ -174,8 +174,8 @@ def stand_in(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[list[object]], Service]]:
     """Makes a service that answers from a list: a job's statuses, HTTP errors, lost connections."""
-    monkeypatch.setattr(job_progress, "_LOOK_SECONDS", 0.01)
-    monkeypatch.setattr(job_progress, "_LONGEST_PAUSE", 0.02)
+    monkeypatch.setattr(job_progress, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(job_progress, "_MAX_POLL_SECONDS", 0.02)
     with _scripted_server() as (server, answers):
 
         def make(script: list[object]) -> Service:
