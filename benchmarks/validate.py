@@ -23,7 +23,7 @@ from app.datasets.validation import PreparedBase, scan_file
 
 REFERENCE_BYTES = 32 * 10**6
 SAMPLED = 100
-"""Every so manieth example is held against the reference tokenizer."""
+"""One in this many examples is compared with the reference tokenizer."""
 BAD = (
     '{"messages": []}',
     "{",
@@ -68,14 +68,14 @@ def make_file(path: Path, megabytes: int) -> int:
 
 
 def text(chance: random.Random, vocabulary: list[str], mean: int) -> str:
-    """Words, numbers and signs; no two texts are alike."""
+    """Returns a text of words, numbers and punctuation; no two are alike."""
     words = chance.choices(vocabulary, k=max(1, int(chance.expovariate(1 / mean))))
     words.insert(chance.randint(0, len(words)), str(chance.randint(0, 10**9)))
     return " ".join(words) + chance.choice([".", "?", "!\n", " …", '"'])
 
 
 def check(path: Path, folder: Path, out: Path) -> None:
-    """Our side, in a process of its own: the whole report, and the counts by line for the sample."""
+    """Runs our side in a process of its own: the whole report, and the token counts of the sample's lines."""
     from app.datasets.report import build_report
 
     started = time.monotonic()
@@ -89,7 +89,7 @@ def check(path: Path, folder: Path, out: Path) -> None:
 
 
 def count_reference(path: Path, folder: Path, out: Path) -> None:
-    """The other side: the same counts, with the libraries' own means."""
+    """Runs the other side, which counts the same tokens by the libraries' own means."""
     os.environ |= {
         "HF_DATASETS_OFFLINE": "1",
         "HF_HUB_OFFLINE": "1",
@@ -106,7 +106,7 @@ def count_reference(path: Path, folder: Path, out: Path) -> None:
 
 
 def side(name: str, path: Path, folder: Path, out: Path) -> tuple[dict, float]:
-    """What that side wrote, and the most MiB that its processes held at once."""
+    """Runs one side; returns what it wrote, and the peak memory of its processes in MiB."""
     import psutil
 
     process = subprocess.Popen(
@@ -127,7 +127,7 @@ def side(name: str, path: Path, folder: Path, out: Path) -> tuple[dict, float]:
 
 
 def count_mismatches(path: Path, folder: Path, sample: dict[str, int]) -> int:
-    """Examples of the sample that transformers counts otherwise."""
+    """Returns the number of the sample's examples whose count differs from transformers'."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -88,7 +88,7 @@ def _options() -> argparse.Namespace:
 
 
 def _parts(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The results of each part that is asked for."""
+    """Runs the requested parts; returns the results of each."""
     if {"correctness", "throughput", "cold_adapters"} & set(options.only):
         yield from _engine_parts(folder / "engines", options)
     if "gateway" in options.only:
@@ -98,7 +98,7 @@ def _parts(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]
 
 
 def _engine_parts(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What asks engines directly: one with our kernels and, for the comparison, one without."""
+    """Runs the parts that ask engines directly: one with our kernels and, to compare, one without."""
     deployment = create_deployment(folder)
     base = deployment.base.name
     adapters = deployment.publish_adapters(

@@ -28,7 +28,7 @@ _STREAM_TOKENS = 256
 
 
 class Failures:
-    """Requests that were not answered; the first says why."""
+    """Counts requests that were not answered, and keeps the first error."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -98,7 +98,7 @@ async def _measure(engine: Vllm, base: str, adapters: list[str], quick: bool) ->
 
 
 class Streams:
-    """A few answers of the base model that go on beside everything else."""
+    """A few streamed answers of the base model that run beside everything else."""
 
     def __init__(self, client: EngineClient, base: str, source: random.Random, failures: Failures) -> None:
         self._client, self._base, self._source, self._failures = client, base, source, failures
@@ -115,7 +115,7 @@ class Streams:
         await asyncio.gather(*self._going, return_exceptions=True)
 
     def take_gaps(self) -> list[float]:
-        """Between tokens, since it was last asked."""
+        """Returns the gaps between tokens since the last call, in seconds."""
         gaps, self._gaps = self._gaps, []
         return gaps
 
@@ -132,7 +132,7 @@ class Streams:
 
 
 async def _first_token(client: EngineClient, model: str, source: random.Random, failures: Failures) -> float:
-    """Seconds until the first token; one that does not come counts as for ever."""
+    """Returns the seconds until the first token; infinity if none comes."""
     prompt, asked = random_prompt(source, _PROMPT_TOKENS), time.perf_counter()
     try:
         waits = [now - asked async for now in client.token_times(model, prompt, _ANSWER_TOKENS)]

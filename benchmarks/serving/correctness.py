@@ -33,7 +33,7 @@ _TRAINING_FILE = Path(app.demo.__file__).with_name("training.jsonl")
 
 
 class Row(NamedTuple):
-    """One served answer: log-probabilities of its tokens from the second on."""
+    """One served answer: the log-probabilities of its tokens from the second on."""
 
     model: str
     prompt: int
@@ -105,7 +105,7 @@ def measure(engine: Vllm, deployment: Deployment, adapters: list[str], quick: bo
 async def _serve(
     engine: Vllm, base: str, adapters: list[str], prompts: list[str]
 ) -> tuple[list[Row], list[Row]]:
-    """The solo rows and the mixed ones."""
+    """Returns the rows that were served alone, and those that were served in mixed batches."""
     asked = [(model, prompt) for model in (base, *adapters) for prompt in range(len(prompts))]
     async with EngineClient.connect(engine) as client:
 
@@ -138,7 +138,7 @@ async def _serve(
 
 
 def _prompts(count: int) -> list[str]:
-    """Plain text of about 130 tokens each: conversations of the demo's training file."""
+    """Returns prompts of about 130 tokens each, from the demo's training file."""
     with _TRAINING_FILE.open(encoding="utf-8") as file:
         turns = [
             turn["content"]
@@ -150,7 +150,7 @@ def _prompts(count: int) -> list[str]:
 
 
 def _effect(of_prompt: dict[tuple[str, int], list[float]], base: str, adapters: list[str]) -> float:
-    """How far the adapters' references are from the base model's."""
+    """Returns how far the adapters' references are from the base model's."""
     return _mean(
         _distance(reference[:100], of_prompt[base, prompt][:100])
         for (model, prompt), reference in of_prompt.items()

@@ -1,4 +1,4 @@
-"""A data folder of its own: database, key, and adapters of random weights, published."""
+"""A data folder with a database, a key, and published adapters of random weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ADAPTERS_FOLDER = "adapters"
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """The settings that everything is started with."""
+    """A deployment's data folder, and the settings of its processes."""
 
     settings: Settings
 
@@ -34,7 +34,7 @@ class Deployment:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For its processes, instead of the developer's own settings."""
+        """Returns the environment of its processes, without the developer's own settings."""
         plain = {name: value for name, value in os.environ.items() if not name.startswith("TOQUE_")}
         given = self.settings.model_dump(
             mode="json", exclude_unset=True, exclude_none=True, exclude={"base_models", "api_key"}
@@ -68,7 +68,7 @@ class Deployment:
 
 
 def create_deployment(folder: Path, **given: Any) -> Deployment:
-    """In a new folder, with the base models that `toque models pull` has prepared on this machine."""
+    """Creates a deployment in a new folder, with the base models that are prepared on this machine."""
     folder.mkdir(parents=True)
     settings = Settings(
         data_dir=folder,

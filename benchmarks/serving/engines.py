@@ -20,11 +20,11 @@ from workers.inference.vllm_process import Vllm
 
 _START_SECONDS = 240.0
 _ORDINARY_TOKENS = range(1000, 40_000)
-"""Ids of words, in the demo's base model."""
+"""Token ids of ordinary words in the demo's base model."""
 
 
 class StockVllm(Vllm):
-    """The same command, with vLLM's own LoRA kernels. It still finds adapters by our resolver."""
+    """The same vLLM with its own LoRA kernels; it still finds adapters through our resolver."""
 
     def _environment(self, settings: Settings, entry: BaseModelEntry, device: Device) -> dict[str, str]:
         return super()._environment(settings, entry, device) | {"VLLM_PLUGINS": "toque_lora_resolver"}
@@ -32,7 +32,7 @@ class StockVllm(Vllm):
 
 @contextmanager
 def running_vllm(deployment: Deployment, kind: type[Vllm] = Vllm) -> Generator[Vllm]:
-    """A ready one, until the block ends."""
+    """Runs a vLLM until the block ends; yields it once it is ready."""
     with patch.dict(os.environ, deployment.environment):  # what it hands on
         vllm = kind(deployment.settings, deployment.base, cpu())
     try:
@@ -51,7 +51,7 @@ class EngineError(Exception):
 
 
 class EngineClient:
-    """Completions of one engine."""
+    """Sends completion requests to one engine."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -66,7 +66,7 @@ class EngineClient:
             yield cls(session)
 
     async def complete(self, model: str, prompt: str | list[int], tokens: int, **more: Any) -> dict[str, Any]:
-        """The answer's one choice, `tokens` long whatever the model would say."""
+        """Returns the answer's one choice, which is always `tokens` long."""
         body = _body(model, prompt, tokens, **more)
         async with self._session.post("http://engine/v1/completions", json=body) as answer:
             content = await answer.json()
@@ -75,7 +75,7 @@ class EngineClient:
             return content["choices"][0]
 
     async def token_times(self, model: str, prompt: list[int], tokens: int) -> AsyncGenerator[float]:
-        """When each piece of a streamed answer came: a token, or several where the engine was faster."""
+        """Returns the arrival time of each chunk of a streamed answer, which has one token or several."""
         body, ended = _body(model, prompt, tokens, stream=True), False
         async with self._session.post("http://engine/v1/completions", json=body) as response:
             if response.status != 200:
@@ -102,10 +102,10 @@ def _body(model: str, prompt: str | list[int], tokens: int, **more: Any) -> dict
 
 
 def random_prompt(source: random.Random, length: int) -> list[int]:
-    """Never the same twice, so that nothing of it is in the prefix cache."""
+    """Returns a prompt that is never the same twice, so that the prefix cache cannot help."""
     return source.choices(_ORDINARY_TOKENS, k=length)
 
 
 def in_turn(models: Sequence[str], count: int) -> list[str]:
-    """That many of them, each as often as the others."""
+    """Returns `count` items, each of them equally often."""
     return [models[number % len(models)] for number in range(count)]

@@ -33,7 +33,7 @@ _MESSAGES = [
 
 
 def measure(folder: Path, rounds: int, quick: bool) -> dict[str, Any]:
-    """All of it; what concerns `vllm-router` is None where it does not run."""
+    """Runs all measurements; those of `vllm-router` are None where it does not run."""
     seconds = 1.0 if quick else 4.0
     measured = Measurements()
     with running_servers(folder) as servers:
@@ -68,7 +68,7 @@ def measure(folder: Path, rounds: int, quick: bool) -> dict[str, Any]:
 
 
 def load(server: Server, *, seconds: float, rate: float = 0.0) -> Outcome:
-    """Plain requests: as many as 16 connections bring, or at that rate."""
+    """Returns the load of plain requests, as many as 16 connections allow or at a given rate."""
     body = {"model": INSTANT, "messages": _MESSAGES, "max_tokens": 80, "temperature": 0.7}
     outcome = generate(Load(server.port, body, API_KEY, seconds=seconds, rate=rate), LOAD_CORE)
     assert not outcome.failures, outcome
@@ -76,7 +76,7 @@ def load(server: Server, *, seconds: float, rate: float = 0.0) -> Outcome:
 
 
 def stream(server: Server, model: str, requests: int) -> float:
-    """Streams a second, 32 at once."""
+    """Returns the streams per second, with 32 at once."""
     body = {"model": model, "messages": _MESSAGES, "max_tokens": STREAM_TOKENS, "stream": True}
     outcome = generate(Load(server.port, body, API_KEY, connections=STREAMS, requests=requests), LOAD_CORE)
     assert not outcome.failures, outcome
@@ -84,7 +84,7 @@ def stream(server: Server, model: str, requests: int) -> float:
 
 
 def resident_memory(server: Server, requests: int) -> dict[str, Any]:
-    """The gateway's memory before and after so many streams, once as many as a tenth have warmed it up."""
+    """Returns the gateway's memory before and after many streams, warmed up by a tenth as many."""
     stream(server, INSTANT, requests // 10)
     before = server.resident_mib()
     stream(server, INSTANT, requests)

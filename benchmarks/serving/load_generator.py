@@ -24,7 +24,7 @@ _END_OF_STREAM = b"data: [DONE]\n\n"
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What to send, and how much of it."""
+    """What to send, and how often."""
 
     port: int
     body: dict[str, Any]
@@ -32,9 +32,9 @@ class Load(msgspec.Struct, frozen=True):
     connections: int = 16
     seconds: float = 0.0
     requests: int = 0
-    """All of them, instead of as many as fit in `seconds`."""
+    """Number of requests to send, instead of as many as fit in `seconds`."""
     rate: float = 0.0
-    """Requests started a second; 0: each connection's next one as soon as it has its answer."""
+    """Requests started per second; 0 starts a connection's next request as soon as it has its answer."""
 
     @property
     def head_and_body(self) -> bytes:
@@ -48,7 +48,7 @@ class Load(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True):
-    """What came of it."""
+    """The measured result of a load."""
 
     answers: int
     failures: int
@@ -58,19 +58,19 @@ class Outcome(msgspec.Struct, frozen=True):
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Returns the answers per second."""
         return self.answers / self.seconds
 
 
 def generate(load: Load, core: int) -> Outcome:
-    """The load, from a child on that core."""
+    """Runs the load in a child process on a given core."""
     command = ["taskset", "-c", str(core), sys.executable, "-m", "benchmarks.serving.load_generator"]
     done = subprocess.run(command, input=msgspec.json.encode(load), stdout=subprocess.PIPE, check=True)
     return msgspec.json.decode(done.stdout, type=Outcome)
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time; `idle` is called after each."""
+    """A connection that sends one request at a time, and calls `idle` after each."""
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator

@@ -44,7 +44,7 @@ class Server:
 
 @contextmanager
 def running_servers(folder: Path) -> Generator[dict[str, Server]]:
-    """The stand-in engine, as `direct`, and every proxy that runs here; their logs are in `folder`."""
+    """Starts the stand-in engine, as `direct`, and every installed proxy; their logs are in `folder`."""
     python = [sys.executable, "-m"]
     with ExitStack() as stack:
 
@@ -89,7 +89,7 @@ def running_servers(folder: Path) -> Generator[dict[str, Server]]:
 
 
 def _deployment(folder: Path, engine_url: str) -> Deployment:
-    """A database in which the stand-in is the engine of both its models, and stays it."""
+    """Creates a database in which the stand-in is the engine of both its models, for good."""
     deployment = create_deployment(
         folder,
         base_models=[BaseModelEntry(name=name, source=name) for name in (INSTANT, PACED)],
@@ -118,7 +118,7 @@ def _deployment(folder: Path, engine_url: str) -> Deployment:
 def _running(
     command: Callable[[int], list[str]], core: int, environment: Mapping[str, str], log: Path
 ) -> Generator[Server]:
-    """The command, given a free port, on that core, until the block ends."""
+    """Runs a command with a free port on a given core, until the block ends."""
     port = _free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -15,16 +15,16 @@ import msgspec
 
 
 class Question(msgspec.Struct, frozen=True):
-    """Texts of token ids, each for the base model (None) or for an adapter's folder."""
+    """Texts as token ids, each for the base model (None) or for an adapter in a folder."""
 
     base_model_dir: str
     texts: list[tuple[str | None, list[int]]]
     next_tokens: bool = False
-    """Ask for every token that may come after the text, instead of for the text's own."""
+    """Whether to return the vocabulary's log-probabilities after the text, instead of its tokens'."""
 
 
 def reference_logprobs(question: Question) -> list[list[float]]:
-    """For each text, its tokens' from the second on, or those of the whole vocabulary after it."""
+    """Returns each text's log-probabilities: its tokens' from the second on, or the vocabulary's after it."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.serving.reference"],
         input=msgspec.json.encode(question),

@@ -46,7 +46,7 @@ _API_SERVER = "vllm.entrypoints.openai.api_server"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole one, with the log-probabilities of the likeliest first tokens."""
+    """A complete answer, with the log-probabilities of the likeliest first tokens."""
 
     model: str
     prompt: int
@@ -58,7 +58,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Diary:
-    """What all clients saw."""
+    """The answers and errors that all clients saw."""
 
     answers: list[Answer] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
@@ -74,7 +74,7 @@ def measure(folder: Path) -> dict[str, Any]:
         progress("restart: the service is ready")
         diary, killed, up = asyncio.run(_kill_under_load(service, models))
     progress(f"restart: {len(diary.answers)} answers, {dict(diary.failures)}")
-    judge = Judge(deployment, models)
+    judge = Attribution(deployment, models)
     right = [answer for answer in diary.answers if judge.is_right(answer)]
     first: dict[str, float] = {}
     for answer in sorted(right, key=lambda answer: answer.came):
@@ -98,7 +98,7 @@ def measure(folder: Path) -> dict[str, Any]:
 
 
 async def _kill_under_load(service: ServiceProcess, models: list[str]) -> tuple[Diary, float, float]:
-    """What the clients saw, when the engine was killed, and when it was up again."""
+    """Kills the engine under load; returns what the clients saw, and when it died and was up again."""
     diary = Diary()
     headers = {"authorization": f"Bearer {service.api_key}"}
     connector = aiohttp.TCPConnector(limit=0)
@@ -132,7 +132,7 @@ async def _kill_under_load(service: ServiceProcess, models: list[str]) -> tuple[
 
 
 async def _ask_on(session: aiohttp.ClientSession, model: str, streamed: bool, diary: Diary) -> None:
-    """One request after another."""
+    """Sends one request after another."""
     number = 0
     while True:
         prompt = number % len(PROMPTS)
@@ -167,7 +167,7 @@ async def _ask_on(session: aiohttp.ClientSession, model: str, streamed: bool, di
 
 
 class StreamFailedError(Exception):
-    """The stream said so, in an error event."""
+    """The stream ended with an error event."""
 
 
 async def _whole(response: aiohttp.ClientResponse) -> list[Any]:
@@ -197,8 +197,8 @@ def _note_refusal(response: aiohttp.ClientResponse, text: str, diary: Diary) -> 
         diary.bad_failures.append(f"{response.status}: {text[:200]}")
 
 
-class Judge:
-    """Whose answer it is, by fp32 references."""
+class Attribution:
+    """Tells which model gave an answer, by fp32 references."""
 
     def __init__(self, deployment: Deployment, models: list[str]) -> None:
         base_dir = deployment.settings.base_model_dir(deployment.base)
@@ -231,7 +231,7 @@ class Judge:
 
     @property
     def margin(self) -> float:
-        """How far the likeliest tokens of a model are, on average, from those of the most similar other."""
+        """Returns the mean distance of a model's likeliest tokens from the most similar other model's."""
         nearest = float("inf")
         for (model, prompt), reference in self._references.items():
             top = sorted(range(len(reference)), key=reference.__getitem__)[-5:]
@@ -244,7 +244,7 @@ class Judge:
 
 
 def _api_server(service: ServiceProcess) -> psutil.Process | None:
-    """The vLLM that the service runs now."""
+    """Returns the vLLM process that the service runs now."""
     for process in psutil.Process(service.process.pid).children(recursive=True):
         with suppress(psutil.Error):
             if _API_SERVER in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
@@ -253,7 +253,7 @@ def _api_server(service: ServiceProcess) -> psutil.Process | None:
 
 
 async def _healthy_at(api_server: psutil.Process) -> float:
-    """When it first said that it is well."""
+    """Returns the time at which it first reported that it is healthy."""
     socket = next(word for word in api_server.cmdline() if word.startswith("--uds=")).removeprefix("--uds=")
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while time.monotonic() < deadline:

@@ -66,7 +66,7 @@ _END = _event("[DONE]") + b"0\r\n\r\n"
 
 
 class StandInEngine(asyncio.Protocol):
-    """One connection."""
+    """The HTTP protocol of one connection."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

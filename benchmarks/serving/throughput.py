@@ -22,7 +22,7 @@ ANSWER_TOKENS = 32
 def measure(
     ours: Vllm, stock: Vllm, base: str, adapters: list[str], rounds: int, quick: bool
 ) -> dict[str, Any]:
-    """Both engines run; one at a time is asked."""
+    """Measures both engines, which run at the same time but are asked one at a time."""
     return asyncio.run(_measure(ours, stock, base, adapters, rounds, quick))
 
 
@@ -60,13 +60,13 @@ async def _measure(
 
 
 def cpu_seconds(engine: Vllm) -> float:
-    """Used so far by all its processes."""
+    """Returns the CPU seconds used so far by all processes of an engine."""
     main = psutil.Process(engine._process.pid)
     return sum(sum(process.cpu_times()[:2]) for process in (main, *main.children(recursive=True)))
 
 
 async def tokens_per_second(client: EngineClient, models: list[str], source: random.Random) -> float:
-    """Of one request to each of the models, 16 at once."""
+    """Returns the tokens per second of one request to each model, 16 at once."""
     free = asyncio.Semaphore(CONCURRENCY)
 
     async def one(model: str, prompt: list[int]) -> None:

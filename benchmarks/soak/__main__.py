@@ -105,7 +105,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _wait(seconds: float, customers: Sequence[Customer], chaos: Chaos) -> None:
-    """With a line now and then."""
+    """Waits, and prints a line now and then."""
     began = time.monotonic()
     while (left := seconds - (time.monotonic() - began)) > 0:
         time.sleep(min(left, _REPORT_SECONDS))
@@ -114,7 +114,7 @@ def _wait(seconds: float, customers: Sequence[Customer], chaos: Chaos) -> None:
 
 
 def _drain(settings: Settings, customers: Sequence[Customer]) -> float:
-    """Until every job has ended, or for too long; returns the seconds."""
+    """Waits until every job has ended, or for too long; returns the seconds."""
     unfinished = select(func.count()).where(FineTuningJob.status.not_in(FINAL_STATUSES))
     database, began = Database(settings.sqlalchemy_url), time.monotonic()
     while (took := time.monotonic() - began) < DRAIN_SECONDS:

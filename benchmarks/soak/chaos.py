@@ -16,7 +16,7 @@ import psutil
 
 PAUSE_SECONDS = (0.6, 2.0)
 FREEZE_SECONDS = (0.5, 6.0)
-"""Up to twice the lease, and longer than a customer waits for an answer."""
+"""Seconds that a process stays frozen: up to twice the lease, and longer than a customer waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ _SERVER = (
 
 
 Find = Callable[[str], list[psutil.Process]]
-"""The processes of a kind that run now."""
+"""Returns the running processes of a kind."""
 
 
 class Chaos:
@@ -62,7 +62,7 @@ class Chaos:
             self._draws += [(find_server, blow) for blow in _SERVER]
         self._frozen: list[tuple[float, psutil.Process]] = []
         self.blows: Counter[str] = Counter()
-        """By kind and signal."""
+        """Number of blows by kind and signal."""
 
     @contextmanager
     def reigning(self) -> Generator[None]:

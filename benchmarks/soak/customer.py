@@ -23,7 +23,7 @@ TRAINING_FILE = b"".join(
     for n in range(EXAMPLES)
 )
 _OPEN_JOBS = 6
-"""More than that wait in its name, and a customer orders no more."""
+"""Open jobs at which a customer orders no more."""
 _PAUSE_SECONDS = (0.1, 0.6)
 _ANSWER_SECONDS = 4.0
 """A customer hangs up after that, and its client asks again: shorter than the API may be frozen."""
@@ -35,10 +35,10 @@ class Order:
     """One call to create a job."""
 
     token: str
-    """In the job's metadata: names the call whether or not it was answered."""
+    """Value in the job's metadata that identifies the call, whether or not it was answered."""
     epochs: int
     job_id: str | None = None
-    """None: no answer came; there may be a job."""
+    """Id of the job; None if no answer came, though there may be a job."""
     cancel_asked: bool = False
     cancel_answered: bool = False
 
@@ -57,7 +57,7 @@ class Customer:
         )
         self.orders: list[Order] = []
         self.refusals: Counter[str] = Counter()
-        """What calls failed with, after the client's own retries."""
+        """Errors of calls that failed in spite of the client's own retries."""
         self._file_id: str | None = None
         self._open: list[Order] = []
 
@@ -123,7 +123,7 @@ class Customer:
         self._open.append(order)
 
     def _look(self) -> None:
-        """At some of the open jobs."""
+        """Looks at some of the open jobs."""
         for order in random.sample(self._open, min(3, len(self._open))):
             job = self.client.fine_tuning.jobs.retrieve(order.job_id or "")
             if job.status in FINAL_STATUSES:
@@ -139,5 +139,5 @@ class Customer:
         self.client.fine_tuning.jobs.pause(random.choice(self._open).job_id or "")
 
     def _resume(self) -> None:
-        """Changes nothing unless it is paused."""
+        """Resumes a job; changes nothing unless it is paused."""
         self.client.fine_tuning.jobs.resume(random.choice(self._open).job_id or "")

@@ -37,7 +37,7 @@ _MARKS = {
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """What runs, and how to reach it."""
+    """The running deployment, and how to reach it."""
 
     settings: Settings
     address: str
@@ -46,7 +46,7 @@ class Deployment:
     supervisor: psutil.Process
 
     def processes(self, kind: str) -> list[psutil.Process]:
-        """Those of a kind (`api`, `worker`, `trainer`) that run now."""
+        """Returns the running processes of a kind (`api`, `worker` or `trainer`)."""
         marks = _MARKS[kind]
         found: list[psutil.Process] = []
         for process in self.supervisor.children(recursive=True):
@@ -95,7 +95,7 @@ def running_deployment(folder: Path, database_url: str) -> Generator[Deployment]
 
 
 def main() -> None:
-    """The supervisor's process."""
+    """Runs the supervisor's process."""
     descriptor = int(sys.argv[1])
     # Prepared for the workers only: the API would read the tokenizer, and the stand-in has none.
     worker = ("/usr/bin/env", f"TOQUE_MODELS_DIR={_models(Settings())}")
@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def _prepare(settings: Settings) -> dict[str, str]:
-    """The schema, the base model, and a second project; returns the keys."""
+    """Creates the schema, the base model and a second project; returns the keys."""
     upgrade(settings.sqlalchemy_url)
     base = _models(settings) / BASE_MODEL
     base.mkdir(parents=True)
@@ -131,7 +131,7 @@ def _models(settings: Settings) -> Path:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Ours, with these settings instead of the developer's own."""
+    """Returns our environment with these settings instead of the developer's own."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("TOQUE_")}
     given = settings.model_dump(mode="json", exclude_unset=True, exclude={"base_models", "api_key"})
     catalogue = ",".join(entry.model_dump_json() for entry in settings.base_models)

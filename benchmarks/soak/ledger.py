@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _STEPS_PER_EPOCH = math.ceil(EXAMPLES / BATCH_SIZE)
 _EXPLAINED = frozenset({"worker_lost", "trainer_died"})
-"""What chaos may fail a job with."""
+"""Error codes with which chaos may fail a job."""
 _ATTEMPT_DIED = re.compile(rf"; attempt \d of {MAX_ATTEMPTS} in ")
 
 
@@ -42,9 +42,9 @@ class Ledger:
     """Jobs whose order was never answered."""
     ended: Counter[str] = field(default_factory=Counter[str])
     failures: Counter[str] = field(default_factory=Counter[str])
-    """By code."""
+    """Number of failed jobs by error code."""
     resumed: int = 0
-    """Attempts that went on from a checkpoint."""
+    """Number of attempts that resumed from a checkpoint."""
     lost: list[str] = field(default_factory=list[str])
     doubled: list[str] = field(default_factory=list[str])
     wrong: list[str] = field(default_factory=list[str])
@@ -54,7 +54,7 @@ class Ledger:
         return self.accepted == self.ended.total() and not (self.lost or self.doubled or self.wrong)
 
     def compare(self, what: str, found: Sequence[Any], expected: Sequence[Any]) -> None:
-        """Each exactly once, in order."""
+        """Checks that every item appears exactly once, in order."""
         counts = Counter(found)
         self.lost += [f"{what} {one} is missing" for one in expected if one not in counts]
         self.doubled += [f"{what} {one} is there {count} times" for one, count in counts.items() if count > 1]
@@ -64,7 +64,7 @@ class Ledger:
 
 
 def audit(settings: Settings, customers: Sequence[Customer]) -> Ledger:
-    """Looks at everything; nothing may be moving any more."""
+    """Checks everything; no job may be running any more."""
     ledger, storage = Ledger(), open_storage(settings)
     database = Database(settings.sqlalchemy_url)
     jobs: defaultdict[str, list[FineTuningJob]] = defaultdict(list)
@@ -92,7 +92,7 @@ def audit(settings: Settings, customers: Sequence[Customer]) -> Ledger:
 
 
 def _check_order(ledger: Ledger, order: Order, ordered: Sequence[FineTuningJob]) -> None:
-    """One job for each answer; one at most where none came."""
+    """Checks for one job per answered order, and at most one per unanswered order."""
     ledger.accepted += bool(ordered or order.job_id)
     ledger.unanswered += bool(ordered and not order.job_id)
     if len(ordered) > 1:
@@ -102,7 +102,7 @@ def _check_order(ledger: Ledger, order: Order, ordered: Sequence[FineTuningJob])
 
 
 def _check_end(ledger: Ledger, order: Order, job: FineTuningJob) -> None:
-    """A final state, and one that follows from what happened."""
+    """Checks that the job's state is final, and follows from what happened."""
     if job.hyperparameters["n_epochs"] != order.epochs:
         ledger.wrong.append(f"{job.id}: {order.epochs} epochs were ordered")
     if job.status not in FINAL_STATUSES:
@@ -121,7 +121,7 @@ def _check_end(ledger: Ledger, order: Order, job: FineTuningJob) -> None:
 
 
 def _check_models(ledger: Ledger, storage: Storage, job: FineTuningJob, adapters: list[Adapter]) -> None:
-    """One model for a success, none otherwise; a checkpoint an epoch; the weights of an undisturbed job."""
+    """Checks for one model if the job succeeded, a checkpoint per epoch, and an undisturbed job's weights."""
     models: list[str] = []
     checkpoints: list[int] = []
     for adapter in adapters:
@@ -143,7 +143,7 @@ def _check_models(ledger: Ledger, storage: Storage, job: FineTuningJob, adapters
 
 
 def _check_record(ledger: Ledger, client: OpenAI, job: FineTuningJob) -> None:
-    """Every step once, in order, with an undisturbed job's numbers: in the log, and in the result file."""
+    """Checks that log and result file have every step once, in order, with an undisturbed job's numbers."""
     events = [*client.fine_tuning.jobs.list_events(job.id, limit=1000)][::-1]
     records = {"log": [cast("dict[str, Any]", event.data) for event in events if event.type == "metrics"]}
     if job.status == "succeeded":
@@ -182,12 +182,12 @@ def _steps(job: FineTuningJob) -> int:
 
 
 def _recorded(job: FineTuningJob) -> int:
-    """The last step that must be on the record."""
+    """Returns the last step that must be recorded."""
     return _steps(job) if job.status == "succeeded" else job.recorded_step
 
 
 def _undisturbed(job: FineTuningJob, steps: int) -> list[Progression]:
-    """What nothing could have changed: the state after each step, from 0."""
+    """Returns the state of an undisturbed job after each step, from 0."""
     states = [untrained(job.seed)]
     for _ in range(steps):
         states.append(states[-1].next())

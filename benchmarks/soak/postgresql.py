@@ -19,7 +19,7 @@ _RESTART_SECONDS = 0.3
 
 
 class PostgresqlServer:
-    """The server in `folder`; crash recovery is its own affair."""
+    """The server in `folder`, which does its own crash recovery."""
 
     def __init__(self, folder: Path) -> None:
         if "XDG_RUNTIME_DIR" not in os.environ:  # the package keeps its lock there, until its own exit
@@ -35,7 +35,7 @@ class PostgresqlServer:
 
     @contextmanager
     def kept_running(self) -> Generator[None]:
-        """Until the block ends; then it is stopped."""
+        """Restarts the server when it dies, until the block ends; then stops it."""
         ended = threading.Event()
         keeper = threading.Thread(target=self._keep, args=[ended], name="postgresql")
         keeper.start()
@@ -47,7 +47,7 @@ class PostgresqlServer:
             self._server.cleanup()
 
     def processes(self, kind: str) -> list[psutil.Process]:
-        """The `database` itself, or a `connection` of it."""
+        """Returns the server's process (`database`), or one of a connection (`connection`)."""
         try:
             server = psutil.Process(self._server.get_pid())
             if kind == "database":

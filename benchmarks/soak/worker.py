@@ -1,4 +1,4 @@
-"""The real worker, with the stand-in for its trainer."""
+"""Runs the real worker with the stand-in as its trainer."""
 
 from __future__ import annotations
 
