@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from app.cli.aliases import get_object
+from app.cli.client import get_object
 from app.cli.compare_report import answer_or_error
 from app.cli.junit import xml_text
 from app.comparisons.report.figures import percent

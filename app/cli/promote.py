@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from app.cli.aliases import alias_path, current_version, get_object, given, post_object
-from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
+from app.cli.aliases import alias_path, current_version
+from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, get_object, given, not_empty, post_object
 from app.cli.gate_report import Outcome, failed_questions, markdown, write_junit
 from app.cli.output import AsJson, fail, print_json, print_table, stdout
 from app.core.control_characters import visible
