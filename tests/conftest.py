@@ -37,7 +37,7 @@ for name in [name for name in os.environ if name.startswith(("TOQUE_", "OPENAI_"
         del os.environ[name]
 
 
-GROUPS = {"end_to_end": "vllm", "workers/inference/test_serving.py": "vllm", "workers/training": "training"}
+GROUPS = {"end_to_end": "vllm", "workers/training": "training"}
 """Tests by path that share what is expensive to start, so that they run in one process of pytest-xdist."""
 
 

@@ -7,30 +7,21 @@ import os
 import re
 import subprocess
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import openai
-import psutil
 import pytest
 from junitparser import JUnitXml
 from openai import OpenAI
 
 from app.demo.dataset import HELDOUT_FILE
-from tests.support.deployment import KEY, PRODUCT, Deployment, Trained, descendants
+from tests.support.deployment import KEY, PRODUCT, Deployment, Trained, ask, descendants
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PARIS: Any = [{"role": "user", "content": "What is the capital of France?"}]
-
-
-def ask(client: OpenAI, model: str, question: Any, **parameters: Any) -> str:
-    answer = client.chat.completions.create(
-        model=model, messages=question.turns, temperature=0, max_tokens=48, **parameters
-    )
-    return (answer.choices[0].message.content or "").strip()
 
 
 def test_the_base_answers(client: OpenAI) -> None:
@@ -270,35 +261,3 @@ def test_scripts_written_for_openai_run_unchanged(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"model ft:{BASE_MODEL}:default:example:" in done.stdout
-
-
-def test_an_engine_that_is_killed_comes_back_with_every_adapter(
-    deployment: Deployment, client: OpenAI, trained: Trained, questions: list[Any]
-) -> None:
-    model = trained.job.fine_tuned_model
-    before = ask(client, model, questions[0])
-    vllm = next(
-        process
-        for process in descendants(deployment)
-        if "vllm.entrypoints.openai.api_server" in process.cmdline()
-    )
-    others = vllm.children(recursive=True)
-    vllm.kill()
-    psutil.wait_procs([vllm, *others], timeout=20)
-
-    with pytest.raises(openai.InternalServerError) as caught:
-        ask(client, model, questions[0])
-    assert caught.value.status_code == 503
-    assert caught.value.response.headers["retry-after"]
-    assert client.fine_tuning.jobs.retrieve(trained.job.id).status == "succeeded"
-
-    def ready() -> bool:
-        try:
-            with urllib.request.urlopen(f"{deployment.url}/health/ready", timeout=5):
-                return True
-        except OSError as error:
-            getattr(error, "close", lambda: None)()
-            return False
-
-    wait_until(ready, "the engine is back", seconds=180)
-    assert ask(client, model, questions[0]) == before

@@ -1,21 +1,16 @@
-"""The real engine: vLLM, the demo's base model, adapters of random weights."""
+"""The real engine, spoken to without the API: adapters of random weights, whole and damaged ones."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 import pytest
 from sqlalchemy import select
 
@@ -24,6 +19,7 @@ from app.completions.vllm_client import VllmConnection
 from app.core.database import Database
 from app.core.settings import Settings
 from app.models.adapters.models import Adapter
+from tests.support.deployment import Deployment
 from tests.support.job_rows import add_job
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until
@@ -34,19 +30,6 @@ torch = pytest.importorskip("torch")
 START_SECONDS = 240
 ADAPTERS = {"ft:one": (8, 1), "ft:two": (16, 2), "ft:three": (32, 3)}
 """Rank and seed."""
-BLIND = """
-from app.models.adapters import validation
-
-check = validation.check_adapter
-
-
-def check_adapter(folder, base, max_rank):
-    return check(folder, base, None if folder.name == "ft:wide" else max_rank)
-
-
-validation.check_adapter = check_adapter
-"""
-"""Has the engine's processes overlook the rank of one adapter, so that vLLM's own loader finds it."""
 PROMPTS = [
     "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\nThe capital",
     "<|im_start|>user\nName a soup.<|im_end|>\n<|im_start|>assistant\nLeek and potato, with a little cream.",
@@ -84,12 +67,12 @@ def peft_logprobs(base: Path, folder: Path | None, prompt: str) -> list[float]:
 class Serving:
     settings: Settings
     database: Database
-    process: subprocess.Popen[bytes]
+    deployment: Deployment
     base: Path
 
     def row(self) -> EngineRow:
         def ready() -> EngineRow | None:
-            assert self.process.poll() is None
+            assert self.deployment.process.poll() is None
             with self.database.reader() as session:
                 return session.scalar(select(EngineRow).where(EngineRow.status == "ready"))
 
@@ -127,30 +110,16 @@ class Serving:
 
 
 @pytest.fixture(scope="module")
-def serving(
-    tmp_path_factory: pytest.TempPathFactory, base_models_dir: Path, sqlite_template: Path
-) -> Iterator[Serving]:
-    data = tmp_path_factory.mktemp("serving")
-    shutil.copy(sqlite_template, data / "toque.db")
-    settings = Settings(data_dir=data, models_dir=base_models_dir)
-    environment = {"TOQUE_DATA_DIR": str(data), "TOQUE_MODELS_DIR": str(base_models_dir)}
-    # Few slots and a small cache, so that tests reach their ends.
-    environment |= {"TOQUE_HEARTBEAT_SECONDS": "1", "TOQUE_ENGINE_MAX_LORAS": "2"}
-    blind = tmp_path_factory.mktemp("blind")
-    (blind / "sitecustomize.py").write_text(BLIND)
-    environment["PYTHONPATH"] = os.pathsep.join([str(blind), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "workers.inference.engine"], env={**os.environ, **environment}
-    )
-    serving = Serving(settings, Database(settings.sqlalchemy_url), process, base_models_dir / BASE_MODEL)
-    with serving.database.writer() as session:
+def serving(deployment: Deployment, base_models_dir: Path) -> Iterator[Serving]:
+    settings = Settings(data_dir=Path(deployment.environment["TOQUE_DATA_DIR"]), models_dir=base_models_dir)
+    database = Database(settings.sqlalchemy_url)
+    serving = Serving(settings, database, deployment, base_models_dir / BASE_MODEL)
+    with database.writer() as session:
         add_job(session)
     for name, (rank, seed) in ADAPTERS.items():
         make_adapter(serving.base, serving.publish(name), rank, seed)
     yield serving
-    process.kill()
-    process.wait()
-    serving.database.dispose()
+    database.dispose()
 
 
 def assert_near(served: list[float], trained: list[float]) -> None:
@@ -257,13 +226,3 @@ async def test_only_what_the_gateway_needs_answers(serving: Serving) -> None:
         }.items():
             async with client.post(f"http://engine{path}", json=body) as answer:
                 assert answer.status == status, path
-
-
-def test_killed_it_leaves_nobody_behind(serving: Serving) -> None:
-    folder = Path(serving.row().url.removeprefix("unix:")).parent
-    family = psutil.Process(serving.process.pid).children(recursive=True)
-    assert len(family) >= 2
-    serving.process.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=15)
-    assert alive == []
-    shutil.rmtree(folder)  # all that SIGKILL leaves
