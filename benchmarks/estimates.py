@@ -1,8 +1,8 @@
-"""Dry runs against what then happens: `python -m benchmarks.estimates`.
+"""Compares the estimates of dry runs with what the jobs then take: `python -m benchmarks.estimates`.
 
 An API and a worker with the real trainer on the real base model. One job is trained first, so that there is
-a speed to go by, as in any deployment that has trained before; then, for each of five datasets of different
-lengths and sizes, a dry run, and at once the job itself. Time is from claim to end by the job's row, memory
+a measured speed, as in any deployment that has trained before; then, for each of five datasets of different
+lengths and sizes, a dry run is followed by the job itself. Time is from claim to end by the job's row, memory
 the trainer's own peak. The last line is one JSON object: `worst_time_error`, `worst_memory_error` (shares of
 what happened), and the figures of every dataset.
 """
@@ -40,7 +40,7 @@ KEY = "sk-toque-benchmark"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Examples of a kind; lengths in words, from and to."""
+    """A dataset of random examples, whose lengths are ranges in words."""
 
     name: str
     examples: int
@@ -91,7 +91,7 @@ def main() -> None:
 
 @contextmanager
 def deployment(folder: Path) -> Iterator[tuple[OpenAI, Database]]:
-    """An API and a worker with a database of their own; base models are the developer's."""
+    """Run an API and a worker with a database of their own and the developer's base models."""
     settings = Settings(
         data_dir=folder, models_dir=Settings().models_root, database_url="", api_key=SecretStr(KEY)
     )
@@ -127,7 +127,7 @@ def deployment(folder: Path) -> Iterator[tuple[OpenAI, Database]]:
 
 
 def measure(client: OpenAI, database: Database, dataset: Dataset) -> dict[str, Any]:
-    """What a dry run says, and what the job then takes."""
+    """Measure a dry run, and the job after it."""
     request = upload(client, dataset)
     began = time.monotonic()
     asked = client.fine_tuning.jobs.create(
@@ -151,7 +151,7 @@ def measure(client: OpenAI, database: Database, dataset: Dataset) -> dict[str, A
 
 
 def upload(client: OpenAI, dataset: Dataset) -> dict[str, Any]:
-    """The job's request, its file uploaded."""
+    """Upload the dataset and return the request of its job."""
     file = client.files.create(file=(f"{dataset.name}.jsonl", dataset.content()), purpose="fine-tune")
     return {
         "model": Settings().engine_base.name,
@@ -166,7 +166,7 @@ def upload(client: OpenAI, dataset: Dataset) -> dict[str, Any]:
 def train(
     client: OpenAI, database: Database, dataset: Dataset, request: dict[str, Any] | None = None
 ) -> tuple[float, int]:
-    """Seconds and bytes that the job took."""
+    """Run the job; return the seconds and the bytes that it took."""
     job = client.fine_tuning.jobs.create(**(request or upload(client, dataset)))
     while job.status in ("queued", "running"):
         time.sleep(0.5)

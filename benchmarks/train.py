@@ -3,12 +3,11 @@
     python -m benchmarks.train [--dataset FILE.jsonl] [--validation FILE.jsonl] [--base-model-dir DIR]
 
 Both run as children, alternately, `--repeats` times; ours through the worker's own protocol. TRL is set
-up as someone who knows it would on this machine: bf16, pre-tokenized, loss on the assistant's tokens, no
+up as an experienced user would on this machine: bf16, pre-tokenized, loss on the assistant's tokens, no
 gradient checkpointing, batches grouped by length, fused AdamW. Speed is trained tokens over the time from
-the first step's start to the last one's end, loading and tokenizing left out on both sides; the same over
-CPU time is what to look at where the machine has other things to do. The held-out
-loss is computed by one plain piece of code for both adapters: transformers and PEFT in fp32, one example
-at a time. The last line is one JSON object.
+the first step's start to the last one's end, without loading and tokenizing on both sides; tokens over CPU
+time are the figure to compare on a busy machine. The held-out loss of both adapters is computed by the same
+plain code: transformers and PEFT in fp32, one example at a time. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -283,7 +282,7 @@ def trl_child() -> None:
 
 
 def heldout_losses(base: Path, heldout: Path, adapters: list[str]) -> list[float]:
-    """Mean loss per target token of each adapter, in a child so that its memory is nobody's."""
+    """Mean loss per target token of each adapter, in a child so that its memory is not counted."""
     request = json.dumps({"base": str(base), "heldout": str(heldout), "adapters": adapters}).encode()
     child = spawn("benchmarks.train", "evaluate")
     answer, _ = child.communicate(request)

@@ -1,4 +1,4 @@
-"""`toque jobs check`: a job that is only asked about, offline."""
+"""`toque jobs check`: an offline dry run of a job."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def check_files(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Prints what a job of these files would do; exit code 1 where it would be refused or fail."""
-    # They take a second to import.
+    """Print what a job of these files would do; exit with 1 if it would be refused or fail."""
+    # These take a second to import.
     from pydantic import ValidationError  # noqa: PLC0415
 
     from app.core.errors import ToqueError  # noqa: PLC0415
@@ -70,7 +70,7 @@ def check_files(
 
 @contextmanager
 def _measured_speeds(settings: Settings) -> Generator[Database | None]:
-    """The database, where one can be read without a server: it knows what earlier jobs took."""
+    """Open the database if it is a local file: it knows what earlier jobs took."""
     from sqlalchemy import inspect  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     from app.core.database import Database  # noqa: PLC0415 - as above
@@ -96,14 +96,14 @@ def _print(found: JobPreflight) -> None:
     print_fields(
         {
             "model": found.model,
-            "examples": f"{found.examples:,} to learn from, {found.validation_examples:,} to judge by",
+            "examples": f"{found.examples:,} to train on, {found.validation_examples:,} to evaluate on",
             "hold-out": f"share {split.share:g}, seed {split.seed}" if split else None,
-            "sample": f"{found.sample.examples:,} of {found.sample.of:,}, reckoned up"
+            "sample": f"{found.sample.examples:,} of {found.sample.of:,}, extrapolated"
             if found.sample
             else None,
-            "steps": f"{found.steps:,} ({found.steps_per_epoch:,} an epoch)",
-            "tokens an epoch": f"{found.tokens_per_epoch:,}, {found.target_tokens_per_epoch:,} to learn",
-            "tokens an example": _lengths(found),
+            "steps": f"{found.steps:,} ({found.steps_per_epoch:,} per epoch)",
+            "tokens per epoch": f"{found.tokens_per_epoch:,}, {found.target_tokens_per_epoch:,} targets",
+            "tokens per example": _lengths(found),
             "not computed": f"{found.shared_share:.1%} of the tokens; padding {found.padding_share:.1%}",
             "hyperparameters": ", ".join(
                 f"{name}={value}"
@@ -120,7 +120,7 @@ def _print(found: JobPreflight) -> None:
     if found.overlap and (found.overlap.exact or found.overlap.normalised):
         nearly = f"{found.overlap.normalised:,} but for case, spaces and punctuation"
         both = f"{found.overlap.exact:,} exact, {nearly}"
-        stdout.print(f"\nValidation examples that are learnt, too: {both}", style="yellow")
+        stdout.print(f"\nValidation examples that are in the training data, too: {both}", style="yellow")
         for pair in found.overlap.listed:
             stdout.print(f"  training line {pair.training_line}, validation line {pair.validation_line}")
     for example in found.rendered:
@@ -139,7 +139,7 @@ def _lengths(found: JobPreflight) -> str | None:
     if found.lengths is None:
         return None
     lengths = found.lengths
-    return f"half up to {lengths.p50:,}, nine in ten up to {lengths.p90:,}, the longest {lengths.max:,}"
+    return f"median {lengths.p50:,}, 90th percentile {lengths.p90:,}, longest {lengths.max:,}"
 
 
 def _print_findings(title: str, findings: Findings, style: str) -> None:

@@ -40,9 +40,9 @@ Timeout = Annotated[
 AUTO = "auto"
 SplitShare = Annotated[
     float | None,
-    typer.Option(min=0, max=0.5, show_default=False, help="Of the examples; 0.1 where not given."),
+    typer.Option(min=0, max=0.5, show_default=False, help="The share of examples to hold out; default 0.1."),
 ]
-SplitSeed = Annotated[int | None, typer.Option(min=0, show_default=False, help="Another hold-out.")]
+SplitSeed = Annotated[int | None, typer.Option(min=0, show_default=False, help="Draws another hold-out.")]
 
 
 @app.command()
@@ -53,7 +53,7 @@ def create(
         str,
         typer.Option(
             show_default=False,
-            help="Base model (see `toque models list`), or a fine-tuned one to go on from.",
+            help="Base model (see `toque models list`), or a fine-tuned one to continue from.",
         ),
     ],
     validation_file: Annotated[
@@ -278,7 +278,7 @@ def _wait(client: OpenAI, job: FineTuningJob, timeout: float | None, as_json: bo
 
 
 def _file_id(client: OpenAI, file: str, option: str) -> str:
-    """The id of a file that is in the service, or that is uploaded now."""
+    """Return the id of a file in the service; upload the file first if it is a local path."""
     path = Path(file)
     if path.is_file():
         uploaded = upload_file(client, path, "fine-tune")
@@ -292,14 +292,12 @@ def _file_id(client: OpenAI, file: str, option: str) -> str:
 
 
 def _split(validation_file: str | None, share: float | None, seed: int | None) -> dict[str, Any] | None:
-    """How to hold some examples out; None where that was not asked for."""
+    """Return how to hold out some examples; None if that was not asked for."""
     given = {name: value for name, value in (("share", share), ("seed", seed)) if value is not None}
     if validation_file == AUTO:
         return given
     if given:
-        raise typer.BadParameter(
-            "they go with --validation-file auto", param_hint="--split-share, --split-seed"
-        )
+        raise typer.BadParameter("they need --validation-file auto", param_hint="--split-share, --split-seed")
     return None
 
 
@@ -338,7 +336,7 @@ def _print_job(job: FineTuningJob, as_json: bool) -> None:
 
 
 def _print_events(events: list[FineTuningJobEvent], as_json: bool) -> None:
-    """A line each."""
+    """Print one line per event."""
     for event in events:
         if as_json:
             print_json_line(event)

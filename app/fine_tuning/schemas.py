@@ -88,29 +88,29 @@ class Integration(BaseModel):
 
 
 class SplitRequest(BaseModel):
-    """How to hold some of the training file's examples out (`validation_file: "auto"`)."""
+    """How some of the training file's examples are held out (`validation_file: "auto"`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     share: Annotated[float, Field(gt=0, le=0.5, allow_inf_nan=False)] = 0.1
-    """Of the different examples; equal ones count once, and are never parted."""
+    """The share of distinct examples to hold out; equal examples count once and are never separated."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)] = 0
 
 
 AUTO_SPLIT = "auto"
-"""As a job's validation file: some of its training file."""
+"""The value of `validation_file` that asks for a hold-out of the training file."""
 
 
 class CreateJob(LoraHyperparameters):
-    """A request to fine-tune; what `LoraHyperparameters` adds may be given here or with the others."""
+    """A request to fine-tune; `LoraHyperparameters` may be given here or with the others."""
 
     model: str
-    """A base model, or a fine-tuned model or checkpoint to go on from."""
+    """A base model, or a fine-tuned model or checkpoint to continue from."""
     training_file: str
     validation_file: str | None = None
-    """A file's id, or `"auto"`: a hold-out of the training file."""
+    """A file's id, or `"auto"` for a hold-out of the training file."""
     validation_split: SplitRequest | None = None
-    """Of that hold-out; alone, it asks for one."""
+    """How the hold-out is made; given without a `validation_file`, it asks for one."""
     dry_run: bool = False
     """Only say what would happen: the answer is a `fine_tuning.job.preflight`, and nothing is kept."""
     suffix: Suffix | None = None
@@ -121,26 +121,26 @@ class CreateJob(LoraHyperparameters):
     metadata: Metadata | None = None
     integrations: list[Integration] | None = None
     priority: Annotated[int, Field(ge=-100, le=100, strict=True)] | None = None
-    """Among the project's waiting jobs, higher goes first; 0 where absent."""
+    """The job's rank among the project's waiting jobs: the highest goes first. The default is 0."""
 
     @property
     def file_ids(self) -> list[str]:
-        """Of the files that it names."""
+        """The ids of the files that the request names."""
         named = (self.training_file, self.validation_file)
         return [file_id for file_id in named if file_id not in (None, AUTO_SPLIT)]
 
 
 class SplitObject(BaseModel):
-    """How the validation file was made of the training file."""
+    """How the validation file was split off the training file."""
 
     share: float
     seed: int
     training_file: str
-    """What is left, which the job learns from."""
+    """The id of the file with the other examples, which the job trains on."""
     examples: int
-    """In the rest."""
+    """The number of examples in that file."""
     held_out: int
-    """In the validation file."""
+    """The number of examples in the validation file."""
 
 
 class JobError(BaseModel):
@@ -178,13 +178,13 @@ class JobObject(Identified):
     metadata: dict[str, str] | None
     method: dict[str, Any]
     model: str
-    """As it was asked for: the base, or the parent."""
+    """The model as the request named it: the base, or the parent."""
     parent: str | None
-    """The fine-tuned model that training goes on from; null where it begins with the base."""
+    """The fine-tuned model that training continues from; null if it starts from the base."""
     priority: int
     pause_reason: str | None
     queue_position: int | None = None
-    """How many waiting jobs go before it; only on a single waiting job."""
+    """The number of waiting jobs before it; only given where a single waiting job is retrieved."""
     estimated_start: int | None = None
     organization_id: str
     result_files: list[str]
@@ -194,14 +194,14 @@ class JobObject(Identified):
     trained_tokens: int | None
     training_file: str
     training_file_sha256: str
-    """Of the bytes that it is trained on, whatever becomes of the file."""
+    """The hash of the bytes that the job trains on, whatever becomes of the file."""
     validation_file: str | None
     validation_file_sha256: str | None
     validation_split: SplitObject | None = None
 
     @classmethod
     def of(cls, job: FineTuningJob) -> JobObject:
-        """The row as the API shows it."""
+        """Convert the row to what the API shows."""
         hyperparameters = ResolvedHyperparameters.model_validate(job.hyperparameters)
         of_method = hyperparameters.model_dump(include={each.name for each in taken_by(METHODS[job.method])})
         return cls(
@@ -248,7 +248,7 @@ class EventObject(Identified):
 
     @classmethod
     def of(cls, event: Event) -> EventObject:
-        """The row as the API shows it."""
+        """Convert the row to what the API shows."""
         return cls(
             id=event.id,
             created_at=int(event.created_at),
@@ -284,7 +284,7 @@ class CheckpointObject(Identified):
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> CheckpointObject:
-        """The row as the API shows it."""
+        """Convert the row to what the API shows."""
         return cls(
             id=checkpoint.id,
             created_at=int(checkpoint.created_at),

@@ -1,4 +1,4 @@
-"""A job that was only asked about, on the wire."""
+"""The answer to a dry run, on the wire."""
 
 from __future__ import annotations
 
@@ -12,45 +12,45 @@ FileParam = Literal["training_file", "validation_file"]
 
 
 class Finding(BaseModel):
-    """Something about one line."""
+    """Something that was found in one line."""
 
     file: FileParam
-    """Whose line it is; a hold-out's are the training file's."""
+    """The file that the line is in; a hold-out's lines are in the training file."""
     line: int
-    """From 1."""
+    """The line's number, from 1."""
     pointer: str = ""
-    """JSON pointer into the line; empty: the whole of it."""
+    """A JSON pointer into the line; empty for the whole line."""
     code: str
     message: str
 
 
 class Findings(BaseModel):
-    """How many there are, and the first of them."""
+    """The number of findings of a kind, and the first of them."""
 
     total: int = 0
     listed: list[Finding] = []
 
 
 class Duplicate(BaseModel):
-    """An example that is learnt and judged by."""
+    """An example that is in the training data and in the validation data."""
 
     training_line: int
     validation_line: int
     kind: Literal["exact", "normalised"]
-    """Normalised: the same but for case, spaces, punctuation and the form of characters."""
+    """`normalised`: equal but for case, spaces, punctuation and the Unicode form of characters."""
 
 
 class Overlap(BaseModel):
-    """Validation examples that are in the training file, too."""
+    """Validation examples that are in the training data, too."""
 
     exact: int = 0
     normalised: int = 0
-    """Beyond the exact ones."""
+    """Those that are not also exact."""
     listed: list[Duplicate] = []
 
 
 class Sample(BaseModel):
-    """Which of the examples were tokenized; everything that is counted in tokens is reckoned from them."""
+    """The examples that were tokenized, from which everything that is counted in tokens is extrapolated."""
 
     examples: int
     of: int
@@ -58,13 +58,13 @@ class Sample(BaseModel):
 
 
 class Lengths(BaseModel):
-    """Tokens of the training examples."""
+    """Lengths of the training examples, in tokens."""
 
     p50: int
     p90: int
     max: int
     limit: int
-    """`max_length`: a longer example is refused."""
+    """The job's `max_length`; a longer example is refused."""
 
 
 class HeldOut(BaseModel):
@@ -73,45 +73,45 @@ class HeldOut(BaseModel):
     share: float
     seed: int
     examples: int
-    """Left to learn from."""
+    """Examples left to train on."""
     held_out: int
 
 
 class Basis(BaseModel):
-    """What an estimate stands on."""
+    """What an estimate is based on."""
 
     kind: Literal["measured", "default"]
-    """`default`: no job of this base has succeeded on this device; then it is a rough guess."""
+    """`default` is a rough guess, because no job of this base has succeeded on this device."""
     device: str
     jobs: int
     tokens_per_second: float | None
-    """Of the measured jobs; examples of another length are faster or slower."""
+    """Throughput of the measured jobs; examples of another length are faster or slower."""
     measured_at: int | None
 
 
 class TimeEstimate(BaseModel):
-    """From the claim by a worker to the end."""
+    """The estimated time from a worker's claim to the job's end."""
 
     seconds: float
     startup_seconds: float
-    """Of these, before the first step."""
+    """The part of it before the first step."""
     tokens_per_second: float
-    """That this job is expected to reach."""
+    """The expected throughput of this job."""
     basis: Basis
 
 
 class MemoryEstimate(BaseModel):
-    """Of the trainer, at its peak."""
+    """The estimated memory of the trainer at its peak."""
 
     peak_bytes: int
     base_model_bytes: int
-    """The base model, the process around it, and what it keeps of earlier jobs."""
+    """The base model, the process around it, and what earlier jobs left."""
     adapter_bytes: int
-    """Adapter, gradient and optimizer."""
+    """The adapter, its gradient and the optimizer's state."""
     activation_bytes: int
-    """What the largest piece of a batch keeps for its backward pass."""
+    """What the largest micro-batch keeps for its backward pass."""
     device_bytes: int | None
-    """What the device has in all; null where it is not known."""
+    """The device's total memory; null if unknown."""
     fits: bool | None
     basis: Basis
 
@@ -126,11 +126,11 @@ class RenderedExample(BaseModel):
 
 
 class JobPreflight(BaseModel):
-    """What would happen; nothing of it was kept."""
+    """What the job would do; nothing of the request was kept."""
 
     object: Literal["fine_tuning.job.preflight"] = "fine_tuning.job.preflight"
     ready: bool
-    """No example is refused."""
+    """Whether no example is refused."""
     model: str
     method: dict[str, Any]
     hyperparameters: ResolvedHyperparameters
@@ -138,29 +138,29 @@ class JobPreflight(BaseModel):
     validation_file: str | None
     validation_split: HeldOut | None
     examples: int
-    """To learn from."""
+    """Examples to train on."""
     validation_examples: int
     sample: Sample | None
-    """Null where every example was tokenized."""
+    """Null if every example was tokenized."""
     steps: int
     steps_per_epoch: int
     tokens_per_epoch: int
     target_tokens_per_epoch: int
     lengths: Lengths | None
     truncated_examples: Literal[0] = 0
-    """An example is refused, never cut."""
+    """Always 0: an example that is too long is refused, never cut."""
     refused: Findings
-    """Examples that the job would fail on, those without a trainable token among them."""
+    """Examples that the job would fail on, including those without a token to train on."""
     without_target: Findings
-    """Of the refused, those without a trainable token."""
+    """The refused examples without a token to train on."""
     special_tokens: Findings
-    """Texts in an example that the tokenizer takes for a special token."""
+    """Texts in examples that the tokenizer reads as a special token."""
     overlap: Overlap | None
     """Null without validation examples."""
     shared_share: float
-    """Of the tokens, those that are not computed: shared beginnings, and what follows the last target."""
+    """The share of tokens that need no computing: shared prefixes, and what follows the last target."""
     padding_share: float
-    """Of attention's rows, those that only fill up shorter examples; no other layer computes any."""
+    """The share of attention's rows that pad shorter examples; no other layer computes padding."""
     memory: MemoryEstimate
     time: TimeEstimate
     rendered: list[RenderedExample]

@@ -1,4 +1,4 @@
-"""A dry run: what a job would do, refuse and take, before there is one."""
+"""Dry runs: what a job would do and refuse, and what time and memory it would take."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from app.models.catalogue import find_base_model, hidden_size, is_prepared
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """What the job would be trained and judged on."""
+    """The files that the job would train on and be evaluated with."""
 
     training: Path
     validation: Path | None
@@ -54,12 +54,12 @@ def check_job(database: Database, context: Context, request: CreateJob) -> JobPr
     """Return what the requested job would do. No transaction is open while the files are read.
 
     Raises:
-        InvalidRequestError: whatever `service.create_job` refuses, but for what the base model cannot learn
-            from: the answer lists that.
+        InvalidRequestError: `service.create_job` would refuse the request, too, for another reason than that
+            the base model cannot learn from an example; the answer lists such examples.
         NotFoundError: the base model or a file does not exist.
         FailedDependencyError: the model to continue from is quarantined or damaged.
-        UnavailableError: a file is still being checked, or the storage does not have it; or the base model is
-            not prepared on this machine, so nothing can be tokenized, or of a kind that nothing is known of.
+        UnavailableError: a file is still being checked or missing on the storage, or the base model is not
+            prepared on this machine or of an unknown architecture.
     """
     chosen = choose_split(database, context, request)
     choice = chosen[1] if chosen else None
@@ -100,12 +100,12 @@ def check_files(
     requested: dict[str, Any],
     seed: int,
 ) -> JobPreflight:
-    """The same for files of this machine, without a service; a line that is wrong is a finding, no error.
+    """Return what a job of two local files would do. A wrong line is a finding here, not an error.
 
     Raises:
         InvalidRequestError: a hyperparameter does not fit, or there are too few examples.
         NotFoundError: the catalogue has no such model.
-        UnavailableError: it is not prepared on this machine.
+        UnavailableError: the model is not prepared on this machine.
     """
     base = find_base_model(settings, model)
     choice = choose(training, split, MIN_EXAMPLES) if split else None
@@ -134,7 +134,7 @@ def _preflight(
     hyperparameters: dict[str, Any],
     files: _Files,
     seed: int,
-    look: Callable[[Subject], Found],
+    inspect_files: Callable[[Subject], Found],
 ) -> JobPreflight:
     if not is_prepared(settings, base):
         raise UnavailableError(
@@ -168,7 +168,7 @@ def _preflight(
         checkpoint_steps=hyperparameters["checkpoint_steps"],
         seed=seed,
     )
-    found = look(subject)
+    found = inspect_files(subject)
     steps_per_epoch = -(-subject.examples // subject.batch_size)
     memory, time = _estimates(geometry, basis, subject, found, hyperparameters["lora_rank"])
     work = found.work.training if found.work else None
@@ -251,7 +251,7 @@ def _count(path: Path, param: str) -> int:
 
 
 def _lengths(tokens: list[int], limit: int) -> Lengths | None:
-    """Of an ascending list."""
+    """Summarize an ascending list of lengths."""
     if not tokens:
         return None
     p50, p90 = (tokens[min(len(tokens) - 1, int(len(tokens) * share))] for share in (0.5, 0.9))
