@@ -113,6 +113,9 @@ def postgresql() -> Iterator[str]:
     server = get_server(folder / "data", cleanup_mode="delete")
     socket = server.get_postmaster_info().socket_dir
     url = f"postgresql+psycopg://postgres@/{{}}?host={socket}"
+    for setting in ("fsync", "synchronous_commit", "full_page_writes"):  # nobody pulls this machine's plug
+        execute_sql(url, f"ALTER SYSTEM SET {setting} = off")
+    execute_sql(url, "SELECT pg_reload_conf()")
     execute_sql(url, "CREATE DATABASE template_toque")
     upgrade(url.format("template_toque"))
     yield url
@@ -130,7 +133,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         return
     server: str = request.getfixturevalue("postgresql")
     name = f"test_{uuid.uuid4().hex}"
-    execute_sql(server, f"CREATE DATABASE {name} TEMPLATE template_toque")
+    execute_sql(server, f"CREATE DATABASE {name} TEMPLATE template_toque STRATEGY file_copy")
     yield server.format(name)
     execute_sql(server, f"DROP DATABASE {name} WITH (FORCE)")
 
