@@ -297,7 +297,7 @@ def _split(validation_file: str | None, share: float | None, seed: int | None) -
     if validation_file == AUTO:
         return given
     if given:
-        raise typer.BadParameter("they need --validation-file auto", param_hint="--split-share, --split-seed")
+        raise typer.BadParameter("need --validation-file auto", param_hint="--split-share, --split-seed")
     return None
 
 
