@@ -84,7 +84,7 @@ USER toque
 WORKDIR /data
 VOLUME /data
 # Checks that the database has a recent heartbeat of this host's worker.
-HEALTHCHECK --interval=60s --timeout=20s --start-period=60s CMD ["python", "-P", "-c", "import socket; from app.core.database import Database; from app.fine_tuning.workers import alive; from app.core.settings import Settings; s = Settings(); workers = alive(Database(s.sqlalchemy_url).reader(), s.heartbeat_seconds); raise SystemExit(socket.gethostname() not in {w.hostname for w in workers})"]
+HEALTHCHECK --interval=60s --timeout=20s --start-period=60s CMD ["python", "-P", "-c", "import socket; from app.core.database import Database; from app.fine_tuning.worker_registry import alive; from app.core.settings import Settings; s = Settings(); workers = alive(Database(s.sqlalchemy_url).reader(), s.heartbeat_seconds); raise SystemExit(socket.gethostname() not in {w.hostname for w in workers})"]
 CMD ["toque", "worker"]
 
 

@@ -24,8 +24,8 @@ Every setting is an environment variable, and none of them is required. An empty
 
 Client commands (`toque jobs`, `toque files`, …) need an address and a key. The address is that of the option
 `--base-url`, else of `TOQUE_BASE_URL`, else of `OPENAI_BASE_URL`, else `http://127.0.0.1:8000/v1`. The key is
-that of `TOQUE_API_KEY`, else of `OPENAI_API_KEY` (only if `OPENAI_BASE_URL` is set as well: without it, that
-key is probably meant for OpenAI), else the first key, which `toque serve` keeps in its data folder.
+that of `TOQUE_API_KEY`, else of `OPENAI_API_KEY` (only if the address is that of `OPENAI_BASE_URL`: that
+key is meant for it), else the first key, which `toque serve` keeps in its data folder.
 
 `make generated` writes this page from `app/core/settings.py`; edit the docstrings there.
 """

@@ -31,7 +31,7 @@ from app.cli.main import app as toque
 from app.core.database import Database
 from app.core.migrations import upgrade
 from app.core.settings import Settings
-from app.fine_tuning import workers
+from app.fine_tuning import worker_registry
 from app.fine_tuning.models import Worker
 from tests.support.service import run_service
 
@@ -269,7 +269,7 @@ def report(hostname: str, url: str) -> None:
     """What a worker on that host writes with every heartbeat."""
     database = Database(url)
     with database.writer() as session:
-        workers.report(
+        worker_registry.report(
             session, Worker(hostname=hostname, pid=1, device="CPU", version="1", started_at=time.time())
         )
     database.dispose()

@@ -110,7 +110,7 @@ class TrainingTurns:
         except LeaseLostError:
             pass  # there is nothing to give back
         except SQLAlchemyError as error:
-            log.warning("the device is not given back before its lease expires: %s", error)
+            log.warning("could not release the device; it stays leased until the lease expires: %s", error)
 
     def await_engine(self, base_model: str, stopping: threading.Event) -> None:
         """Wait until an engine of the base model answers, unless no engine on this device is starting."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import time
 from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.database import Database
-from app.core.idempotency import forget_old
+from app.core.idempotency import delete_expired
 from app.core.settings import Settings
-from app.fine_tuning import queue
-from app.fine_tuning import workers as registry
+from app.fine_tuning import queue, worker_registry
 from app.orphans import sweep_orphans
 from app.storage.base import Storage
 from app.usage.service import fold_oldest_day
@@ -66,15 +64,14 @@ class Maintenance:
             # While the database was away no worker could renew its leases; those that live do so first.
             if away_seconds > 3 * self._settings.heartbeat_seconds:
                 queue.reclaim_expired(session, self._settings.retry_seconds)
-            self._settings.storage_root.mkdir(parents=True, exist_ok=True)
-            if shutil.disk_usage(self._settings.storage_root).free >= self._settings.storage_room_bytes:
+            if self._storage.free_bytes() >= self._settings.storage_room_bytes:
                 queue.resume_with_room(session)
 
     def _clean_up(self) -> None:
         """Delete what nobody needs any more, and fold the usage of past days."""
         with self._database.writer() as session:
-            forget_old(session)
-            registry.delete_silent(session)
+            delete_expired(session)
+            worker_registry.delete_silent(session)
         sweep_orphans(self._database, self._storage)
         while self._fold_usage():
             pass

@@ -108,7 +108,7 @@ async def _on_statement_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_unencodable_text(_request: Request, _error: Exception) -> Response:
-    problem = "A text in the request has half a surrogate pair, which is no Unicode character."
+    problem = "A text in the request contains an unpaired surrogate, which is not a valid Unicode character."
     return error_response(InvalidRequestError(problem, code="invalid_value"))
 
 

@@ -17,7 +17,7 @@ from app.core.errors import ErrorBody
 from app.core.settings import Settings
 from app.dependencies import DatabaseDep, ReadSession, SettingsDep
 from app.fine_tuning import service as fine_tuning_service
-from app.fine_tuning import workers
+from app.fine_tuning import worker_registry
 from app.models.catalogue import is_prepared
 
 router = APIRouter(tags=["Health"])
@@ -68,7 +68,7 @@ def metrics(request: Request, session: ReadSession, settings: SettingsDep) -> Re
     registry = cast("Metrics", request.app.state.metrics)
     content = registry.exposition(
         jobs=fine_tuning_service.count_by_status(session),
-        workers=workers.with_ages(session),
+        workers=worker_registry.with_ages(session),
         heartbeat_seconds=settings.heartbeat_seconds,
         engines=_replicas(request).count_ready(),
     )
@@ -81,7 +81,7 @@ def _replicas(request: Request) -> Replicas:
 
 def _deployment_checks(session: Session, settings: Settings, replicas: Replicas) -> dict[str, str]:
     checks: dict[str, Any] = {}
-    alive = workers.alive(session, settings.heartbeat_seconds)
+    alive = worker_registry.alive(session, settings.heartbeat_seconds)
     checks["worker"] = "ok" if alive else "none is running (`toque worker` starts one); jobs wait"
     served = settings.engine_base
     reported = completions_service.engine_status(session, settings, served.name)

@@ -9,7 +9,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from app.fine_tuning.models import Worker
-from app.fine_tuning.workers import is_alive
+from app.fine_tuning.worker_registry import is_alive
 
 
 class Metrics:

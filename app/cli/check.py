@@ -38,9 +38,9 @@ def check_files(
     from pydantic import ValidationError  # noqa: PLC0415
 
     from app.core.errors import ToqueError  # noqa: PLC0415
-    from app.fine_tuning.hyperparameters import request_model  # noqa: PLC0415
     from app.fine_tuning.methods import METHODS  # noqa: PLC0415
     from app.fine_tuning.preflight import service as preflight  # noqa: PLC0415
+    from app.fine_tuning.requested_hyperparameters import request_model  # noqa: PLC0415
     from app.fine_tuning.schemas import SplitRequest  # noqa: PLC0415
 
     settings = read_settings()

@@ -36,7 +36,7 @@ def connect(base_url: str) -> Generator[OpenAI]:
     """Yields a client. An error of the API inside the `with` block ends the command with one line."""
     from openai import APIError, OpenAI  # noqa: PLC0415 - takes a second to import
 
-    with OpenAI(api_key=_api_key(), base_url=base_url) as client:
+    with OpenAI(api_key=_api_key(base_url), base_url=base_url) as client:
         try:
             yield client
         except APIError as error:
@@ -100,13 +100,13 @@ def _message(error: APIError) -> str:
     return error.message
 
 
-def _api_key() -> str:
+def _api_key(base_url: str) -> str:
     """Returns TOQUE_API_KEY, OPENAI_API_KEY, or the key that `toque serve` keeps in the data folder."""
     settings = read_settings()
     if settings.api_key:
         return settings.api_key.get_secret_value()
-    # Without OPENAI_BASE_URL the variable most likely holds a key of OpenAI's, which must not be sent here.
-    if os.environ.get("OPENAI_BASE_URL") and (key := os.environ.get("OPENAI_API_KEY")):
+    # The two variables belong together: a key of OpenAI's must not be sent to another address.
+    if base_url == os.environ.get("OPENAI_BASE_URL") and (key := os.environ.get("OPENAI_API_KEY")):
         return key
     key_file = first_key_file(settings)
     try:

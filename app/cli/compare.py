@@ -61,17 +61,28 @@ def compare(
     ] = None,
     regression_grader: Annotated[str | None, typer.Option(show_default=False, help="As --grader.")] = None,
     max_regression: Annotated[
-        float | None, typer.Option(min=0, max=1, show_default=False, help="What may be lost on them.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            show_default=False,
+            help="Largest acceptable loss of score on the general questions.",
+        ),
     ] = None,
     good_enough: Annotated[
-        float | None, typer.Option(min=0, max=1, show_default=False, help="A score that is enough.")
+        float | None,
+        typer.Option(
+            min=0, max=1, show_default=False, help="Score at which prompting counts as good enough."
+        ),
     ] = None,
     training_file: Annotated[
         str | None,
         typer.Option(show_default=False, help="Held-out lines that are in it are left out; as --file."),
     ] = None,
     name: Annotated[str | None, typer.Option(show_default=False)] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, show_default=False, help="Of an answer.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, show_default=False, help="Maximum number of tokens per answer.")
+    ] = None,
     concurrency: Annotated[
         int | None, typer.Option(min=1, show_default=False, help="Requests in flight.")
     ] = None,

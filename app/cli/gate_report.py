@@ -161,7 +161,7 @@ def markdown(outcome: Outcome, failed: Sequence[FailedQuestion]) -> str:
 
 
 def _last_text(messages: Sequence[dict[str, Any]]) -> str:
-    """Of the last turn before the answer."""
+    """Return the text of the last turn before the answer."""
     content: Any = messages[-1].get("content") if messages else None
     if isinstance(content, list):
         return " ".join(str(part.get("text", "")) for part in content)  # pyright: ignore

@@ -11,7 +11,6 @@ import typer
 from app.cli.check import check_files
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.files import upload_file
-from app.cli.hyperparameters import training_options
 from app.cli.job_progress import Outcome, TrainingBar, follow
 from app.cli.next_steps import next_steps
 from app.cli.output import (
@@ -24,6 +23,7 @@ from app.cli.output import (
     stderr,
     stdout,
 )
+from app.cli.training_options import training_options
 from app.core.control_characters import visible
 from app.fine_tuning.methods import DEFAULT_METHOD
 

@@ -17,7 +17,7 @@ def workers(as_json: AsJson = False) -> None:
 
     Example: toque workers
     """
-    from app.fine_tuning.workers import is_alive, with_ages  # noqa: PLC0415 - SQLAlchemy is slow to import
+    from app.fine_tuning.worker_registry import is_alive, with_ages  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     settings = read_settings()
     with database_session(settings, read_only=True) as session:

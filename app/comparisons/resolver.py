@@ -166,7 +166,7 @@ class _Resolver:
         )
 
     def _resolve_candidates(self) -> tuple[list[Candidate], dict[str, str]]:
-        """Everyone who is to be compared, under a name of its own, and the keys of those outside by place."""
+        """Return the candidates, each with a unique name, and the API keys of external ones by index."""
         found = [
             (place, candidate)
             for place, entry in enumerate(self._request.candidates)

@@ -152,7 +152,7 @@ class Replicas:
         """Returns the replica to ask: the least loaded one that has the model warm, or else the least loaded.
 
         Raises:
-            UnavailableError: none is ready, `but` for those given.
+            UnavailableError: none is ready, except for those in `exclude`.
         """
         ready = self.ready(base_model, exclude)
         if not ready and not exclude:

@@ -4,8 +4,9 @@ An `Idempotency-Key` names a creation for 24 hours. OpenAI's client sends no suc
 connection drops (https://github.com/openai/openai-python, `_base_client.py`), but it marks its retries
 (`x-stainless-retry-count`). A request that is marked, and equals one that was accepted from the same project
 in the last ten minutes, is treated as the same request. The first attempt may be slow rather than lost, so
-equal requests run one after another, and an attempt whose client has hung up in order to retry creates
-nothing.
+the transactions of equal requests run one after another, and an attempt whose client has hung up in order to
+retry creates nothing. One limit remains: behind a proxy that keeps the first connection open, an attempt that
+is overtaken by its own retry cannot tell, and creates a second time. An `Idempotency-Key` prevents that.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class IdempotentRequest:
         return None
 
 
-def forget_old(session: Session) -> None:
+def delete_expired(session: Session) -> None:
     """Remove the creations that no request can repeat any more."""
     session.execute(delete(Creation).where(Creation.created_at < time.time() - KEY_SECONDS))
 

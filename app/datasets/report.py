@@ -157,7 +157,7 @@ def add_equal_files(report: Report) -> None:
     """Adds the finding that the validation file is identical to this one."""
     code = "validation_equals_training"
     findings = Findings()
-    findings.add(code, None, "The validation file has the very bytes of this one")
+    findings.add(code, None, "The validation file is identical to this file")
     report.finding_counts.append(FindingCount(code=code, severity=FINDING_KINDS[code].severity, count=1))
     report.findings.extend(_shown(findings))
 

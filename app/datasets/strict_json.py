@@ -100,7 +100,9 @@ def _flaw_of_text(text: str, pointer: str) -> Flaw | None:
         return Flaw("null_character", "has the character \\u0000 in a text", pointer)
     if not text.isascii() and _SURROGATE.search(text):
         return Flaw(
-            "lone_surrogate", "has half a surrogate pair (\\ud800 to \\udfff), which is no text", pointer
+            "lone_surrogate",
+            "has an unpaired surrogate (\\ud800 to \\udfff), which is not a valid character",
+            pointer,
         )
     return None
 

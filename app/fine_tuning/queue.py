@@ -96,7 +96,7 @@ def record_event(
     add_event(session, lease.id, message, level=level)
 
 
-def expect(session: Session, lease: Lease, *, estimated_finish: float) -> None:
+def record_estimate(session: Session, lease: Lease, *, estimated_finish: float) -> None:
     """Record when the job is expected to end, before its first step.
 
     Raises:

@@ -13,16 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_mod
 
 from app.core.pagination import Identified
 from app.fine_tuning import methods
-from app.fine_tuning.hyperparameters import (
+from app.fine_tuning.methods import METHODS
+from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS, taken_by
+from app.fine_tuning.methods.metrics import Metrics
+from app.fine_tuning.models import Checkpoint, Event, FineTuningJob
+from app.fine_tuning.requested_hyperparameters import (
     Auto,
     LoraHyperparameters,
     RequestedHyperparameters,
     request_model,
 )
-from app.fine_tuning.methods import METHODS
-from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS, taken_by
-from app.fine_tuning.methods.metrics import Metrics
-from app.fine_tuning.models import Checkpoint, Event, FineTuningJob
 from app.models.adapters.schemas import Suffix
 
 MetadataKey = Annotated[str, StringConstraints(max_length=64, pattern=r"^[^\u0000]*$")]

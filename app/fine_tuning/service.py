@@ -20,18 +20,19 @@ from app.core.idempotency import IdempotentRequest
 from app.core.pagination import fetch_page
 from app.core.settings import Settings
 from app.datasets.report import MIN_EXAMPLES
+from app.files import service as files_service
 from app.files.models import File
-from app.fine_tuning import queue, training_files, workers
+from app.fine_tuning import queue, training_files, worker_registry
 from app.fine_tuning.hold_out.service import keep_split, made_split
 from app.fine_tuning.hold_out.split import Choice, IncomingSplit
-from app.fine_tuning.hyperparameters import (
+from app.fine_tuning.methods import DEFAULT_METHOD, METHODS
+from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
+from app.fine_tuning.plan import JobPlan
+from app.fine_tuning.requested_hyperparameters import (
     LoraHyperparameters,
     RequestedHyperparameters,
     resolve_hyperparameters,
 )
-from app.fine_tuning.methods import DEFAULT_METHOD, METHODS
-from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
-from app.fine_tuning.plan import JobPlan
 from app.fine_tuning.schemas import CreateJob, JobObject
 from app.models.adapters import service as adapters_service
 from app.models.adapters.parent import Parent
@@ -74,8 +75,10 @@ def _create(
     session: Session, context: Context, request: CreateJob, plan: JobPlan, split: IncomingSplit | None
 ) -> FineTuningJob:
     base, parent = plan.base, plan.parent
+    for param, file in plan.files.items():  # one may have been deleted since the plan was made
+        files_service.get_file(session, context.project_id, file.id, param=param)
     if parent is not None:
-        adapters_service.hold(session, context, parent.name)
+        adapters_service.lock_adapter(session, context, parent.name)
     job = FineTuningJob(
         project_id=context.project_id,
         status="validating_files" if plan.waits else "queued",
@@ -256,7 +259,7 @@ def describe_job(session: Session, settings: Settings, job: FineTuningJob) -> Jo
 def _forecast(session: Session, settings: Settings, job: FineTuningJob) -> tuple[int, int | None]:
     """Return a waiting job's place in the queue (0: next) and its start, estimated from recent jobs."""
     ahead = queue.position(session, job)
-    alive = len(workers.alive(session, settings.heartbeat_seconds))
+    alive = len(worker_registry.alive(session, settings.heartbeat_seconds))
     recent = (
         select(FineTuningJob.finished_at - FineTuningJob.started_at)
         .where(FineTuningJob.status == "succeeded")

@@ -20,10 +20,10 @@ from app.files import service as files_service
 from app.files.checks import report_of
 from app.files.models import File
 from app.fine_tuning import queue
-from app.fine_tuning.hyperparameters import resolve_hyperparameters
 from app.fine_tuning.methods import METHODS
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.plan import JobPlan
+from app.fine_tuning.requested_hyperparameters import resolve_hyperparameters
 from app.models.catalogue import chat_template, find_base_model, hidden_size
 from app.storage.base import Storage
 

@@ -22,7 +22,7 @@ def find_base_model(settings: Settings, name: str, *, param: str = "model") -> B
     if entry is None:
         known = ", ".join(entry.name for entry in settings.base_models)
         raise NotFoundError(
-            f"The model '{name[:255]}' does not exist. PreparedBase models here: {known}.",
+            f"The model '{name[:255]}' does not exist. Base models here: {known}.",
             code="model_not_found",
             param=param,
         )

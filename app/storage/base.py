@@ -59,6 +59,10 @@ class Storage(Protocol):
         """Stores a small file at once."""
         ...
 
+    def free_bytes(self) -> int:
+        """The space that is left, in bytes."""
+        ...
+
     def remove_folder(self, key: str) -> None:
         """Removes a folder and its contents; does nothing if the folder does not exist."""
         ...

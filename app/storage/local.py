@@ -80,6 +80,11 @@ class LocalStorage:
             incoming.write(content)
             return self.publish(incoming, key)
 
+    def free_bytes(self) -> int:
+        """The space that is left on the folder's file system, in bytes."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self._root).free
+
     def remove_folder(self, key: str) -> None:
         """Removes a folder and its contents; does nothing if the folder does not exist."""
         shutil.rmtree(self.path(key), ignore_errors=True)

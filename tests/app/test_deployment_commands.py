@@ -11,7 +11,7 @@ from openai import OpenAI
 
 from app.core.database import Database
 from app.core.settings import Settings
-from app.fine_tuning import workers
+from app.fine_tuning import worker_registry
 from app.fine_tuning.models import Worker
 from app.storage import open_storage
 from app.storage.base import object_key
@@ -32,7 +32,7 @@ def test_workers_report_themselves(settings: Settings, database: Database) -> No
                 memory_bytes=3 * 2**30,
                 job_id="ftjob-soup" if number == 0 else None,
             )
-            workers.report(session, worker)
+            worker_registry.report(session, worker)
         with database.writer() as session:
             session.get_one(Worker, worker.id).heartbeat_at -= silent
 

@@ -137,7 +137,7 @@ def test_they_take_turns(settings: Settings, client: OpenAI, engine: Running, lo
     for job in jobs:
         said = lines(client, job)
         order = [
-            "Waits until the engine has left the device to it",
+            "Waiting for the engine to release the GPU",
             "Training on none: 24 examples, 24 tokens an epoch, 6 steps, 32 trainable parameters",
             "Served as trained: log-probabilities of 2 tokens differ by 0.0000 in the mean "
             "(at most 0.15; the base's by 0.0000; training changed them by 1.0000)",

@@ -112,7 +112,9 @@ class PublishedAdapters:
         if reason is None:
             try:
                 storage = open_storage(self._settings)
-                return service.check_files(storage, adapter.storage_key, self._shapes, self._entry.max_rank)
+                return service.check_adapter_files(
+                    storage, adapter.storage_key, self._shapes, self._entry.max_rank
+                )
             except OSError as error:  # for example a storage that is not mounted, and may be back soon
                 log.warning("the files of %s cannot be read now: %s", name, error)
                 return None

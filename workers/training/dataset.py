@@ -102,7 +102,13 @@ def load_examples(
             raise InvalidExampleError(number, f"{error.message}.") from error
         for part in parts:
             _check_sequence(number, part, max_length)
-        examples.append(parts[0] if len(parts) == 1 else Pair(parts[0], parts[1]))
+        match parts:
+            case (sequence,):
+                examples.append(sequence)
+            case (preferred, other):
+                examples.append(Pair(preferred, other))
+            case _:
+                raise TypeError(f"an example is a sequence or a pair, not {len(parts)} sequences")
     if not examples:
         raise InvalidExampleError(1, "has no example: the file is empty.")
     return examples

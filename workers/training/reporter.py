@@ -143,7 +143,7 @@ class JobReporter:
         speed = self._speed(started, seconds=0.0, tokens=0, peak=0)
         left = estimates.seconds_by_others(session, self._settings, speed) if speed else None
         if left is not None:
-            queue.expect(session, self._lease, estimated_finish=time.time() + left)
+            queue.record_estimate(session, self._lease, estimated_finish=time.time() + left)
 
     def _speed(self, started: Started, *, seconds: float, tokens: int, peak: int) -> TrainingSpeed | None:
         """What this attempt takes; None if nothing is left to do, or the trainer does not count its work."""

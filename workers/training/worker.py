@@ -25,8 +25,7 @@ from app.core.errors import StorageFullError
 from app.core.lease import Heartbeat, Lease, LeaseLostError
 from app.core.settings import Settings
 from app.files.models import File
-from app.fine_tuning import queue
-from app.fine_tuning import workers as registry
+from app.fine_tuning import queue, worker_registry
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
 from app.models.catalogue import is_prepared
@@ -170,7 +169,7 @@ class TrainingWorker:
                 reporter.release()
                 return False
             if not is_noted:
-                reporter.note("Waits until the engine has left the device to it")
+                reporter.note("Waiting for the engine to release the GPU")
                 is_noted = True
             self._stopping.wait(_DEVICE_POLL_SECONDS)
         return True
@@ -270,12 +269,12 @@ class TrainingWorker:
         self._child.kill_if_silent(self._settings.trainer_silence_seconds)
         self._row.memory_bytes = self._child.memory_bytes()
         with self._database.writer() as session:
-            registry.report(session, self._row)
+            worker_registry.report(session, self._row)
 
     def _retire(self) -> None:
         try:
             with self._database.writer() as session:
-                registry.remove(session, self._row.id)
+                worker_registry.remove(session, self._row.id)
         except SQLAlchemyError as error:
             log.warning("cannot delete the worker's row, which stays until it is a day old: %s", error)
         self._database.dispose()

@@ -34,7 +34,7 @@ class JobShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hyperparameter:
-    """What is to be said of one hyperparameter. Its name and type are those of its field."""
+    """The declaration of one hyperparameter. Its name and type are those of its field."""
 
     meaning: str
     """A sentence for the docs and the command line's help."""
@@ -46,7 +46,9 @@ class Hyperparameter:
     above: float | None = None
     at_most: float | None = None
     bound_by_base: str = ""
-    """The field of the base model's catalogue entry that bounds it, too."""
+    """The field of the base model's catalogue entry that bounds it from above, too."""
+    base_bound: str = ""
+    """What that bound is, in the words of an error; `{base}` stands for the base model."""
     methods: tuple[str, ...] = ()
     """The methods that take it; all of them if empty."""
     is_openais: bool = False
@@ -137,6 +139,7 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
             at_least=1,
             at_most=512,
             bound_by_base="max_rank",
+            base_bound="the largest rank that {base} is served with",
         ),
     ]
     lora_alpha: Annotated[
@@ -145,7 +148,7 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
             meaning="Scale of the adapter, which is divided by its rank.", auto=32, at_least=1, at_most=512
         ),
     ]
-    """A parent's may be a fraction."""
+    """It may be a fraction if it is inherited from a parent."""
     lora_dropout: Annotated[
         float, Hyperparameter(meaning="Dropout before the adapter.", auto=0.0, at_least=0, at_most=0.9)
     ]
@@ -166,6 +169,7 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
             auto_meaning="the base model's context",
             at_least=8,
             bound_by_base="context",
+            base_bound="the context of {base}",
         ),
     ]
     checkpoint_steps: Annotated[
@@ -181,7 +185,7 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     beta: Annotated[
         float | None,
         Hyperparameter(
-            meaning="How strongly the model is held to its reference, which it was before the first step.",
+            meaning="How strongly the model is kept close to its reference: itself before training.",
             auto=0.1,
             above=0,
             at_most=2,
@@ -220,12 +224,14 @@ def markdown_table() -> str:
     rows = ["| name | meaning | `auto` | range |", "|---|---|---|---|"]
     for each in HYPERPARAMETERS:
         only = f" ({', '.join(each.methods)} only)" if each.methods else ""
-        auto = each.auto_meaning or f"{each.auto:g}"
+        auto = each.auto_meaning or ("none" if each.auto is None else f"{each.auto:g}")
         rows.append(f"| `{each.name}`{only} | {each.meaning.rstrip('.')} | {auto} | {_range(each)} |")
     return "\n".join(rows)
 
 
 def _range(each: Hyperparameter) -> str:
+    if each.above is None and each.at_least is None:
+        return "any number" if each.at_most is None else f"at most {each.at_most:g}"
     least = f"above {each.above:g}" if each.above is not None else f"{each.at_least:g}"
     if each.bound_by_base:
         return f"{least} to the base model's `{each.bound_by_base}`"

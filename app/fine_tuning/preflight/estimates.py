@@ -19,7 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.core.settings import BaseModelEntry, Settings
-from app.fine_tuning import workers
+from app.fine_tuning import worker_registry
 from app.fine_tuning.models import TrainingSpeed, Worker
 from app.fine_tuning.packing import JobWork, Work
 from app.fine_tuning.precision import cpu_has_bf16
@@ -183,7 +183,7 @@ def find_basis(
     speeds: list[TrainingSpeed] = []
     alive: list[Worker] = []
     if session is not None:
-        alive = workers.alive(session, heartbeat_seconds)
+        alive = worker_registry.alive(session, heartbeat_seconds)
         newest = (
             select(TrainingSpeed)
             .where(TrainingSpeed.base_model == base.name)

@@ -19,7 +19,6 @@ from app.files import service as files_service
 from app.fine_tuning import service
 from app.fine_tuning.hold_out.service import choose_split
 from app.fine_tuning.hold_out.split import Choice, choose
-from app.fine_tuning.hyperparameters import resolve_hyperparameters
 from app.fine_tuning.packing import Limits
 from app.fine_tuning.preflight import estimates
 from app.fine_tuning.preflight.inspection import Found, Subject, inspect
@@ -32,6 +31,7 @@ from app.fine_tuning.preflight.schemas import (
     Sample,
     TimeEstimate,
 )
+from app.fine_tuning.requested_hyperparameters import resolve_hyperparameters
 from app.fine_tuning.schemas import CreateJob, ResolvedHyperparameters, SplitRequest
 from app.fine_tuning.training_files import require_enough
 from app.models.catalogue import find_base_model, hidden_size, is_prepared

@@ -142,17 +142,21 @@ def find_parent(session: Session, context: Context, name: str) -> Parent | None:
     return Parent(adapter.name, adapter.base_model, lora.rank, lora.alpha)
 
 
-def hold(session: Session, context: Context, name: str) -> None:
-    """Keep the project's adapter from being deleted before the transaction ends.
+def lock_adapter(session: Session, context: Context, name: str) -> None:
+    """Keep the project's adapter from being deleted or quarantined before the transaction ends.
 
     Raises:
         NotFoundError: it has been deleted.
+        FailedDependencyError: it has been quarantined.
     """
-    this = select(Adapter.name).where(
+    this = select(Adapter).where(
         Adapter.name == name, Adapter.project_id == context.project_id, Adapter.deleted_at.is_(None)
     )
-    if session.scalar(this.with_for_update(read=True)) is None:
+    adapter = session.scalar(this.with_for_update(read=True))
+    if adapter is None:
         find_base_model(context.settings, name)  # raises, since an adapter's name is no base model's
+    else:
+        _refuse_quarantined(adapter, "model")
 
 
 def lineage(session: Session, adapter: Adapter) -> list[str]:
@@ -198,7 +202,9 @@ def check_again(database: Database, context: Context, name: str) -> Adapter:
     base = find_base_model(settings, adapter.base_model)
     problem: str | None = None
     try:
-        check_files(context.storage, adapter.storage_key, _known_shapes(settings, base.name), base.max_rank)
+        check_adapter_files(
+            context.storage, adapter.storage_key, _known_shapes(settings, base.name), base.max_rank
+        )
     except AdapterError as error:
         problem = error.message
     except OSError as error:
@@ -213,7 +219,9 @@ def check_again(database: Database, context: Context, name: str) -> Adapter:
     return found
 
 
-def check_files(storage: Storage, storage_key: str, base: Shapes | None, max_rank: int | None) -> Path:
+def check_adapter_files(
+    storage: Storage, storage_key: str, base: Shapes | None, max_rank: int | None
+) -> Path:
     """Return the folder of a published adapter after checking that it can be served.
 
     Raises:

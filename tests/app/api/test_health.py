@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from app.core.database import Database
 from app.core.settings import Settings
-from app.fine_tuning import workers
+from app.fine_tuning import worker_registry
 from app.fine_tuning.models import Worker
 from tests.support.engine_stand_in import EngineStandIn, register_engine, run_engine
 from tests.support.service import BASE_MODEL, Service, run_service
@@ -30,7 +30,7 @@ def add_worker(database: Database) -> None:
         job_id="ftjob-1",
     )
     with database.writer() as session:
-        workers.report(session, row)
+        worker_registry.report(session, row)
 
 
 def test_ready_when_it_can_train_and_answer(
@@ -108,5 +108,5 @@ def test_a_silent_worker_does_not_count(http: httpx2.Client, database: Database)
     assert 'toque_worker_heartbeat_age_seconds{worker="worker_1"} 3.' in text
     with database.writer() as session:
         session.execute(update(Worker).values(heartbeat_at=Worker.heartbeat_at - 86400.0))
-        workers.delete_silent(session)
+        worker_registry.delete_silent(session)
     assert "worker_1" not in http.get("/metrics").text

@@ -243,7 +243,8 @@ def test_openai_variables_stand_in_for_ours(service: Service, tmp_path: Path) ->
     assert exit_code(OPENAI_BASE_URL=address, OPENAI_API_KEY=key) == 0
     assert exit_code(OPENAI_BASE_URL=address, OPENAI_API_KEY=key, TOQUE_BASE_URL="", TOQUE_API_KEY="") == 0
     assert exit_code(OPENAI_BASE_URL=address, OPENAI_API_KEY="sk-other", TOQUE_API_KEY=key) == 0
-    assert exit_code(OPENAI_BASE_URL="http://127.0.0.1:1/v1", OPENAI_API_KEY=key, TOQUE_BASE_URL=address) == 0
+    elsewhere = {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1", "OPENAI_API_KEY": "sk-of-openai"}
+    assert exit_code(**elsewhere, TOQUE_BASE_URL=address, TOQUE_API_KEY=key) == 0
     assert exit_code(OPENAI_BASE_URL=address, OPENAI_API_KEY=key, TOQUE_API_KEY="sk-other") == 1
 
 
@@ -259,10 +260,12 @@ def test_openai_variables_stand_behind_the_option_and_before_the_data_folder(ser
 
 
 def test_a_key_of_openai_stays_here(service: Service) -> None:
-    """OPENAI_API_KEY alone, as many have it, is not for this service."""
+    """OPENAI_API_KEY goes to OPENAI_BASE_URL, and nowhere else."""
     environment = service.environment | {"TOQUE_API_KEY": "", "OPENAI_API_KEY": "sk-of-openai"}
+    elsewhere = environment | {"OPENAI_BASE_URL": "http://127.0.0.1:1/v1"}
 
     assert Service(environment, service.database).run("jobs", "list").exit_code == 0
+    assert Service(elsewhere, service.database).run("jobs", "list").exit_code == 0
 
 
 def test_no_service_there(service: Service) -> None:

@@ -26,8 +26,6 @@ from tests.support.jobs import create, upload
 from tests.support.peft_folder import RANK, send, tensors, write_adapter
 from tests.support.service import BASE_MODEL
 
-pytestmark = pytest.mark.one_database
-
 
 def preference_line(question: str, preferred: str = "Leek.", other: str = "It depends.", **given: Any) -> str:
     line = {
@@ -177,6 +175,7 @@ def test_a_job_goes_on_from_what_an_alias_points_to(
     with pytest.raises(openai.NotFoundError) as missing:
         create(client, model="kitchen")
     assert missing.value.code == "model_not_found"
+    assert "does not exist. Base models here: smollm2-135m-instruct." in missing.value.message
 
 
 def test_a_job_goes_on_from_a_model(

@@ -9,12 +9,16 @@ import msgspec
 import pytest
 
 from app.cli import jobs
-from app.fine_tuning.hyperparameters import LoraHyperparameters, RequestedHyperparameters, request_model
 from app.fine_tuning.methods import METHODS
 from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS, Hyperparameters, taken_by
 from app.fine_tuning.methods.method import Method
 from app.fine_tuning.methods.metrics import RESULT_COLUMNS, Metrics
 from app.fine_tuning.packing import Work
+from app.fine_tuning.requested_hyperparameters import (
+    LoraHyperparameters,
+    RequestedHyperparameters,
+    request_model,
+)
 from app.fine_tuning.schemas import CheckpointMetrics, ResolvedHyperparameters
 from docs.generate import API_PAGE, with_hyperparameters
 

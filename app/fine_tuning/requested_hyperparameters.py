@@ -85,8 +85,10 @@ def resolve_hyperparameters(
         )
     if parent is not None:
         _inherit(given, parent)
-    _check_bound(given, "lora_rank", base.max_rank, f"the largest rank that '{base.name}' is served with")
-    _check_bound(given, "max_length", base.context, f"the context of '{base.name}'")
+    for each in HYPERPARAMETERS:
+        if each.bound_by_base:
+            bound = each.base_bound.format(base=f"'{base.name}'")
+            _check_bound(given, each.name, getattr(base, each.bound_by_base), bound)
 
     job = JobShape(METHODS[method], examples, base.max_rank, base.context, hidden_size)
     resolved = {each.name: given.get(each.name, each.choose(job)) for each in taken_by(job.method)}
