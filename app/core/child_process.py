@@ -6,10 +6,12 @@ As many run at once as the machine has cores, and the others wait. Processes are
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
+from types import ModuleType
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from anyio import CapacityLimiter, from_thread, open_process, to_process
@@ -48,7 +50,9 @@ async def _run(function: Callable[[Unpack[Arguments]], Result], *arguments: *Arg
     opening: list[asyncio.Task[Process]] = []
     token = _opening.set(opening)
     try:
-        return await to_process.run_sync(function, *arguments, cancellable=True, limiter=CapacityLimiter(1))
+        return await to_process.run_sync(
+            _call, function, *arguments, cancellable=True, limiter=CapacityLimiter(1)
+        )
     except asyncio.CancelledError:
         for process in [await each for each in opening]:
             with suppress(ProcessLookupError):
@@ -57,6 +61,16 @@ async def _run(function: Callable[[Unpack[Arguments]], Result], *arguments: *Arg
         raise
     finally:
         _opening.reset(token)
+
+
+def _call(function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments) -> Result:
+    """Call the function, in the child.
+
+    anyio removes `__main__` from a child whose parent was not started from a file (`python -c`), and
+    multiprocessing needs one to start processes.
+    """
+    sys.modules.setdefault("__main__", ModuleType("__main__"))
+    return function(*arguments)
 
 
 def in_child(

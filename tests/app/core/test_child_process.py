@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import time
 
 import psutil
@@ -59,3 +61,13 @@ def test_a_call_that_is_cancelled_while_its_process_starts_leaves_none() -> None
 
     uvloop.run(call_and_cancel())  # ends: uvloop waits for every child
     assert len(children()) == before
+
+
+def test_a_child_of_a_program_without_a_file_starts_processes() -> None:
+    in_child = "__import__('multiprocessing.spawn').spawn.get_preparation_data('a child')['name']"
+    program = (
+        "import asyncio; from app.core.child_process import run_in_child; "
+        f'print(asyncio.run(run_in_child(eval, "{in_child}")))'
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("a child\n", "")

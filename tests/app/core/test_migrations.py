@@ -313,7 +313,7 @@ def check_what_workers_do(settings: Settings, database: Database) -> None:
 
     for job in claimed.values():
         assert msgspec.convert(job.hyperparameters, Hyperparameters).lora_rank == 16
-        train(JobReporter(database, storage, job, settings), storage)
+        train(JobReporter(database, storage, job, queue.LEASES.lease_of(job), settings), storage)
     with run_service(settings) as service, service.client() as client:
         for job_id in claimed:
             done = client.fine_tuning.jobs.retrieve(job_id)

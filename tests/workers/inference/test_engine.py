@@ -150,8 +150,8 @@ def test_without_a_database_it_serves_on(tmp_path: Path, caplog: pytest.LogCaptu
     row.report("ready", "")
     row.heartbeat()
     row.remove()
-    assert [record.message for record in caplog.records if "serving on" in record.message] != []
-    assert sum("serving on" in record.message for record in caplog.records) == 1
+    assert [record.message for record in caplog.records if "goes on serving" in record.message] != []
+    assert sum("goes on serving" in record.message for record in caplog.records) == 1
 
 
 def test_addresses_that_gateways_use(
