@@ -19,14 +19,14 @@ _PURPOSE = "evals"
 
 
 class Uploads:
-    """Files for one comparison; what the service has already is not sent again."""
+    """The files of one comparison. What the service already has is not uploaded again."""
 
     def __init__(self, client: OpenAI) -> None:
         self._client = client
         self._known: dict[str, str] | None = None
 
     def file_id(self, file: str, option: str) -> str:
-        """The id of a file that is in the service, or that is uploaded now."""
+        """Return the id of a file. A path is uploaded first, unless the service has its content."""
         path = Path(file)
         if not path.is_file():
             if file.startswith("file-"):
@@ -48,7 +48,7 @@ class Uploads:
 
 
 def parse_candidate(text: str, uploads: Uploads) -> dict[str, Any]:
-    """The candidate of one `--candidate`.
+    """Return the candidate that one `--candidate` describes.
 
     Raises:
         typer.BadParameter: it is none.
@@ -77,7 +77,7 @@ def parse_candidate(text: str, uploads: Uploads) -> dict[str, Any]:
 
 
 def parse_grader(text: str, option: str) -> str | dict[str, Any]:
-    """A grader's name, or its document.
+    """Return a grader's name or its JSON document.
 
     Raises:
         typer.BadParameter: it is no JSON, though it looks like it.

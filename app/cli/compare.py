@@ -39,10 +39,10 @@ _NEEDED = ("file", "base_model", "candidate", "grader")
 def compare(
     context: typer.Context,
     file: Annotated[
-        str | None, typer.Option(show_default=False, help="Held-out questions: a path, or a file's id.")
+        str | None, typer.Option(show_default=False, help="Held-out questions: a path or a file id.")
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(show_default=False, help="See `toque models list`.")
+        str | None, typer.Option(show_default=False, help="The base model; `toque models list` lists them.")
     ] = None,
     candidate: Annotated[
         list[str] | None,
@@ -57,9 +57,11 @@ def compare(
         str | None, typer.Option(show_default=False, help="exact_match, …, or a JSON document.")
     ] = None,
     regression_file: Annotated[
-        str | None, typer.Option(show_default=False, help="General questions; as --file.")
+        str | None, typer.Option(show_default=False, help="General questions: a path or a file id.")
     ] = None,
-    regression_grader: Annotated[str | None, typer.Option(show_default=False, help="As --grader.")] = None,
+    regression_grader: Annotated[
+        str | None, typer.Option(show_default=False, help="The grader of the general questions.")
+    ] = None,
     max_regression: Annotated[
         float | None,
         typer.Option(
@@ -77,14 +79,16 @@ def compare(
     ] = None,
     training_file: Annotated[
         str | None,
-        typer.Option(show_default=False, help="Held-out lines that are in it are left out; as --file."),
+        typer.Option(
+            show_default=False, help="Training file whose questions are left out: a path or a file id."
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(show_default=False)] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, show_default=False, help="Maximum number of tokens per answer.")
     ] = None,
     concurrency: Annotated[
-        int | None, typer.Option(min=1, show_default=False, help="Requests in flight.")
+        int | None, typer.Option(min=1, show_default=False, help="Maximum number of requests in flight.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, show_default=False)] = None,
     wait_for_end: Annotated[bool, typer.Option("--wait", help="Wait until it ends.")] = False,
@@ -243,10 +247,12 @@ def items(comparison_id: ComparisonId, base_url: BaseUrl = DEFAULT_BASE_URL, as_
 @app.command()
 def report(
     comparison_id: ComparisonId,
-    as_html: Annotated[bool, typer.Option("--html", help="One page with everything in it.")] = False,
+    as_html: Annotated[bool, typer.Option("--html", help="Write one self-contained HTML page.")] = False,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", dir_okay=False, show_default=False, help="Instead of stdout."),
+        typer.Option(
+            "--output", "-o", dir_okay=False, show_default=False, help="Write to this file instead of stdout."
+        ),
     ] = None,
     base_url: BaseUrl = DEFAULT_BASE_URL,
 ) -> None:

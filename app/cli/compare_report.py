@@ -15,7 +15,7 @@ _MOST_QUESTIONS = 20
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:
-    """How far it is or, once it has ended, every candidate's score and the verdict."""
+    """Print the progress or, once the comparison has ended, every candidate's score and the verdict."""
     done, total = comparison["progress"]["done"], comparison["progress"]["total"]
     error, excluded = comparison["error"], comparison["excluded"]["count"]
     print_fields(
@@ -57,7 +57,7 @@ def answer_or_error(answer: dict[str, Any]) -> str:
 
 
 def write_junit(path: Path, comparison: dict[str, Any], items: Sequence[dict[str, Any]]) -> None:
-    """A test case for the verdict and one for each candidate, with the questions that it did not get right.
+    """Write a JUnit suite: a test case for the verdict, and one for each candidate with its failed questions.
 
     A verdict that fine-tuning hurts is a failure; a candidate that left questions unanswered is an error.
     """
@@ -91,7 +91,7 @@ def _summary(candidate: dict[str, Any]) -> str:
 
 
 def _wrong(candidate: str, items: Sequence[dict[str, Any]]) -> list[str]:
-    """The first questions on which the candidate did not get the full score."""
+    """Return the first questions on which the candidate did not get the full score."""
     wrong = [
         (item, answer)
         for item in items

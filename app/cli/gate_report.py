@@ -24,14 +24,14 @@ _LONGEST_TEXT = 500
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A promotion and the comparison that it stands on, as the API gave them."""
+    """A promotion and the comparison that it is based on, as the API returned them."""
 
     promotion: dict[str, Any]
     comparison: dict[str, Any]
 
     @property
     def candidate(self) -> str | None:
-        """The name that the model has in the comparison."""
+        """The name of the model's candidate in the comparison."""
         model = self.promotion["model"]
         names = (
             each["name"]
@@ -42,12 +42,12 @@ class Outcome:
 
     @property
     def sentence(self) -> str:
-        """What has become of the alias."""
+        """Whether the alias was moved, as styled text."""
         return self.sentence_of(self.promotion)
 
     @staticmethod
     def sentence_of(promotion: dict[str, Any]) -> str:
-        """What has become of the alias, in a sentence."""
+        """Return a sentence that says whether the alias was moved."""
         alias, model = promotion["alias"], promotion["model"]
         if promotion["promoted"]:
             return f"{alias} points to {model} now (version {promotion['version']})."
@@ -73,7 +73,7 @@ class FailedQuestion:
 
 
 def failed_questions(client: OpenAI, outcome: Outcome) -> list[FailedQuestion]:
-    """Those on which the model did worst, worst first."""
+    """Return the questions on which the model scored lowest, lowest first."""
     failed: list[FailedQuestion] = []
     path, after = f"/comparisons/{quote(outcome.comparison['id'], safe='')}/items", ""
     while True:
@@ -98,7 +98,7 @@ def failed_questions(client: OpenAI, outcome: Outcome) -> list[FailedQuestion]:
 
 
 def write_junit(path: Path, outcome: Outcome, failed: Sequence[FailedQuestion]) -> None:
-    """Each rule a test case; one that does not hold has the failed questions with it."""
+    """Write a JUnit suite with a test case for each rule; one that is not met lists the failed questions."""
     from junitparser import Failure, JUnitXml, TestCase, TestSuite  # noqa: PLC0415 - few commands need it
 
     promotion = outcome.promotion
@@ -119,7 +119,7 @@ def write_junit(path: Path, outcome: Outcome, failed: Sequence[FailedQuestion]) 
 
 
 def markdown(outcome: Outcome, failed: Sequence[FailedQuestion]) -> str:
-    """The rules, the candidates and the verdict; the failed questions folded away."""
+    """Return Markdown with the rules, the candidates and the verdict, and the failed questions folded."""
     promotion, comparison = outcome.promotion, outcome.comparison
     verdict: dict[str, Any] = comparison.get("verdict") or {}
     title = "passes the gate" if promotion["passed"] else "does not pass the gate"
@@ -173,7 +173,7 @@ def _short(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As plain text in a table's cell: models' answers are no markup, and mention nobody."""
+    """Escape text for a table's cell, so that a model's answer is neither markup nor a mention of a user."""
     text = visible(" ".join(text.split()))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace("@", "&#64;")
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)

@@ -30,7 +30,7 @@ def promote(
     comparison: Annotated[
         str,
         typer.Option(
-            metavar="ID", show_default=False, callback=not_empty, help="A comparison with that model in it."
+            metavar="ID", show_default=False, callback=not_empty, help="A comparison that includes the model."
         ),
     ],
     rule: Annotated[
@@ -43,14 +43,14 @@ def promote(
         ),
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what the rules come to; the exit code is the same.")
+        bool, typer.Option("--dry-run", help="Only evaluate the rules; the exit code is the same.")
     ] = False,
     version: Annotated[
         int | None,
-        typer.Option(min=1, show_default=False, help="Only if the alias is at this version still."),
+        typer.Option(min=1, show_default=False, help="Refuse if the alias is no longer at this version."),
     ] = None,
     reason: Annotated[
-        str | None, typer.Option(show_default=False, help="Why; kept in the alias's history.")
+        str | None, typer.Option(show_default=False, help="The reason, which is kept in the alias's history.")
     ] = None,
     junit: Annotated[
         Path | None,
@@ -62,7 +62,7 @@ def promote(
     base_url: BaseUrl = DEFAULT_BASE_URL,
     as_json: AsJson = False,
 ) -> None:
-    """Point an alias to a model if every rule holds; exit code 0, or 5 where the gate says no.
+    """Point an alias to a model if every rule holds; exit code 0, or 5 if the gate refuses.
 
     Example: toque promote house-style:production --model ft:… --comparison cmp_… --rule beats=prompted
     """
@@ -93,7 +93,7 @@ def promote(
 
 
 def ask_gate(client: OpenAI, alias: str, request: dict[str, Any]) -> dict[str, Any]:
-    """The promotion; where the gate refused it, as a dry run would have shown it."""
+    """Return the promotion; if the gate refused it, in the form of a dry run."""
     from openai import ConflictError  # noqa: PLC0415 - takes a second to import
 
     try:
@@ -116,7 +116,7 @@ def ask_gate(client: OpenAI, alias: str, request: dict[str, Any]) -> dict[str, A
 
 
 def _rules(texts: list[str]) -> dict[str, Any]:
-    """`min_score=0.8`, `beats=current:0.02` as the API takes them."""
+    """Return rules such as `min_score=0.8` and `beats=current:0.02` in the form that the API takes."""
     rules: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -147,7 +147,7 @@ def _number(rule: str, value: str) -> float:
 
 
 def print_promotion(promotion: dict[str, Any]) -> None:
-    """What each rule came to, and what has become of the alias."""
+    """Print the result of each rule, and whether the alias was moved."""
     rows = [
         (each["rule"], "passed" if each["passed"] else "REFUSED", each["sentence"])
         for each in promotion["rules"]

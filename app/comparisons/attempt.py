@@ -30,7 +30,7 @@ from app.storage.base import Storage
 T = TypeVar("T")
 Ask = tuple[int, int]
 """A candidate's place in the plan, and the number of a question."""
-Judging = tuple[Ask, int, JudgeRequest]
+JudgeCall = tuple[Ask, int, JudgeRequest]
 """The answer that is judged, the turn of the request among those on this answer, and the request."""
 
 _RENEW_SECONDS = 1.0
@@ -162,26 +162,26 @@ class Attempt:
         if not any(grader.judge_requests(self._questions[0], "") for grader in (held_out, general)):
             return
         answers, judged = await self._read(self._find_texts), await self._read(self._find_judged)
-        judgings: list[Judging] = []
+        calls: list[JudgeCall] = []
         for (place, number), text in answers:
             grader = held_out if number < plan.questions else general
             requests = grader.judge_requests(self._questions[number], text)
-            judgings += [
+            calls += [
                 ((place, number), turn, request)
                 for turn, request in enumerate(requests)
                 if (place, number, turn) not in judged
             ]
         judgements = BatchWriter(lambda rows: self._write(queue.record_judgements, rows))
 
-        async def ask(judging: Judging) -> None:
-            (place, number), turn, request = judging
+        async def ask(call: JudgeCall) -> None:
+            (place, number), turn, request = call
             reply = await self._chat_client.ask(
                 request.model, request.messages, max_tokens=_JUDGE_TOKENS, temperature=0.0
             )
             key = {"candidate": place, "question": number, "turn": turn}
             await judgements.add(key | msgspec.to_builtins(reply))
 
-        await self._in_flight(judgings, ask)
+        await self._in_flight(calls, ask)
 
     async def _in_flight(self, asks: Iterable[T], ask: Callable[[T], Awaitable[None]]) -> None:
         """Ask all, as many at once as the plan says."""

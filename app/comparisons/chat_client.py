@@ -38,7 +38,7 @@ _SYSTEM_ROLES = ("system", "developer")
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What a model answered; there is no text if there is an `error`."""
+    """A model's answer; it has no text if there is an `error`."""
 
     text: str | None
     error: str | None = None

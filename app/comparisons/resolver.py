@@ -293,7 +293,7 @@ class _Resolver:
                 code="no_checkpoints",
                 param=f"{param}.job",
             )
-        self._held_against(job)
+        self._note_training_file(job)
         prefix = f"{entry.name}-" if entry.name else ""
         return [
             Candidate(
@@ -322,7 +322,7 @@ class _Resolver:
         if adapter.job_id is None:
             return None
         job = fine_tuning_service.get_job(self._session, self._project_id, adapter.job_id)
-        self._held_against(job)
+        self._note_training_file(job)
         return job
 
     def _steps(self, job: FineTuningJob) -> dict[str, int]:
@@ -335,8 +335,8 @@ class _Resolver:
             steps[job.fine_tuned_model] = max(steps.values())
         return steps
 
-    def _held_against(self, job: FineTuningJob) -> None:
-        """Have held-out questions compared with those that the job was trained on."""
+    def _note_training_file(self, job: FineTuningJob) -> None:
+        """Note the job's training file, with which held-out questions will be compared."""
         file = self._session.get_one(File, job.training_file_id)
         path = self._context.storage.path(file.storage_key)
         if path.is_file():
@@ -345,7 +345,7 @@ class _Resolver:
             self._unchecked.append(file.id)
 
     def _grader(self, document: GraderDocument, param: str) -> GraderDocument:
-        """The grader, its judges under the names that they have for ever."""
+        """Return the grader, with its judges under their permanent names."""
         parse_grader(document, param=param)
         return self._with_judges(document, param)
 

@@ -36,7 +36,7 @@ def create_comparison(
     database: DatabaseDep,
     http: Request,
 ) -> ComparisonObject:
-    """Checks the request and its files, and queues a comparison; sent again, it queues no other."""
+    """Checks the request and its files, and queues a comparison. A retry queues no second one."""
     validate = partial(_validate_in_child, http)
     return ComparisonObject.of(service.create_comparison(database, context, creating, body, validate))
 
@@ -87,7 +87,7 @@ def list_items(
     responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
 )
 def get_report(comparison_id: str, context: ContextDep, session: ReadSession) -> Response:
-    """One page to look at, with everything in it; before there are results, how far the comparison is."""
+    """A self-contained HTML page with all results; before there are results, the progress."""
     comparison = service.get_comparison(session, context.project_id, comparison_id)
     items, _ = service.list_items(session, comparison, after=None, limit=MAX_QUESTIONS)
     plan = Plan.model_validate(comparison.plan)
@@ -99,7 +99,7 @@ def get_report(comparison_id: str, context: ContextDep, session: ReadSession) ->
 
 
 def _validate_in_child(http: Request, files: InputFiles) -> ValidatedFiles:
-    """In a child process: files may be large, and this one is to stay small and quick."""
+    """Validate the files in a child process: they may be large, and this process must stay responsive."""
     is_abandoned = http.is_disconnected
     validated = in_child(validate_files, files, is_abandoned=is_abandoned)
     try:

@@ -108,7 +108,7 @@ class ResponseFormat(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream carries besides text."""
+    """Options of a stream."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -116,7 +116,7 @@ class StreamOptions(BaseModel):
 
 
 class SamplingParameters(BaseModel):
-    """What both kinds of completion share."""
+    """The parameters that both kinds of completion share."""
 
     model_config = ConfigDict(extra="forbid")
 

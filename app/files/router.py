@@ -97,9 +97,9 @@ async def file_validation(
     checker: CheckerDep,
     base_model: str | None = None,
 ) -> FileValidation:
-    """What the check of a training file found; its tokens are those of the catalogue's first base.
+    """The report of a training file's check.
 
-    With `base_model`, those of that one.
+    Its tokens are those of the first base model in the catalogue, or of `base_model`.
     """
     file, report = await service.validate_for(database, context, checker, file_id, base_model)
     return FileValidation.of(file, report)

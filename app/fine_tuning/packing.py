@@ -80,9 +80,9 @@ class JobWork:
     """How much work a whole job is."""
 
     training: Work
-    """Its optimizer steps."""
+    """The work of its optimizer steps."""
     evaluation: Work
-    """Its evaluations on validation examples, which are forward passes alone."""
+    """The work of its evaluations on validation examples, which are forward passes alone."""
     micro_batches: list[Work]
     """Every micro-batch of one epoch."""
 
@@ -130,7 +130,7 @@ class Layout:
 
     @property
     def work(self) -> Work:
-        """What one forward and backward pass over the row takes."""
+        """The work of one forward and backward pass over the row."""
         queries = len(self.inputs) * self.width
         return Work(
             micro_batches=1,
@@ -195,7 +195,7 @@ def split_into_micro_batches(
 
 
 def work_by_micro_batch(examples: Sequence[Sequences], limits: Limits) -> list[Work]:
-    """What each of the examples' micro-batches takes."""
+    """Return the work of each micro-batch that the examples are cut into."""
     micro_batches = split_into_micro_batches(examples, limits, lambda example: example)
     return [Layout.of(micro_batch).work for micro_batch in micro_batches]
 

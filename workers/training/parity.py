@@ -38,7 +38,7 @@ class ParityError(Exception):
 
 
 class NoAnswerError(Exception):
-    """No engine gave an answer to compare with."""
+    """No engine could be asked for an answer to compare with."""
 
 
 class Parity(msgspec.Struct, frozen=True):

@@ -48,7 +48,7 @@ class Hyperparameter:
     bound_by_base: str = ""
     """The field of the base model's catalogue entry that bounds it from above, too."""
     base_bound: str = ""
-    """What that bound is, in the words of an error; `{base}` stands for the base model."""
+    """That bound in the words of an error message; `{base}` stands for the base model."""
     methods: tuple[str, ...] = ()
     """The methods that take it; all of them if empty."""
     is_openais: bool = False

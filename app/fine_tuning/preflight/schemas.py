@@ -45,7 +45,7 @@ class Overlap(BaseModel):
 
     exact: int = 0
     normalised: int = 0
-    """Those that are not also exact."""
+    """Duplicates after normalization, without the exact ones."""
     listed: list[Duplicate] = []
 
 

@@ -1,7 +1,7 @@
-"""What an adapter's folder must be before it is published, and before vLLM may have it.
+"""Validation of an adapter's folder, before it is published and before vLLM may load it.
 
-vLLM refuses much by itself, but takes weights that are not numbers, or of another shape, and one such
-adapter spoils every later answer of the process, the base model's too: its NaNs stay in the key/value cache.
+vLLM refuses much by itself, but it accepts weights that are NaN or have the wrong shape. One such adapter
+spoils every later answer of the process, the base model's too, because its NaNs stay in the key/value cache.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _LARGEST_CONFIG = 2**20
 _LARGEST_ALPHA = 1e9
 
 _CHECKED = ("peft_type", "task_type", "bias", "r", "lora_alpha", "use_rslora", "init_lora_weights")
-_OF_NO_MEANING_HERE = (
+_IGNORED = (
     *("auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode"),
     *("lora_dropout", "loftq_config", "eva_config", "lora_ga_config", "qalora_group_size", "megatron_core"),
-    # Which modules it has, its weights say.
+    # The weights say which modules the adapter has.
     *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
 )
-"""Fields of PEFT's about how an adapter was trained; any other that is set would change what it does."""
-_PLAIN_BEGINNINGS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
-"""Of `init_lora_weights`; the others (PiSSA, OLoRA, CorDA, LoftQ) change the base model as well."""
+"""PEFT's fields about how an adapter was trained; any other field that is set changes what it computes."""
+_PLAIN_INITIALIZATIONS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+"""Values of `init_lora_weights` that keep the base model as it is; PiSSA, OLoRA, CorDA and LoftQ do not."""
 
 Shapes = dict[str, list[int]]
 """Linear modules and their weights' shapes."""
 
 
 class AdapterError(ValueError):
-    """The folder is no adapter that can be served: which of its files, a code, and why."""
+    """The folder has no adapter that can be served; says which file is at fault, a code, and why."""
 
     def __init__(self, file: str, code: str, message: str) -> None:
         self.file = file
@@ -63,21 +63,21 @@ class _Manifest(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class LoraWeights:
-    """All that serving an adapter takes, beside its tensors."""
+    """What is needed to serve an adapter, apart from its tensors."""
 
     rank: int
     alpha: float
     use_rslora: bool
     modules: list[str]
-    """Names as `target_modules` has them."""
+    """The modules' names, in the form that `target_modules` has."""
 
     @property
     def scale(self) -> float:
-        """What the product of the two halves is multiplied by."""
+        """The factor that the product of the two halves is multiplied by."""
         return self.alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
 
     def config(self, base_model: str) -> bytes:
-        """PEFT's `adapter_config.json` with these values, and none that somebody else wrote."""
+        """Return PEFT's `adapter_config.json` with these values and no others."""
         fields = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -92,7 +92,7 @@ class LoraWeights:
 
 
 def module_shapes(base_model_dir: Path) -> Shapes:
-    """The base model's linear modules with their weights' shapes, but for those of the vocabulary's size."""
+    """Return the shapes of the base model's linear modules, except embeddings and output layer."""
     config = cast(dict[str, Any], json.loads((base_model_dir / "config.json").read_text("utf-8")))
     shapes: Shapes = {}
     for path in base_model_dir.glob("*.safetensors"):
@@ -107,11 +107,11 @@ def module_shapes(base_model_dir: Path) -> Shapes:
 
 
 def check_adapter(folder: Path, base: Shapes | None, max_rank: int | None) -> LoraWeights:
-    """Reads all of the adapter.
+    """Read and check the whole adapter.
 
     Args:
         folder: with PEFT's two files.
-        base: the base model's modules; None where they are not known, and an engine has yet to compare them.
+        base: the base model's modules; None if they are not known here, so that an engine must compare them.
         max_rank: the largest rank that is served; None for any.
 
     Raises:
@@ -130,7 +130,7 @@ def check_adapter(folder: Path, base: Shapes | None, max_rank: int | None) -> Lo
 
 
 def describe_adapter(folder: Path, base: Shapes | None) -> LoraWeights:
-    """What is known of a published adapter without reading its numbers.
+    """Describe a published adapter, without reading its weights.
 
     Raises:
         AdapterError, OSError: as `check_adapter`.
@@ -151,7 +151,7 @@ def _read(folder: Path, base: Shapes | None, max_rank: int | None) -> tuple[Lora
 
 
 def _check_names(folder: Path) -> None:
-    """No link, and no weights in a format that can run code, which vLLM takes where there are no others."""
+    """Refuse links, and weights in formats that can run code, which vLLM loads if there are no others."""
     if folder.is_symlink():
         raise AdapterError(WEIGHTS, "unsafe_files", "its folder is a link")
     with os.scandir(folder) as entries:
@@ -165,7 +165,7 @@ def _check_names(folder: Path) -> None:
 
 @contextmanager
 def _opened(folder: Path, name: str) -> Generator[BufferedReader]:
-    """The file, if it is one; whatever its content makes its reader say is about this file."""
+    """Open the file if it is a regular one; damage that its reader finds is an error of this file."""
     try:
         # Neither a link, nor a pipe that nobody writes to.
         descriptor = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -184,7 +184,7 @@ def _opened(folder: Path, name: str) -> Generator[BufferedReader]:
 
 
 def _check_sums(folder: Path) -> None:
-    """Both files are as they were written, where a manifest says how: a flipped bit makes another number."""
+    """Compare both files with the manifest's checksums, if there is one: a flipped bit is still a number."""
     try:
         manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=_Manifest)
     except FileNotFoundError:
@@ -208,18 +208,18 @@ def _parse(content: bytes) -> dict[str, Any]:
 
 
 def _check_config(config: dict[str, Any], max_rank: int | None) -> tuple[int, float]:
-    """Its rank and alpha."""
+    """Return the adapter's rank and alpha, if its configuration can be served."""
     for name, plain in (("peft_type", ("LORA",)), ("bias", ("none",)), ("task_type", ("CAUSAL_LM", None))):
         if config.get(name) not in plain:
             problem = f"{name} is {_shown(config.get(name))}; only {plain[0]!r} can be served"
             raise AdapterError(CONFIG, "unsupported_adapter", problem)
     for name, value in config.items():
-        if value and name not in (*_CHECKED, *_OF_NO_MEANING_HERE):
+        if value and name not in (*_CHECKED, *_IGNORED):
             problem = f"it uses {_shown(name)}, which cannot be served"
             raise AdapterError(CONFIG, "unsupported_adapter", problem)
-    beginning = config.get("init_lora_weights")
-    if isinstance(beginning, str) and beginning.lower() not in _PLAIN_BEGINNINGS:
-        problem = f"init_lora_weights is {_shown(beginning)}, which changes the base model as well; "
+    initialization = config.get("init_lora_weights")
+    if isinstance(initialization, str) and initialization.lower() not in _PLAIN_INITIALIZATIONS:
+        problem = f"init_lora_weights is {_shown(initialization)}, which changes the base model as well; "
         problem += "convert it to plain LoRA first (PEFT's path_initial_model_for_weight_conversion)"
         raise AdapterError(CONFIG, "unsupported_adapter", problem)
     rank, alpha, rslora = config.get("r"), config.get("lora_alpha"), config.get("use_rslora")
@@ -238,7 +238,7 @@ def _check_config(config: dict[str, Any], max_rank: int | None) -> tuple[int, fl
 
 
 def _check_tensors(tensors: dict[str, Tensor], base: Shapes | None, rank: int) -> set[str]:
-    """The modules that the adapter has both halves for, of the base's shapes."""
+    """Return the adapter's modules, each with both halves in the shapes that the base model needs."""
     halves: dict[str, set[str]] = {"A": set(), "B": set()}
     for name, tensor in tensors.items():
         module, _, half = name.removeprefix(_PREFIX).rpartition(".lora_")
@@ -265,7 +265,7 @@ def _check_tensors(tensors: dict[str, Tensor], base: Shapes | None, rank: int) -
 
 
 def _target_modules(modules: set[str], base: Shapes | None) -> list[str]:
-    """Their last names, where the base has no module of such a name that the adapter lacks."""
+    """Return the modules' last names if those select exactly these modules, else their full names."""
     last = {module.rpartition(".")[2] for module in modules}
     is_whole = base is not None and all(
         module in modules for module in base if module.rpartition(".")[2] in last
@@ -274,6 +274,6 @@ def _target_modules(modules: set[str], base: Shapes | None) -> list[str]:
 
 
 def _shown(value: object) -> str:
-    """As Python writes it: no control characters, half surrogates or novels in a message."""
+    """Return the value as ASCII, at most 200 characters long, so that it is safe to show in a message."""
     text = ascii(value)
     return text if len(text) <= 200 else f"{text[:200]}…"
