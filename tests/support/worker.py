@@ -32,6 +32,7 @@ from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
 
 COMMAND = [sys.executable, "-m", "workers.training.worker"]
+"""Starts a worker as it is started in production, with nothing imported before."""
 
 
 class ForkedWorker:

@@ -21,7 +21,7 @@ from app.storage import open_storage
 from tests.support.databases import downgrade
 from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
-from tests.support.worker import create, ended, run_worker, trainer_of
+from tests.support.worker import COMMAND, create, ended, run_worker, trainer_of
 
 
 def test_jobs_are_trained_one_after_another(
@@ -164,7 +164,7 @@ def test_nothing_is_left_of_a_worker_that_was_killed(
     client: OpenAI, settings: Settings, tmp_path: Path
 ) -> None:
     job = create(client, hyperparameters={"n_epochs": 50})
-    with run_worker(settings, tmp_path) as worker:
+    with run_worker(settings, tmp_path, COMMAND) as worker:
         wait_until(lambda: _messages(client, job.id, 1), "it trains", 60)
         trainer = trainer_of(worker)
         worker.kill()
