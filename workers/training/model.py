@@ -22,6 +22,14 @@ from app.fine_tuning.packing import Limits
 from app.fine_tuning.precision import cpu_has_bf16
 from app.models.adapters.validation import WEIGHTS
 from workers.training.dataset import PackedBatch
+from workers.training.quantization import (
+    Quantization,
+    keep_packed,
+    nf4_config,
+    stored_bytes,
+    unpacked,
+    weight_of,
+)
 
 ADAPTER = "default"
 
@@ -30,14 +38,25 @@ WRITTEN_OUT = 128 * 128
 for long rows (four times as fast at 48 x 65), and keeping the scores for the backward pass costs little."""
 
 
-def load_base(folder: Path, device: torch.device) -> PreTrainedModel:
-    """Load the frozen base, in bf16 (as it is served) where the device computes in it, otherwise in fp32."""
+def load_base(
+    folder: Path, device: torch.device, quantization: Quantization | None = None
+) -> PreTrainedModel:
+    """Load the frozen base, in bf16 (as it is served) where the device computes in it, otherwise in fp32.
+
+    With `quantization`, its linear layers are stored in that type and unpacked for each product.
+    """
     registry, models = cast(Any, AttentionInterface), cast(Any, AutoModelForCausalLM)
     registry.register("packed", packed_attention)
     logging.disable_progress_bar()
+    dtype = compute_dtype(device)
     model = models.from_pretrained(
-        folder, dtype=compute_dtype(device), attn_implementation="packed", local_files_only=True
+        folder,
+        dtype=dtype,
+        attn_implementation="packed",
+        local_files_only=True,
+        quantization_config=nf4_config(dtype) if quantization else None,
     )
+    keep_packed(model)
     return model.to(device).requires_grad_(False)
 
 
@@ -69,8 +88,7 @@ def load_warm_base(folder: Path) -> WarmBase:
     # On the CPU, weights are mapped from their file and become resident one by one, as they are used.
     before = _memory_in_use(device)
     model = load_base(folder, device)
-    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    return WarmBase(folder, model, ChatTemplate.load(folder), device, before + weights)
+    return WarmBase(folder, model, ChatTemplate.load(folder), device, before + stored_bytes(model))
 
 
 def _memory_in_use(device: torch.device) -> int:
@@ -241,7 +259,7 @@ class LoraLinear(lora.Linear):
         return cast(Any, _LoraProduct).apply(
             x,
             None if dropped is x else dropped,
-            layer.base_layer.weight,
+            *weight_of(layer.base_layer),
             layer.base_layer.bias,
             layer.lora_A[ADAPTER].weight,
             layer.lora_B[ADAPTER].weight,
@@ -250,7 +268,10 @@ class LoraLinear(lora.Linear):
 
 
 class _LoraProduct(torch.autograd.Function):
-    """The product and its gradient, written out: two large products each way, nothing in between."""
+    """The product and its gradient, written out: two large products each way, nothing in between.
+
+    A quantized weight is unpacked in both passes and never kept.
+    """
 
     @staticmethod
     def forward(
@@ -258,6 +279,7 @@ class _LoraProduct(torch.autograd.Function):
         x: Tensor,
         dropped: Tensor | None,
         weight: Tensor,
+        state: Any,
         bias: Tensor | None,
         a: Tensor,
         b: Tensor,
@@ -266,9 +288,9 @@ class _LoraProduct(torch.autograd.Function):
         a, b = a.to(x.dtype), b.to(x.dtype)
         rows = x.reshape(-1, x.shape[-1])
         low = (rows if dropped is None else dropped.reshape(rows.shape)) @ a.t()
-        out = F.linear(rows, weight, bias).addmm_(low, b.t(), alpha=scaling)
+        out = F.linear(rows, unpacked(weight, state), bias).addmm_(low, b.t(), alpha=scaling)
         ctx.save_for_backward(x, dropped, weight, a, b, low)
-        ctx.scaling = scaling
+        ctx.state, ctx.scaling = state, scaling
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
@@ -282,10 +304,10 @@ class _LoraProduct(torch.autograd.Function):
         grad_b = (low.t() @ grad_rows).t().float().mul_(ctx.scaling)
         grad_x = grad_dropped = None
         if ctx.needs_input_grad[0]:
-            grad_x = grad_rows @ weight
+            grad_x = grad_rows @ unpacked(weight, ctx.state)
             if dropped is None:
                 grad_x.addmm_(grad_low, a)
             grad_x = grad_x.view(x.shape)
         if ctx.needs_input_grad[1]:
             grad_dropped = (grad_low @ a).view(x.shape)
-        return grad_x, grad_dropped, None, None, grad_a, grad_b, None
+        return grad_x, grad_dropped, None, None, None, grad_a, grad_b, None
