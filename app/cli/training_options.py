@@ -35,13 +35,27 @@ def _method_option() -> Any:
 
 def _option(hyperparameter: Hyperparameter) -> inspect.Parameter:
     only = f" For {', '.join(hyperparameter.methods)} only." if hyperparameter.methods else ""
-    option = typer.Option(
-        min=1 if hyperparameter.type is int else 0,  # the service knows the exact bounds
-        show_default=False,
-        help=hyperparameter.meaning + only,
-        rich_help_panel="Hyperparameters",
-    )
-    annotation = cast(Any, Annotated)[hyperparameter.type | None, option]
+    shown: dict[str, Any] = {"show_default": False, "rich_help_panel": "Hyperparameters"}
+    text = hyperparameter.meaning + only
+    kind = hyperparameter.type
+    if hyperparameter.is_number:
+        option = typer.Option(min=1 if kind is int else 0, help=text, **shown)  # the service knows the bounds
+    elif hyperparameter.takes_names:
+        kind = object  # Typer has no unions
+        metavar = "|".join([*hyperparameter.words, "NAME,…"])
+        option = typer.Option(parser=_reader(hyperparameter.words), metavar=metavar, help=text, **shown)
+    else:
+        option = typer.Option(help=text, **shown)
+    annotation = cast(Any, Annotated)[kind | None, option]
     return inspect.Parameter(
         hyperparameter.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
+
+
+def _reader(words: tuple[str, ...]) -> Callable[[str], str | list[str]]:
+    """Return what reads one of the words, or names with commas between them."""
+
+    def read(text: str) -> str | list[str]:
+        return text if text in ("auto", *words) else [name.strip() for name in text.split(",")]
+
+    return read

@@ -22,7 +22,7 @@ ALLOWED_MOVES: dict[str, frozenset[str]] = {
 }
 """The only changes of status that a job may make; a status without any is final."""
 
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 """The newest version of a job that this version's workers can train."""
 EXTENDED_SPEC_VERSION = 2
 """The version of jobs that continue from a fine-tuned model or train on a part of their training file, which

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
 from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
@@ -19,20 +19,30 @@ from app.fine_tuning.methods.hyperparameters import (
 )
 from app.fine_tuning.methods.method import Method
 from app.models.adapters.parent import Parent
+from app.models.adapters.target_modules import UnknownModulesError, select
 
 Auto = Literal["auto"]
+_Names = Annotated[
+    list[Annotated[str, StringConstraints(max_length=255, pattern=r"^[A-Za-z0-9_.]+$")]],
+    Field(min_length=1, max_length=100),
+]
 _MAX_CHECKPOINTS = 200
 """The most checkpoints of a job: each is kept and can be served."""
 
 
 def _request_fields(declared: Iterable[Hyperparameter]) -> type[BaseModel]:
     """Make a model of optional fields, each with its declared type and bounds."""
-    fields: dict[str, Any] = {}
-    for each in declared:
-        bounds = Field(ge=each.at_least, gt=each.above, le=each.at_most)
-        kind = Field(strict=True) if each.type is int else Field(allow_inf_nan=False)
-        fields[each.name] = (cast(Any, Annotated)[each.type, bounds, kind] | cast(Any, Auto) | None, None)
+    fields: dict[str, Any] = {each.name: (_request_type(each), None) for each in declared}
     return create_model("_RequestFields", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _request_type(declared: Hyperparameter) -> Any:
+    if declared.is_number:
+        bounds = Field(ge=declared.at_least, gt=declared.above, le=declared.at_most)
+        kind = Field(strict=True) if declared.type is int else Field(allow_inf_nan=False)
+        return cast(Any, Annotated)[declared.type, bounds, kind] | cast(Any, Auto) | None
+    words = cast(Any, Literal)[("auto", *declared.words)]
+    return words | cast(Any, _Names) | None if declared.takes_names else words | None
 
 
 _ANY_METHODS = [each for each in HYPERPARAMETERS if not each.methods]
@@ -68,13 +78,23 @@ def resolve_hyperparameters(
     examples: int,
     base: BaseModelEntry,
     hidden_size: int | None,
+    modules: Collection[str] | None = None,
     method: str = DEFAULT_METHOD,
     parent: Parent | None = None,
 ) -> dict[str, Any]:
-    """Return numbers for the trainer: what is absent or `"auto"` is chosen here or inherited from the parent.
+    """Return values for the trainer: what is absent or `"auto"` is chosen here or inherited from the parent.
+
+    Args:
+        requested: values by name.
+        examples: the number of examples to train on.
+        base: the base model.
+        hidden_size: its width; None if it is not prepared on this machine.
+        modules: the full names of its linear modules; None as above.
+        method: the training method's name.
+        parent: the model that training continues from; None if it starts from the base.
 
     Raises:
-        InvalidRequestError: a number does not fit the base model or the parent, or contradicts another.
+        InvalidRequestError: a value does not fit the base model or the parent, or contradicts another.
     """
     given = {name: value for name, value in requested.items() if value is not None and value != "auto"}
     if "learning_rate" in given and "learning_rate_multiplier" in given:
@@ -83,8 +103,10 @@ def resolve_hyperparameters(
             code="invalid_value",
             param="learning_rate",
         )
+    if modules is not None:
+        _check_modules(given, modules, base)
     if parent is not None:
-        _inherit(given, parent)
+        _inherit(given, parent, modules)
     for each in HYPERPARAMETERS:
         if each.bound_by_base:
             bound = each.base_bound.format(base=f"'{base.name}'")
@@ -112,17 +134,33 @@ def _check_checkpoints(examples: int, resolved: dict[str, Any]) -> None:
         )
 
 
-def _inherit(given: dict[str, Any], parent: Parent) -> None:
+def _inherit(given: dict[str, Any], parent: Parent, modules: Collection[str] | None) -> None:
     """Take over what decides the shape of the parent's weights."""
-    for name, value in (("lora_rank", parent.rank), ("lora_alpha", parent.alpha)):
+    if modules is not None and "target_modules" in given:
+        same = select(modules, given["target_modules"]) == select(modules, parent.modules)
+        given["target_modules"] = parent.modules if same else given["target_modules"]
+    for name, value in parent.hyperparameters.items():
         if given.get(name, value) != value:
+            shown = ", ".join(cast(list[str], value)) if isinstance(value, list) else value
             raise InvalidRequestError(
-                f"Invalid value for '{name}': '{parent.name}', from which training goes on, has {value}; "
-                "leave it out.",
+                f"Invalid value for '{name}': '{parent.name}', from which training goes on, has "
+                f"{str(shown)[:400]}; leave it out.",
                 code="invalid_value",
                 param=name,
             )
         given[name] = value
+
+
+def _check_modules(given: dict[str, Any], modules: Collection[str], base: BaseModelEntry) -> None:
+    try:
+        select(modules, given.get("target_modules", "all-linear"))
+    except UnknownModulesError as error:
+        raise InvalidRequestError(
+            f"Invalid value for 'target_modules': '{base.name}' has no {', '.join(error.unknown)}; "
+            f"it has: {', '.join(error.known)}.",
+            code="invalid_value",
+            param="target_modules",
+        ) from None
 
 
 def _check_bound(given: dict[str, Any], name: str, bound: int, meaning: str) -> None:

@@ -26,6 +26,7 @@ from app.fine_tuning import queue, training_files, worker_registry
 from app.fine_tuning.hold_out.service import keep_split, made_split
 from app.fine_tuning.hold_out.split import Choice, IncomingSplit
 from app.fine_tuning.methods import DEFAULT_METHOD, METHODS
+from app.fine_tuning.methods.hyperparameters import required_spec_version
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
 from app.fine_tuning.plan import JobPlan
 from app.fine_tuning.requested_hyperparameters import (
@@ -36,6 +37,7 @@ from app.fine_tuning.requested_hyperparameters import (
 from app.fine_tuning.schemas import CreateJob, JobObject
 from app.models.adapters import service as adapters_service
 from app.models.adapters.parent import Parent
+from app.models.adapters.service import linear_modules
 from app.models.aliases.resolution import find_model_to_train
 from app.models.catalogue import find_base_model, hidden_size
 
@@ -95,7 +97,7 @@ def _create(
     )
     if split is not None:
         keep_split(session, context, plan.training_file, split, job)
-    job.spec_version = METHODS[plan.method].spec_version
+    job.spec_version = max(METHODS[plan.method].spec_version, required_spec_version(plan.hyperparameters))
     if split is not None or parent is not None:
         job.spec_version = max(job.spec_version, EXTENDED_SPEC_VERSION)
     session.add(job)
@@ -146,11 +148,12 @@ def plan_job(
         examples=MIN_EXAMPLES,
         base=base,
         hidden_size=hidden_size(settings, base),
+        modules=linear_modules(settings, base),
         method=method,
         parent=parent,
     )
     if parent is not None:
-        requested |= {"lora_rank": parent.rank, "lora_alpha": parent.alpha}
+        requested |= parent.hyperparameters
     training_file = files["training_file"]
     examples = choice.examples if choice else training_file.examples or 0
     plan = JobPlan(base, parent, method, requested, training_file, files.get("validation_file"), examples)

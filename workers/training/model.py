@@ -129,11 +129,10 @@ def add_lora(
 
 
 def linear_modules(base: PreTrainedModel) -> list[str]:
-    """Return the module names of all linear layers but the output layer."""
+    """Return the full names of all linear layers but the output layer."""
     output = cast(nn.Module | None, cast(Any, base).get_output_embeddings())
     modules = cast(Iterator[tuple[str, nn.Module]], nn.Module.named_modules(base))
-    linear = {name for name, module in modules if isinstance(module, nn.Linear) and module is not output}
-    return sorted({name.rpartition(".")[2] for name in linear})
+    return [name for name, module in modules if isinstance(module, nn.Linear) and module is not output]
 
 
 def load_weights(model: peft.PeftModel, folder: Path) -> None:

@@ -39,6 +39,7 @@ from peft import PeftModel
 from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.packing import Limits, work_of_job
 from app.fine_tuning.schedule import Schedule, epoch_batches
+from app.models.adapters.target_modules import UnknownModulesError
 from app.models.adapters.validation import AdapterError
 from workers.crash_points import reach
 from workers.processes import die_with_parent
@@ -228,10 +229,13 @@ def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
     """Add the adapter as it is before its first step.
 
     Raises:
-        UntrainableError: the adapter that training continues from is damaged.
+        UntrainableError: the adapter that training continues from is damaged, or the base lacks the modules.
     """
     try:
         return begin(spec, base)
+    except UnknownModulesError as error:
+        message = f"Invalid value for 'target_modules': {error}."
+        raise UntrainableError("invalid_value", message, "target_modules") from error
     except AdapterError as error:
         message = f"The model that training goes on from is damaged: {error}."
         raise UntrainableError("model_damaged", message, "model") from error

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from app.fine_tuning.methods.metrics import Metrics
+from app.models.adapters.target_modules import select, shorten
 from app.models.adapters.validation import CONFIG, WEIGHTS, check_adapter, module_shapes
 from workers.training.checkpoint import discard, save_checkpoint
 from workers.training.dataset import Pair, TrainingExample
-from workers.training.model import ADAPTER, WarmBase, add_lora, load_weights
+from workers.training.model import ADAPTER, WarmBase, add_lora, linear_modules, load_weights
 from workers.training.protocol import Step, TrainingSpec
 
 STATE_FILE = "training_state.pt"
@@ -91,10 +92,13 @@ def begin(spec: TrainingSpec, base: WarmBase) -> peft.PeftModel:
 
     Raises:
         AdapterError: the parent's files are damaged.
+        UnknownModulesError: the base lacks modules that `target_modules` names.
     """
     hp = spec.hyperparameters
     if spec.parent is None:
-        return add_lora(base.model, hp.lora_rank, hp.lora_alpha, hp.lora_dropout)
+        every = linear_modules(base.model)
+        targets = shorten(select(every, hp.target_modules), every)
+        return add_lora(base.model, hp.lora_rank, hp.lora_alpha, hp.lora_dropout, targets)
     folder = Path(spec.parent)
     lora = check_adapter(folder, module_shapes(base.folder), max_rank=None)
     model = add_lora(

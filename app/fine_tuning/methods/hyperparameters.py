@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import NoneType
-from typing import Annotated, Any, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from app.fine_tuning.methods.method import Method
+
+Value = float | str
+"""What a hyperparameter that a request leaves to `auto` may come to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Hyperparameter:
 
     meaning: str
     """A sentence for the docs and the command line's help."""
-    auto: float | Callable[[JobShape], float | None] | None
+    auto: Value | Callable[[JobShape], Value | None] | None
     """The value where a request says nothing or `auto`."""
     auto_meaning: str = ""
     """How `auto` is chosen, in words, unless it is a constant."""
@@ -53,15 +56,41 @@ class Hyperparameter:
     """The methods that take it; all of them if empty."""
     is_openais: bool = False
     """Whether OpenAI's API has it. The others may also be given at the top of a request (`extra_body`)."""
+    spec_version: int = 1
+    """The version that a worker must support to train with another value than `auto`'s
+    (`FineTuningJob.spec_version`)."""
     name: str = ""
-    type: type[int] | type[float] = float
-    """The type in a request."""
+    type: Any = None
+    """The type in a request: a number's, a `Literal` of words, `list[str]`, or words or a list. It is the
+    field's without None, unless the declaration says otherwise."""
     resolved_type: Any = None
     """The type of the field, which may allow more than a request may set."""
 
-    def choose(self, job: JobShape) -> float | None:
+    def choose(self, job: JobShape) -> Value | None:
         """Return the value that `auto` stands for."""
         return self.auto(job) if callable(self.auto) else self.auto
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is a number, and not words or names."""
+        return self.type in (int, float)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words that it may be."""
+        literals = [each for each in _members(self.type) if get_origin(each) is Literal]
+        return tuple(word for each in literals for word in get_args(each))
+
+    @property
+    def takes_names(self) -> bool:
+        """Whether it may be a list of names."""
+        return list[str] in _members(self.type)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union, without None; of any other type, itself."""
+    is_union = get_origin(kind) in (Union, UnionType)
+    return tuple(each for each in (get_args(kind) if is_union else (kind,)) if each is not NoneType)
 
 
 def _auto_epochs(job: JobShape) -> int:
@@ -145,13 +174,26 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
     lora_alpha: Annotated[
         int | float,
         Hyperparameter(
-            meaning="Scale of the adapter, which is divided by its rank.", auto=32, at_least=1, at_most=512
+            meaning="Scale of the adapter, which is divided by its rank.",
+            auto=32,
+            at_least=1,
+            at_most=512,
+            type=int,
         ),
     ]
     """It may be a fraction if it is inherited from a parent."""
     lora_dropout: Annotated[
         float, Hyperparameter(meaning="Dropout before the adapter.", auto=0.0, at_least=0, at_most=0.9)
     ]
+    target_modules: Annotated[
+        Literal["all-linear", "attention", "mlp"] | list[str],
+        Hyperparameter(
+            meaning="Linear modules that the adapter has weights for: a group of them, or a list of names.",
+            auto="all-linear",
+            spec_version=3,
+        ),
+    ] = "all-linear"
+    """A list, too, if it is inherited from a parent."""
     warmup_ratio: Annotated[
         float,
         Hyperparameter(
@@ -201,9 +243,7 @@ def _declared() -> tuple[Hyperparameter, ...]:
     for name, hint in get_type_hints(Hyperparameters, include_extras=True).items():
         resolved_type, *metadata = get_args(hint) or (hint,)
         if metadata and isinstance(metadata[0], Hyperparameter):
-            requested = next(
-                (each for each in get_args(resolved_type) if each is not NoneType), resolved_type
-            )
+            requested = metadata[0].type or Union[_members(resolved_type)]  # noqa: UP007 - made of a tuple
             declared.append(
                 dataclasses.replace(metadata[0], name=name, type=requested, resolved_type=resolved_type)
             )
@@ -219,17 +259,34 @@ def taken_by(method: Method) -> tuple[Hyperparameter, ...]:
     return tuple(each for each in HYPERPARAMETERS if not each.methods or method.name in each.methods)
 
 
+def required_spec_version(hyperparameters: dict[str, Any]) -> int:
+    """Return the version that a worker must support to train with these."""
+    newer = (each for each in HYPERPARAMETERS if each.spec_version > 1)
+    return max(
+        (each.spec_version for each in newer if hyperparameters.get(each.name, each.auto) != each.auto),
+        default=1,
+    )
+
+
 def markdown_table() -> str:
     """Return the table of all hyperparameters for the docs."""
     rows = ["| name | meaning | `auto` | range |", "|---|---|---|---|"]
     for each in HYPERPARAMETERS:
         only = f" ({', '.join(each.methods)} only)" if each.methods else ""
-        auto = each.auto_meaning or ("none" if each.auto is None else f"{each.auto:g}")
+        auto = each.auto_meaning or _auto_value(each)
         rows.append(f"| `{each.name}`{only} | {each.meaning.rstrip('.')} | {auto} | {_range(each)} |")
     return "\n".join(rows)
 
 
+def _auto_value(each: Hyperparameter) -> str:
+    if isinstance(each.auto, str):
+        return f"`{each.auto}`"
+    return "none" if each.auto is None else f"{each.auto:g}"
+
+
 def _range(each: Hyperparameter) -> str:
+    if not each.is_number:
+        return ", ".join([*(f"`{word}`" for word in each.words), *(["or names"] if each.takes_names else [])])
     if each.above is None and each.at_least is None:
         return "any number" if each.at_most is None else f"at most {each.at_most:g}"
     least = f"above {each.above:g}" if each.above is not None else f"{each.at_least:g}"

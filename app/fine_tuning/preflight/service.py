@@ -34,6 +34,7 @@ from app.fine_tuning.preflight.schemas import (
 from app.fine_tuning.requested_hyperparameters import resolve_hyperparameters
 from app.fine_tuning.schemas import CreateJob, ResolvedHyperparameters, SplitRequest
 from app.fine_tuning.training_files import require_enough
+from app.models.adapters.service import linear_modules
 from app.models.catalogue import find_base_model, hidden_size, is_prepared
 
 
@@ -112,7 +113,12 @@ def check_files(
     examples = choice.examples if choice else _count(training, "training_file")
     require_enough(examples)
     hyperparameters = resolve_hyperparameters(
-        requested, examples=examples, base=base, hidden_size=hidden_size(settings, base), method=method
+        requested,
+        examples=examples,
+        base=base,
+        hidden_size=hidden_size(settings, base),
+        modules=linear_modules(settings, base),
+        method=method,
     )
     files = _Files(
         training=training,

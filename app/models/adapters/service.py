@@ -23,7 +23,7 @@ from app.core.errors import (
     UnavailableError,
 )
 from app.core.idempotency import IdempotentRequest
-from app.core.settings import Settings
+from app.core.settings import BaseModelEntry, Settings
 from app.models.adapters.archive import AdapterArchive
 from app.models.adapters.models import Adapter
 from app.models.adapters.parent import Parent
@@ -139,7 +139,7 @@ def find_parent(session: Session, context: Context, name: str) -> Parent | None:
     if adapter is None:
         return None
     lora = _describe(context, adapter, "model")
-    return Parent(adapter.name, adapter.base_model, lora.rank, lora.alpha)
+    return Parent(adapter.name, adapter.base_model, lora.rank, lora.alpha, lora.modules)
 
 
 def lock_adapter(session: Session, context: Context, name: str) -> None:
@@ -355,6 +355,12 @@ def _unreadable(name: str, error: OSError) -> UnavailableError:
 def _has_changed(session: Session, change: Update) -> bool:
     session.flush()  # the row may be new
     return session.connection().execute(change).rowcount == 1
+
+
+def linear_modules(settings: Settings, base: BaseModelEntry) -> list[str] | None:
+    """Return the full names of the base's linear modules, or None if it is not prepared on this machine."""
+    shapes = _known_shapes(settings, base.name)
+    return None if shapes is None else sorted(shapes)
 
 
 def _known_shapes(settings: Settings, base_model: str) -> Shapes | None:

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import msgspec
 
+from app.models.adapters.target_modules import shorten
 from app.models.adapters.weights import FLOATS, DamagedWeightsError, Tensor, is_plausible, read_tensors
 
 CONFIG = "adapter_config.json"
@@ -146,7 +147,8 @@ def _read(folder: Path, base: Shapes | None, max_rank: int | None) -> tuple[Lora
     with _opened(folder, WEIGHTS) as file:
         tensors = read_tensors(file)
     modules = _check_tensors(tensors, base, rank)
-    lora = LoraWeights(rank, alpha, bool(config.get("use_rslora")), _target_modules(modules, base))
+    targets = sorted(modules) if base is None else shorten(modules, base)
+    lora = LoraWeights(rank, alpha, bool(config.get("use_rslora")), targets)
     return lora, tensors
 
 
@@ -262,15 +264,6 @@ def _check_tensors(tensors: dict[str, Tensor], base: Shapes | None, rank: int) -
         problem = f"{_shown(min(lonely))} has only one half of its weights"
         raise AdapterError(WEIGHTS, "invalid_weights", problem)
     return halves["A"]
-
-
-def _target_modules(modules: set[str], base: Shapes | None) -> list[str]:
-    """Return the modules' last names if those select exactly these modules, else their full names."""
-    last = {module.rpartition(".")[2] for module in modules}
-    is_whole = base is not None and all(
-        module in modules for module in base if module.rpartition(".")[2] in last
-    )
-    return sorted(last if is_whole else modules)
 
 
 def _shown(value: object) -> str:

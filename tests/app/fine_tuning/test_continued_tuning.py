@@ -188,17 +188,20 @@ def test_a_job_goes_on_from_a_model(
     assert client.fine_tuning.jobs.retrieve(job.id) == client.fine_tuning.jobs.list().data[0].model_copy(
         update={"queue_position": 0, "estimated_start": None}
     )
-    assert version(database, job.id) == 2
+    assert version(database, job.id) == 3
     newest = client.fine_tuning.jobs.list_events(job.id).data[0]
     assert (newest.level, newest.message) == (
         "info",
         f"Training goes on from '{imported}' (rank {RANK}, alpha 8)",
     )
-    same = {"lora_rank": RANK, "lora_alpha": 8, "max_length": 64}
+    modules = found["target_modules"]
+    assert len(modules) == 7  # the first layer's
+    assert all(module.startswith("model.layers.0.") for module in modules)
+    same = {"lora_rank": RANK, "lora_alpha": 8, "max_length": 64, "target_modules": modules[::-1]}
     assert numbers(create(client, model=imported, extra_body=same))["max_length"] == 64
     assert create(client).model_extra["parent"] is None
 
-    for name, value in (("lora_rank", 8), ("lora_alpha", 32)):
+    for name, value in (("lora_rank", 8), ("lora_alpha", 32), ("target_modules", "mlp")):
         with pytest.raises(openai.BadRequestError) as refused:
             create(client, model=imported, extra_body={name: value})
         assert (refused.value.code, refused.value.param) == ("invalid_value", name)

@@ -13,6 +13,7 @@ from openai import OpenAI
 from app.core.database import Database
 from app.core.settings import Settings
 from app.files.models import File
+from app.fine_tuning.models import FineTuningJob
 from app.storage import open_storage
 from tests.support.jobs import create, upload
 from tests.support.service import BASE_MODEL
@@ -118,6 +119,9 @@ def test_hyperparameters_may_stand_in_three_places(client: OpenAI) -> None:
         ),
         ({"extra_body": {"lora_rank": 64}}, 400, "invalid_value", "lora_rank"),
         ({"extra_body": {"max_length": 4096}}, 400, "invalid_value", "max_length"),
+        ({"extra_body": {"target_modules": "experts"}}, 400, "invalid_value", "target_modules"),
+        ({"extra_body": {"target_modules": []}}, 400, "invalid_value", "target_modules"),
+        ({"extra_body": {"target_modules": ["q_proj", "lm_head"]}}, 400, "invalid_value", "target_modules"),
         (
             {"extra_body": {"learning_rate": 1e-3, "hyperparameters": {"learning_rate_multiplier": 1}}},
             400,
@@ -140,6 +144,31 @@ def test_wrong_parameters(
     assert (caught.value.status_code, caught.value.code) == (status, code)
     assert param is None or caught.value.param == param
     assert list(client.fine_tuning.jobs.list()) == []
+
+
+def test_modules_that_the_base_lacks_are_refused_with_those_it_has(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(client, method=supervised(target_modules=["q_proj", "c_attn", "layers.99.mlp.up_proj"]))
+    assert refused.value.message.endswith(
+        "'smollm2-135m-instruct' has no c_attn, layers.99.mlp.up_proj; "
+        "it has: down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj."
+    )
+
+
+@pytest.mark.parametrize("wanted", ["auto", "all-linear", "attention", "mlp", ["q_proj", "0.mlp.up_proj"]])
+def test_target_modules_are_kept_as_they_are_asked_for(
+    client: OpenAI, database: Database, wanted: str | list[str]
+) -> None:
+    job = create(client, method=supervised(target_modules=wanted))
+    resolved = "all-linear" if wanted == "auto" else wanted
+    assert job.hyperparameters.to_dict()["target_modules"] == resolved
+    with database.reader() as session:
+        version = session.get_one(FineTuningJob, job.id).spec_version
+    assert version == (1 if resolved == "all-linear" else 3), "no older worker trains other modules"
+
+
+def supervised(**hyperparameters: Any) -> dict[str, Any]:
+    return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
 
 
 def test_files_that_cannot_be_trained_on(client: OpenAI) -> None:

@@ -14,12 +14,14 @@ import msgspec
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
 from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits
+from app.models.adapters.validation import check_adapter, module_shapes
 from tests.support.examples import Lines, chat, colours
 from tests.support.gradients import adapter_weights, gradients, randomize
 from tests.support.trainer import COMMAND, ENVIRONMENT, Child, with_
@@ -128,6 +130,32 @@ def test_a_checkpoint_is_whole_and_loads_in_peft(
         loss = float(reference_loss(loaded, examples))
     last = [message for message in said if isinstance(message, Step)][-1]
     assert loss == pytest.approx(last.metrics.train_loss, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "adapted"),
+    [
+        ("attention", {"q_proj", "k_proj", "v_proj", "o_proj"}),
+        ("mlp", {"gate_proj", "up_proj", "down_proj"}),
+        (["layers.1.self_attn.q_proj", "up_proj"], {"q_proj", "up_proj"}),
+    ],
+)
+def test_only_target_modules_are_adapted(
+    child: Child, spec: TrainingSpec, wanted: str | list[str], adapted: set[str]
+) -> None:
+    [*_, finished] = child.train(with_(spec, target_modules=wanted, n_epochs=1))
+    assert isinstance(finished, Finished)
+    names = {name.split(".lora_")[0] for name in load_file(Path(finished.path) / "adapter_model.safetensors")}
+    assert {name.rpartition(".")[2] for name in names} == adapted
+    assert len(names) == (3 if isinstance(wanted, list) else 2 * len(adapted))
+    check_adapter(Path(finished.path), module_shapes(Path(spec.base_model_dir)), max_rank=None)
+
+
+def test_modules_that_the_base_lacks_fail_the_job(child: Child, spec: TrainingSpec) -> None:
+    [failed] = child.train(with_(spec, target_modules=["c_attn"]))
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.param) == ("invalid_value", "target_modules")
+    assert "there is no c_attn; there are: down_proj, " in failed.message
 
 
 def test_files_that_cannot_be_trained_on_are_named(child: Child, spec: TrainingSpec, jsonl: Lines) -> None:
