@@ -43,6 +43,7 @@ class Maintenance:
         self._ran_at = now
         try:
             self._requeue_jobs()
+            self._note_missing_gpus()
             self._verify_models()
             if now - self._cleaned_up_at > _CLEAN_UP_SECONDS:
                 self._cleaned_up_at = now
@@ -66,6 +67,12 @@ class Maintenance:
                 queue.reclaim_expired(session, self._settings.retry_seconds)
             if self._storage.free_bytes() >= self._settings.storage_room_bytes:
                 queue.resume_with_room(session)
+
+    def _note_missing_gpus(self) -> None:
+        with self._database.writer() as session:
+            queue.note_missing_gpus(
+                session, worker_registry.offered_gpus(session, self._settings.heartbeat_seconds)
+            )
 
     def _clean_up(self) -> None:
         """Delete what nobody needs any more, and fold the usage of past days."""

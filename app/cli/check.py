@@ -113,6 +113,7 @@ def _print(found: JobPreflight) -> None:
             + ("" if memory.fits is not False else ": it does not fit"),
             "time": f"{time.seconds:,.0f} s, {time.tokens_per_second:,.0f} tokens/s ({basis})",
             "device": time.basis.device,
+            "waits": found.waits,
         }
     )
     _print_findings("Refused", found.refused, "red")

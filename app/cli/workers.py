@@ -31,7 +31,7 @@ def workers(as_json: AsJson = False) -> None:
         (
             worker.id,
             f"{worker.hostname}:{worker.pid}",
-            worker.device,
+            worker.device if worker.gpus == 1 else f"{worker.gpus} x {worker.device}",
             f"{worker.memory_bytes / 2**30:.1f} GiB",
             worker.job_id,
             f"{age:.0f} s ago",
@@ -49,6 +49,7 @@ def _plain(worker: Worker, age: float, alive: bool) -> dict[str, object]:
         "hostname": worker.hostname,
         "pid": worker.pid,
         "device": worker.device,
+        "gpus": worker.gpus,
         "memory_bytes": worker.memory_bytes,
         "job": worker.job_id,
         "heartbeat_age_seconds": round(age, 1),

@@ -68,6 +68,8 @@ class FineTuningJob(Base):
     method: Mapped[str] = mapped_column(String(32))
     hyperparameters: Mapped[dict[str, Any]]
     """The resolved hyperparameters, as `app.fine_tuning.methods.hyperparameters.Hyperparameters`."""
+    gpus: Mapped[int] = mapped_column(default=1, server_default="1")
+    """The GPUs that it needs, for the index of the claim: the same as in `hyperparameters`."""
     job_metadata: Mapped[dict[str, Any] | None]
     rank: Mapped[int] = mapped_column(default=0, server_default="0")
     """The negated priority, for the index: of a project's waiting jobs, the lowest rank goes first."""
@@ -153,6 +155,8 @@ class Worker(Base):
     """Resident memory of the worker and its trainer."""
     device_memory_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     """The device's total memory; 0 if unknown."""
+    gpus: Mapped[int] = mapped_column(default=1, server_default="1")
+    """The most GPUs that a job can have here; on a CPU, the most processes."""
     job_id: Mapped[str | None] = mapped_column(String(64))
     started_at: Mapped[float]
     heartbeat_at: Mapped[float] = mapped_column(default=0.0)

@@ -32,6 +32,12 @@ class JobPlan:
         return {param: file for param, file in files.items() if file is not None}
 
     @property
+    def gpus(self) -> int:
+        """The GPUs that the job needs."""
+        requested = self.hyperparameters.get("gpus")
+        return requested if isinstance(requested, int) else 1  # `auto` is 1
+
+    @property
     def waits(self) -> bool:
         """Whether a file is still being checked."""
         return any(file.status == "uploaded" for file in self.files.values())

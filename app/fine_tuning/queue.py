@@ -37,6 +37,7 @@ LEASES = LeaseTable(
     held=FineTuningJob.status == _RUNNING,
     status=FineTuningJob.status,
 )
+_NO_WORKER = "No worker offers"
 _NEW_EVENT = insert(Event).inline()
 
 
@@ -46,10 +47,11 @@ def claim_next(
     base_models: Sequence[str],
     lease_seconds: float,
     *,
+    gpus: int = 1,
     running_limit: int = 0,
     spec_version: int = SPEC_VERSION,
 ) -> FineTuningJob | None:
-    """Lease the next job on one of these base models, or return None when there is none.
+    """Lease the next job on one of these base models and at most so many GPUs; None if there is none.
 
     Projects take turns: the one with the fewest running jobs comes first, then the one that started a job
     longest ago. Within a project, jobs are ordered by priority, then age. `running_limit` bounds the running
@@ -60,7 +62,7 @@ def claim_next(
         # first project's row, in the mode that still lets jobs refer to it. SQLite has one writer anyway.
         first = select(Project.id).order_by(Project.id).limit(1)
         session.execute(first.with_for_update(key_share=True))
-    claim = _claim(worker_id, tuple(base_models), lease_seconds, running_limit, spec_version)
+    claim = _claim(worker_id, tuple(base_models), lease_seconds, gpus, running_limit, spec_version)
     job = session.scalar(claim)
     if job is not None:
         add_event(
@@ -240,6 +242,25 @@ def resume_with_room(session: Session) -> int:
     return len(waiting)
 
 
+def note_missing_gpus(session: Session, offered: int) -> None:
+    """Say in the log of each waiting job, once, that it needs more GPUs than any worker offers."""
+    if not offered:
+        return  # no worker is running, so nothing is known of what they offer
+    is_noted = select(Event.id).where(Event.job_id == FineTuningJob.id, Event.message.startswith(_NO_WORKER))
+    waiting = session.scalars(
+        select(FineTuningJob)
+        .where(FineTuningJob.status == _QUEUED, FineTuningJob.gpus > offered, ~is_noted.exists())
+        .with_for_update(skip_locked=True)
+    ).all()
+    for job in waiting:
+        add_event(session, job.id, f"{missing_gpus(job.gpus, offered)}: the job waits", level="warn")
+
+
+def missing_gpus(gpus: int, offered: int) -> str:
+    """Say that no worker offers as many GPUs as a job needs."""
+    return f"{_NO_WORKER} {gpus} GPUs; the largest offers {offered}"
+
+
 def position(session: Session, job: FineTuningJob) -> int:
     """The number of waiting jobs that will be claimed before this one if no job is created or ends meanwhile.
 
@@ -290,7 +311,12 @@ def add_event(
 
 @lru_cache
 def _claim(
-    worker_id: str, base_models: tuple[str, ...], lease_seconds: float, running_limit: int, spec_version: int
+    worker_id: str,
+    base_models: tuple[str, ...],
+    lease_seconds: float,
+    gpus: int,
+    running_limit: int,
+    spec_version: int,
 ) -> ReturningUpdate[FineTuningJob]:
     """The statement of `claim_next`, cached because building it takes longer than running it."""
     running, started = aliased(FineTuningJob), aliased(FineTuningJob)
@@ -315,6 +341,7 @@ def _claim(
             FineTuningJob.status == _QUEUED,
             FineTuningJob.not_before <= database_now(),
             FineTuningJob.model.in_(base_models),
+            FineTuningJob.gpus <= literal_column(str(gpus), Integer),
             FineTuningJob.spec_version <= literal_column(str(spec_version), Integer),
         )
         .order_by(FineTuningJob.rank, FineTuningJob.created_at, FineTuningJob.id)

@@ -93,6 +93,7 @@ def _create(
         method=plan.method,
         hyperparameters=plan.hyperparameters,
         job_metadata=request.metadata,
+        gpus=plan.gpus,
         rank=-(request.priority or 0),
     )
     if split is not None:
@@ -104,6 +105,9 @@ def _create(
     session.flush()
     queue.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
     _note_files(session, job, plan.training_file, plan.validation_file)
+    queue.note_missing_gpus(
+        session, worker_registry.offered_gpus(session, context.settings.heartbeat_seconds)
+    )
     if parent is not None:
         inherited = f"rank {parent.rank}, alpha {parent.alpha:g}"
         queue.add_event(session, job.id, f"Training goes on from '{parent.name}' ({inherited})")

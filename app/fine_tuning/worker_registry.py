@@ -41,6 +41,11 @@ def alive(session: Session, heartbeat_seconds: float) -> list[Worker]:
     return [worker for worker, age in with_ages(session) if is_alive(age, heartbeat_seconds)]
 
 
+def offered_gpus(session: Session, heartbeat_seconds: float) -> int:
+    """Return the most GPUs that a worker which is alive offers to a job; 0 if none is alive."""
+    return max((worker.gpus for worker in alive(session, heartbeat_seconds)), default=0)
+
+
 def is_alive(age: float, heartbeat_seconds: float) -> bool:
     """Whether a worker whose last heartbeat is `age` seconds ago counts as alive."""
     return age < 3 * heartbeat_seconds

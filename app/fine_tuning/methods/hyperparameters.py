@@ -234,6 +234,16 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
             methods=("dpo",),
         ),
     ] = None
+    gpus: Annotated[
+        int,
+        Hyperparameter(
+            meaning="GPUs of one machine that share the base model and the work of every step.",
+            auto=1,
+            at_least=1,
+            at_most=64,
+            spec_version=3,
+        ),
+    ] = 1
     max_grad_norm: float = 1.0
     """The norm that gradients are clipped to; no request can set it."""
 

@@ -131,6 +131,8 @@ class JobPreflight(BaseModel):
     object: Literal["fine_tuning.job.preflight"] = "fine_tuning.job.preflight"
     ready: bool
     """Whether no example is refused."""
+    waits: str | None
+    """Why the job would wait for a worker with more GPUs; null if one offers enough, or none is running."""
     model: str
     method: dict[str, Any]
     hyperparameters: ResolvedHyperparameters

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from app.context import Context
 from app.core.child_process import in_child
 from app.core.database import Database
@@ -16,7 +18,7 @@ from app.core.settings import BaseModelEntry, Settings
 from app.datasets.report import MIN_EXAMPLES
 from app.datasets.request_file import read_request_file
 from app.files import service as files_service
-from app.fine_tuning import service
+from app.fine_tuning import queue, service, worker_registry
 from app.fine_tuning.hold_out.service import choose_split
 from app.fine_tuning.hold_out.split import Choice, choose
 from app.fine_tuning.packing import Limits
@@ -158,6 +160,7 @@ def _preflight(
         ) from missing
     with database.reader() if database is not None else nullcontext() as session:
         basis = estimates.find_basis(session, base, geometry, settings.heartbeat_seconds)
+        waits = _missing_gpus(session, settings, hyperparameters["gpus"])
     held_out = files.choice.held_out if files.choice else frozenset[int]()
     subject = Subject(
         base_model_dir=folder,
@@ -182,6 +185,7 @@ def _preflight(
     computed = work.tokens / subject.n_epochs if work else 0
     return JobPreflight(
         ready=not found.refused.total,
+        waits=waits,
         model=base.name,
         method={"type": method, method: {"hyperparameters": resolved.model_dump()}},
         hyperparameters=resolved,
@@ -219,6 +223,13 @@ def _preflight(
         time=time,
         rendered=found.rendered,
     )
+
+
+def _missing_gpus(session: Session | None, settings: Settings, gpus: int) -> str | None:
+    if session is None:
+        return None
+    offered = worker_registry.offered_gpus(session, settings.heartbeat_seconds)
+    return f"{queue.missing_gpus(gpus, offered)}." if 0 < offered < gpus else None
 
 
 def _estimates(

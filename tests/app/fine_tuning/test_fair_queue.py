@@ -11,7 +11,8 @@ from sqlalchemy import update
 
 from app.core.database import Database
 from app.core.lease import Lease
-from app.fine_tuning import queue
+from app.core.settings import Settings
+from app.fine_tuning import queue, worker_registry
 from app.fine_tuning.models import SPEC_VERSION, FineTuningJob, Worker
 from tests.support.jobs import create, upload
 from tests.support.service import BASE_MODEL
@@ -38,8 +39,8 @@ def end(database: Database, job_id: str) -> None:
         queue.fail(session, Lease(job_id, 1), code="c", message="m", param=None)
 
 
-def worker(now: float) -> Worker:
-    return Worker(hostname="h", pid=1, device="cpu", version="0", started_at=now, heartbeat_at=now)
+def worker(now: float, gpus: int = 1) -> Worker:
+    return Worker(hostname="h", pid=1, device="cpu", gpus=gpus, version="0", started_at=now, heartbeat_at=now)
 
 
 def queue_jobs(client: OpenAI, count: int, **parameters: Any) -> list[str]:
@@ -194,3 +195,56 @@ def test_the_estimated_start_follows_from_position_workers_and_past_jobs(
     assert first is not None and second is not None
     assert now - 1 <= first <= time.time()
     assert second - first == pytest.approx(300, abs=2)
+
+
+def test_a_job_is_claimed_only_where_it_has_its_gpus_and_holds_up_no_other(
+    client: OpenAI, database: Database
+) -> None:
+    [four] = queue_jobs(client, 1, extra_body={"gpus": 4})
+    [two] = queue_jobs(client, 1, extra_body={"gpus": 2})
+    ones = queue_jobs(client, 2)
+    assert claim(database) == ones[0], "a worker with one GPU passes over those that need more"
+    assert claim(database, gpus=2) == two
+    assert claim(database, gpus=3) == ones[1]
+    assert claim(database, gpus=3) is None
+    assert claim(database, gpus=4, spec_version=2) is None, "an older worker would train it on one"
+    assert claim(database, gpus=8) == four
+
+
+def test_a_large_job_is_not_overtaken_where_it_can_run(client: OpenAI, database: Database) -> None:
+    [four] = queue_jobs(client, 1, extra_body={"gpus": 4})
+    ones = queue_jobs(client, 2)
+    assert [claim(database, gpus=4) for _ in range(3)] == [four, *ones]
+
+
+def test_a_job_that_no_worker_can_run_says_so_once(
+    client: OpenAI, database: Database, settings: Settings
+) -> None:
+    def warnings(job_id: str) -> list[str]:
+        return [
+            event.message for event in client.fine_tuning.jobs.list_events(job_id) if event.level == "warn"
+        ]
+
+    def maintain() -> None:
+        with database.writer() as session:
+            queue.note_missing_gpus(
+                session, worker_registry.offered_gpus(session, settings.heartbeat_seconds)
+            )
+
+    [early] = queue_jobs(client, 1, extra_body={"gpus": 3})
+    maintain()
+    assert warnings(early) == [], "no worker is running: nothing is known"
+    now = time.time()
+    with database.writer() as session:
+        session.add_all([worker(now), worker(now, gpus=2), worker(now - 3600, gpus=8)])
+    [late] = queue_jobs(client, 1, extra_body={"gpus": 4})
+    [fits] = queue_jobs(client, 1, extra_body={"gpus": 2})
+    for _ in range(2):
+        maintain()
+    assert warnings(late) == ["No worker offers 4 GPUs; the largest offers 2: the job waits"]
+    assert warnings(early) == ["No worker offers 3 GPUs; the largest offers 2: the job waits"]
+    assert warnings(fits) == []
+    found = create(client, extra_body={"gpus": 4, "dry_run": True}).to_dict()
+    assert found["waits"] == "No worker offers 4 GPUs; the largest offers 2."
+    assert create(client, extra_body={"gpus": 2, "dry_run": True}).to_dict()["waits"] is None
+    assert client.fine_tuning.jobs.retrieve(late).status == "queued"

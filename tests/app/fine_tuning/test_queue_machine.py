@@ -66,8 +66,8 @@ class QueueMachine(RuleBasedStateMachine):
         self.owners: dict[tuple[str, int], str] = {}
         self.published: set[str] = set()
 
-    @rule(project=st.integers(0, 1), rank=st.integers(-1, 1))
-    def create(self, project: int, rank: int) -> None:
+    @rule(project=st.integers(0, 1), rank=st.integers(-1, 1), gpus=st.integers(1, 2))
+    def create(self, project: int, rank: int, gpus: int) -> None:
         with self.database.writer() as session:
             job = FineTuningJob(
                 project_id=self.projects[project],
@@ -78,22 +78,29 @@ class QueueMachine(RuleBasedStateMachine):
                 method="supervised",
                 hyperparameters={},
                 rank=rank,
+                gpus=gpus,
             )
             session.add(job)
             session.flush()
             self.jobs[job.id] = job.project_id
 
-    @rule(target=claims, worker=st.sampled_from(["a", "b", "c"]), limit=st.integers(0, 2))
-    def claim(self, worker: str, limit: int) -> Any:
+    @rule(
+        target=claims,
+        worker=st.sampled_from(["a", "b", "c"]),
+        limit=st.integers(0, 2),
+        gpus=st.integers(1, 2),
+    )
+    def claim(self, worker: str, limit: int, gpus: int) -> Any:
         with self.database.writer() as session:
             running = list(
                 session.scalars(select(FineTuningJob.project_id).where(FineTuningJob.status == "running"))
             )
-            job = queue.claim_next(session, worker, [BASE], 3600, running_limit=limit)
+            job = queue.claim_next(session, worker, [BASE], 3600, gpus=gpus, running_limit=limit)
         if job is None:
             return multiple()
         assert job.id in self.jobs
         assert (job.id, job.lease_epoch) not in self.owners, "an epoch has one owner"
+        assert job.gpus <= gpus
         assert not limit or running.count(job.project_id) < limit
         self.owners[job.id, job.lease_epoch] = worker
         return Lease(job.id, job.lease_epoch)
