@@ -18,6 +18,7 @@ import psutil
 from app.core.settings import Settings
 from app.demo.dataset import TRAINING_FILE
 from app.demo.service import running_service
+from app.models.catalogue import Catalogue
 
 INTERVAL_SECONDS = 0.05
 REQUESTS = 600
@@ -32,7 +33,7 @@ def main() -> None:
             ready_seconds = time.monotonic() - started
             file = client.files.create(file=TRAINING_FILE, purpose="fine-tune")
             job = client.fine_tuning.jobs.create(
-                model=settings.engine_base.name, training_file=file.id, seed=1
+                model=Catalogue(settings).engine_base.name, training_file=file.id, seed=1
             )
             while not any(event.type == "metrics" for event in client.fine_tuning.jobs.list_events(job.id)):
                 time.sleep(0.5)

@@ -34,6 +34,7 @@ from app.core.migrations import upgrade
 from app.core.settings import Settings
 from app.demo.dataset import STYLE_GUIDE
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed
+from app.models.catalogue import Catalogue
 
 KEY = "sk-toque-benchmark"
 
@@ -154,7 +155,7 @@ def upload(client: OpenAI, dataset: Dataset) -> dict[str, Any]:
     """Upload the dataset and return the request of its job."""
     file = client.files.create(file=(f"{dataset.name}.jsonl", dataset.content()), purpose="fine-tune")
     return {
-        "model": Settings().engine_base.name,
+        "model": Catalogue(Settings()).engine_base.name,
         "training_file": file.id,
         "seed": 1,
         "hyperparameters": {"n_epochs": 1, "batch_size": dataset.batch_size},

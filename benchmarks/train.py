@@ -31,6 +31,7 @@ from rich.table import Table
 
 from app.core.settings import Settings
 from app.datasets.chat_template import ChatTemplate
+from app.models.catalogue import Catalogue
 from workers.training.dataset import load_examples
 from workers.training.protocol import Failed, Finished, Hyperparameters, Progress, Started, Step, TrainingSpec
 
@@ -47,7 +48,7 @@ def main() -> None:
         "--validation", type=Path, help="held-out file (default: the demo's, or a tenth of --dataset)"
     )
     settings = Settings()
-    prepared = settings.base_model_dir(settings.engine_base)
+    prepared = settings.base_model_dir(Catalogue(settings).engine_base)
     parser.add_argument("--base-model-dir", type=Path, default=prepared)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=1)

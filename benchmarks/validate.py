@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from app.datasets.validation import PreparedBase, scan_file
+from app.models.catalogue import Catalogue
 
 REFERENCE_BYTES = 32 * 10**6
 SAMPLED = 100
@@ -152,7 +153,7 @@ def main() -> None:
     from app.core.settings import Settings
 
     settings = Settings()
-    folder = settings.base_model_dir(settings.engine_base)
+    folder = settings.base_model_dir(Catalogue(settings).engine_base)
     with tempfile.TemporaryDirectory(prefix="toque-bench-") as room:
         path, good, out = Path(room) / "chat.jsonl", Path(room) / "good.jsonl", Path(room) / "out.json"
         lines = make_file(path, arguments.megabytes)

@@ -33,6 +33,7 @@ from app.core.migrations import upgrade
 from app.core.settings import Settings
 from app.fine_tuning import worker_registry
 from app.fine_tuning.models import Worker
+from app.models.catalogue import Catalogue
 from tests.support.service import run_service
 
 ROOT = Path(__file__).parents[1]
@@ -188,7 +189,9 @@ def test_the_environment_of_compose_is_read_as_it_is_meant() -> None:
     assert settings.sqlalchemy_url == "postgresql+psycopg://toque:secret1@db/toque"
     assert settings.engine_listen == "0.0.0.0:8001"
     assert (settings.storage_root, settings.models_root) == (Path("/data/storage"), Path("/data/models"))
-    assert settings.engine_base.name == SERVICES["pull"]["command"][-1].partition(":-")[2].rstrip("}")
+    assert Catalogue(settings).engine_base.name == SERVICES["pull"]["command"][-1].partition(":-")[2].rstrip(
+        "}"
+    )
     assert not settings.api_key, "the engine and the worker hold no API key"
 
 

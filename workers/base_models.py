@@ -23,6 +23,7 @@ from typing import Any, cast
 from app.core.settings import BaseModelEntry, Settings
 from app.datasets.chat_template import ChatTemplate
 from app.datasets.types import ChatExample, ExampleError, Message
+from app.models.catalogue import Catalogue
 
 _PYPI = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -272,10 +273,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     settings = Settings()
-    entry = settings.base_model(chosen.name)
+    catalogue = Catalogue.load(settings)
+    entry = catalogue.find(chosen.name)
     if entry is None:
-        known = ", ".join(each.name for each in settings.base_models) or "none"
-        print(f"{chosen.name!r} is not in the catalogue of base models; it has: {known}", file=sys.stderr)
+        print(
+            f"{chosen.name!r} is not in the catalogue of base models; it has: {catalogue.names}",
+            file=sys.stderr,
+        )
         return 1
     target = settings.base_model_dir(entry) if chosen.into is None else chosen.into.absolute() / entry.name
     try:

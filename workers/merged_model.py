@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from app.core.settings import Settings
 from app.models.adapters.validation import WEIGHTS, AdapterError, LoraWeights, check_adapter, module_shapes
+from app.models.catalogue import Catalogue
 from workers.base_models import unready
 
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
@@ -105,12 +106,12 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     settings = Settings()
     name = chosen.base_model or _claimed_base(chosen.adapter)
-    entry = settings.base_model(name)
+    catalogue = Catalogue.load(settings)
+    entry = catalogue.find(name)
     try:
         if entry is None:
-            known = ", ".join(each.name for each in settings.base_models) or "none"
             raise MergeError(
-                f"{name!r} is not in the catalogue of base models, which has: {known}. "
+                f"{name!r} is not in the catalogue of base models, which has: {catalogue.names}. "
                 "Name the adapter's base with --base-model"
             )
         base = settings.base_model_dir(entry)

@@ -18,7 +18,7 @@ from app.core.settings import Settings
 from app.dependencies import DatabaseDep, ReadSession, SettingsDep
 from app.fine_tuning import service as fine_tuning_service
 from app.fine_tuning import worker_registry
-from app.models.catalogue import is_prepared
+from app.models.catalogue import Catalogue, is_prepared
 
 router = APIRouter(tags=["Health"])
 
@@ -83,7 +83,7 @@ def _deployment_checks(session: Session, settings: Settings, replicas: Replicas)
     checks: dict[str, Any] = {}
     alive = worker_registry.alive(session, settings.heartbeat_seconds)
     checks["worker"] = "ok" if alive else "none is running (`toque worker` starts one); jobs wait"
-    served = settings.engine_base
+    served = Catalogue.read(session, settings).engine_base
     reported = completions_service.engine_status(session, settings, served.name)
     status = replicas.status(served.name, reported)
     # One that sleeps while a job trains is as it should be, and the API's other routes must go on.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.text import Text
 
+from app.cli.catalogue import read_catalogue
 from app.cli.output import fail, moment, print_fields, print_json, stdout
 from app.cli.settings import read_settings
 from app.core.control_characters import visible
@@ -55,9 +56,10 @@ def check_files(
     if validation_file is not None and not validation_file.is_file():
         raise typer.BadParameter(f"there is no file '{validation}'", param_hint="--validation-file")
     try:
+        base = read_catalogue(settings).get(model)
         with _measured_speeds(settings) as database:
             found = preflight.check_files(
-                database, settings, model, training, validation_file, wanted, method, given, seed
+                database, settings, base, training, validation_file, wanted, method, given, seed
             )
     except ToqueError as error:
         fail(error.body.message)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from app.cli.catalogue import read_catalogue
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.output import AsJson, fail, print_fields, print_json, print_table, stderr, stdout
 from app.cli.settings import read_settings
@@ -46,7 +47,8 @@ def validate(
     from app.models.catalogue import prepared_base  # noqa: PLC0415 - slow to import
 
     try:
-        base = prepared_base(read_settings(), base_model)
+        settings = read_settings()
+        base = prepared_base(settings, read_catalogue(settings), base_model)
     except ToqueError as error:
         fail(error.body.message, 2)
     report = validate_file(path, base, processes=os.cpu_count() or 1)

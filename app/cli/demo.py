@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
+from app.cli.catalogue import read_catalogue
 from app.cli.client import list_objects, post_object
 from app.cli.compare_report import print_comparison
 from app.cli.comparison_progress import await_comparison
@@ -71,9 +72,10 @@ def demo(
             _title(f"0. toque serve on {service.address} (its log: {service.log})")
             _await_ready(service)
             _title("1. A dataset goes in, a custom model comes out")
-            job = _train(client, settings.engine_base.name)
+            base = read_catalogue(settings).engine_base.name
+            job = _train(client, base)
             _title("2. The same held-out questions to the base model, to prompts, and to the custom model")
-            comparison = _compare(client, settings.engine_base.name, job)
+            comparison = _compare(client, base, job)
             _print_answers(list_objects(client, f"/comparisons/{comparison['id']}/items"))
             if data_dir is not None:
                 report = client.get(f"/comparisons/{comparison['id']}/report", cast_to=str)

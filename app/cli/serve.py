@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.text import Text
 
+from app.cli.catalogue import read_catalogue
 from app.cli.db import upgrade_database
 from app.cli.keys import ensure_first_key, first_key_file
 from app.cli.models import pull_base_model
@@ -202,7 +203,7 @@ def _ensure_base_model(settings: Settings) -> None:
     from app.models.catalogue import is_prepared  # noqa: PLC0415 - as above
 
     try:
-        entry = settings.engine_base
+        entry = read_catalogue(settings).engine_base
     except ValueError as error:
         fail(str(error), 2)
     if is_prepared(settings, entry):

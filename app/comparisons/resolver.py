@@ -34,7 +34,7 @@ from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
 from app.models.aliases.resolution import find_single
-from app.models.catalogue import find_base_model
+from app.models.catalogue import Catalogue
 
 MAX_CANDIDATES = 64
 MAX_FILE_BYTES = 64 * 2**20
@@ -120,7 +120,7 @@ class _Resolver:
                 code="invalid_value",
                 param="model",
             )
-        return find_base_model(self._settings, name)
+        return Catalogue.read(self._session, self._settings).get(name)
 
     def resolve(self) -> ResolvedRequest:
         request = self._request

@@ -28,6 +28,12 @@ class BaseModelEntry(BaseModel):
     also_known_as: list[str] = []
     """Other names that jobs and requests may use for this base model, so that a script written for another
     service runs unchanged. Responses always carry the real name."""
+    tool_parser: str | None = None
+    """The engine's parser of this base model's tool calls, by its name in vLLM, such as `hermes`. Without
+    one, a tool call is part of the answer's text."""
+    reasoning_parser: str | None = None
+    """The engine's parser of this base model's reasoning, by its name in vLLM, such as `qwen3`. Without one,
+    the reasoning is part of the answer's text."""
 
 
 class EngineAddress(BaseModel):
@@ -74,8 +80,9 @@ class Settings(BaseSettings):
             also_known_as=["gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4.1-nano-2025-04-14"],
         )
     ]
-    """The catalogue: the base models that jobs and requests may name, as a JSON list of
-    [entries](#an-entry-of-toque_base_models). Every process needs the same one."""
+    """The base models that jobs and requests may name, as a JSON list of
+    [entries](#an-entry-of-toque_base_models). Every process needs the same one. `toque models add` and `toque
+    models pull` add others while the service runs."""
 
     max_file_bytes: int = Field(default=512 * 2**20, ge=1)
     """The largest file that can be uploaded in one request."""
@@ -155,23 +162,6 @@ class Settings(BaseSettings):
     def models_root(self) -> Path:
         """The folder that holds one sub-folder for each prepared base model."""
         return self.models_dir or self.data_dir / "models"
-
-    @property
-    def engine_base(self) -> BaseModelEntry:
-        """The base model that this machine's engine serves.
-
-        Raises:
-            ValueError: the catalogue is empty or has no such model.
-        """
-        name = self.engine_base_model or (self.base_models[0].name if self.base_models else "")
-        entry = self.base_model(name)
-        if entry is None:
-            raise ValueError(f"TOQUE_BASE_MODELS has no model '{name}'")
-        return entry
-
-    def base_model(self, name: str) -> BaseModelEntry | None:
-        """Return the catalogue's entry with that name or alternative name, or None if there is none."""
-        return next((entry for entry in self.base_models if name in (entry.name, *entry.also_known_as)), None)
 
     def base_model_dir(self, entry: BaseModelEntry) -> Path:
         """Return the folder that holds the entry's weights and tokenizer after `toque models pull`."""

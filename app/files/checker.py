@@ -19,7 +19,7 @@ from app.core.settings import Settings
 from app.datasets.report import Report
 from app.datasets.validation import PreparedBase, validate_to_json
 from app.files import checks
-from app.models.catalogue import prepared_base
+from app.models.catalogue import Catalogue, prepared_base
 from app.storage.base import Storage
 
 log = logging.getLogger("toque.checker")
@@ -100,7 +100,7 @@ class Checker:
         lease = claim.lease
         try:
             async with async_heartbeat(self._settings.lease_seconds / 3, lambda: self._renew(lease)):
-                base = prepared_base(self._settings)
+                base = await to_thread.run_sync(self._prepared_base)
                 report = await self._validate(claim.storage_key, base, self._processes)
             await to_thread.run_sync(self._write, checks.finish, lease, report)
         except asyncio.CancelledError:
@@ -128,6 +128,11 @@ class Checker:
                 return None
         with self._database.writer() as session:
             return checks.claim_next(session, self._settings.lease_seconds, max_bytes=max_bytes)
+
+    def _prepared_base(self) -> PreparedBase | None:
+        with self._database.reader() as session:
+            catalogue = Catalogue.read(session, self._settings)
+        return prepared_base(self._settings, catalogue)
 
     def _renew(self, lease: Lease) -> None:
         with self._database.writer() as session:

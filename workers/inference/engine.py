@@ -11,8 +11,11 @@ import signal
 import sys
 import time
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from app.core.database import Database
 from app.core.settings import BaseModelEntry, Settings
+from app.models.catalogue import Catalogue
 from workers.base_models import unready
 from workers.device import cpu, detect
 from workers.device_sharing import ServingTurns, shared_device
@@ -183,10 +186,10 @@ def main() -> int:
     """Runs the engine process; returns its exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     settings = Settings()
-    name = settings.engine_base_model or settings.base_models[0].name
-    entry = settings.base_model(name)
-    if entry is None:
-        log.error("TOQUE_ENGINE_BASE_MODEL=%s is not in the catalogue of base models", name)
+    try:
+        entry = Catalogue.load(settings).engine_base
+    except (ValueError, SQLAlchemyError) as error:
+        log.error("%s", error)
         return 1
     vllm_version = installed_version()
     if vllm_version is None:

@@ -21,6 +21,7 @@ from app.core.database import Database
 from app.core.settings import BaseModelEntry, Settings
 from app.models.adapters import service
 from app.models.adapters.validation import WEIGHTS, AdapterError, Shapes, module_shapes
+from app.models.catalogue import Catalogue
 from app.storage import open_storage
 from workers.processes import die_with_parent
 
@@ -138,9 +139,8 @@ class PublishedAdapters:
 
     @cached_property
     def _entry(self) -> BaseModelEntry:
-        entry = self._settings.base_model(self._base_model)
-        assert entry is not None, "the engine that started this process found it"
-        return entry
+        with self._database.reader() as session:
+            return Catalogue.read(session, self._settings).get(self._base_model)
 
     @cached_property
     def _shapes(self) -> Shapes:

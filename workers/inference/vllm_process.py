@@ -176,6 +176,10 @@ class Vllm:
             "--uvicorn-log-level=warning",
             "--no-use-tqdm-on-load",
         ]
+        if entry.tool_parser:
+            command += ["--enable-auto-tool-choice", f"--tool-call-parser={entry.tool_parser}"]
+        if entry.reasoning_parser:
+            command.append(f"--reasoning-parser={entry.reasoning_parser}")
         if device.kind == "cuda":
             command.append(f"--gpu-memory-utilization={_GPU_SHARE_IN_TURNS if self._sleeps else _GPU_SHARE}")
         if self._sleeps:

@@ -28,7 +28,7 @@ from app.files.models import File
 from app.fine_tuning import queue, worker_registry
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
-from app.models.catalogue import is_prepared
+from app.models.catalogue import Catalogue, is_prepared
 from app.storage import open_storage
 from workers.crash_points import reach
 from workers.device import detect
@@ -99,16 +99,15 @@ class TrainingWorker:
         too_long.daemon = True  # an idle worker ends at once
         too_long.start()
 
-    @property
     def _trainable(self) -> list[str]:
         """The base models that are prepared on this machine."""
-        return [entry.name for entry in self._settings.base_models if is_prepared(self._settings, entry)]
+        with self._database.reader() as session:
+            entries = Catalogue.read(session, self._settings).entries
+        return [entry.name for entry in entries if is_prepared(self._settings, entry)]
 
     def _claim(self) -> FineTuningJob | None:
-        if not (trainable := self._trainable):
-            return None
         try:
-            if not self._knows_schema():
+            if not self._knows_schema() or not (trainable := self._trainable()):
                 return None
             with self._database.writer() as session:
                 if self._turns and not self._turns.may_begin(session):
@@ -233,9 +232,8 @@ class TrainingWorker:
             self._child.kill()
 
     def _spec(self, job: FineTuningJob, checkpoint: Path | None, halvings: int) -> TrainingSpec:
-        base = self._settings.base_model(job.model)
-        assert base is not None, "only jobs of prepared bases are claimed"
         with self._database.reader() as session:
+            base = Catalogue.read(session, self._settings).get(job.model)
             training_file = session.get_one(File, job.learnt_file_id)
             validation_file = session.get(File, job.validation_file_id) if job.validation_file_id else None
             # It may be deleted: its files stay until no job needs them.
@@ -257,7 +255,7 @@ class TrainingWorker:
         )
 
     def _verify_one(self) -> None:
-        verify_one(self._database, self._storage, self._settings, self._trainable)
+        verify_one(self._database, self._storage, self._settings, self._trainable())
 
     def _renew(self, lease: Lease) -> None:
         with self._database.writer() as session:

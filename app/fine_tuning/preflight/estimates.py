@@ -23,6 +23,7 @@ from app.fine_tuning import worker_registry
 from app.fine_tuning.models import TrainingSpeed, Worker
 from app.fine_tuning.packing import JobWork, Work
 from app.fine_tuning.precision import cpu_has_bf16
+from app.models.catalogue import Catalogue
 
 _JOBS = 5
 """The number of recent jobs that an estimate is based on."""
@@ -203,7 +204,7 @@ def find_basis(
 
 def seconds_by_others(session: Session, settings: Settings, speed: TrainingSpeed) -> float | None:
     """Estimate from earlier jobs of the base how long the steps take; None if there are none."""
-    base = settings.base_model(speed.base_model)
+    base = Catalogue.read(session, settings).find(speed.base_model)
     if base is None:
         return None
     try:

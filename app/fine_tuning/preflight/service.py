@@ -37,7 +37,7 @@ from app.fine_tuning.requested_hyperparameters import resolve_hyperparameters
 from app.fine_tuning.schemas import CreateJob, ResolvedHyperparameters, SplitRequest
 from app.fine_tuning.training_files import require_enough
 from app.models.adapters.service import linear_modules
-from app.models.catalogue import find_base_model, hidden_size, is_prepared
+from app.models.catalogue import hidden_size, is_prepared
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def check_job(database: Database, context: Context, request: CreateJob) -> JobPr
 def check_files(
     database: Database | None,
     settings: Settings,
-    model: str,
+    base: BaseModelEntry,
     training: Path,
     validation: Path | None,
     split: SplitRequest | None,
@@ -107,10 +107,8 @@ def check_files(
 
     Raises:
         InvalidRequestError: a hyperparameter does not fit, or there are too few examples.
-        NotFoundError: the catalogue has no such model.
-        UnavailableError: the model is not prepared on this machine.
+        UnavailableError: the base model is not prepared on this machine.
     """
-    base = find_base_model(settings, model)
     choice = choose(training, split, MIN_EXAMPLES) if split else None
     examples = choice.examples if choice else _count(training, "training_file")
     require_enough(examples)

@@ -38,7 +38,7 @@ from app.models.adapters.validation import (
     describe_adapter,
     module_shapes,
 )
-from app.models.catalogue import find_base_model, is_prepared
+from app.models.catalogue import Catalogue, is_prepared
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
 
@@ -74,10 +74,11 @@ def import_adapter(
             that was deleted.
         InvalidRequestError: the adapter cannot be served; nothing is kept.
     """
-    base = find_base_model(context.settings, request.base_model, param="base_model")
+    with database.reader() as session:
+        base = Catalogue.read(session, context.settings).get(request.base_model, param="base_model")
     given = [incoming.file_sha256(name) for name in (CONFIG, WEIGHTS)]
     try:
-        lora = check_adapter(incoming.finish(), _known_shapes(context.settings, base.name), base.max_rank)
+        lora = check_adapter(incoming.finish(), _known_shapes(context.settings, base), base.max_rank)
     except AdapterError as error:
         raise InvalidRequestError(
             f"The adapter cannot be served: {error}.", code=error.code, param=error.file
@@ -120,7 +121,7 @@ def archive_adapter(session: Session, context: Context, name: str) -> AdapterArc
         UnavailableError: the storage cannot be read now.
     """
     adapter = _existing(session, context.project_id, name)
-    lora = _describe(context, adapter, "name")
+    lora = _describe(session, context, adapter, "name")
     weights = context.storage.path(adapter.storage_key) / WEIGHTS
     try:
         return AdapterArchive(lora.config(adapter.base_model), weights, adapter.created_at)
@@ -138,7 +139,7 @@ def find_parent(session: Session, context: Context, name: str) -> Parent | None:
     adapter = _find_adapter(session, context.project_id, name)
     if adapter is None:
         return None
-    lora = _describe(context, adapter, "model")
+    lora = _describe(session, context, adapter, "model")
     return Parent(adapter.name, adapter.base_model, lora.rank, lora.alpha, lora.modules)
 
 
@@ -154,7 +155,8 @@ def lock_adapter(session: Session, context: Context, name: str) -> None:
     )
     adapter = session.scalar(this.with_for_update(read=True))
     if adapter is None:
-        find_base_model(context.settings, name)  # raises, since an adapter's name is no base model's
+        # Raises, since an adapter's name is no base model's.
+        Catalogue.read(session, context.settings).get(name)
     else:
         _refuse_quarantined(adapter, "model")
 
@@ -199,11 +201,11 @@ def check_again(database: Database, context: Context, name: str) -> Adapter:
     settings = context.settings
     with database.reader() as session:
         adapter = _existing(session, context.project_id, name)
-    base = find_base_model(settings, adapter.base_model)
+        base = Catalogue.read(session, settings).get(adapter.base_model)
     problem: str | None = None
     try:
         check_adapter_files(
-            context.storage, adapter.storage_key, _known_shapes(settings, base.name), base.max_rank
+            context.storage, adapter.storage_key, _known_shapes(settings, base), base.max_rank
         )
     except AdapterError as error:
         problem = error.message
@@ -250,7 +252,7 @@ def resolve_model(session: Session, settings: Settings, project_id: str, name: s
     if adapter is not None:
         _refuse_quarantined(adapter, "model")
         return ServedModel(adapter.name, adapter.base_model, is_base=False)
-    base = find_base_model(settings, name)
+    base = Catalogue.read(session, settings).get(name)
     return ServedModel(base.name, base.name, is_base=True)
 
 
@@ -262,13 +264,13 @@ def get_adapter(session: Session, settings: Settings, project_id: str, name: str
     """
     adapter = _find_adapter(session, project_id, name)
     if adapter is None:
-        find_base_model(settings, name)
+        Catalogue.read(session, settings).get(name)
     return adapter
 
 
 def list_models(session: Session, context: Context) -> ModelList:
     """Return the base models, then the project's adapters and checkpoints, newest first."""
-    bases = [ModelObject.of_base(entry) for entry in context.settings.base_models]
+    bases = [ModelObject.of_base(entry) for entry in Catalogue.read(session, context.settings).entries]
     adapters = [ModelObject.of_adapter(each) for each in list_adapters(session, context.project_id)]
     return ModelList(data=bases + adapters)
 
@@ -281,7 +283,7 @@ def retrieve_model(session: Session, context: Context, name: str) -> ModelObject
     """
     adapter = get_adapter(session, context.settings, context.project_id, name)
     if adapter is None:
-        base = ModelObject.of_base(find_base_model(context.settings, name))
+        base = ModelObject.of_base(Catalogue.read(session, context.settings).get(name))
         return base.model_copy(update={"lineage": [base.id]})
     return ModelObject.of_adapter(adapter, lineage(session, adapter))
 
@@ -313,7 +315,7 @@ def delete_adapter(session: Session, settings: Settings, project_id: str, name: 
     adapter = get_adapter(session, settings, project_id, name)
     if adapter is None:
         raise PermissionDeniedError(
-            f"'{name}' is a base model; the catalogue (TOQUE_BASE_MODELS) says which there are.",
+            f"'{name}' is a base model; `toque models remove` takes one out of the catalogue.",
             code="base_model_not_deletable",
             param="model",
         )
@@ -359,19 +361,18 @@ def _has_changed(session: Session, change: Update) -> bool:
 
 def linear_modules(settings: Settings, base: BaseModelEntry) -> list[str] | None:
     """Return the full names of the base's linear modules, or None if it is not prepared on this machine."""
-    shapes = _known_shapes(settings, base.name)
+    shapes = _known_shapes(settings, base)
     return None if shapes is None else sorted(shapes)
 
 
-def _known_shapes(settings: Settings, base_model: str) -> Shapes | None:
+def _known_shapes(settings: Settings, base: BaseModelEntry | None) -> Shapes | None:
     """Return the shapes of the base's modules, or None if it is not prepared on this machine."""
-    entry = settings.base_model(base_model)
-    if entry is None or not is_prepared(settings, entry):
+    if base is None or not is_prepared(settings, base):
         return None
-    return module_shapes(settings.base_model_dir(entry))
+    return module_shapes(settings.base_model_dir(base))
 
 
-def _describe(context: Context, adapter: Adapter, param: str) -> LoraWeights:
+def _describe(session: Session, context: Context, adapter: Adapter, param: str) -> LoraWeights:
     """Read what kind of adapter this is, unless it is quarantined.
 
     Raises:
@@ -379,9 +380,10 @@ def _describe(context: Context, adapter: Adapter, param: str) -> LoraWeights:
         UnavailableError: the storage cannot be read now.
     """
     _refuse_quarantined(adapter, param)
+    base = Catalogue.read(session, context.settings).find(adapter.base_model)
     try:
         return describe_adapter(
-            context.storage.path(adapter.storage_key), _known_shapes(context.settings, adapter.base_model)
+            context.storage.path(adapter.storage_key), _known_shapes(context.settings, base)
         )
     except AdapterError as error:
         raise FailedDependencyError(

@@ -13,6 +13,7 @@ from app.models.adapters.models import Adapter
 from app.models.adapters.parent import Parent
 from app.models.aliases.models import Alias
 from app.models.aliases.target import Target, WeightedModel
+from app.models.catalogue import Catalogue
 
 _FINE_TUNED = "ft:"
 """Every adapter's served name begins with this."""
@@ -101,13 +102,13 @@ def find_model(session: Session, settings: Settings, project_id: str, name: str,
 
 def find_named(session: Session, settings: Settings, project_id: str, name: str) -> Alias | None:
     """Return the project's alias of that name, or None if it is a model's name or nobody's."""
-    if is_models_name(settings, name):
+    if is_models_name(session, settings, name):
         return None
     return session.scalar(
         select(Alias).where(Alias.project_id == project_id, Alias.name == name, Alias.deleted_at.is_(None))
     )
 
 
-def is_models_name(settings: Settings, name: str) -> bool:
+def is_models_name(session: Session, settings: Settings, name: str) -> bool:
     """Whether the name is, or may become, a model's: no alias may have it, and models are looked up first."""
-    return name.startswith(_FINE_TUNED) or settings.base_model(name) is not None
+    return name.startswith(_FINE_TUNED) or Catalogue.read(session, settings).find(name) is not None

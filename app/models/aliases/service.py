@@ -23,6 +23,7 @@ from app.models.adapters.models import Adapter
 from app.models.aliases.models import Alias, AliasChange, ChangeKind, Share
 from app.models.aliases.resolution import find_model, is_models_name
 from app.models.aliases.schemas import PutAlias, RollBackAlias
+from app.models.catalogue import Catalogue
 
 FindComparison = Callable[[Session, str, str], object]
 """Finds a comparison by its project's id and its own, for `put_alias`, which cannot import comparisons.
@@ -62,7 +63,7 @@ def find_alias(session: Session, context: Context, name: str) -> Alias | None:
     Raises:
         InvalidRequestError: the name is a model's.
     """
-    _refuse_models_name(context.settings, name)
+    _refuse_models_name(session, context.settings, name)
     return _find(session, context.project_id, name)
 
 
@@ -196,7 +197,7 @@ def delete_model(session: Session, context: Context, name: str) -> Adapter:
         ConflictError: an alias points to it.
     """
     settings, project_id = context.settings, context.project_id
-    if settings.base_model(name) is not None:
+    if Catalogue.read(session, settings).find(name) is not None:
         return adapters_service.delete_adapter(session, settings, project_id, name)  # refuses it
     # Locked, so that an alias that is being pointed to it either is there by now or finds it deleted.
     this = select(Adapter.name).where(Adapter.name == name, Adapter.project_id == project_id)
@@ -219,7 +220,7 @@ def lock_alias(session: Session, context: Context, name: str, version: int | Non
         InvalidRequestError: the name is a model's.
         ConflictError: it is at another version.
     """
-    _refuse_models_name(context.settings, name)
+    _refuse_models_name(session, context.settings, name)
     alias = _lock(session, context.project_id, name)
     known = alias.version if alias is not None and alias.deleted_at is None else None
     if version != known:
@@ -345,8 +346,8 @@ def _change_before(session: Session, alias: Alias) -> AliasChange | None:
     return at
 
 
-def _refuse_models_name(settings: Settings, name: str) -> None:
-    if is_models_name(settings, name):
+def _refuse_models_name(session: Session, settings: Settings, name: str) -> None:
+    if is_models_name(session, settings, name):
         raise InvalidRequestError(
             f"'{name}' is a model's name; an alias needs one of its own.",
             code="alias_shadows_model",

@@ -41,11 +41,12 @@ import signal, os, time
 from app.completions.models import Engine
 from app.core.database import Database
 from app.core.settings import Settings
+from app.models.catalogue import Catalogue
 
 with Database(Settings().sqlalchemy_url).writer() as session:
     session.add(
         Engine(
-            base_model=Settings().engine_base.name, url="unix:/none", api_key="k", status="ready",
+            base_model=Catalogue(Settings()).engine_base.name, url="unix:/none", api_key="k", status="ready",
             device="none", version="0", started_at=time.time(), heartbeat_at=time.time() + 600,
         )
     )
@@ -55,9 +56,10 @@ signal.pause()
 _PULL = """
 import sys
 from app.core.settings import Settings
+from app.models.catalogue import Catalogue
 
 settings = Settings()
-folder = settings.base_model_dir(settings.engine_base)
+folder = settings.base_model_dir(Catalogue(settings).engine_base)
 folder.mkdir(parents=True)
 (folder / "config.json").write_text("{}")
 print("pulled", sys.argv[2])

@@ -177,6 +177,9 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             | {"minute": int(now) // 60 * 60, "model": MODEL, "alias": "soup:live"}
             | {"requests": 1, "input_tokens": 5, "output_tokens": 2}
         ],
+        "base_models": [
+            {"name": "added", "entry": {"name": "added", "source": "owner/added"}, "added_at": now - 700}
+        ],
         "creations": [
             project
             | {"id": "creation_1", "idempotency_key": "k1", "request_sha256": "0" * 64}
@@ -281,7 +284,7 @@ def check_what_users_see(settings: Settings) -> None:
         assert [event.id for event in events] == ["ftevent-3", "ftevent-2", "ftevent-1"]
         [checkpoint] = client.fine_tuning.jobs.checkpoints.list(done.id).data
         assert checkpoint.fine_tuned_model_checkpoint == CHECKPOINT
-        assert {model.id for model in client.models.list()} == {BASE_MODEL, MODEL, CHECKPOINT}
+        assert {model.id for model in client.models.list()} - {"added"} == {BASE_MODEL, MODEL, CHECKPOINT}
         assert failed.error is not None
         assert (failed.status, failed.error.message) == ("failed", "It burnt.")
         # New ones beside the old.

@@ -25,11 +25,8 @@ def test_the_environment_and_empty_variables(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("TOQUE_BASE_MODELS", '[{"name": "b", "source": "org/b", "also_known_as": ["c"]}]')
     settings = Settings()
     assert (settings.port, settings.sqlalchemy_url) == (8000, f"sqlite:///{tmp_path / 'toque.db'}")
-    entry = settings.base_model("c")
-    assert entry is not None
+    [entry] = settings.base_models
     assert (entry.name, settings.base_model_dir(entry)) == ("b", tmp_path / "models" / "b")
-    assert settings.base_model("d") is None
-    assert settings.engine_base is entry
 
 
 def test_the_service_imports_no_machine_learning() -> None:

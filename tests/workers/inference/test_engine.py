@@ -14,6 +14,7 @@ from sqlalchemy import select, update
 from app.completions.models import Engine as EngineRow
 from app.core.database import Database, database_now
 from app.core.settings import Settings
+from app.models.catalogue import Catalogue
 from tests.support.engine_thread import Running
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until
@@ -157,7 +158,7 @@ def test_without_a_database_it_serves_on(tmp_path: Path, caplog: pytest.LogCaptu
 def test_addresses_that_gateways_use(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, pids_file: Path
 ) -> None:
-    entry = settings.base_model(BASE_MODEL)
+    entry = Catalogue(settings).find(BASE_MODEL)
     assert entry is not None
     monkeypatch.setattr("socket.gethostname", lambda: "kitchen-3")
     for listen, url in {

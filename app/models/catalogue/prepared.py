@@ -1,4 +1,4 @@
-"""The catalogue of base models, and what is known of each once it is prepared."""
+"""What is known of a base model once it is prepared on this machine."""
 
 from __future__ import annotations
 
@@ -6,27 +6,10 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from app.core.errors import NotFoundError
 from app.core.settings import BaseModelEntry, Settings
 from app.datasets.chat_template import ChatTemplate
 from app.datasets.validation import PreparedBase
-
-
-def find_base_model(settings: Settings, name: str, *, param: str = "model") -> BaseModelEntry:
-    """Return the base model of that name.
-
-    Raises:
-        NotFoundError: the catalogue has no such model; the message lists those it has.
-    """
-    entry = settings.base_model(name)
-    if entry is None:
-        known = ", ".join(entry.name for entry in settings.base_models)
-        raise NotFoundError(
-            f"The model '{name[:255]}' does not exist. Base models here: {known}.",
-            code="model_not_found",
-            param=param,
-        )
-    return entry
+from app.models.catalogue.catalogue import Catalogue
 
 
 def is_prepared(settings: Settings, entry: BaseModelEntry) -> bool:
@@ -49,7 +32,7 @@ def chat_template(settings: Settings, entry: BaseModelEntry) -> ChatTemplate | N
     return _load_template(settings.base_model_dir(entry)) if is_prepared(settings, entry) else None
 
 
-def prepared_base(settings: Settings, name: str | None = None) -> PreparedBase | None:
+def prepared_base(settings: Settings, catalogue: Catalogue, name: str | None = None) -> PreparedBase | None:
     """The base whose tokens a check counts: the one that is named, or the catalogue's first that is prepared.
 
     None where it is not prepared on this machine.
@@ -57,7 +40,7 @@ def prepared_base(settings: Settings, name: str | None = None) -> PreparedBase |
     Raises:
         NotFoundError: the catalogue has no such model.
     """
-    entries = [find_base_model(settings, name, param="base_model")] if name else settings.base_models
+    entries = [catalogue.get(name, param="base_model")] if name else catalogue.entries
     entry = next((entry for entry in entries if is_prepared(settings, entry)), None)
     return PreparedBase(entry.name, str(settings.base_model_dir(entry)), entry.context) if entry else None
 

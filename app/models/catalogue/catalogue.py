@@ -1,0 +1,91 @@
+"""The catalogue: which base models jobs and requests may name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from sqlalchemy import inspect, make_url, select
+from sqlalchemy.orm import Session
+
+from app.core.database import Database
+from app.core.errors import NotFoundError
+from app.core.settings import BaseModelEntry, Settings
+from app.models.catalogue.models import BaseModelRow
+
+
+class Catalogue:
+    """The base models of the settings, then those that were added to the database, oldest first.
+
+    It is as the database was when it was read. Whoever needs it reads it anew for each request, claim or
+    start, so that a base model that is added can be used at once.
+    """
+
+    def __init__(self, settings: Settings, added: Iterable[BaseModelEntry] = ()) -> None:
+        given = {entry.name for entry in settings.base_models}
+        self.entries = [*settings.base_models, *(entry for entry in added if entry.name not in given)]
+        self._engine_base = settings.engine_base_model
+
+    @classmethod
+    def read(cls, session: Session, settings: Settings) -> Catalogue:
+        """Return the catalogue as it is now."""
+        rows = session.scalars(select(BaseModelRow.entry).order_by(BaseModelRow.added_at, BaseModelRow.name))
+        return cls(settings, [BaseModelEntry.model_validate(entry) for entry in rows])
+
+    @classmethod
+    def load(cls, settings: Settings) -> Catalogue:
+        """Return the catalogue, for a process that has no connection to the database.
+
+        Where the database does not exist yet, or is older than this table, nothing can have been added.
+
+        Raises:
+            SQLAlchemyError: the database cannot be read.
+        """
+        url = make_url(settings.sqlalchemy_url)
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+            return cls(settings)
+        database = Database(settings.sqlalchemy_url)
+        try:
+            if not inspect(database.engine).has_table(BaseModelRow.__tablename__):
+                return cls(settings)
+            with database.reader() as session:
+                return cls.read(session, settings)
+        finally:
+            database.dispose()
+
+    def find(self, name: str) -> BaseModelEntry | None:
+        """Return the base model with that name or alternative name, or None if there is none."""
+        return next((entry for entry in self.entries if name in (entry.name, *entry.also_known_as)), None)
+
+    def get(self, name: str, *, param: str = "model") -> BaseModelEntry:
+        """Return the base model with that name or alternative name.
+
+        Raises:
+            NotFoundError: there is none; the message lists those that there are.
+        """
+        entry = self.find(name)
+        if entry is None:
+            raise NotFoundError(
+                f"The model '{name[:255]}' does not exist. Base models here: {self.names}.",
+                code="model_not_found",
+                param=param,
+            )
+        return entry
+
+    @property
+    def names(self) -> str:
+        """The names of all base models, for a message."""
+        return ", ".join(entry.name for entry in self.entries) or "none"
+
+    @property
+    def engine_base(self) -> BaseModelEntry:
+        """The base model that this machine's engine serves by default.
+
+        Raises:
+            ValueError: the catalogue is empty or has no such model.
+        """
+        name = self._engine_base or (self.entries[0].name if self.entries else "")
+        entry = self.find(name)
+        if entry is None:
+            raise ValueError(f"The catalogue of base models has no '{name}'; it has: {self.names}")
+        return entry
