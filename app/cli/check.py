@@ -106,6 +106,7 @@ def _print(found: JobPreflight) -> None:
             "steps": f"{found.steps:,} ({found.steps_per_epoch:,} per epoch)",
             "tokens per epoch": f"{found.tokens_per_epoch:,}, {found.target_tokens_per_epoch:,} targets",
             "tokens per example": _lengths(found),
+            "layout": f"{found.layout}, because {found.layout_reason}" if found.layout else None,
             "not computed": f"{found.shared_share:.1%} of the tokens; padding {found.padding_share:.1%}",
             "hyperparameters": ", ".join(
                 f"{name}={value}"

@@ -1,8 +1,8 @@
-"""How examples are packed into micro-batches, and how much work computing them takes.
+"""How examples are laid out in micro-batches, and how much work computing them takes.
 
 An example is one sequence of tokens, or several that belong together (both answers of a preference pair).
-Nothing here needs tensors, so a dry run counts with the same functions that the trainer packs with:
-`workers.training.dataset.pack` turns a `Layout` into tensors.
+Nothing here needs tensors, so a dry run counts with the same functions that the trainer computes with:
+`workers.training.layouts` turns a `PackedRow` or `PaddedRows` into tensors.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import msgspec
 
 from app.datasets.chat_template import TokenizedExample
 from app.fine_tuning.schedule import Schedule, epoch_batches
+from app.models.token_mixing import Layout
 
 Example = TypeVar("Example")
 Sequences = tuple[TokenizedExample, ...]
@@ -62,7 +63,9 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     tokens: float = 0
     """Rows that pass through every layer: shared tokens once, nothing after the last target."""
     rows: float = 0
-    """Rows of attention: `tokens`, and the padding of shorter sequences."""
+    """Rows of attention, the padding of shorter sequences included."""
+    padding: float = 0
+    """Rows of attention that are padding. In the padded layout they pass through every other layer, too."""
     scores: float = 0
     """Attention scores of one head in one layer (queries times keys), padding included."""
     targets: float = 0
@@ -93,7 +96,7 @@ class JobWork:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PackedRow:
     """A micro-batch's sequences in one row without padding.
 
     The row begins with the tokens that all the sequences share. Each sequence then adds its own tokens, but
@@ -110,10 +113,9 @@ class Layout:
     """The position in each sequence from which on its tokens are added to the row."""
 
     @classmethod
-    def of(cls, examples: Iterable[Sequences]) -> Layout:
+    def of(cls, examples: Iterable[Sequences]) -> PackedRow:
         """Lay out the examples' sequences in order."""
-        sequences = [part for example in examples for part in example]
-        inputs = [part.input_ids[: last_target(part)] for part in sequences]
+        sequences, inputs = _inputs(examples)
         # At least one token of each sequence is its own, even where two are equal.
         shared = min(common_prefix(inputs), min(map(len, inputs)) - 1) if len(inputs) > 1 else 0
         starts: list[int] = []
@@ -132,19 +134,63 @@ class Layout:
     def work(self) -> Work:
         """The work of one forward and backward pass over the row."""
         queries = len(self.inputs) * self.width
+        tokens = self.shared + sum(map(len, self.inputs)) - sum(self.starts)
         return Work(
             micro_batches=1,
-            tokens=self.shared + sum(map(len, self.inputs)) - sum(self.starts),
+            tokens=tokens,
             rows=self.shared + queries,
+            padding=self.shared + queries - tokens,
             scores=self.shared * self.shared + queries * (self.shared + self.width),
             targets=count_targets(self.sequences),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedRows:
+    """A micro-batch's sequences in a row each, padded on the right to the length of the longest."""
+
+    sequences: Sequence[TokenizedExample]
+    inputs: Sequence[list[int]]
+    """The tokens of each sequence before its last target: nothing from there on needs computing."""
+
+    @classmethod
+    def of(cls, examples: Iterable[Sequences]) -> PaddedRows:
+        """Lay out the examples' sequences in order."""
+        return cls(*_inputs(examples))
+
+    @property
+    def width(self) -> int:
+        """The length of the longest row."""
+        return max(map(len, self.inputs))
+
+    @property
+    def work(self) -> Work:
+        """The work of one forward and backward pass over the rows."""
+        rows = len(self.inputs) * self.width
+        return Work(
+            micro_batches=1,
+            tokens=rows,
+            rows=rows,
+            padding=rows - sum(map(len, self.inputs)),
+            scores=rows * self.width,
+            targets=count_targets(self.sequences),
+        )
+
+
+_LAID_OUT: dict[Layout, type[PackedRow] | type[PaddedRows]] = {"packed": PackedRow, "padded": PaddedRows}
+
+
+def _inputs(examples: Iterable[Sequences]) -> tuple[list[TokenizedExample], list[list[int]]]:
+    """Return the examples' sequences, and the tokens of each that need computing."""
+    sequences = [part for example in examples for part in example]
+    return sequences, [part.input_ids[: last_target(part)] for part in sequences]
 
 
 def work_of_job(
     training: Sequence[Sequences],
     validation: Sequence[Sequences],
     limits: Limits,
+    layout: Layout,
     *,
     n_epochs: int,
     batch_size: int,
@@ -157,14 +203,14 @@ def work_of_job(
     by_micro_batch = [
         work
         for batch in batches
-        for work in work_by_micro_batch([training[number] for number in batch], limits)
+        for work in work_by_micro_batch([training[number] for number in batch], limits, layout)
     ]
     schedule = Schedule(
         len(training), n_epochs=n_epochs, batch_size=batch_size, checkpoint_steps=checkpoint_steps
     )
     beside = Work(steps=schedule.total_steps, checkpoints=len(schedule.checkpoints))
     share = min(1.0, batch_size / len(validation)) if validation else 0.0
-    full_evaluation = total(work_by_micro_batch(validation, limits))
+    full_evaluation = total(work_by_micro_batch(validation, limits, layout))
     return JobWork(
         training=total([total(by_micro_batch).times(n_epochs), beside]),
         evaluation=full_evaluation.times(len(schedule.epoch_ends) + len(schedule.evaluations) * share),
@@ -194,10 +240,10 @@ def split_into_micro_batches(
         yield micro_batch
 
 
-def work_by_micro_batch(examples: Sequence[Sequences], limits: Limits) -> list[Work]:
+def work_by_micro_batch(examples: Sequence[Sequences], limits: Limits, layout: Layout) -> list[Work]:
     """Return the work of each micro-batch that the examples are cut into."""
     micro_batches = split_into_micro_batches(examples, limits, lambda example: example)
-    return [Layout.of(micro_batch).work for micro_batch in micro_batches]
+    return [_LAID_OUT[layout].of(micro_batch).work for micro_batch in micro_batches]
 
 
 def length(example: Sequences) -> int:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from workers.training import learning, trainer
-from workers.training.dataset import PackedBatch
-from workers.training.model import target_logits
+from workers.training.layouts import target_logits
+from workers.training.layouts.packed import PackedBatch
 
 
 def starved_logits(room: int, model: Any, batch: PackedBatch, counter: Path | None = None) -> Tensor:

@@ -14,15 +14,10 @@ from app.fine_tuning.methods.hyperparameters import Hyperparameters
 from app.fine_tuning.methods.metrics import Metrics
 from app.fine_tuning.packing import Limits
 from app.fine_tuning.schedule import Schedule
-from workers.training.dataset import (
-    Pair,
-    TrainingExample,
-    length,
-    micro_batches,
-    pack,
-    sequences,
-)
-from workers.training.model import WarmBase, target_logits
+from app.models.token_mixing import TokenMixing
+from workers.training.dataset import TrainingExample, micro_batches
+from workers.training.layouts import Batch, collate, set_layout, target_logits
+from workers.training.model import WarmBase, set_training
 from workers.training.objectives import MeanMetrics, Objective, preference_logratios
 from workers.training.protocol import Sample
 
@@ -52,15 +47,27 @@ class Evaluations:
 
 
 class Learner:
-    """The adapter on its base model, the objective that it is trained on, and its optimizer."""
+    """The adapter on its base model, with the layout, the objective and the optimizer of its training."""
 
     def __init__(
-        self, base: WarmBase, model: nn.Module, objective: Objective, optimizer: torch.optim.Optimizer
+        self,
+        base: WarmBase,
+        model: nn.Module,
+        mixing: TokenMixing,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
     ) -> None:
+        set_layout(base.model, mixing.layout)
         self.base = base
         self.model = model
+        self.mixing = mixing
         self.objective = objective
         self.optimizer = optimizer
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """The adapter's trainable weights."""
+        return [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     def train_step(
         self, batch: list[TrainingExample], rate: float, max_grad_norm: float, limits: Limits
@@ -70,7 +77,7 @@ class Learner:
         Raises:
             TrainingDivergedError: the loss or the gradient's norm is not finite.
         """
-        self.model.train()
+        set_training(self.model, is_training=True)
         self.optimizer.zero_grad()  # an attempt that ran out of memory leaves gradients
         metrics = MeanMetrics()
         normalizer = self.objective.normalizer(batch)
@@ -78,8 +85,7 @@ class Learner:
             loss, more = self._forward(micro_batch)
             cast(Any, loss / normalizer).backward()
             metrics.add(more)
-        parameters = [each for group in self.optimizer.param_groups for each in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.weights, max_grad_norm)
         if not math.isfinite(metrics.mean("loss")) or not math.isfinite(float(norm)):
             raise TrainingDivergedError
         for group in self.optimizer.param_groups:
@@ -92,7 +98,7 @@ class Learner:
         self, examples: list[TrainingExample], on_micro_batch: Callable[[], None], limits: Limits
     ) -> MeanMetrics:
         """Compute the metrics on examples that are not trained on."""
-        self.model.eval()
+        set_training(self.model, is_training=False)
         metrics = MeanMetrics()
         for micro_batch in micro_batches(examples, limits):
             metrics.add(self._forward(micro_batch)[1])
@@ -119,50 +125,65 @@ class Learner:
     def precompute_reference_logprobs(
         self, examples: Sequence[TrainingExample], on_micro_batch: Callable[[], None], limits: Limits
     ) -> None:
-        """Set the reference of every pair that has none yet to what the model makes of it now."""
-        self.model.eval()
-        unknown = [each for each in examples if isinstance(each, Pair) and each.reference_logratio is None]
+        """Set the reference of every pair that needs one and has none to what the model makes of it now."""
+        set_training(self.model, is_training=False)
+        if not self.objective.needs_reference:
+            return
+        unknown = [pair for pair in examples if pair.reference_logratio is None]
         for micro_batch in micro_batches(unknown, limits):
-            packed = pack(micro_batch).to(self.base.device)
-            logratios = preference_logratios(target_logits(self.base.model, packed), packed)
+            batch = self._batch(micro_batch)
+            logratios = preference_logratios(target_logits(self.base.model, batch), batch)
             found = cast(list[float], cast(Any, logratios).tolist())
             for pair, logratio in zip(micro_batch, found, strict=True):
-                cast(Pair, pair).reference_logratio = logratio
+                pair.reference_logratio = logratio
             on_micro_batch()
 
     def _forward(self, micro_batch: list[TrainingExample]) -> tuple[Tensor, MeanMetrics]:
-        packed = pack(micro_batch).to(self.base.device)
-        return self.objective(target_logits(self.base.model, packed), packed, micro_batch)
+        batch = self._batch(micro_batch)
+        return self.objective(target_logits(self.base.model, batch), batch, micro_batch)
+
+    def _batch(self, micro_batch: list[TrainingExample]) -> Batch:
+        sequences = (example.sequences for example in micro_batch)
+        return collate(self.mixing.layout, sequences).to(self.base.device)
 
 
 def draw_samples(training: list[TrainingExample], context: int, seed: int) -> list[int]:
     """Draw the numbers of a few short examples, on which the trained and the served model are compared."""
-    fitting = [number for number, example in enumerate(training) if length(example) < context]
+    fitting = [number for number, example in enumerate(training) if example.length < context]
     drawn = random.Random(seed).sample(fitting, min(4 * _SAMPLES, len(fitting)))  # noqa: S311
-    return sorted(drawn, key=lambda number: length(training[number]))[:_SAMPLES]
+    return sorted(drawn, key=lambda number: training[number].length)[:_SAMPLES]
 
 
 @torch.no_grad()
-def target_logprobs(base: WarmBase, model: nn.Module, example: TrainingExample) -> list[float]:
-    """Return the log-probability of each of the example's targets (a pair's preferred answer), in nats."""
-    model.eval()
-    packed = pack(sequences(example)[:1]).to(base.device)
-    logprobs = torch.log_softmax(target_logits(base.model, packed), dim=-1)
-    return cast(list[float], cast(Any, logprobs.gather(1, packed.targets[:, None])[:, 0]).tolist())
+def target_logprobs(learner: Learner, example: TrainingExample) -> list[float]:
+    """Return the log-probability of each target of the example's first sequence, in nats.
+
+    That sequence is a pair's preferred answer. The model computes it as it is now: once the adapter is
+    unloaded, it is the base alone.
+    """
+    base = learner.base
+    set_training(learner.model, is_training=False)
+    batch = collate(learner.mixing.layout, [example.sequences[:1]]).to(base.device)
+    logprobs = torch.log_softmax(target_logits(base.model, batch), dim=-1)
+    return cast(list[float], cast(Any, logprobs.gather(1, batch.targets[:, None])[:, 0]).tolist())
 
 
 def samples_of(
-    base: WarmBase, training: list[TrainingExample], trained: dict[int, list[float]]
+    learner: Learner, training: list[TrainingExample], trained: dict[int, list[float]]
 ) -> list[Sample]:
     """Return the drawn examples with the trained model's log-probabilities and those of the base alone."""
     samples: list[Sample] = []
     for number, logprobs in trained.items():
-        sequence = sequences(training[number])[0]
-        targets = [place for place, is_target in enumerate(sequence.target_mask) if place and is_target]
-        of_base = target_logprobs(base, base.model, sequence)
+        sequence = training[number].sequences[0]
         samples.append(
             Sample(
-                example=number, input_ids=sequence.input_ids, targets=targets, trained=logprobs, base=of_base
+                example=number,
+                input_ids=sequence.input_ids,
+                targets=[
+                    place for place, is_target in enumerate(sequence.target_mask) if place and is_target
+                ],
+                trained=logprobs,
+                base=target_logprobs(learner, training[number]),
             )
         )
     return samples

@@ -1,4 +1,4 @@
-"""The base model as the trainer runs it: frozen, over packed batches, with LoRA on its linear layers."""
+"""The base model as the trainer runs it: frozen, with LoRA on its linear layers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ import torch
 from peft.tuners import lora
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
-from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.packing import Limits
 from app.fine_tuning.precision import cpu_has_bf16
+from app.models.adapters.target_modules import last_name
 from app.models.adapters.validation import WEIGHTS
-from workers.training.dataset import PackedBatch
+from app.models.token_mixing import TokenMixing, token_mixing
 from workers.training.quantization import (
     Quantization,
     keep_packed,
@@ -32,10 +34,12 @@ from workers.training.quantization import (
 )
 
 ADAPTER = "default"
+ROUTERS = {"gate", "router", "shared_expert_gate"}
+"""Linear layers that choose or weigh experts: they are no layers of the network that an adapter adapts."""
 
-WRITTEN_OUT = 128 * 128
-"""Up to this many attention scores, three plain products are faster than torch's CPU kernel, which is made
-for long rows (four times as fast at 48 x 65), and keeping the scores for the backward pass costs little."""
+
+class UnsupportedBaseError(Exception):
+    """A base model that no adapter can be trained on; the message says why."""
 
 
 def load_base(
@@ -45,19 +49,16 @@ def load_base(
 
     With `quantization`, its linear layers are stored in that type and unpacked for each product.
     """
-    registry, models = cast(Any, AttentionInterface), cast(Any, AutoModelForCausalLM)
-    registry.register("packed", packed_attention)
     logging.disable_progress_bar()
     dtype = compute_dtype(device)
-    model = models.from_pretrained(
+    model = cast(Any, AutoModelForCausalLM).from_pretrained(
         folder,
         dtype=dtype,
-        attn_implementation="packed",
         local_files_only=True,
         quantization_config=nf4_config(dtype) if quantization else None,
     )
     keep_packed(model)
-    return model.to(device).requires_grad_(False)
+    return model.to(device).requires_grad_(False).eval()
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -75,6 +76,10 @@ class WarmBase:
     device: torch.device
     resident_memory_bytes: int
     """Memory of the process (or the GPU's allocator) with all weights in use, and what earlier jobs left."""
+
+    def token_mixing(self, longest: int) -> TokenMixing:
+        """Choose the layout of a job whose longest sequence has this many tokens."""
+        return token_mixing(cast(Any, self.model.config).get_text_config().to_dict(), longest)
 
     def with_resident(self) -> WarmBase:
         """The same base, its resident memory measured again between two jobs."""
@@ -114,7 +119,10 @@ def add_lora(
 ) -> peft.PeftModel:
     """Add a fresh adapter, initialized from torch's random numbers.
 
-    It adapts the modules of these names, or every linear layer but the output layer.
+    It adapts the modules of these names, or every linear layer of the decoder.
+
+    Raises:
+        UnsupportedBaseError: the base has no linear layers.
     """
     config = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
@@ -122,6 +130,7 @@ def add_lora(
         lora_alpha=cast(int, alpha),  # PEFT only divides it
         lora_dropout=dropout,
         target_modules=list(modules) or linear_modules(base),
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
         use_rslora=use_rslora,
     )
     config._register_custom_module({nn.Linear: LoraLinear})  # pyright: ignore[reportPrivateUsage]
@@ -129,123 +138,45 @@ def add_lora(
 
 
 def linear_modules(base: PreTrainedModel) -> list[str]:
-    """Return the full names of all linear layers but the output layer."""
-    output = cast(nn.Module | None, cast(Any, base).get_output_embeddings())
+    """Return the full names of the decoder's linear layers, without the routers of experts.
+
+    Raises:
+        UnsupportedBaseError: the base has none.
+    """
+    decoder = cast(nn.Module, cast(Any, base).get_decoder())
+    inside = {id(module) for module in decoder.modules()}
     modules = cast(Iterator[tuple[str, nn.Module]], nn.Module.named_modules(base))
-    return [name for name, module in modules if isinstance(module, nn.Linear) and module is not output]
+    linear = [
+        name
+        for name, module in modules
+        if isinstance(module, nn.Linear | Conv1D) and id(module) in inside and last_name(name) not in ROUTERS
+    ]
+    if not linear:
+        raise UnsupportedBaseError("it has no linear layers that an adapter could be added to")
+    return linear
+
+
+def module_names(base: PreTrainedModel) -> list[str]:
+    """Return the full names of all modules, those outside of the decoder (a vision tower) included."""
+    return [name for name, _ in cast(Iterator[tuple[str, nn.Module]], nn.Module.named_modules(base))]
+
+
+def set_training(model: nn.Module, *, is_training: bool) -> None:
+    """Switch the adapter's dropout on or off. The frozen base always computes as it does when served.
+
+    In training mode some architectures apply a dropout of their own, or call kernels that read a layer's
+    weights without calling the layer, and so without its adapter (Mamba's, for the output projection).
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, lora.LoraLayer):
+            cast(nn.Module, module.lora_dropout).train(is_training)
 
 
 def load_weights(model: peft.PeftModel, folder: Path) -> None:
     """Replace the model's adapter weights with a saved adapter's."""
     tensors = safetensors.torch.load((folder / WEIGHTS).read_bytes())
     cast(Any, peft).set_peft_model_state_dict(model, tensors)
-
-
-def target_logits(model: nn.Module, batch: PackedBatch) -> Tensor:
-    """Compute the logits of the batch's targets only, [T, vocabulary] in fp32."""
-    places = batch.key_rows.shape[1]
-    dtype = next(model.parameters()).dtype
-    # [places, places], the same for all examples: 0 where a token attends, minus infinity where it may not.
-    causal = torch.full((places, places), -torch.inf, dtype=dtype, device=batch.input_ids.device).triu(1)
-    output = model(
-        input_ids=batch.input_ids,
-        position_ids=batch.position_ids,
-        attention_mask=causal[None, None],
-        logits_to_keep=batch.predicting,
-        use_cache=False,
-        packed=batch,
-    )
-    return output.logits[0].float()
-
-
-def packed_attention(
-    module: nn.Module,  # noqa: ARG001 - part of the interface, as are the defaults
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    *,
-    packed: PackedBatch,
-    scaling: float | None = None,
-    dropout: float = 0.0,  # noqa: ARG001 - the base is frozen: nothing to regularize
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Compute causal attention inside each sequence of a packed row, for transformers' attention layers.
-
-    Args:
-        module: the attention layer.
-        query: [1, heads, N, width]
-        key: [1, key heads, N, width]
-        value: as `key`.
-        attention_mask: [1, 1, P + L, P + L], causal.
-        packed: the row's layout.
-        scaling: the factor of the scores.
-        dropout: not applied.
-        kwargs: arguments that the base's architecture adds.
-
-    Returns:
-        [1, N, heads, width]
-
-    Raises:
-        NotImplementedError: the base's attention is not plain causal attention.
-    """
-    window = kwargs.get("sliding_window")
-    if (
-        kwargs.get("softcap")
-        or kwargs.get("s_aux") is not None
-        or (window and window < packed.key_rows.shape[1])
-    ):
-        raise NotImplementedError(
-            "the base model's attention (soft cap, sinks or a short window) is not supported"
-        )
-    heads, width = query.shape[1], query.shape[3]
-    shared = packed.shared
-    mask = attention_mask[0, 0]
-    scale = width**-0.5 if scaling is None else scaling
-
-    def rows(states: Tensor, places: Tensor) -> Tensor:
-        """[1, heads, N, width] -> [B, heads, L or P + L, width], padded."""
-        chosen = states.transpose(1, 2)[0].index_select(0, places.flatten())
-        return chosen.view(*places.shape, *chosen.shape[1:]).transpose(1, 2)
-
-    own = attend(
-        rows(query, packed.query_rows),
-        rows(key, packed.key_rows),
-        rows(value, packed.key_rows),
-        mask[shared:],
-        scale,
-    )
-    out = own.transpose(1, 2).reshape(-1, heads, width).index_select(0, packed.own_places)
-    if shared:
-        first = (..., slice(None, shared), slice(None))
-        begin = attend(query[first], key[first], value[first], mask[:shared, :shared], scale)
-        out = torch.cat([begin.transpose(1, 2)[0], out])
-    return out.unsqueeze(0), None
-
-
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Compute attention with grouped heads, [B, heads, L, width].
-
-    The last query attends to every key of `mask` [L, keys].
-    """
-    batch, heads, length, width = query.shape
-    groups, keys = key.shape[1], key.shape[2]
-    if query.device.type != "cpu" or length * keys > WRITTEN_OUT:
-        causal = length == keys
-        return F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            None if causal else mask,
-            is_causal=causal,
-            scale=scale,
-            enable_gqa=heads != groups,
-        )
-    # A group's heads share its keys, so they are rows of the same product.
-    q = query.reshape(batch * groups, heads // groups * length, width)
-    k, v = key.reshape(batch * groups, keys, width), value.reshape(batch * groups, keys, width)
-    scores = torch.baddbmm(mask.repeat(heads // groups, 1), q, k.transpose(1, 2), alpha=scale)
-    return torch.bmm(scores.softmax(dim=-1), v).view(batch, heads, length, width)
 
 
 class LoraLinear(lora.Linear):

@@ -6,14 +6,15 @@ A batch is computed in micro-batches, so an objective returns sums, which add up
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from app.fine_tuning.methods.hyperparameters import Hyperparameters
-from workers.training.dataset import PackedBatch, Pair, TrainingExample, count_targets
+from workers.training.dataset import TrainingExample
+from workers.training.layouts import Batch
 
 
 class MeanMetrics:
@@ -41,18 +42,21 @@ class MeanMetrics:
 class Objective(Protocol):
     """What training minimizes."""
 
+    needs_reference: bool
+    """Whether examples are compared with what the model makes of them before the first step."""
+
     def normalizer(self, examples: Sequence[TrainingExample]) -> int:
         """The number that the examples' summed loss is divided by."""
         ...
 
     def __call__(
-        self, logits: Tensor, batch: PackedBatch, examples: Sequence[TrainingExample]
+        self, logits: Tensor, batch: Batch, examples: Sequence[TrainingExample]
     ) -> tuple[Tensor, MeanMetrics]:
         """Compute the examples' summed loss, a scalar, and their metrics.
 
         Args:
             logits: [T, vocabulary], of the batch's targets.
-            batch: the examples, packed.
+            batch: the examples' sequences.
             examples: of the kind that the objective's method tokenizes to.
         """
         ...
@@ -61,15 +65,17 @@ class Objective(Protocol):
 class CrossEntropyLoss:
     """The cross-entropy of the target tokens, all of which have the same weight (supervised fine-tuning)."""
 
+    needs_reference = False
+
     def normalizer(self, examples: Sequence[TrainingExample]) -> int:
         """The number of target tokens."""
-        return sum(map(count_targets, examples))
+        return sum(example.targets for example in examples)
 
     def __call__(
         self,
         logits: Tensor,
-        batch: PackedBatch,
-        examples: Sequence[TrainingExample],  # noqa: ARG002 - the packed batch holds all that is needed
+        batch: Batch,
+        examples: Sequence[TrainingExample],  # noqa: ARG002 - the batch holds all that is needed
     ) -> tuple[Tensor, MeanMetrics]:
         """Sum the loss of all targets, in nats."""
         loss = F.cross_entropy(logits, batch.targets, reduction="sum")
@@ -88,6 +94,8 @@ class DPOLoss:
     Preference Optimization", 2023, equation 7 (https://arxiv.org/abs/2305.18290).
     """
 
+    needs_reference = True
+
     def __init__(self, beta: float) -> None:
         self.beta = beta
 
@@ -102,10 +110,10 @@ class DPOLoss:
         return len(examples)
 
     def __call__(
-        self, logits: Tensor, batch: PackedBatch, examples: Sequence[TrainingExample]
+        self, logits: Tensor, batch: Batch, examples: Sequence[TrainingExample]
     ) -> tuple[Tensor, MeanMetrics]:
         """Sum the loss of all pairs, in nats. Token accuracy is that of the preferred answers."""
-        references = [cast(Pair, pair).reference_logratio for pair in examples]
+        references = [pair.reference_logratio for pair in examples]
         reference = torch.tensor(references, dtype=logits.dtype, device=logits.device)
         margins = self.beta * (preference_logratios(logits, batch) - reference)
         loss = -F.logsigmoid(margins).sum()
@@ -120,13 +128,13 @@ class DPOLoss:
         )
 
 
-def preference_logratios(logits: Tensor, batch: PackedBatch) -> Tensor:
+def preference_logratios(logits: Tensor, batch: Batch) -> Tensor:
     """[pairs]: the log-probability of each preferred answer minus that of the other, in nats.
 
     The batch holds pairs, each pair's preferred answer first.
     """
     logprobs = -F.cross_entropy(logits, batch.targets, reduction="none")
-    answers = logprobs.new_zeros(len(batch.query_rows)).index_add(0, batch.sequence, logprobs)
+    answers = logprobs.new_zeros(batch.sequences).index_add(0, batch.sequence, logprobs)
     return answers[0::2] - answers[1::2]
 
 

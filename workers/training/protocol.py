@@ -13,6 +13,7 @@ from app.fine_tuning.methods import DEFAULT_METHOD
 from app.fine_tuning.methods.hyperparameters import Hyperparameters
 from app.fine_tuning.methods.metrics import Metrics
 from app.fine_tuning.packing import Work
+from app.models.token_mixing import Layout
 
 
 class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
@@ -60,6 +61,9 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     """The work of all its evaluations on validation examples."""
     largest: Work = Work()
     """The largest micro-batch."""
+    layout: Layout = "packed"
+    layout_reason: str = ""
+    """Why the batches have this layout; continues the word "because"."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):

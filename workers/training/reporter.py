@@ -25,6 +25,7 @@ from app.fine_tuning.models import FineTuningJob, TrainingSpeed
 from app.fine_tuning.preflight import estimates
 from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
+from app.models.token_mixing import Layout
 from app.storage.base import Storage
 from workers.crash_points import reach
 from workers.device import detect
@@ -41,6 +42,11 @@ from workers.training.protocol import (
     Working,
 )
 from workers.training.verification import keep_samples
+
+_LAYOUTS: dict[Layout, str] = {
+    "packed": "Examples are packed into rows without padding",
+    "padded": "Each example is computed in a row of its own, padded to the longest of its micro-batch",
+}
 
 log = logging.getLogger("toque.worker")
 
@@ -134,6 +140,10 @@ class JobReporter:
 
         def write(session: Session) -> None:
             queue.record_event(session, self._lease, message)
+            if started.layout_reason:
+                queue.record_event(
+                    session, self._lease, f"{_LAYOUTS[started.layout]}, because {started.layout_reason}"
+                )
             self._expect(session, started)
 
         self._write(write)

@@ -46,10 +46,8 @@ from workers.processes import die_with_parent
 from workers.training.dataset import (
     InvalidExampleError,
     TrainingExample,
-    length,
     limits_of,
     load_examples,
-    sequences,
 )
 from workers.training.learning import (
     Evaluations,
@@ -60,7 +58,7 @@ from workers.training.learning import (
     samples_of,
     target_logprobs,
 )
-from workers.training.model import WarmBase, batch_limits, load_warm_base
+from workers.training.model import UnsupportedBaseError, WarmBase, batch_limits, load_warm_base
 from workers.training.objectives import OBJECTIVES
 from workers.training.protocol import (
     Checkpoint,
@@ -150,9 +148,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
     cast(Any, torch).manual_seed(spec.seed)
     model = begin_adapter(spec, base)
     try:
-        weights = [weight for weight in model.parameters() if weight.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=hp.learning_rate, weight_decay=hp.weight_decay, fused=True)
-        learner = Learner(base, model, OBJECTIVES[spec.method](hp), optimizer)
+        learner = begin_learner(spec, base, model, [*training, *validation])
         limits = first_limits(spec, base, training)
         schedule = Schedule(
             len(training),
@@ -161,10 +157,14 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             checkpoint_steps=hp.checkpoint_steps,
         )
         evaluations = Evaluations(schedule, validation, hp.batch_size, spec.seed)
-        at = resume(Path(spec.resume_from), model, optimizer) if spec.resume_from else Progression()
-        send(describe_run(spec, base, training, validation, limits, weights, at.step))
+        at = resume(Path(spec.resume_from), model, learner.optimizer) if spec.resume_from else Progression()
+        send(describe_run(spec, learner, training, validation, limits, at.step))
         limits = precompute_reference_logprobs(learner, at, [*training, *validation], limits, send, stop)
-        checkpoints, resumed_step, ready = Checkpoints(spec, model, optimizer), at.step, time.monotonic()
+        checkpoints, resumed_step, ready = (
+            Checkpoints(spec, model, learner.optimizer),
+            at.step,
+            time.monotonic(),
+        )
         replay_unrecorded(at, checkpoints.newest, send, servable=at.step in schedule.checkpoints)
 
         while at.step < schedule.total_steps:
@@ -201,7 +201,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
                 send(Stopped(step=at.step))
                 return
         trained = {
-            number: target_logprobs(base, model, training[number])
+            number: target_logprobs(learner, training[number])
             for number in draw_samples(training, hp.max_length, spec.seed)
         }
     finally:
@@ -214,14 +214,14 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             trained_tokens=at.tokens,
             elapsed_seconds=time.monotonic() - began,
             peak_memory_bytes=peak_memory(base.device),
-            samples=samples_of(base, training, trained),
+            samples=samples_of(learner, training, trained),
         )
     )
 
 
 def first_limits(spec: TrainingSpec, base: WarmBase, training: Sequence[TrainingExample]) -> Limits:
     """Return the limits of a micro-batch, no wider than any batch needs."""
-    longest = sorted(training, key=length)[-spec.hyperparameters.batch_size :]
+    longest = sorted(training, key=lambda example: example.length)[-spec.hyperparameters.batch_size :]
     return batch_limits(base.model, base.device).within(limits_of(longest)).halved(spec.halvings)
 
 
@@ -229,16 +229,30 @@ def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
     """Add the adapter as it is before its first step.
 
     Raises:
-        UntrainableError: the adapter that training continues from is damaged, or the base lacks the modules.
+        UntrainableError: the adapter that training continues from is damaged, or the base lacks modules.
     """
     try:
         return begin(spec, base)
     except UnknownModulesError as error:
         message = f"Invalid value for 'target_modules': {error}."
         raise UntrainableError("invalid_value", message, "target_modules") from error
+    except UnsupportedBaseError as error:
+        message = f"No adapter can be trained on '{spec.base_model}': {error}."
+        raise UntrainableError("base_model_unsupported", message, "model") from error
     except AdapterError as error:
         message = f"The model that training goes on from is damaged: {error}."
         raise UntrainableError("model_damaged", message, "model") from error
+
+
+def begin_learner(
+    spec: TrainingSpec, base: WarmBase, model: PeftModel, examples: Sequence[TrainingExample]
+) -> Learner:
+    """Choose layout, objective and optimizer for the adapter."""
+    hp = spec.hyperparameters
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=hp.learning_rate, weight_decay=hp.weight_decay, fused=True)
+    mixing = base.token_mixing(max(example.length for example in examples))
+    return Learner(base, model, mixing, OBJECTIVES[spec.method](hp), optimizer)
 
 
 def precompute_reference_logprobs(
@@ -274,19 +288,19 @@ def precompute_reference_logprobs(
 
 def describe_run(
     spec: TrainingSpec,
-    base: WarmBase,
+    learner: Learner,
     training: Sequence[TrainingExample],
     validation: Sequence[TrainingExample],
     limits: Limits,
-    weights: Sequence[torch.nn.Parameter],
     resumed_step: int,
 ) -> Started:
     """Describe what the attempt is about to do."""
-    hp = spec.hyperparameters
+    hp, base = spec.hyperparameters, learner.base
     work = work_of_job(
-        [sequences(example) for example in training],
-        [sequences(example) for example in validation],
+        [example.sequences for example in training],
+        [example.sequences for example in validation],
         limits,
+        learner.mixing.layout,
         n_epochs=hp.n_epochs,
         batch_size=hp.batch_size,
         checkpoint_steps=hp.checkpoint_steps,
@@ -296,7 +310,7 @@ def describe_run(
         total_steps=int(work.training.steps),
         examples=len(training),
         tokens_per_epoch=count_tokens(training),
-        trainable_parameters=sum(weight.numel() for weight in weights),
+        trainable_parameters=sum(weight.numel() for weight in learner.weights),
         device=str(base.device),
         resumed_step=resumed_step,
         resident_memory_bytes=base.resident_memory_bytes,
@@ -304,6 +318,8 @@ def describe_run(
         training=work.training,
         evaluation=work.evaluation,
         largest=work.largest,
+        layout=learner.mixing.layout,
+        layout_reason=learner.mixing.reason,
     )
 
 
@@ -364,7 +380,7 @@ def load_files(
 
 def count_tokens(examples: Iterable[TrainingExample]) -> int:
     """Count tokens as the user does: whole examples, both sequences of a pair, computed or not."""
-    return sum(len(part.input_ids) for example in examples for part in sequences(example))
+    return sum(len(part.input_ids) for example in examples for part in example.sequences)
 
 
 def is_out_of_memory(error: Exception) -> bool:

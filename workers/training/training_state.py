@@ -20,8 +20,8 @@ from app.fine_tuning.methods.metrics import Metrics
 from app.models.adapters.target_modules import select, shorten
 from app.models.adapters.validation import CONFIG, WEIGHTS, check_adapter, module_shapes
 from workers.training.checkpoint import discard, save_checkpoint
-from workers.training.dataset import Pair, TrainingExample
-from workers.training.model import ADAPTER, WarmBase, add_lora, linear_modules, load_weights
+from workers.training.dataset import TrainingExample
+from workers.training.model import ADAPTER, WarmBase, add_lora, linear_modules, load_weights, module_names
 from workers.training.protocol import Step, TrainingSpec
 
 STATE_FILE = "training_state.pt"
@@ -43,12 +43,11 @@ class Progression:
     were computed with no longer exists."""
 
     def share_references(self, examples: Sequence[TrainingExample]) -> None:
-        """Give the pairs the checkpoint's references, and keep those that the pairs have."""
-        pairs = [example for example in examples if isinstance(example, Pair)]
-        for pair, reference in zip(pairs, self.reference_logratios, strict=False):
-            pair.reference_logratio = reference
+        """Give the examples the checkpoint's references, and keep those that the examples have."""
+        for example, reference in zip(examples, self.reference_logratios, strict=False):
+            example.reference_logratio = reference
         self.reference_logratios = [
-            pair.reference_logratio for pair in pairs if pair.reference_logratio is not None
+            example.reference_logratio for example in examples if example.reference_logratio is not None
         ]
 
 
@@ -96,8 +95,8 @@ def begin(spec: TrainingSpec, base: WarmBase) -> peft.PeftModel:
     """
     hp = spec.hyperparameters
     if spec.parent is None:
-        every = linear_modules(base.model)
-        targets = shorten(select(every, hp.target_modules), every)
+        selected = select(linear_modules(base.model), hp.target_modules)
+        targets = shorten(selected, module_names(base.model))
         return add_lora(base.model, hp.lora_rank, hp.lora_alpha, hp.lora_dropout, targets)
     folder = Path(spec.parent)
     lora = check_adapter(folder, module_shapes(base.folder), max_rank=None)

@@ -30,6 +30,7 @@ from app.fine_tuning.preflight.schemas import (
     Overlap,
     RenderedExample,
 )
+from app.models.token_mixing import TokenMixing, read_config, token_mixing
 
 SAMPLE = 5_000
 """The number of examples that are tokenized; of more, this many are drawn by the seed."""
@@ -76,6 +77,8 @@ class Found:
     targets_per_epoch: int = 0
     work: JobWork | None = None
     """None if no example can be trained on."""
+    mixing: TokenMixing | None = None
+    """The layout of the micro-batches; None if no example can be trained on."""
 
 
 def inspect(subject: Subject) -> Found:
@@ -116,10 +119,14 @@ class _Inspector:
         found.tokens_per_epoch = round(tokens * scale)
         targets = sum(sum(part.target_mask) for example in training for part in example)
         found.targets_per_epoch = round(targets * scale)
+        everything = [*training, *longest, *validation]
+        found.mixing = token_mixing(read_config(subject.base_model_dir), max(map(length, everything)))
+        layout = found.mixing.layout
         work = work_of_job(
             training,
             validation,
             subject.limits,
+            layout,
             n_epochs=subject.n_epochs,
             batch_size=subject.batch_size,
             checkpoint_steps=subject.checkpoint_steps,
@@ -129,7 +136,7 @@ class _Inspector:
         found.work = JobWork(
             work.training.times(scale),
             work.evaluation.times(subject.validation_examples / sampled),
-            [*work.micro_batches, *work_by_micro_batch(longest, subject.limits)],
+            [*work.micro_batches, *work_by_micro_batch(longest, subject.limits, layout)],
         )
         return found
 

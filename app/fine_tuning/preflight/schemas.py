@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from app.fine_tuning.schemas import ResolvedHyperparameters
+from app.models.token_mixing import Layout
 
 FileParam = Literal["training_file", "validation_file"]
 
@@ -162,7 +163,13 @@ class JobPreflight(BaseModel):
     shared_share: float
     """The share of tokens that need no computing: shared prefixes, and what follows the last target."""
     padding_share: float
-    """The share of attention's rows that pad shorter examples; no other layer computes padding."""
+    """The share of attention's rows that pad shorter examples. In the packed layout no other layer computes
+    padding; in the padded layout all do."""
+    layout: Layout | None
+    """Whether examples are packed into rows without padding, or padded in rows of their own; null if none was
+    tokenized. The trainer pads where its self-test finds that packing would be wrong."""
+    layout_reason: str | None
+    """Why the examples are laid out like that; continues the word "because"."""
     memory: MemoryEstimate
     time: TimeEstimate
     rendered: list[RenderedExample]

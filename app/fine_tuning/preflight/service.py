@@ -180,7 +180,7 @@ def _preflight(
     memory, time = _estimates(geometry, basis, subject, found, hyperparameters["lora_rank"])
     work = found.work.training if found.work else None
     resolved = ResolvedHyperparameters.model_validate(hyperparameters)
-    computed = work.tokens / subject.n_epochs if work else 0
+    computed = (work.rows - work.padding) / subject.n_epochs if work else 0
     return JobPreflight(
         ready=not found.refused.total,
         waits=waits,
@@ -216,7 +216,9 @@ def _preflight(
         special_tokens=found.special_tokens,
         overlap=found.overlap,
         shared_share=round(1 - computed / found.tokens_per_epoch, 4) if work else 0.0,
-        padding_share=round(1 - work.tokens / work.rows, 4) if work else 0.0,
+        padding_share=round(work.padding / work.rows, 4) if work else 0.0,
+        layout=found.mixing.layout if found.mixing else None,
+        layout_reason=found.mixing.reason if found.mixing else None,
         memory=memory,
         time=time,
         rendered=found.rendered,

@@ -71,6 +71,8 @@ def test_it_says_what_would_happen_and_keeps_nothing(
         None,
         None,
     )
+    assert found["layout"] == "packed"
+    assert found["layout_reason"] == "the base model mixes tokens by causal attention alone"
     assert 0 < found["shared_share"] < 1
     assert 0 <= found["padding_share"] < 0.5
     assert [(example["line"], example["text"]) for example in found["rendered"]] == [

@@ -11,12 +11,11 @@ from app.fine_tuning.schedule import epoch_batches
 from tests.support.examples import Lines, chat, colours, preference
 from workers.training.dataset import (
     InvalidExampleError,
-    Pair,
-    length,
+    TrainingExample,
     load_examples,
     micro_batches,
-    pack,
 )
+from workers.training.layouts.packed import pack
 
 WIDE = Limits(tokens=1 << 20, targets=1 << 20)
 
@@ -79,7 +78,7 @@ def test_each_epoch_has_its_own_order_which_the_seed_alone_decides() -> None:
 
 
 def test_shared_tokens_are_computed_once_and_nothing_after_the_last_target() -> None:
-    packed = pack([example([1, 2, 3, 4, 5], 1), example([1, 2, 6, 7], 2)])
+    packed = pack([(example([1, 2, 3, 4, 5], 1),), (example([1, 2, 6, 7], 2),)])
 
     assert packed.shared == 2
     assert packed.input_ids.tolist() == [[1, 2, 3, 4, 6]]
@@ -92,7 +91,7 @@ def test_shared_tokens_are_computed_once_and_nothing_after_the_last_target() -> 
 
 
 def test_equal_examples_still_have_a_token_of_their_own() -> None:
-    packed = pack([example([1, 2, 3], 2), example([1, 2, 3], 2)])
+    packed = pack([(example([1, 2, 3], 2),), (example([1, 2, 3], 2),)])
 
     assert packed.targets.tolist() == [2, 3, 2, 3]
     assert packed.input_ids.tolist() == [[1, 2, 2]]
@@ -100,11 +99,11 @@ def test_equal_examples_still_have_a_token_of_their_own() -> None:
 
 
 def test_one_example_shares_nothing() -> None:
-    assert pack([example([1, 2, 3], 1)]).shared == 0
+    assert pack([(example([1, 2, 3], 1),)]).shared == 0
 
 
 def test_batches_are_cut_where_they_would_exceed_a_limit() -> None:
-    examples = [example(list(range(length)), 1) for length in (50, 3, 4, 5, 3, 4)]
+    examples = [TrainingExample((example(list(range(length)), 1),)) for length in (50, 3, 4, 5, 3, 4)]
 
     assert len(list(micro_batches(examples, WIDE))) == 1
     by_tokens = list(micro_batches(examples, Limits(tokens=12, targets=100)))
@@ -115,8 +114,8 @@ def test_batches_are_cut_where_they_would_exceed_a_limit() -> None:
 
 
 def test_answers_to_one_prompt_share_it_beside_other_pairs() -> None:
-    one = Pair(example([1, 2, 3, 4, 5], 2), example([1, 2, 3, 6, 7], 2))
-    two = Pair(example([1, 8, 9, 4], 1), example([1, 8, 9, 5], 1))
+    one = (example([1, 2, 3, 4, 5], 2), example([1, 2, 3, 6, 7], 2))
+    two = (example([1, 8, 9, 4], 1), example([1, 8, 9, 5], 1))
     packed = pack([one, two])
 
     assert packed.shared == 1
@@ -131,12 +130,12 @@ def test_answers_to_one_prompt_share_it_beside_other_pairs() -> None:
 
 
 def test_a_pair_is_never_cut() -> None:
-    pairs = [Pair(example(list(range(n)), 1), example(list(range(n)), 2)) for n in (5, 3, 5, 3)]
+    pairs = [TrainingExample((example(list(range(n)), 1), example(list(range(n)), 2))) for n in (5, 3, 5, 3)]
 
     for limits in (Limits(tokens=1, targets=1), Limits(tokens=5, targets=100)):
         assert [len(micro_batch) for micro_batch in micro_batches(pairs, limits)] == [1, 1, 1, 1]
     by_tokens = micro_batches(pairs, Limits(tokens=12, targets=100))
-    assert [[length(pair) for pair in micro_batch] for micro_batch in by_tokens] == [[3, 3], [5], [5]]
+    assert [[pair.length for pair in micro_batch] for micro_batch in by_tokens] == [[3, 3], [5], [5]]
     by_targets = micro_batches(pairs, Limits(tokens=1000, targets=6))
     assert [len(micro_batch) for micro_batch in by_targets] == [2, 2]
 
@@ -165,8 +164,8 @@ def test_of_a_pair_only_the_answers_are_targets(base_model_dir: Path, jsonl: Lin
     line["input"]["messages"] = [*earlier, *line["input"]["messages"]]
     [pair] = load_examples(jsonl([line]), ChatTemplate.load(base_model_dir), 1000, "dpo")
 
-    assert isinstance(pair, Pair)
-    parts = (pair.preferred, pair.non_preferred)
+    parts = pair.sequences
+    assert len(parts) == 2
     assert [sum(part.target_mask) for part in parts] == [3 + 1, 10 + 1]
     prompts = [part.input_ids[: part.target_mask.index(True)] for part in parts]
     assert prompts[0] == prompts[1]
@@ -182,7 +181,8 @@ def test_turns_of_weight_0_are_no_targets(base_model_dir: Path, jsonl: Lines) ->
     template = ChatTemplate.load(base_model_dir)
     [loaded] = load_examples(jsonl([{"messages": turns}]), template, 1000)
 
-    targets = pack([loaded]).targets.tolist()
-    words = [token for token, learnt in zip(loaded.input_ids, loaded.target_mask, strict=True) if learnt]
+    [sequence] = loaded.sequences
+    targets = pack([loaded.sequences]).targets.tolist()
+    words = [token for token, learnt in zip(sequence.input_ids, sequence.target_mask, strict=True) if learnt]
     assert targets == words
     assert len(targets) == len("RIGHT") + 1  # bytes are tokens here; then the token that ends the turn

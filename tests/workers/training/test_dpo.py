@@ -18,13 +18,14 @@ from transformers import AutoModelForCausalLM
 
 from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits
+from app.models.token_mixing import TokenMixing
 from tests.support.examples import Lines, preference, preference_pairs
 from tests.support.gradients import adapter_weights, gradients, randomize
 from tests.support.starved_trainer import starved_logits
 from tests.support.trainer import Child, losses, with_
 from workers.training import learning, model, trainer
 from workers.training.checkpoint import newest_resumable
-from workers.training.dataset import Pair, TrainingExample, load_examples
+from workers.training.dataset import TrainingExample, load_examples
 from workers.training.objectives import DPOLoss
 from workers.training.protocol import (
     Checkpoint,
@@ -41,6 +42,7 @@ from workers.training.protocol import (
 CPU = torch.device("cpu")
 BETA = 0.3
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PACKED = TokenMixing("packed", "its tokens mix by causal attention alone")
 WIDE = Limits(tokens=1 << 20, targets=1 << 20)
 
 
@@ -97,7 +99,7 @@ def rewards(plain: torch.nn.Module, reference: torch.nn.Module, pairs: list[Any]
     margins: list[Tensor] = []
     for pair in pairs:
         gains: list[Tensor] = []
-        for sequence in (pair.preferred, pair.non_preferred):
+        for sequence in pair.sequences:
             with torch.no_grad():
                 before = answer_logprob(reference, sequence)
             gains.append(answer_logprob(plain, sequence) - before)
@@ -130,7 +132,7 @@ def test_loss_margin_and_gradient_are_those_of_plain_peft(
 
     adapted = model.add_lora(base.model, rank=4, alpha=8, dropout=0.0)
     optimizer = torch.optim.SGD(adapter_weights(adapted).values(), lr=0.0)
-    learner = learning.Learner(base, adapted, DPOLoss(BETA), optimizer)
+    learner = learning.Learner(base, adapted, PACKED, DPOLoss(BETA), optimizer)
     if parent:
         randomize(adapted)
     learner.precompute_reference_logprobs(pairs, lambda: None, limits)
@@ -153,16 +155,18 @@ def test_before_the_first_step_nothing_is_preferred(
     base: model.WarmBase, pairs: list[TrainingExample]
 ) -> None:
     adapted = model.add_lora(base.model, rank=4, alpha=8, dropout=0.0)
-    learner = learning.Learner(base, adapted, DPOLoss(BETA), torch.optim.SGD(adapted.parameters(), lr=0.0))
+    learner = learning.Learner(
+        base, adapted, PACKED, DPOLoss(BETA), torch.optim.SGD(adapted.parameters(), lr=0.0)
+    )
     learner.precompute_reference_logprobs(pairs, lambda: None, WIDE)
-    known = [pair.reference_logratio for pair in pairs if isinstance(pair, Pair)]
+    known = [pair.reference_logratio for pair in pairs]
     metrics = learner.evaluate(pairs, lambda: None, WIDE)
 
     assert metrics.mean("loss") == pytest.approx(math.log(2))
     assert (metrics.mean("reward_accuracy"), metrics.mean("reward_margin")) == (0.0, 0.0)
     randomize(adapted)
     learner.precompute_reference_logprobs(pairs, lambda: None, WIDE)
-    assert [pair.reference_logratio for pair in pairs if isinstance(pair, Pair)] == known, "once for all"
+    assert [pair.reference_logratio for pair in pairs] == known, "once for all"
 
 
 # The protocol
@@ -188,9 +192,9 @@ def test_a_job_learns_what_is_preferred(child: Child, dpo: TrainingSpec) -> None
     examples = load_examples(Path(dpo.training_file), ChatTemplate.load(Path(dpo.base_model_dir)), 400, "dpo")
     for sample in finished.samples:
         pair = examples[sample.example]
-        assert isinstance(pair, Pair)
-        assert sample.input_ids == pair.preferred.input_ids
-        assert len(sample.trained) == len(sample.base) == sum(pair.preferred.target_mask)
+        preferred, _ = pair.sequences
+        assert sample.input_ids == preferred.input_ids
+        assert len(sample.trained) == len(sample.base) == sum(preferred.target_mask)
     assert finished.samples
 
 

@@ -18,8 +18,9 @@ from tests.support.trainer import Child
 from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
 from tests.support.worker import create, ended, run_worker
-from workers.training.dataset import Pair, TrainingExample, load_examples, micro_batches, pack
-from workers.training.dataset import sequences as sequences_of
+from workers.training.dataset import TrainingExample, load_examples, micro_batches
+from workers.training.layouts.packed import pack
+from workers.training.layouts.padded import pad
 from workers.training.protocol import Finished, Started, Step, TrainingSpec
 
 sequences = st.builds(
@@ -32,22 +33,33 @@ sequences = st.builds(
 )
 
 
-examples = sequences | st.builds(Pair, sequences, sequences)
+examples = st.builds(TrainingExample, st.tuples(sequences) | st.tuples(sequences, sequences))
 
 
 @given(st.lists(examples, min_size=1, max_size=12), st.integers(1, 200), st.integers(1, 12))
 def test_micro_batches_are_counted_as_the_trainer_packs_them(
     examples: list[TrainingExample], tokens: int, targets: int
 ) -> None:
-    packed = [pack(micro_batch) for micro_batch in micro_batches(examples, Limits(tokens, targets))]
-    parts = [sequences_of(one) for one in examples]
-    counted = work_by_micro_batch(parts, Limits(tokens, targets))
+    limits = Limits(tokens, targets)
+    parts = [[one.sequences for one in each] for each in micro_batches(examples, limits)]
+    packed = [pack(each) for each in parts]
+    counted = work_by_micro_batch([one.sequences for one in examples], limits, "packed")
     assert [each.tokens for each in counted] == [batch.input_ids.shape[1] for batch in packed]
     assert [each.targets for each in counted] == [len(batch.targets) for batch in packed]
     assert [each.rows for each in counted] == [batch.shared + batch.query_rows.numel() for batch in packed]
     assert [each.scores for each in counted] == [
         batch.shared**2 + batch.query_rows.numel() * batch.key_rows.shape[1] for batch in packed
     ]
+    assert [each.rows - each.padding for each in counted] == [each.tokens for each in counted]
+
+    padded = [pad(each) for each in parts]
+    counted = work_by_micro_batch([one.sequences for one in examples], limits, "padded")
+    assert [each.tokens for each in counted] == [batch.input_ids.numel() for batch in padded]
+    assert [each.rows for each in counted] == [batch.input_ids.numel() for batch in padded]
+    assert [each.scores for each in counted] == [
+        batch.input_ids.numel() * batch.input_ids.shape[1] for batch in padded
+    ]
+    assert [each.targets for each in counted] == [len(batch.targets) for batch in padded]
 
 
 def test_the_trainer_says_what_it_will_do_and_what_it_took(spec: TrainingSpec, child: Child) -> None:
@@ -76,13 +88,15 @@ def test_validation_examples_and_checkpoints_count(base_model_dir: Path, spec: T
     from app.datasets.chat_template import ChatTemplate
 
     training = load_examples(Path(spec.training_file), ChatTemplate.load(base_model_dir), 400)
-    parts = [(example,) for example in training]
+    parts = [example.sequences for example in training]
     limits = Limits(2**11, 2**11)
-    work = work_of_job(parts, parts[:4], limits, n_epochs=3, batch_size=4, checkpoint_steps=2, seed=1)
+    work = work_of_job(
+        parts, parts[:4], limits, "packed", n_epochs=3, batch_size=4, checkpoint_steps=2, seed=1
+    )
     assert work.training.steps == 15
     # At steps 2, 4, …, 14, and at the ends of epochs, 5, 10 and 15; some are looked at then, and every 5.
     assert work.training.checkpoints == 9
-    whole = total(work_by_micro_batch(parts[:4], limits))
+    whole = total(work_by_micro_batch(parts[:4], limits, "packed"))
     assert work.evaluation.tokens == whole.tokens * (3 + 9)
 
 

@@ -10,10 +10,11 @@ from app.datasets.chat_template import TokenizedExample
 from app.fine_tuning.methods import METHODS
 from app.fine_tuning.methods.hyperparameters import Hyperparameters
 from app.fine_tuning.methods.metrics import Metrics
-from workers.training.dataset import Pair, TrainingExample, pack
+from workers.training.dataset import TrainingExample
+from workers.training.layouts.packed import pack
 from workers.training.objectives import OBJECTIVES, CrossEntropyLoss, DPOLoss, MeanMetrics, Objective
 
-SEQUENCES = [TokenizedExample([1, 2, 3], [False, True, True]), TokenizedExample([1, 2], [False, True])]
+SEQUENCES = (TokenizedExample([1, 2, 3], [False, True, True]), TokenizedExample([1, 2], [False, True]))
 
 
 def test_every_method_has_an_objective() -> None:
@@ -21,12 +22,13 @@ def test_every_method_has_an_objective() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "examples"),
-    [(CrossEntropyLoss(), SEQUENCES), (DPOLoss(0.1), [Pair(*SEQUENCES, reference_logratio=0.0)])],
+    ("objective", "reference"),
+    [(CrossEntropyLoss(), None), (DPOLoss(0.1), 0.0)],
     ids=["cross-entropy", "dpo"],
 )
-def test_its_metrics_are_declared(objective: Objective, examples: list[TrainingExample]) -> None:
-    batch = pack(examples)
+def test_its_metrics_are_declared(objective: Objective, reference: float | None) -> None:
+    examples = [TrainingExample(SEQUENCES, reference)]
+    batch = pack([SEQUENCES])
     logits = torch.zeros(len(batch.targets), 5)
     _, metrics = objective(logits, batch, examples)
     declared = {each.name for each in msgspec.structs.fields(Metrics)}

@@ -25,7 +25,7 @@ from tests.support.trainer import with_
 from tests.support.training_files import chat_line, training_bytes
 from tests.support.worker import create, ended, run_worker
 from workers.training import learning, model, trainer
-from workers.training.dataset import PackedBatch
+from workers.training.layouts.packed import PackedBatch
 from workers.training.protocol import Finished, Progress, Started, Step, TrainingSpec, Warned
 
 STARVED_WORKER = [sys.executable, str(Path(__file__).parents[2] / "support" / "starved_worker.py")]

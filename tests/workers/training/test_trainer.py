@@ -19,14 +19,17 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from transformers import AutoModelForCausalLM
 
-from app.datasets.chat_template import ChatTemplate, TokenizedExample
+from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.packing import Limits
 from app.models.adapters.validation import check_adapter, module_shapes
+from app.models.token_mixing import TokenMixing
 from tests.support.examples import Lines, chat, colours
 from tests.support.gradients import adapter_weights, gradients, randomize
 from tests.support.trainer import COMMAND, ENVIRONMENT, Child, with_
 from workers.training import learning, model, trainer
-from workers.training.dataset import load_examples, micro_batches, pack
+from workers.training.dataset import TrainingExample, load_examples, micro_batches
+from workers.training.layouts import packed, set_layout, target_logits
+from workers.training.layouts.packed import pack
 from workers.training.objectives import CrossEntropyLoss, MeanMetrics
 from workers.training.protocol import (
     Checkpoint,
@@ -39,6 +42,7 @@ from workers.training.protocol import (
 )
 
 CPU = torch.device("cpu")
+PACKED = TokenMixing("packed", "its tokens mix by causal attention alone")
 WIDE = Limits(tokens=1 << 20, targets=1 << 20)
 
 
@@ -253,7 +257,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def examples(base_model_dir: Path, jsonl: Lines) -> list[TokenizedExample]:
+def examples(base_model_dir: Path, jsonl: Lines) -> list[TrainingExample]:
     several_turns = {
         "messages": [
             {"role": "system", "content": "Say the colour of the thing."},
@@ -267,18 +271,19 @@ def examples(base_model_dir: Path, jsonl: Lines) -> list[TokenizedExample]:
     return load_examples(jsonl(lines), ChatTemplate.load(base_model_dir), 1000)
 
 
-def reference_loss(plain: torch.nn.Module, examples: list[TokenizedExample]) -> Tensor:
+def reference_loss(plain: torch.nn.Module, examples: list[TrainingExample]) -> Tensor:
     """Mean over all targets, one example at a time, all its logits: nothing of the trainer's own."""
     losses: list[Tensor] = []
     for example in examples:
-        ids = torch.tensor([example.input_ids])
-        learnt = torch.tensor(example.target_mask[1:])
+        [sequence] = example.sequences
+        ids = torch.tensor([sequence.input_ids])
+        learnt = torch.tensor(sequence.target_mask[1:])
         logits = plain(input_ids=ids).logits[0, :-1]
         losses.append(F.cross_entropy(logits[learnt], ids[0, 1:][learnt], reduction="none"))
     return torch.cat(losses).mean()
 
 
-def reference_gradients(base_model_dir: Path, examples: list[TokenizedExample]) -> tuple[float, Tensor]:
+def reference_gradients(base_model_dir: Path, examples: list[TrainingExample]) -> tuple[float, Tensor]:
     base = AutoModelForCausalLM.from_pretrained(base_model_dir, dtype=torch.float32)
     names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     plain = peft.get_peft_model(
@@ -299,24 +304,27 @@ def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> to
 @pytest.mark.parametrize("limits", [WIDE, Limits(tokens=150, targets=1000)], ids=["one batch", "several"])
 def test_loss_and_gradient_are_those_of_plain_peft(
     base_model_dir: Path,
-    examples: list[TokenizedExample],
+    examples: list[TrainingExample],
     monkeypatch: pytest.MonkeyPatch,
     dtype: torch.dtype,
     written_out: int,
     limits: Limits,
 ) -> None:
-    monkeypatch.setattr(model, "WRITTEN_OUT", written_out)
+    monkeypatch.setattr(packed, "WRITTEN_OUT", written_out)
     expected_loss, expected = reference_gradients(base_model_dir, examples)
 
     base = model.load_base(base_model_dir, CPU)
+    set_layout(base, "packed")
     adapted = randomize(model.add_lora(base, rank=4, alpha=8, dropout=0.0))
-    targets = sum(sum(example.target_mask) for example in examples)
-    batches = [pack(micro_batch) for micro_batch in micro_batches(examples, limits)]
+    targets = sum(example.targets for example in examples)
+    batches = [
+        pack(example.sequences for example in micro_batch) for micro_batch in micro_batches(examples, limits)
+    ]
     assert (len(batches) == 1) == (limits is WIDE)
     assert batches[0].shared > 10
     total = 0.0
     for batch in batches:
-        loss = F.cross_entropy(model.target_logits(base, batch), batch.targets, reduction="sum") / targets
+        loss = F.cross_entropy(target_logits(base, batch), batch.targets, reduction="sum") / targets
         loss.backward()
         total += loss.item()
 
@@ -330,7 +338,7 @@ def test_loss_and_gradient_are_those_of_plain_peft(
 
 
 def test_a_cut_batch_makes_the_same_optimizer_step(
-    base_model_dir: Path, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
+    base_model_dir: Path, examples: list[TrainingExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "compute_dtype", lambda device: torch.float32)
     base = model.load_warm_base(base_model_dir)
@@ -340,7 +348,7 @@ def test_a_cut_batch_makes_the_same_optimizer_step(
         adapted = randomize(model.add_lora(base.model, rank=4, alpha=8, dropout=0.0))
         weights = list(adapter_weights(adapted).values())
         optimizer = torch.optim.SGD(weights, lr=1.0)
-        learner = learning.Learner(base, adapted, CrossEntropyLoss(), optimizer)
+        learner = learning.Learner(base, adapted, PACKED, CrossEntropyLoss(), optimizer)
         metrics.append(learner.train_step(examples, 1.0, 1.0, limits))
         learnt.append({name: weight.detach().clone() for name, weight in adapter_weights(adapted).items()})
         adapted.unload()
@@ -351,18 +359,19 @@ def test_a_cut_batch_makes_the_same_optimizer_step(
 
 
 def test_dropout_is_pefts(
-    base_model_dir: Path, examples: list[TokenizedExample], monkeypatch: pytest.MonkeyPatch
+    base_model_dir: Path, examples: list[TrainingExample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model, "compute_dtype", lambda device: torch.float32)
     base = model.load_base(base_model_dir, CPU)
+    set_layout(base, "packed")
     adapted = randomize(model.add_lora(base, rank=4, alpha=8, dropout=0.5))
-    adapted.train()
-    batch = pack(examples)
+    model.set_training(adapted, is_training=True)
+    batch = pack(example.sequences for example in examples)
 
     def loss_and_gradients() -> tuple[Tensor, Tensor]:
         torch.manual_seed(3)
         adapted.zero_grad()
-        loss = F.cross_entropy(model.target_logits(base, batch), batch.targets)
+        loss = F.cross_entropy(target_logits(base, batch), batch.targets)
         loss.backward()
         return loss.detach(), gradients(adapted)
 
