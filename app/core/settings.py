@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from platformdirs import user_data_path
 from pydantic import BaseModel, Field, SecretStr, StringConstraints
@@ -25,6 +25,9 @@ class BaseModelEntry(BaseModel):
     """The most tokens in a training example, and in a request together with its answer."""
     max_rank: int = Field(default=32, ge=1)
     """The highest LoRA rank that an adapter may have. The engine reserves memory for it."""
+    quantization: Literal["nf4"] | None = None
+    """How its linear layers are stored while it is trained, unless a job says otherwise: `nf4` takes a
+    quarter of the memory. It is served as it is."""
     also_known_as: list[str] = []
     """Other names that jobs and requests may use for this base model, so that a script written for another
     service runs unchanged. Responses always carry the real name."""

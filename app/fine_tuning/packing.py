@@ -72,6 +72,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """Rows of logits."""
     checkpoints: float = 0
     """Checkpoints that are saved to be served."""
+    recomputed: float = 0
+    """Those of `tokens` whose activations are computed again in the backward pass instead of being kept."""
 
     def times(self, factor: float) -> Work:
         """The work, multiplied."""
@@ -93,6 +95,14 @@ class JobWork:
     def largest(self) -> Work:
         """The micro-batch that decides how much memory is needed."""
         return max(self.micro_batches, key=lambda each: each.tokens + each.targets / 3, default=Work())
+
+    def recomputing(self) -> JobWork:
+        """The same work with activation checkpointing."""
+
+        def recomputed(work: Work) -> Work:
+            return msgspec.structs.replace(work, recomputed=work.tokens)
+
+        return JobWork(recomputed(self.training), self.evaluation, [*map(recomputed, self.micro_batches)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ def resolve_hyperparameters(
             bound = each.base_bound.format(base=f"'{base.name}'")
             _check_bound(given, each.name, getattr(base, each.bound_by_base), bound)
 
-    job = JobShape(METHODS[method], examples, base.max_rank, base.context, hidden_size)
+    job = JobShape(METHODS[method], examples, base.max_rank, base.context, hidden_size, base.quantization)
     resolved = {each.name: given.get(each.name, each.choose(job)) for each in taken_by(job.method)}
     _check_checkpoints(examples, resolved)
     reference_rate = reference_learning_rate(job)

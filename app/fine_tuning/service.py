@@ -29,6 +29,7 @@ from app.fine_tuning.methods import DEFAULT_METHOD, METHODS
 from app.fine_tuning.methods.hyperparameters import required_spec_version
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
 from app.fine_tuning.plan import JobPlan
+from app.fine_tuning.quantization import NOTE, require_packable
 from app.fine_tuning.requested_hyperparameters import (
     LoraHyperparameters,
     RequestedHyperparameters,
@@ -104,6 +105,8 @@ def _create(
     session.add(job)
     session.flush()
     queue.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
+    if plan.hyperparameters.get("quantization") == "nf4":
+        queue.add_event(session, job.id, NOTE)
     _note_files(session, job, plan.training_file, plan.validation_file)
     queue.note_missing_gpus(
         session, worker_registry.offered_gpus(session, context.settings.heartbeat_seconds)
@@ -148,7 +151,7 @@ def plan_job(
             for param, file_id in named.items()
         }
     # Errors that do not depend on the files' content come first.
-    resolve_hyperparameters(
+    resolved = resolve_hyperparameters(
         requested,
         examples=MIN_EXAMPLES,
         base=base,
@@ -157,6 +160,7 @@ def plan_job(
         method=method,
         parent=parent,
     )
+    require_packable(settings, base, resolved)
     if parent is not None:
         requested |= parent.hyperparameters
     training_file = files["training_file"]

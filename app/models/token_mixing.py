@@ -53,7 +53,8 @@ CAUSAL_ATTENTION = frozenset(
 
 _ATTENTION_LAYERS = {"attention", "full_attention", "sliding_attention"}
 _SOFT_CAPS = ("attn_logit_softcapping", "attn_logit_softcap")
-_SINKS = frozenset({"gpt_oss"})
+SINKS = frozenset({"gpt_oss"})
+"""Values of `model_type` whose attention has sinks, which transformers computes only by eager attention."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def _obstacles(config: dict[str, Any], longest: int) -> Iterator[str]:
         yield f"'{model_type}' is not known to mix tokens by causal attention alone"
     if has_soft_cap(config):
         yield "the base model caps its attention scores"
-    if model_type in _SINKS:
+    if model_type in SINKS:
         yield "the base model's attention has sinks"
     if window is not None and window < longest:
         yield (

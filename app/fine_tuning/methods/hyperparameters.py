@@ -33,6 +33,8 @@ class JobShape:
     """The base model's context, in tokens."""
     hidden_size: int | None
     """The base model's width; None if it is not prepared on this machine."""
+    quantization: str | None = None
+    """How the base model is quantized unless a job says otherwise; None for not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class Hyperparameter:
     is_openais: bool = False
     """Whether OpenAI's API has it. The others may also be given at the top of a request (`extra_body`)."""
     spec_version: int = 1
-    """The version that a worker must support to train with another value than `auto`'s
+    """The version that a worker must support to train with another value than the field's default
     (`FineTuningJob.spec_version`)."""
     name: str = ""
     type: Any = None
@@ -194,6 +196,16 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "all-linear"
     """A list, too, if it is inherited from a parent."""
+    quantization: Annotated[
+        Literal["nf4", "none"],
+        Hyperparameter(
+            meaning="How the base model's linear layers are stored while training: `nf4` takes a quarter of "
+            "the memory.",
+            auto=lambda job: job.quantization or "none",
+            auto_meaning="the base model's `quantization` in the catalogue, or `none`",
+            spec_version=3,
+        ),
+    ] = "none"
     warmup_ratio: Annotated[
         float,
         Hyperparameter(
@@ -271,10 +283,11 @@ def taken_by(method: Method) -> tuple[Hyperparameter, ...]:
 
 def required_spec_version(hyperparameters: dict[str, Any]) -> int:
     """Return the version that a worker must support to train with these."""
-    newer = (each for each in HYPERPARAMETERS if each.spec_version > 1)
+    # What older workers do is the default of the field, with which older jobs are read.
+    unset = {field.name: field.default for field in msgspec.structs.fields(Hyperparameters)}
+    newer = [each for each in HYPERPARAMETERS if each.spec_version > 1 and each.name in hyperparameters]
     return max(
-        (each.spec_version for each in newer if hyperparameters.get(each.name, each.auto) != each.auto),
-        default=1,
+        (each.spec_version for each in newer if hyperparameters[each.name] != unset[each.name]), default=1
     )
 
 

@@ -7,10 +7,8 @@ anything. Workers record both with every job that succeeds.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -20,7 +18,8 @@ from sqlalchemy.orm import Session
 
 from app.core.settings import BaseModelEntry, Settings
 from app.fine_tuning import worker_registry
-from app.fine_tuning.models import TrainingSpeed, Worker
+from app.fine_tuning.geometry import Geometry, adapter_bytes, example_bytes
+from app.fine_tuning.models import FineTuningJob, TrainingSpeed, Worker
 from app.fine_tuning.packing import JobWork, Work
 from app.fine_tuning.precision import cpu_has_bf16
 from app.models.catalogue import Catalogue
@@ -35,115 +34,6 @@ _DEFAULT_STARTUP_SECONDS = 15.0
 _WARM_STARTUP_SECONDS = 1.0
 _DEFAULT_RUNTIME_BYTES = 600 * 2**20
 """What Python, torch and transformers take without a model."""
-
-# Costs beyond the model's matrix products, in operations that would take as long. They were fitted to jobs of
-# many shapes on CPUs (`make bench-estimates` shows how well), and are assumed to be the same on a GPU.
-_SCORE_COST = 1.1
-"""A factor: attention is small products and much exponentiation."""
-_LOGIT_COST = 2.6
-"""A factor: softmax, its gradient and the most likely token, over the whole vocabulary."""
-_MICRO_BATCH_COST = 25e9
-"""Launching every operation of a pass, and reading the weights for it."""
-_STEP_COST = 2e9
-"""Gradient clipping, the optimizer, and recording the step."""
-_CHECKPOINT_COST = 10e9
-_FORWARD_SHARE = 0.7
-"""The cost of a forward pass alone, as a share of a whole step's."""
-
-_ADAPTER_BYTES = 16
-"""Bytes per trainable parameter: itself, its gradient and Adam's two moments, in fp32."""
-# The shares of activations and logits that a CPU process holds at its peak, measured at 400 to 1,500 tokens
-# per micro-batch. A GPU's allocator holds exactly what is needed.
-_HELD_ACTIVATIONS = 0.87
-"""Less than all of them: some are freed before the last is computed."""
-_HELD_LOGITS = 1.35
-_SCRATCH_BYTES = 220 * 2**20
-"""What every job needs beside: temporary gradients, and heap fragmentation."""
-_SAVING_BYTES = 24
-"""Bytes per trainable parameter while a checkpoint is assembled; no activations are held at that time."""
-_EXAMPLE_TOKEN_BYTES = 50
-"""Bytes per token of an example in Python objects: its id, and whether it is a target."""
-
-
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """The shape of a base model."""
-
-    hidden: int
-    layers: int
-    heads: int
-    key_heads: int
-    head_width: int
-    intermediate: int
-    vocabulary: int
-    file_bytes: int
-    """The size of its weights, in bf16."""
-
-    @classmethod
-    def load(cls, folder: Path) -> Geometry:
-        """Read the shape of a prepared base model from its folder.
-
-        Raises:
-            KeyError: its configuration is not Llama-like.
-        """
-        whole: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-        config: dict[str, Any] = whole.get("text_config") or whole
-        heads = config["num_attention_heads"]
-        return cls(
-            hidden=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=heads,
-            key_heads=config.get("num_key_value_heads") or heads,
-            head_width=config.get("head_dim") or config["hidden_size"] // heads,
-            intermediate=config["intermediate_size"],
-            vocabulary=config["vocab_size"],
-            file_bytes=sum(file.stat().st_size for file in folder.glob("*.safetensors")),
-        )
-
-    @property
-    def _linear_layers(self) -> Sequence[tuple[int, int]]:
-        """The input and output widths of the linear layers in one decoder layer."""
-        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
-        outward = [(self.hidden, queries), (self.hidden, keys), (self.hidden, keys)]
-        mlp = [(self.hidden, self.intermediate), (self.hidden, self.intermediate)]
-        return [*outward, (queries, self.hidden), *mlp, (self.intermediate, self.hidden)]
-
-    def trainable(self, rank: int) -> int:
-        """The number of parameters of an adapter on every linear layer."""
-        return self.layers * rank * sum(width_in + width_out for width_in, width_out in self._linear_layers)
-
-    def cost(self, work: Work, rank: int) -> float:
-        """The cost of the work in floating-point operations, or in as many as take as long."""
-        parameters = self.layers * sum(width_in * width_out for width_in, width_out in self._linear_layers)
-        # Two products through frozen weights (forward and backward), three through the adapter's.
-        token = 4 * parameters + 6 * self.trainable(rank)
-        score = 14 * self.layers * self.heads * self.head_width * _SCORE_COST
-        logits = 4 * self.hidden * self.vocabulary * _LOGIT_COST
-        return (
-            work.tokens * token
-            + work.scores * score
-            + work.targets * logits
-            + work.micro_batches * _MICRO_BATCH_COST
-            + work.steps * _STEP_COST
-            + work.checkpoints * _CHECKPOINT_COST
-        )
-
-    def job_cost(self, training: Work, evaluation: Work, rank: int) -> float:
-        """The cost of a job's optimizer steps and of its evaluations."""
-        return self.cost(training, rank) + _FORWARD_SHARE * self.cost(evaluation, rank)
-
-    def activation_bytes(self, micro_batch: Work, value_bytes: int) -> int:
-        """The activations that one forward pass keeps for its backward pass."""
-        queries, keys = self.heads * self.head_width, self.key_heads * self.head_width
-        # Per token and layer: the residual stream and its norms; queries, keys and values, before and after
-        # rotation and gathered per sequence; attention's output; the MLP's four inner states; the low ranks.
-        per_token = 6 * self.hidden + 4 * queries + 6 * keys + 4 * self.intermediate
-        per_row = 3 * queries + 2 * keys
-        return int(self.layers * value_bytes * (per_token * micro_batch.tokens + per_row * micro_batch.rows))
-
-    def logit_bytes(self, micro_batch: Work, value_bytes: int) -> int:
-        """The logits as computed, in fp32, and their softmax."""
-        return int(micro_batch.targets * self.vocabulary * (value_bytes + 8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,34 +62,86 @@ class Basis:
         return not self.device.startswith("CPU")
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What a job took, and what of its hyperparameters decided about that."""
+
+    speed: TrainingSpeed
+    hyperparameters: dict[str, Any]
+
+    @property
+    def training(self) -> Work:
+        """The work of its optimizer steps."""
+        return msgspec.convert(self.speed.training, Work)
+
+    @property
+    def evaluation(self) -> Work:
+        """The work of its evaluations."""
+        return msgspec.convert(self.speed.evaluation, Work)
+
+    def trainable(self, geometry: Geometry) -> int:
+        """The number of its adapter's parameters."""
+        return trainable_parameters(geometry, {"lora_rank": self.speed.lora_rank} | self.hyperparameters)
+
+    def cost(self, geometry: Geometry) -> float:
+        """The cost of its work."""
+        return geometry.job_cost(self.training, self.evaluation, self.trainable(geometry))
+
+
+def trainable_parameters(geometry: Geometry, hyperparameters: dict[str, Any]) -> int:
+    """Return the number of parameters of a job's adapter."""
+    targets = hyperparameters.get("target_modules", "all-linear")
+    return geometry.trainable(hyperparameters["lora_rank"], targets)
+
+
+def _base_bytes(geometry: Geometry, value_bytes: int, hyperparameters: dict[str, Any]) -> int:
+    """The bytes of the base model on each of a job's GPUs, or in the process."""
+    whole = geometry.base_bytes(value_bytes, hyperparameters.get("quantization", "none"))
+    return whole // hyperparameters.get("gpus", 1)
+
+
 def record(session: Session, speed: TrainingSpeed) -> None:
     """Record what a job took. Recording the same job again changes nothing."""
     session.merge(speed)
 
 
 def find_basis(
-    session: Session | None, base: BaseModelEntry, geometry: Geometry, heartbeat_seconds: float
+    session: Session | None,
+    base: BaseModelEntry,
+    geometry: Geometry,
+    heartbeat_seconds: float,
+    hyperparameters: dict[str, Any],
 ) -> Basis:
-    """Return what the last jobs of this base took on the device where it is trained, or a default."""
-    speeds: list[TrainingSpeed] = []
+    """Return what the last jobs of this base took on the device where it is trained, or a default.
+
+    How the base model is stored (`quantization`, `gpus`) is that of a job with these hyperparameters.
+    """
+    measured: list[_Measured] = []
     alive: list[Worker] = []
     if session is not None:
         alive = worker_registry.alive(session, heartbeat_seconds)
         newest = (
-            select(TrainingSpeed)
+            select(TrainingSpeed, FineTuningJob.hyperparameters)
+            .join(FineTuningJob, FineTuningJob.id == TrainingSpeed.job_id)
             .where(TrainingSpeed.base_model == base.name)
             .order_by(TrainingSpeed.measured_at.desc())
             .limit(100)
         )
-        speeds = list(session.scalars(newest))
+        measured = [_Measured(*row) for row in session.execute(newest)]
     devices = {worker.device: worker for worker in alive}
-    speeds = [speed for speed in speeds if not devices or speed.device in devices]
-    if session is None or not speeds:
+    measured = [each for each in measured if not devices or each.speed.device in devices]
+    if session is None or not measured:
         device = next(iter(devices), f"CPU, {psutil.cpu_count() or 1} cores")
-        return _default_basis(geometry, device, devices.get(device))
-    same = [speed for speed in speeds if speed.device == speeds[0].device][:_JOBS]
-    is_warm = _is_warm(session, speeds[0], alive)
-    return _measured_basis(geometry, same, devices.get(speeds[0].device), is_warm=is_warm)
+        return _default_basis(geometry, device, devices.get(device), hyperparameters)
+    newest_speed = measured[0].speed
+    same = [each for each in measured if each.speed.device == newest_speed.device][:_JOBS]
+    same_base = all(
+        measured[0].hyperparameters.get(name) == hyperparameters.get(name)
+        for name in ("quantization", "gpus")
+    )
+    is_warm = same_base and _is_warm(session, newest_speed, alive)
+    worker = devices.get(newest_speed.device)
+    return _measured_basis(geometry, same, worker, hyperparameters, is_warm=is_warm)
 
 
 def seconds_by_others(session: Session, settings: Settings, speed: TrainingSpeed) -> float | None:
@@ -207,13 +149,10 @@ def seconds_by_others(session: Session, settings: Settings, speed: TrainingSpeed
     base = Catalogue.read(session, settings).find(speed.base_model)
     if base is None:
         return None
-    try:
-        geometry = Geometry.load(settings.base_model_dir(base))
-    except KeyError:
-        return None
-    basis = find_basis(session, base, geometry, settings.heartbeat_seconds)
-    work = msgspec.convert(speed.training, Work), msgspec.convert(speed.evaluation, Work)
-    return geometry.job_cost(*work, speed.lora_rank) / basis.speed if basis.kind == "measured" else None
+    geometry = Geometry.load(settings.base_model_dir(base))
+    job = _Measured(speed, session.get_one(FineTuningJob, speed.job_id).hyperparameters)
+    basis = find_basis(session, base, geometry, settings.heartbeat_seconds, job.hyperparameters)
+    return job.cost(geometry) / basis.speed if basis.kind == "measured" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,47 +164,50 @@ class Estimate:
     peak_memory_bytes: int
     adapter_memory_bytes: int
     activation_memory_bytes: int
+    activation_checkpointing: bool
+    """Whether it only fits because activations are computed again in the backward pass."""
 
 
-def estimate(geometry: Geometry, basis: Basis, work: JobWork | None, *, rank: int, tokens: int) -> Estimate:
+def estimate(
+    geometry: Geometry, basis: Basis, work: JobWork | None, *, trainable: int, tokens: int
+) -> Estimate:
     """Estimate one job.
 
     Args:
         geometry: the base model's shape.
         basis: what is known of the device.
         work: the job's work; None if there is no example to train on.
-        rank: the adapter's rank.
+        trainable: the number of the adapter's parameters.
         tokens: the tokens of all its examples, each counted once.
     """
     work = work or JobWork(Work(), Work(), [])
-    cost = geometry.job_cost(work.training, work.evaluation, rank)
-    adapter = _ADAPTER_BYTES * geometry.trainable(rank)
-    activations = _activations(geometry, work.largest, rank, basis.value_bytes, is_gpu=basis.is_gpu)
-    examples = 0 if basis.is_gpu else _EXAMPLE_TOKEN_BYTES * tokens
+    before = (
+        basis.resident_memory_bytes + adapter_bytes(trainable) + example_bytes(tokens, is_gpu=basis.is_gpu)
+    )
+
+    def held(work: JobWork) -> int:
+        return geometry.held_bytes(work.largest, trainable, basis.value_bytes, is_gpu=basis.is_gpu)
+
+    memory = basis.device_memory_bytes
+    recomputes = memory is not None and before + held(work) > memory
+    work = work.recomputing() if recomputes else work
     return Estimate(
-        seconds=basis.startup_seconds + cost / basis.speed,
-        peak_memory_bytes=basis.resident_memory_bytes + adapter + examples + activations,
-        adapter_memory_bytes=adapter,
-        activation_memory_bytes=activations,
+        seconds=basis.startup_seconds
+        + geometry.job_cost(work.training, work.evaluation, trainable) / basis.speed,
+        peak_memory_bytes=before + held(work),
+        adapter_memory_bytes=adapter_bytes(trainable),
+        activation_memory_bytes=held(work),
+        activation_checkpointing=recomputes,
     )
 
 
-def _activations(geometry: Geometry, largest: Work, rank: int, value_bytes: int, *, is_gpu: bool) -> int:
-    """Bytes at the peak of a step on that micro-batch, or while a checkpoint is assembled."""
-    activations = geometry.activation_bytes(largest, value_bytes)
-    logits = geometry.logit_bytes(largest, value_bytes)
-    saving = _SAVING_BYTES * geometry.trainable(rank)
-    if is_gpu:
-        return max(activations + logits, saving)
-    held = int(_HELD_ACTIVATIONS * activations + _HELD_LOGITS * logits)
-    return _SCRATCH_BYTES + max(held, saving)
-
-
-def _default_basis(geometry: Geometry, device: str, worker: Worker | None) -> Basis:
+def _default_basis(
+    geometry: Geometry, device: str, worker: Worker | None, hyperparameters: dict[str, Any]
+) -> Basis:
     is_gpu = not device.startswith("CPU")
     value_bytes = 2 if is_gpu or cpu_has_bf16() else 4
     cores = 1 if is_gpu else int("".join(filter(str.isdigit, device)) or 1)
-    weights = geometry.file_bytes * value_bytes // 2
+    weights = _base_bytes(geometry, value_bytes, hyperparameters)
     return Basis(
         kind="default",
         device=device,
@@ -278,47 +220,45 @@ def _default_basis(geometry: Geometry, device: str, worker: Worker | None) -> Ba
 
 
 def _measured_basis(
-    geometry: Geometry, speeds: Sequence[TrainingSpeed], worker: Worker | None, *, is_warm: bool
+    geometry: Geometry,
+    measured: Sequence[_Measured],
+    worker: Worker | None,
+    hyperparameters: dict[str, Any],
+    *,
+    is_warm: bool,
 ) -> Basis:
-    seconds = sum(speed.seconds for speed in speeds)
-    cost = sum(
-        geometry.job_cost(
-            msgspec.convert(speed.training, Work), msgspec.convert(speed.evaluation, Work), speed.lora_rank
-        )
-        for speed in speeds
+    newest = measured[0].speed
+    seconds = sum(each.speed.seconds for each in measured)
+    startups = [each.speed.startup_seconds for each in measured]
+    weights = _base_bytes(geometry, newest.value_bytes, hyperparameters)
+    beside_weights = max(
+        each.speed.resident_memory_bytes - _base_bytes(geometry, each.speed.value_bytes, each.hyperparameters)
+        for each in measured
     )
-    startups = [speed.startup_seconds for speed in speeds]
-    resident = max(speed.resident_memory_bytes for speed in speeds)
     return Basis(
         kind="measured",
-        device=speeds[0].device,
-        device_memory_bytes=_memory_of(speeds[0].device, worker),
-        speed=cost / seconds,
+        device=newest.device,
+        device_memory_bytes=_memory_of(newest.device, worker),
+        speed=sum(each.cost(geometry) for each in measured) / seconds,
         startup_seconds=min(_WARM_STARTUP_SECONDS, *startups) if is_warm else max(startups),
-        resident_memory_bytes=resident + _left_over(geometry, speeds),
-        value_bytes=speeds[0].value_bytes,
-        jobs=len(speeds),
-        tokens_per_second=sum(speed.tokens for speed in speeds) / seconds,
-        measured_at=speeds[0].measured_at,
+        resident_memory_bytes=max(0, weights + beside_weights) + _left_over(geometry, measured),
+        value_bytes=newest.value_bytes,
+        jobs=len(measured),
+        tokens_per_second=sum(each.speed.tokens for each in measured) / seconds,
+        measured_at=newest.measured_at,
     )
 
 
-def _left_over(geometry: Geometry, speeds: Sequence[TrainingSpeed]) -> int:
+def _left_over(geometry: Geometry, measured: Sequence[_Measured]) -> int:
     """The most memory that a job took beyond the sum of its parts, because earlier jobs had left some."""
-    beyond = [
-        speed.peak_memory_bytes
-        - speed.resident_memory_bytes
-        - _ADAPTER_BYTES * geometry.trainable(speed.lora_rank)
-        - _activations(
-            geometry,
-            msgspec.convert(speed.largest, Work),
-            speed.lora_rank,
-            speed.value_bytes,
-            is_gpu=not speed.device.startswith("CPU"),
-        )
-        for speed in speeds
-    ]
-    return max(0, *beyond)
+
+    def beyond(job: _Measured) -> int:
+        speed, trainable = job.speed, job.trainable(geometry)
+        largest, is_gpu = msgspec.convert(speed.largest, Work), not speed.device.startswith("CPU")
+        held = geometry.held_bytes(largest, trainable, speed.value_bytes, is_gpu=is_gpu)
+        return speed.peak_memory_bytes - speed.resident_memory_bytes - adapter_bytes(trainable) - held
+
+    return max(0, *map(beyond, measured))
 
 
 def _is_warm(session: Session, speed: TrainingSpeed, alive: Sequence[Worker]) -> bool:

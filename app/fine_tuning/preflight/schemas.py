@@ -107,10 +107,14 @@ class MemoryEstimate(BaseModel):
     peak_bytes: int
     base_model_bytes: int
     """The base model, the process around it, and what earlier jobs left."""
+    quantization: str
+    """How the base model's linear layers are stored: `nf4`, or `none`."""
     adapter_bytes: int
     """The adapter, its gradient and the optimizer's state."""
     activation_bytes: int
     """What the largest micro-batch keeps for its backward pass."""
+    activation_checkpointing: bool
+    """Whether most activations are computed again in the backward pass, because they would not fit."""
     device_bytes: int | None
     """The device's total memory; null if unknown."""
     fits: bool | None

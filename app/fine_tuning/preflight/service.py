@@ -19,6 +19,7 @@ from app.datasets.report import MIN_EXAMPLES
 from app.datasets.request_file import read_request_file
 from app.files import service as files_service
 from app.fine_tuning import queue, service, worker_registry
+from app.fine_tuning.geometry import Geometry
 from app.fine_tuning.hold_out.service import choose_split
 from app.fine_tuning.hold_out.split import Choice, choose
 from app.fine_tuning.packing import Limits
@@ -33,6 +34,7 @@ from app.fine_tuning.preflight.schemas import (
     Sample,
     TimeEstimate,
 )
+from app.fine_tuning.quantization import require_packable
 from app.fine_tuning.requested_hyperparameters import resolve_hyperparameters
 from app.fine_tuning.schemas import CreateJob, ResolvedHyperparameters, SplitRequest
 from app.fine_tuning.training_files import require_enough
@@ -62,7 +64,7 @@ def check_job(database: Database, context: Context, request: CreateJob) -> JobPr
         NotFoundError: the base model or a file does not exist.
         FailedDependencyError: the model to continue from is quarantined or damaged.
         UnavailableError: a file is still being checked or missing on the storage, or the base model is not
-            prepared on this machine or of an unknown architecture.
+            prepared on this machine.
     """
     chosen = choose_split(database, context, request)
     choice = chosen[1] if chosen else None
@@ -120,6 +122,7 @@ def check_files(
         modules=linear_modules(settings, base),
         method=method,
     )
+    require_packable(settings, base, hyperparameters)
     files = _Files(
         training=training,
         validation=validation,
@@ -149,15 +152,9 @@ def _preflight(
             code="base_model_not_prepared",
         )
     folder = settings.base_model_dir(base)
-    try:
-        geometry = estimates.Geometry.load(folder)
-    except KeyError as missing:
-        raise UnavailableError(
-            f"Nothing can be estimated for '{base.name}': its configuration lacks {missing}.",
-            code="base_model_not_estimable",
-        ) from missing
+    geometry = Geometry.load(folder)
     with database.reader() if database is not None else nullcontext() as session:
-        basis = estimates.find_basis(session, base, geometry, settings.heartbeat_seconds)
+        basis = estimates.find_basis(session, base, geometry, settings.heartbeat_seconds, hyperparameters)
         waits = _missing_gpus(session, settings, hyperparameters["gpus"])
     held_out = files.choice.held_out if files.choice else frozenset[int]()
     subject = Subject(
@@ -177,7 +174,7 @@ def _preflight(
     )
     found = inspect_files(subject)
     steps_per_epoch = -(-subject.examples // subject.batch_size)
-    memory, time = _estimates(geometry, basis, subject, found, hyperparameters["lora_rank"])
+    memory, time = _estimates(geometry, basis, subject, found, hyperparameters)
     work = found.work.training if found.work else None
     resolved = ResolvedHyperparameters.model_validate(hyperparameters)
     computed = (work.rows - work.padding) / subject.n_epochs if work else 0
@@ -233,9 +230,16 @@ def _missing_gpus(session: Session | None, settings: Settings, gpus: int) -> str
 
 
 def _estimates(
-    geometry: estimates.Geometry, basis: estimates.Basis, subject: Subject, found: Found, rank: int
+    geometry: Geometry,
+    basis: estimates.Basis,
+    subject: Subject,
+    found: Found,
+    hyperparameters: dict[str, Any],
 ) -> tuple[MemoryEstimate, TimeEstimate]:
-    estimate = estimates.estimate(geometry, basis, found.work, rank=rank, tokens=found.tokens_per_epoch)
+    trainable = estimates.trainable_parameters(geometry, hyperparameters)
+    estimate = estimates.estimate(
+        geometry, basis, found.work, trainable=trainable, tokens=found.tokens_per_epoch
+    )
     shown = Basis(
         kind=basis.kind,
         device=basis.device,
@@ -247,8 +251,10 @@ def _estimates(
     memory = MemoryEstimate(
         peak_bytes=estimate.peak_memory_bytes,
         base_model_bytes=basis.resident_memory_bytes,
+        quantization=hyperparameters["quantization"],
         adapter_bytes=estimate.adapter_memory_bytes,
         activation_bytes=estimate.activation_memory_bytes,
+        activation_checkpointing=estimate.activation_checkpointing,
         device_bytes=device_bytes,
         fits=estimate.peak_memory_bytes <= device_bytes if device_bytes is not None else None,
         basis=shown,

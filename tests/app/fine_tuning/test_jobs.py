@@ -120,6 +120,7 @@ def test_hyperparameters_may_stand_in_three_places(client: OpenAI) -> None:
         ({"extra_body": {"lora_rank": 64}}, 400, "invalid_value", "lora_rank"),
         ({"extra_body": {"max_length": 4096}}, 400, "invalid_value", "max_length"),
         ({"extra_body": {"target_modules": "experts"}}, 400, "invalid_value", "target_modules"),
+        ({"extra_body": {"quantization": "fp4"}}, 400, "invalid_value", "quantization"),
         ({"extra_body": {"target_modules": []}}, 400, "invalid_value", "target_modules"),
         ({"extra_body": {"target_modules": ["q_proj", "lm_head"]}}, 400, "invalid_value", "target_modules"),
         (
@@ -165,6 +166,18 @@ def test_target_modules_are_kept_as_they_are_asked_for(
     with database.reader() as session:
         version = session.get_one(FineTuningJob, job.id).spec_version
     assert version == (1 if resolved == "all-linear" else 3), "no older worker trains other modules"
+
+
+def test_a_quantized_job_says_so_and_is_left_to_workers_that_can(client: OpenAI, database: Database) -> None:
+    job = create(client, method=supervised(quantization="nf4"))
+    assert job.hyperparameters.to_dict()["quantization"] == "nf4"
+    events = client.fine_tuning.jobs.list_events(job.id).data
+    assert any("stored in NF4 while it is trained" in event.message for event in events)
+    plain = create(client)
+    assert plain.hyperparameters.to_dict()["quantization"] == "none"
+    with database.reader() as session:
+        versions = [session.get_one(FineTuningJob, each.id).spec_version for each in (job, plain)]
+    assert versions == [3, 1]
 
 
 def supervised(**hyperparameters: Any) -> dict[str, Any]:
