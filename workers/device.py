@@ -19,7 +19,13 @@ class Device(NamedTuple):
     name: str
     """Name of the first GPU, or the number of cores, for display."""
     memory_bytes: int
-    """Total memory, free or not."""
+    """Memory of the first GPU, or of the machine, free or not."""
+    gpus: int = 0
+    """The number of GPUs."""
+
+    def offered(self, limit: int) -> int:
+        """The most GPUs that a job can have here, or processes in place of GPUs; `limit` 0 is no limit."""
+        return min(limit or self.gpus, self.gpus) if self.gpus else limit or 1
 
 
 @cache
@@ -65,4 +71,4 @@ def _first_gpu() -> Device | None:
         return None
     memory = ctypes.c_size_t()
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    return Device("cuda", name.value.decode("utf-8", "replace"), memory.value)
+    return Device("cuda", name.value.decode("utf-8", "replace"), memory.value, count.value)

@@ -120,6 +120,9 @@ class Settings(BaseSettings):
     """The free space at which jobs that were paused because the storage was full resume."""
     training_threads: int = Field(default=0, ge=0)
     """The number of CPU threads that the trainer uses; 0 means all cores."""
+    training_gpus: int = Field(default=0, ge=0)
+    """The most GPUs that the worker [gives to one job](operations.md#several-gpus-for-one-job); 0 means all
+    that it sees. Where there is no GPU, that many processes share the cores, and 0 means one."""
 
     engine_listen: str = ""
     """The `HOST:PORT` on which the engine listens for gateways on other machines. Empty means a private Unix

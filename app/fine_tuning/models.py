@@ -69,7 +69,7 @@ class FineTuningJob(Base):
     hyperparameters: Mapped[dict[str, Any]]
     """The resolved hyperparameters, as `app.fine_tuning.methods.hyperparameters.Hyperparameters`."""
     gpus: Mapped[int] = mapped_column(default=1, server_default="1")
-    """The GPUs that it needs, for the index of the claim: the same as in `hyperparameters`."""
+    """The GPUs that it needs, as in `hyperparameters`: a column, because claims compare it."""
     job_metadata: Mapped[dict[str, Any] | None]
     rank: Mapped[int] = mapped_column(default=0, server_default="0")
     """The negated priority, for the index: of a project's waiting jobs, the lowest rank goes first."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -29,25 +30,38 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 class Child:
     """A trainer process, spoken to as the worker does."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self.process = subprocess.Popen(
-            COMMAND, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
 
     def train(self, spec: TrainingSpec, stop_after: int | None = None) -> list[Progress]:
         """What it says about the job; after the step `stop_after` (0: once it begins) it is asked to stop."""
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(msgspec.json.encode(spec) + b"\n")
-        self.process.stdin.flush()
         said: list[Progress] = []
+        self._send(spec)
         while not said or not isinstance(said[-1], Finished | Stopped | Failed):
-            line = self.process.stdout.readline()
-            assert line, f"the trainer died: {self.process.wait()}"
-            said.append(msgspec.json.decode(line, type=Progress))
+            said.append(self._hear())
             begins = isinstance(said[-1], Started) and stop_after == 0
             if begins or (isinstance(said[-1], Step) and said[-1].metrics.step == stop_after):
                 self.process.send_signal(signal.SIGTERM)
         return said
+
+    def begin(self, spec: TrainingSpec) -> None:
+        """Have it train a job, and return after the first step."""
+        self._send(spec)
+        while not isinstance(self._hear(), Step):
+            pass
+
+    def _send(self, spec: TrainingSpec) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(msgspec.json.encode(spec) + b"\n")
+        self.process.stdin.flush()
+
+    def _hear(self) -> Progress:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, f"the trainer died: {self.process.wait()}"
+        return msgspec.json.decode(line, type=Progress)
 
     def close(self) -> int:
         assert self.process.stdin is not None and self.process.stdout is not None

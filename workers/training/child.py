@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from workers.training.protocol import Progress, TrainingSpec
+from workers.training.protocol import OUT_OF_MEMORY, RANK_DIED, Failed, Progress, TrainingSpec
 
 TRAINER = (sys.executable, "-m", "workers.training.trainer")
 _VMSTAT = Path("/proc/vmstat")
@@ -50,7 +50,10 @@ class TrainerChild:
             for line in process.stdout:
                 self._heard_at = time.monotonic()
                 if line.endswith(b"\n"):  # else the trainer died while writing it
-                    yield _progress_decoder.decode(line)
+                    progress = _progress_decoder.decode(line)
+                    if isinstance(progress, Failed) and spec.hyperparameters.gpus > 1:
+                        self.stop()  # its other ranks may wait for each other
+                    yield progress
             process.wait()
         except BrokenPipeError:
             return
@@ -62,16 +65,22 @@ class TrainerChild:
         """A description of how the last process ended."""
         if self._silent_seconds:
             return f"it said nothing for {self._silent_seconds:.0f} s"
-        code = self._process.poll() if self._process else None
+        code = self._exit_code
         if code is None:
             return "unknown"
+        if code == RANK_DIED:
+            return "one of its ranks died"
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     @property
     def was_starved(self) -> bool:
-        """Whether the kernel probably killed the last process for lack of memory."""
-        killed = self._process is not None and self._process.poll() == -signal.SIGKILL
-        return killed and _oom_kills() > self._oom_kills
+        """Whether the kernel probably killed the last process, or one of its ranks, for lack of memory."""
+        return self._exit_code in (-signal.SIGKILL, RANK_DIED) and _oom_kills() > self._oom_kills
+
+    @property
+    def ran_out_of_memory(self) -> bool:
+        """Whether the last process ended because one of its ranks ran out of memory."""
+        return self._exit_code == OUT_OF_MEMORY
 
     def kill_if_silent(self, seconds: float) -> None:
         """Kill a process that has a job and has sent no message for so long; callable from any thread."""
@@ -85,11 +94,11 @@ class TrainerChild:
             self._process.terminate()
 
     def memory_bytes(self) -> int:
-        """The resident memory of this process and the trainer, in bytes."""
-        total = psutil.Process().memory_info().rss
-        with suppress(psutil.Error):
-            if self._process is not None:
-                total += psutil.Process(self._process.pid).memory_info().rss
+        """The resident memory of this process and the trainer's, in bytes."""
+        total = 0
+        for process in (psutil.Process(), *self._ranks()):
+            with suppress(psutil.Error):
+                total += process.memory_info().rss
         return total
 
     def kill(self) -> None:
@@ -99,14 +108,30 @@ class TrainerChild:
 
     def stop(self) -> None:
         """Kill the process and wait until its memory is free; the next job starts another process."""
+        ranks = self._ranks()
         self.kill()
         if self._process is not None:
             self._process.wait()
+        psutil.wait_procs(ranks)  # they die with it
 
     def close(self) -> None:
         """Kill the process for good: no more jobs are trained."""
         self._closed = True
         self.stop()
+
+    @property
+    def _exit_code(self) -> int | None:
+        return self._process.poll() if self._process else None
+
+    def _ranks(self) -> list[psutil.Process]:
+        """The trainer's processes."""
+        if self._process is None:
+            return []
+        try:
+            trainer = psutil.Process(self._process.pid)
+            return [trainer, *trainer.children()]
+        except psutil.Error:
+            return []
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._oom_kills, self._silent_seconds = _oom_kills(), 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -81,10 +81,12 @@ class Learner:
         self.optimizer.zero_grad()  # an attempt that ran out of memory leaves gradients
         metrics = MeanMetrics()
         normalizer = self.objective.normalizer(batch)
-        for micro_batch in micro_batches(batch, limits):
+        for micro_batch, weight in self._deal(batch, limits):
             loss, more = self._forward(micro_batch)
-            cast(Any, loss / normalizer).backward()
-            metrics.add(more)
+            cast(Any, loss * weight / normalizer).backward()
+            metrics.add(more, weight)
+        self._sum_over_ranks(metrics)
+        self.base.ranks.sum_gradients(self.weights)
         norm = nn.utils.clip_grad_norm_(self.weights, max_grad_norm)
         if not math.isfinite(metrics.mean("loss")) or not math.isfinite(float(norm)):
             raise TrainingDivergedError
@@ -100,9 +102,10 @@ class Learner:
         """Compute the metrics on examples that are not trained on."""
         set_training(self.model, is_training=False)
         metrics = MeanMetrics()
-        for micro_batch in micro_batches(examples, limits):
-            metrics.add(self._forward(micro_batch)[1])
+        for micro_batch, weight in self._deal(examples, limits):
+            metrics.add(self._forward(micro_batch)[1], weight)
             on_micro_batch()
+        self._sum_over_ranks(metrics)
         return metrics
 
     def step_metrics(
@@ -130,13 +133,35 @@ class Learner:
         if not self.objective.needs_reference:
             return
         unknown = [pair for pair in examples if pair.reference_logratio is None]
-        for micro_batch in micro_batches(unknown, limits):
+        found = dict.fromkeys(map(id, unknown), 0.0)
+        for micro_batch, weight in self._deal(unknown, limits):
             batch = self._batch(micro_batch)
             logratios = preference_logratios(target_logits(self.base.model, batch), batch)
-            found = cast(list[float], cast(Any, logratios).tolist())
-            for pair, logratio in zip(micro_batch, found, strict=True):
-                pair.reference_logratio = logratio
+            for pair, logratio in zip(micro_batch, cast(Any, logratios).tolist(), strict=True):
+                found[id(pair)] += weight * logratio
             on_micro_batch()
+        for pair, logratio in zip(unknown, self.base.ranks.sum(list(found.values())), strict=True):
+            pair.reference_logratio = logratio
+
+    def _deal(
+        self, examples: Sequence[TrainingExample], limits: Limits
+    ) -> Iterator[tuple[list[TrainingExample], int]]:
+        """Yield this rank's micro-batches of the examples, each with its weight: 1, or 0 if it is padding.
+
+        Every rank has as many, because all of them compute a sharded layer at the same time.
+        """
+        ranks = self.base.ranks
+        ordered = sorted(
+            examples, key=lambda example: example.length
+        )  # so that the ranks' shares take about as long
+        shares = [list(micro_batches(ordered[rank :: ranks.size], limits)) for rank in range(ranks.size)]
+        mine = shares[ranks.rank]
+        yield from ((micro_batch, 1) for micro_batch in mine)
+        yield from ((ordered[:1], 0) for _ in range(max(map(len, shares)) - len(mine)))
+
+    def _sum_over_ranks(self, metrics: MeanMetrics) -> None:
+        sums = self.base.ranks.sum([number for pair in metrics.sums.values() for number in pair])
+        metrics.sums = dict(zip(metrics.sums, zip(sums[::2], sums[1::2], strict=True), strict=True))
 
     def _forward(self, micro_batch: list[TrainingExample]) -> tuple[Tensor, MeanMetrics]:
         batch = self._batch(micro_batch)

@@ -32,6 +32,8 @@ from workers.training.quantization import (
     unpacked,
     weight_of,
 )
+from workers.training.ranks import Ranks
+from workers.training.sharding import shard
 
 ADAPTER = "default"
 ROUTERS = {"gate", "router", "shared_expert_gate"}
@@ -43,11 +45,15 @@ class UnsupportedBaseError(Exception):
 
 
 def load_base(
-    folder: Path, device: torch.device, quantization: Quantization | None = None
+    folder: Path,
+    device: torch.device,
+    quantization: Quantization | None = None,
+    ranks: Ranks | None = None,
 ) -> PreTrainedModel:
     """Load the frozen base, in bf16 (as it is served) where the device computes in it, otherwise in fp32.
 
-    With `quantization`, its linear layers are stored in that type and unpacked for each product.
+    With `quantization`, its linear layers are stored in that type and unpacked for each product. With several
+    `ranks`, each keeps its share of every weight.
     """
     logging.disable_progress_bar()
     dtype = compute_dtype(device)
@@ -58,7 +64,11 @@ def load_base(
         quantization_config=nf4_config(dtype) if quantization else None,
     )
     keep_packed(model)
-    return model.to(device).requires_grad_(False).eval()
+    model.requires_grad_(False).eval()
+    if ranks is None or ranks.size == 1:
+        return model.to(device)
+    shard(model, ranks)
+    return model
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -74,6 +84,8 @@ class WarmBase:
     model: PreTrainedModel
     template: ChatTemplate
     device: torch.device
+    ranks: Ranks
+    """The processes that train together on it, among which its weights are sharded."""
     resident_memory_bytes: int
     """Memory of the process (or the GPU's allocator) with all weights in use, and what earlier jobs left."""
 
@@ -87,13 +99,14 @@ class WarmBase:
         return replace(self, resident_memory_bytes=max(self.resident_memory_bytes, resident))
 
 
-def load_warm_base(folder: Path) -> WarmBase:
-    """Load the base model on the best device of this machine."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def load_warm_base(folder: Path, ranks: Ranks | None = None) -> WarmBase:
+    """Load the base model, or this rank's share of it, on the best device of this machine."""
+    ranks = ranks or Ranks()
+    device = ranks.device
     # On the CPU, weights are mapped from their file and become resident one by one, as they are used.
     before = _memory_in_use(device)
-    model = load_base(folder, device)
-    return WarmBase(folder, model, ChatTemplate.load(folder), device, before + stored_bytes(model))
+    model = load_base(folder, device, ranks=ranks)
+    return WarmBase(folder, model, ChatTemplate.load(folder), device, ranks, before + stored_bytes(model))
 
 
 def _memory_in_use(device: torch.device) -> int:

@@ -20,23 +20,23 @@ from workers.training.layouts import Batch
 class MeanMetrics:
     """Means by name, kept as a sum and a count each, so that those of micro-batches can be added up."""
 
-    def __init__(self, **sums: tuple[float, int]) -> None:
-        self._sums = sums
+    def __init__(self, **sums: tuple[float, float]) -> None:
+        self.sums = sums
 
-    def add(self, other: MeanMetrics) -> None:
-        """Count the other's examples too."""
-        for name, (more, more_count) in other._sums.items():
-            value, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = value + more, count + more_count
+    def add(self, other: MeanMetrics, weight: int = 1) -> None:
+        """Count the other's examples, too, so many times."""
+        for name, (more, more_count) in other.sums.items():
+            value, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = value + weight * more, count + weight * more_count
 
     def mean(self, name: str) -> float:
         """The mean over everything that was added up."""
-        value, count = self._sums[name]
+        value, count = self.sums[name]
         return value / count
 
     def named(self, prefix: str) -> dict[str, float]:
         """All the means by the names they have in `Metrics`, where `prefix` is train, valid or full_valid."""
-        return {f"{prefix}_{name}": self.mean(name) for name in self._sums}
+        return {f"{prefix}_{name}": self.mean(name) for name in self.sums}
 
 
 class Objective(Protocol):

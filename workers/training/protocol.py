@@ -15,6 +15,9 @@ from app.fine_tuning.methods.metrics import Metrics
 from app.fine_tuning.packing import Work
 from app.models.token_mixing import Layout
 
+OUT_OF_MEMORY, RANK_DIED = 81, 82
+"""Exit codes of a trainer that trains on several GPUs: one of its ranks ran out of memory, or died."""
+
 
 class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     """One attempt at a job."""

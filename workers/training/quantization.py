@@ -14,6 +14,8 @@ from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
+from workers.training.sharding import local
+
 Quantization = Literal["nf4"]
 
 
@@ -52,8 +54,8 @@ def unpacked(weight: Tensor, state: Any) -> Tensor:
 
 
 def stored_bytes(model: nn.Module) -> int:
-    """The bytes that all the model's weights take, with the scales of those that are quantized."""
-    plain = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    """The bytes that this process holds of the model's weights, and the scales of the quantized ones."""
+    plain = sum(local(weight).nbytes for weight in model.parameters())
     states = [weight_of(module)[1] for module in model.modules() if isinstance(module, Linear4bit)]
     return plain + sum(scale.numel() * scale.element_size() for state in states for scale in _scales(state))
 

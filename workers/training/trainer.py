@@ -72,6 +72,7 @@ from workers.training.protocol import (
     Working,
     out_of_memory,
 )
+from workers.training.ranks import Ranks
 from workers.training.trainer_process import Send, StopRequest, claim_stdout
 from workers.training.training_state import Checkpoints, Progression, begin, resume
 
@@ -80,9 +81,9 @@ _KEEP_ALIVE_SECONDS = 10.0
 
 
 class UntrainableError(Exception):
-    """A file or model that the job names cannot be trained on; `param` says which."""
+    """The job cannot be trained, on any rank; if a file or model is the reason, `param` says which."""
 
-    def __init__(self, code: str, message: str, param: str) -> None:
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.param = param
@@ -111,15 +112,19 @@ def main() -> None:
     send = claim_stdout()
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of a terminal; the worker decides
-    stop = StopRequest()
+    stop, ranks = StopRequest(), Ranks.of_this_process()
     base: WarmBase | None = None
     for line in sys.stdin.buffer:
         spec = msgspec.json.decode(line, type=TrainingSpec)
         try:
             folder = Path(spec.base_model_dir)
+            if ranks.size != spec.hyperparameters.gpus:
+                base = None
+                ranks.resize(spec.hyperparameters.gpus)
+            ranks.pass_on(line)
             if base is None or base.folder != folder:
                 base = None  # free the old one first: two may not fit
-                base = load_warm_base(folder)
+                base = load_warm_base(folder, ranks)
             reach("trainer.base_loaded")
             reset_peak_memory(base.device)
             base = base.with_resident()
@@ -131,7 +136,9 @@ def main() -> None:
             traceback.print_exc()
             if not isinstance(error, UntrainableError | TrainingDivergedError):
                 base = None  # its state is unknown
+                ranks.leave_step(out_of_memory=is_out_of_memory(error))
             send(explain(error, spec))
+    ranks.resize(1)
 
 
 def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> None:
@@ -142,7 +149,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         TrainingDivergedError: the loss is no longer a number.
         NothingToSaveError: the attempt was asked to stop before the first step.
     """
-    hp = spec.hyperparameters
+    hp, ranks = spec.hyperparameters, base.ranks
     began = time.monotonic()
     training, validation = load_files(spec, base.template)
     cast(Any, torch).manual_seed(spec.seed)
@@ -160,25 +167,23 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         at = resume(Path(spec.resume_from), model, learner.optimizer) if spec.resume_from else Progression()
         send(describe_run(spec, learner, training, validation, limits, at.step))
         limits = precompute_reference_logprobs(learner, at, [*training, *validation], limits, send, stop)
-        checkpoints, resumed_step, ready = (
-            Checkpoints(spec, model, learner.optimizer),
-            at.step,
-            time.monotonic(),
-        )
+        checkpoints = Checkpoints(spec, model, learner.optimizer, is_writer=ranks.is_first)
+        resumed_step, ready = at.step, time.monotonic()
         replay_unrecorded(at, checkpoints.newest, send, servable=at.step in schedule.checkpoints)
 
         while at.step < schedule.total_steps:
             epoch, place = divmod(at.step, schedule.steps_per_epoch)
             batches = epoch_batches(len(training), hp.batch_size, spec.seed, epoch + 1)
             batch = [training[number] for number in batches[place]]
+            ranks.seed_step(spec.seed, at.step)
             rate = learning_rate(at.step, schedule.total_steps, hp)
             step = partial(learner.train_step, batch, rate, hp.max_grad_norm)
-            of_training, limits = within_memory(step, batch, limits, send)
+            of_training, limits = within_memory(step, batch, limits, ranks, send)
             at.step += 1
             at.tokens += count_tokens(batch)
             some, every = evaluations.due(at.step)
             evaluate = partial(learner.step_metrics, at.step, of_training, some, every, KeepAlive(send))
-            at.metrics, limits = within_memory(evaluate, [*some, *every], limits, send)
+            at.metrics, limits = within_memory(evaluate, [*some, *every], limits, ranks, send)
             reach("trainer.step")
             done = Step(
                 metrics=at.metrics,
@@ -189,7 +194,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             )
             at.since_checkpoint.append(done)
             send(done)
-            stopping = stop.made and at.step < schedule.total_steps
+            stopping = ranks.agree(stop.made) and at.step < schedule.total_steps
             servable = at.step in schedule.checkpoints
             if servable or stopping or checkpoints.due:
                 checkpoints.save(at, for_good=servable)
@@ -221,8 +226,14 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
 
 def first_limits(spec: TrainingSpec, base: WarmBase, training: Sequence[TrainingExample]) -> Limits:
     """Return the limits of a micro-batch, no wider than any batch needs."""
-    longest = sorted(training, key=lambda example: example.length)[-spec.hyperparameters.batch_size :]
-    return batch_limits(base.model, base.device).within(limits_of(longest)).halved(spec.halvings)
+    hp = spec.hyperparameters
+    longest = sorted(training, key=lambda example: example.length)[-hp.batch_size :]
+    limits = batch_limits(base.model, base.device).within(limits_of(longest))
+    if base.ranks.size > 1 and spec.halvings:
+        before = limits.halved(spec.halvings - 1)
+        if before.tokens <= limits_of(longest[-1:]).tokens:  # one example at a time already
+            raise UntrainableError("out_of_memory", out_of_memory(hp).message)
+    return limits.halved(spec.halvings)
 
 
 def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
@@ -275,12 +286,12 @@ def precompute_reference_logprobs(
     keep_alive = KeepAlive(send)
 
     def on_micro_batch() -> None:
-        if stop.made:
+        if learner.base.ranks.agree(stop.made):
             raise NothingToSaveError
         keep_alive()
 
     precompute = partial(learner.precompute_reference_logprobs, examples, on_micro_batch)
-    _, limits = within_memory(precompute, examples, limits, send)
+    _, limits = within_memory(precompute, examples, limits, learner.base.ranks, send)
     at.share_references(examples)
     reach("trainer.references_fixed")
     return limits
@@ -336,9 +347,12 @@ def within_memory(
     work: Callable[[Limits], Result],
     examples: Sequence[TrainingExample],
     limits: Limits,
+    ranks: Ranks,
     send: Send,
 ) -> tuple[Result, Limits]:
     """Do the work on the examples, with ever smaller limits as long as it runs out of memory.
+
+    One of several ranks cannot, since the others are in the middle of a step: the worker starts all anew.
 
     Returns:
         The work's result, and the limits within which it fitted into memory.
@@ -349,7 +363,7 @@ def within_memory(
         except (MemoryError, RuntimeError) as error:
             limits = limits.within(limits_of(examples))  # no wider than what was needed
             least = max(limits_of([example]).tokens for example in examples)
-            if not is_out_of_memory(error) or limits.tokens <= least:
+            if not is_out_of_memory(error) or limits.tokens <= least or ranks.size > 1:
                 raise
         limits = limits.halved()
         send(

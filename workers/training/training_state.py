@@ -52,10 +52,21 @@ class Progression:
 
 
 class Checkpoints:
-    """The checkpoints of one attempt: all those that can be served, and the last two of the others."""
+    """The checkpoints of one attempt: all those that can be served, and the last two of the others.
 
-    def __init__(self, spec: TrainingSpec, model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> None:
+    Of several ranks, which have the same adapter and optimizer, one writes them.
+    """
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        model: peft.PeftModel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        is_writer: bool,
+    ) -> None:
         self._spec = spec
+        self._is_writer = is_writer
         self._model = model
         self._optimizer = optimizer
         self._saved_at = time.monotonic()
@@ -74,12 +85,16 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written. Nothing is left behind.
         """
+        if self._is_writer:
+            self._write(at, for_good=for_good)
+        at.since_checkpoint.clear()
+        self._saved_at = time.monotonic()
+
+    def _write(self, at: Progression, *, for_good: bool) -> None:
         first_step = at.since_checkpoint[0].metrics.step
         files = _files(self._spec, at, self._model, self._optimizer)
         folder = Path(self._spec.output_dir) / "checkpoints"
         self.newest = save_checkpoint(folder, at.step, files, first_step=first_step)
-        at.since_checkpoint.clear()
-        self._saved_at = time.monotonic()
         if not for_good:
             self._others.append(self.newest)
         if len(self._others) > 2:  # the newest may turn out to be damaged

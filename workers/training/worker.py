@@ -71,6 +71,7 @@ class TrainingWorker:
             pid=os.getpid(),
             device=detect().name,
             device_memory_bytes=detect().memory_bytes,
+            gpus=detect().offered(settings.training_gpus),
             version=__version__,
             started_at=time.time(),
         )
@@ -117,6 +118,7 @@ class TrainingWorker:
                     self._row.id,
                     trainable,
                     self._settings.lease_seconds,
+                    gpus=self._row.gpus,
                     running_limit=self._settings.max_running_jobs_per_project,
                 )
                 if job and self._turns:
@@ -183,13 +185,17 @@ class TrainingWorker:
         """Train to the end; after an out-of-memory kill, training goes on with smaller micro-batches."""
         halvings, starved_at = 0, -1
         while not self._follow_once(job, reporter, halvings):
+            halvings += 1
+            if self._child.ran_out_of_memory:  # it says so itself once there is nothing left to halve
+                reporter.warn("Out of memory: the trainer restarts with smaller micro-batches")
+                continue
             if not self._child.was_starved:
                 reporter.retry(f"The trainer died ({self._child.exit_reason})", code="trainer_died")
                 return
             if reporter.recorded_step == starved_at:
                 reporter.report(out_of_memory(msgspec.convert(job.hyperparameters, Hyperparameters)))
                 return
-            halvings, starved_at = halvings + 1, reporter.recorded_step
+            starved_at = reporter.recorded_step
             reporter.warn("Out of memory: the trainer was killed; it restarts with smaller micro-batches")
 
     def _follow_once(self, job: FineTuningJob, reporter: JobReporter, halvings: int) -> bool:

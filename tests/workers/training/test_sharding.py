@@ -1,0 +1,172 @@
+"""Several processes train as one does: the same losses, the same checkpoints; none outlives the others."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from openai import OpenAI
+
+from app.core.settings import Settings
+from tests.support import exact_trainer
+from tests.support.examples import Lines, colours, preference_pairs
+from tests.support.trainer import Child, losses, with_
+from tests.support.waiting import wait_until
+from tests.support.worker import COMMAND, check_record, create, ended, run_worker, steps_of, trainer_of
+from workers.training.checkpoint import verify
+from workers.training.protocol import Checkpoint, Finished, Started, Stopped, TrainingSpec
+
+SECONDS = 10
+"""How soon nothing may be left of an attempt that lost one of its processes."""
+
+
+def exact(folder: Path) -> list[str]:
+    return [sys.executable, str(Path(exact_trainer.__file__)), str(folder)]
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the trainers write how many bytes they hold."""
+    return tmp_path_factory.mktemp("held")
+
+
+@pytest.fixture(scope="module")
+def alone(held: Path) -> Iterator[Child]:
+    child = Child(exact(held))
+    yield child
+    assert child.close() == 0
+
+
+@pytest.fixture(scope="module")
+def pair(held: Path) -> Iterator[Child]:
+    child = Child(exact(held))
+    yield child
+    [other] = ranks_of(child)
+    assert child.close() == 0
+    assert not other.is_running()
+
+
+@pytest.fixture
+def spec(spec: TrainingSpec, jsonl: Lines) -> TrainingSpec:
+    """Twenty-two steps of five examples, the last of an epoch of two, with evaluations.
+
+    Where memory is halved, a batch takes several micro-batches, and the ranks have unequal numbers of them.
+    """
+    files = {
+        "training_file": str(jsonl(colours(52))),
+        "validation_file": str(jsonl(colours(7), "valid.jsonl")),
+    }
+    return with_(spec, n_epochs=2, batch_size=5, halvings=1, **files)
+
+
+def ranks_of(child: Child) -> list[psutil.Process]:
+    return psutil.Process(child.process.pid).children()
+
+
+def metrics(said: list[Any]) -> list[float]:
+    """All figures of all steps, in order."""
+    values = (getattr(message, "metrics", None) for message in said if not isinstance(message, Checkpoint))
+    return [
+        value
+        for each in values
+        if each is not None
+        for name in each.__struct_fields__
+        if (value := getattr(each, name)) is not None
+    ]
+
+
+def test_two_processes_learn_what_one_does(alone: Child, pair: Child, spec: TrainingSpec, held: Path) -> None:
+    one, two = alone.train(spec), pair.train(with_(spec, gpus=2))
+    assert isinstance(two[-1], Finished), two[-1]
+    assert list(losses(two)) == list(range(1, 23))
+    assert metrics(two) == pytest.approx(metrics(one), abs=1e-5)
+    assert one[-1].trained_tokens == two[-1].trained_tokens
+    for sample, expected in zip(two[-1].samples, one[-1].samples, strict=True):
+        assert sample.trained == pytest.approx(expected.trained, abs=1e-4)
+        assert sample.base == pytest.approx(expected.base, abs=1e-4)
+    shares = [tuple(map(int, (held / f"{rank} of 2").read_text().split())) for rank in (0, 1)]
+    whole = int((held / "0 of 1").read_text().split()[0])
+    assert all(0 < share <= 0.55 * whole and of == whole for share, of in shares)
+
+
+def test_a_batch_of_one_example_leaves_a_rank_without_work(
+    alone: Child, pair: Child, spec: TrainingSpec
+) -> None:
+    spec = with_(spec, batch_size=1, n_epochs=1, halvings=0)
+    one, two = alone.train(spec), pair.train(with_(spec, gpus=2))
+    assert isinstance(two[-1], Finished), two[-1]
+    assert metrics(two) == pytest.approx(metrics(one), abs=1e-5)
+
+
+def test_preference_pairs_are_dealt_whole_with_their_references(
+    alone: Child, pair: Child, spec: TrainingSpec, jsonl: Lines
+) -> None:
+    training = str(jsonl(preference_pairs(13), "pairs.jsonl"))
+    spec = with_(spec, method="dpo", beta=0.1, training_file=training, validation_file=training)
+    one, two = alone.train(spec), pair.train(with_(spec, gpus=2))
+    assert isinstance(two[-1], Finished), two[-1]
+    assert metrics(two) == pytest.approx(metrics(one), abs=1e-5)
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_a_job_resumes_on_another_number_of_gpus(
+    alone: Child, pair: Child, spec: TrainingSpec, first: int, then: int
+) -> None:
+    children = {1: alone, 2: pair}
+    whole = alone.train(spec)
+    before = children[first].train(begun := with_(spec, gpus=first), stop_after=7)
+    assert isinstance(before[-1], Stopped), before[-1]
+    checkpoint = Path(begun.output_dir, "checkpoints", f"step-{before[-1].step}")
+    assert verify(checkpoint) is None
+    after = children[then].train(with_(spec, gpus=then, resume_from=str(checkpoint)))
+    started = next(message for message in after if isinstance(message, Started))
+    assert started.resumed_step == before[-1].step >= 7
+    assert isinstance(after[-1], Finished), after[-1]
+    both = losses(before) | losses(after)
+    assert list(both) == list(range(1, 23))
+    assert both == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_dropout_is_the_same_after_resuming_on_as_many(pair: Child, spec: TrainingSpec) -> None:
+    spec = with_(spec, gpus=2, lora_dropout=0.3)
+    whole = pair.train(spec)
+    before = pair.train(begun := with_(spec), stop_after=5)
+    checkpoint = Path(begun.output_dir, "checkpoints", f"step-{before[-1].step}")
+    after = pair.train(with_(spec, resume_from=str(checkpoint)))
+    assert losses(before) | losses(after) == losses(whole)
+
+
+@pytest.mark.one_database
+def test_a_rank_that_dies_ends_the_attempt_at_once_and_the_next_goes_on(
+    client: OpenAI, settings: Settings, tmp_path: Path
+) -> None:
+    first = create(client)
+    job = create(client, hyperparameters={"n_epochs": 4}, extra_body={"gpus": 2})
+    with run_worker(settings, tmp_path, COMMAND, TOQUE_TRAINING_GPUS="2") as worker:
+        assert ended(client, first.id).status == "succeeded"
+        for attempt, victim in enumerate(("rank 1", "rank 0"), start=1):
+            steps = steps_of(client, job.id)
+            wait_until(lambda steps=steps: steps_of(client, job.id) > steps, "it trains", 60)
+            trainer = trainer_of(worker)
+            ranks = [trainer, *trainer.children()]
+            assert len(ranks) == 2
+            began = time.monotonic()
+            ranks[victim == "rank 1"].kill()
+            _, alive = psutil.wait_procs(ranks, SECONDS)
+            assert not alive, victim
+            reason = "one of its ranks died" if victim == "rank 1" else "signal SIGKILL"
+            end = f"The trainer died ({reason}); attempt {attempt + 1} of 3 in 0 s"
+            wait_until(lambda end=end: end in messages_of(client, job.id), end, SECONDS)
+            assert time.monotonic() - began < SECONDS
+        done = ended(client, job.id)
+        assert done.status == "succeeded", done.error
+    check_record(client, done, steps=24)
+
+
+def messages_of(client: OpenAI, job_id: str) -> list[str]:
+    return [event.message for event in client.fine_tuning.jobs.list_events(job_id, limit=100)]
