@@ -7,8 +7,8 @@ that the packed layout computes. Such bases, and all whose architecture is not l
 one sequence a row, padded on the right, through their own attention.
 
 The trainer also compares packed rows with single sequences on the real weights
-(`workers.training.self_test`). Such a test sees short rows of random tokens only, so it may forbid the packed
-layout, but it cannot allow it to an architecture that is not listed here.
+(`workers.training.layouts.self_test`). Such a test sees short rows of random tokens only, so it may forbid
+the packed layout, but it cannot allow it to an architecture that is not listed here.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from app.fine_tuning.precision import cpu_has_bf16
 from app.models.adapters.target_modules import last_name
 from app.models.adapters.validation import WEIGHTS
 from app.models.token_mixing import TokenMixing, token_mixing
+from workers.training.layouts.self_test import SelfTest, self_test
 from workers.training.quantization import (
     Quantization,
     keep_packed,
@@ -38,6 +39,9 @@ from workers.training.sharding import shard
 ADAPTER = "default"
 ROUTERS = {"gate", "router", "shared_expert_gate"}
 """Linear layers that choose or weigh experts: they are no layers of the network that an adapter adapts."""
+_MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_FUSED = frozenset({"out_proj"})
+"""What PEFT refuses to adapt in Mamba's architectures: their kernels read the weight without its layer."""
 
 
 class UnsupportedBaseError(Exception):
@@ -88,10 +92,14 @@ class WarmBase:
     """The processes that train together on it, among which its weights are sharded."""
     resident_memory_bytes: int
     """Memory of the process (or the GPU's allocator) with all weights in use, and what earlier jobs left."""
+    self_test: SelfTest
 
     def token_mixing(self, longest: int) -> TokenMixing:
         """Choose the layout of a job whose longest sequence has this many tokens."""
-        return token_mixing(cast(Any, self.model.config).get_text_config().to_dict(), longest)
+        mixing = token_mixing(cast(Any, self.model.config).get_text_config().to_dict(), longest)
+        if mixing.layout == "packed" and self.self_test.layout == "padded":
+            return TokenMixing("padded", self.self_test.reason)
+        return mixing
 
     def with_resident(self) -> WarmBase:
         """The same base, its resident memory measured again between two jobs."""
@@ -100,13 +108,21 @@ class WarmBase:
 
 
 def load_warm_base(folder: Path, ranks: Ranks | None = None) -> WarmBase:
-    """Load the base model, or this rank's share of it, on the best device of this machine."""
+    """Load the base model, or this rank's share of it, on the best device of this machine, and test it.
+
+    Raises:
+        UnsupportedBaseError: it fails the self-test.
+    """
     ranks = ranks or Ranks()
     device = ranks.device
     # On the CPU, weights are mapped from their file and become resident one by one, as they are used.
     before = _memory_in_use(device)
     model = load_base(folder, device, ranks=ranks)
-    return WarmBase(folder, model, ChatTemplate.load(folder), device, ranks, before + stored_bytes(model))
+    resident = before + stored_bytes(model)
+    tested = self_test(model)
+    if tested.layout is None:
+        raise UnsupportedBaseError(f"it is no causal language model, as {tested.reason}")
+    return WarmBase(folder, model, ChatTemplate.load(folder), device, ranks, resident, tested)
 
 
 def _memory_in_use(device: torch.device) -> int:
@@ -157,12 +173,15 @@ def linear_modules(base: PreTrainedModel) -> list[str]:
         UnsupportedBaseError: the base has none.
     """
     decoder = cast(nn.Module, cast(Any, base).get_decoder())
+    fused = _FUSED if cast(Any, base.config).get_text_config().model_type in _MAMBA else frozenset[str]()
     inside = {id(module) for module in decoder.modules()}
     modules = cast(Iterator[tuple[str, nn.Module]], nn.Module.named_modules(base))
     linear = [
         name
         for name, module in modules
-        if isinstance(module, nn.Linear | Conv1D) and id(module) in inside and last_name(name) not in ROUTERS
+        if isinstance(module, nn.Linear | Conv1D)
+        and id(module) in inside
+        and last_name(name) not in ROUTERS | fused
     ]
     if not linear:
         raise UnsupportedBaseError("it has no linear layers that an adapter could be added to")

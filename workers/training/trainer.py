@@ -124,7 +124,7 @@ def main() -> None:
             ranks.pass_on(line)
             if base is None or base.folder != folder:
                 base = None  # free the old one first: two may not fit
-                base = load_warm_base(folder, ranks)
+                base = load_supported_base(spec, ranks)
             reach("trainer.base_loaded")
             reset_peak_memory(base.device)
             base = base.with_resident()
@@ -139,6 +139,19 @@ def main() -> None:
                 ranks.leave_step(out_of_memory=is_out_of_memory(error))
             send(explain(error, spec))
     ranks.resize(1)
+
+
+def load_supported_base(spec: TrainingSpec, ranks: Ranks) -> WarmBase:
+    """Load and test the base model.
+
+    Raises:
+        UntrainableError: no adapter can be trained on it.
+    """
+    try:
+        return load_warm_base(Path(spec.base_model_dir), ranks)
+    except UnsupportedBaseError as error:
+        message = f"No adapter can be trained on '{spec.base_model}': {error}."
+        raise UntrainableError("unsupported_base_model", message, "model") from error
 
 
 def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> None:
@@ -247,9 +260,6 @@ def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
     except UnknownModulesError as error:
         message = f"Invalid value for 'target_modules': {error}."
         raise UntrainableError("invalid_value", message, "target_modules") from error
-    except UnsupportedBaseError as error:
-        message = f"No adapter can be trained on '{spec.base_model}': {error}."
-        raise UntrainableError("base_model_unsupported", message, "model") from error
     except AdapterError as error:
         message = f"The model that training goes on from is damaged: {error}."
         raise UntrainableError("model_damaged", message, "model") from error

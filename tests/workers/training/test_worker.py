@@ -43,6 +43,10 @@ def test_jobs_are_trained_one_after_another(
         assert job.fine_tuned_model == f"ft:tiny:default:{job.suffix or ''}:{job.id.removeprefix('ftjob-')}"
         assert job.finished_at >= job.created_at
         events = list(client.fine_tuning.jobs.list_events(job.id))
+        assert (
+            "Examples are packed into rows without padding, because the base model mixes tokens by causal "
+            "attention alone"
+        ) in [event.message for event in events]
         steps = [event.data["step"] for event in events if event.type == "metrics"]
         assert steps == list(range(12, 0, -1))
         rows = list(csv.DictReader(client.files.content(job.result_files[0]).text.splitlines()))
