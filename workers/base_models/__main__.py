@@ -1,0 +1,122 @@
+"""`python -m workers.base_models`: pulls base models, and adds them to the catalogue."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.base_models.available import available_models
+from app.base_models.known import find_known
+from app.core.errors import ToqueError
+from app.core.settings import BaseModelEntry, Settings
+from app.models.catalogue import Catalogue
+from workers.base_models.addition import Wishes, add
+from workers.base_models.errors import BaseModelError
+from workers.base_models.preparation import HUB_ID, pull
+from workers.device import detect
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        if chosen.command == "pull":
+            _pull(chosen)
+        elif chosen.command == "available":
+            _print_available()
+        else:
+            _add(chosen)
+    except BaseModelError as error:
+        print(error, file=sys.stderr)
+    except ToqueError as error:
+        print(error.body.message, file=sys.stderr)
+    except SQLAlchemyError as error:
+        print(f"the database cannot be used ({error}); did `toque db upgrade` run?", file=sys.stderr)
+    else:
+        return 0
+    return 1
+
+
+def _pull(chosen: argparse.Namespace) -> None:
+    """Prepare a base model of the catalogue, or add one from the hub."""
+    settings = Settings()
+    catalogue = Catalogue.load(settings)
+    entry = catalogue.find(chosen.source)
+    if entry is not None:
+        target = (
+            settings.base_model_dir(entry) if chosen.into is None else chosen.into.absolute() / entry.name
+        )
+        pull(entry, target, _say)
+    elif find_known(chosen.source) or HUB_ID.fullmatch(chosen.source):
+        _add(chosen)
+    else:
+        raise BaseModelError(
+            f"{chosen.source!r} is neither in the catalogue of base models, which has: {catalogue.names}, "
+            "nor in `toque models list --available`, nor a hub id (OWNER/NAME)"
+        )
+
+
+def _add(chosen: argparse.Namespace) -> None:
+    wishes = Wishes(
+        name=chosen.name,
+        context=chosen.context,
+        max_rank=chosen.max_rank,
+        also_known_as=tuple(chosen.also_known_as),
+        tool_parser=chosen.tool_parser,
+        reasoning_parser=chosen.reasoning_parser,
+    )
+    entry = add(Settings(), detect(), chosen.source, wishes, _say)
+    _say(f"{entry.name}: added to the catalogue, {_described(entry)}")
+
+
+def _print_available() -> None:
+    """Print as JSON which known base models this machine can train and serve."""
+    settings, device = Settings(), detect()
+    models = available_models(
+        settings, Catalogue.load(settings), device.memory_bytes, is_gpu=device.kind == "cuda"
+    )
+    _say(json.dumps([model.model_dump() for model in models]))
+
+
+def _described(entry: BaseModelEntry) -> str:
+    parsers = [
+        f"{kind} parser {name}"
+        for kind, name in (("tool", entry.tool_parser), ("reasoning", entry.reasoning_parser))
+        if name
+    ]
+    return ", ".join([f"context {entry.context:,}", f"rank up to {entry.max_rank}", *parsers])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.base_models", description="Prepares base models."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    pulling = commands.add_parser("pull", help="prepare a base model of the catalogue, or add one of the hub")
+    pulling.add_argument("source", help="a name in the catalogue, or a hub id")
+    pulling.add_argument(
+        "--into", type=Path, help="a folder to prepare it in, as DIR/NAME, instead of the settings'"
+    )
+    adding = commands.add_parser("add", help="add a base model to the catalogue")
+    adding.add_argument("source", help="a folder or a hub id")
+    commands.add_parser("available", help="print which known base models fit this machine, as JSON")
+    for command in (pulling, adding):
+        command.add_argument("--name")
+        command.add_argument("--context", type=int)
+        command.add_argument("--max-rank", type=int)
+        command.add_argument("--also-known-as", action="append", default=[])
+        command.add_argument("--tool-parser")
+        command.add_argument("--reasoning-parser")
+    return parser
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
