@@ -12,6 +12,7 @@ import psutil
 import safetensors.torch
 import torch
 from peft.tuners import lora
+from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -167,25 +168,30 @@ def add_lora(
 
 
 def linear_modules(base: PreTrainedModel) -> list[str]:
-    """Return the full names of the decoder's linear layers, without the routers of experts.
+    """Return the full names of the decoder's linear layers that PEFT adapts, without the routers of experts.
 
     Raises:
         UnsupportedBaseError: the base has none.
     """
     decoder = cast(nn.Module, cast(Any, base).get_decoder())
-    fused = _FUSED if cast(Any, base.config).get_text_config().model_type in _MAMBA else frozenset[str]()
     inside = {id(module) for module in decoder.modules()}
     modules = cast(Iterator[tuple[str, nn.Module]], nn.Module.named_modules(base))
     linear = [
-        name
-        for name, module in modules
-        if isinstance(module, nn.Linear | Conv1D)
-        and id(module) in inside
-        and last_name(name) not in ROUTERS | fused
+        name for name, module in modules if isinstance(module, nn.Linear | Conv1D) and id(module) in inside
     ]
-    if not linear:
-        raise UnsupportedBaseError("it has no linear layers that an adapter could be added to")
-    return linear
+    adaptable = _adapted_by_peft(base, {last_name(name) for name in linear} - ROUTERS)
+    if chosen := [name for name in linear if last_name(name) in adaptable]:
+        return chosen
+    raise UnsupportedBaseError("it has no linear layers that an adapter could be added to")
+
+
+def _adapted_by_peft(base: PreTrainedModel, names: set[str]) -> set[str]:
+    """Return the names without those that PEFT refuses, or takes for the names of fused experts."""
+    if cast(Any, base.config).get_text_config().model_type in _MAMBA:
+        names = names - _FUSED
+    config = peft.LoraConfig(target_modules=sorted(names))
+    cast(Any, transformers_weight_conversion).convert_peft_config_for_transformers(config, base, None)
+    return names & set(config.target_modules or ())
 
 
 def module_names(base: PreTrainedModel) -> list[str]:
