@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import timedelta
 from typing import Any, cast
 
@@ -33,7 +32,6 @@ _PLACE = "TOQUE_RANK"
 _LOOPBACK = "127.0.0.1"
 _COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """Far above any wait that is not a hang: for rank 0 to save a checkpoint, say, or to read a larger file."""
-_END_SECONDS = 10.0
 _NOTICE_SECONDS = 2.0
 """How long rank 0 takes at most to learn that another rank has died, once it cannot be reached any more."""
 
@@ -194,11 +192,9 @@ class Ranks:
         self._is_ending = True
         distributed.destroy_process_group()
         for other in self._others:
+            other.kill()  # it waits for a job and has nothing to save
             assert other.stdin is not None
-            other.stdin.close()  # it ends when its stdin does
-            with suppress(subprocess.TimeoutExpired):
-                other.wait(_END_SECONDS)
-            other.kill()
+            other.stdin.close()
         for watcher in self._watchers:
             watcher.join()
         self._others, self._watchers, self._is_ending = [], [], False

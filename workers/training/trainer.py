@@ -240,7 +240,8 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
 def first_limits(spec: TrainingSpec, base: WarmBase, training: Sequence[TrainingExample]) -> Limits:
     """Return the limits of a micro-batch, no wider than any batch needs."""
     hp = spec.hyperparameters
-    longest = sorted(training, key=lambda example: example.length)[-hp.batch_size :]
+    share = -(-hp.batch_size // base.ranks.size)  # the most examples of a batch that one rank has
+    longest = sorted(training, key=lambda example: example.length)[-share:]
     limits = batch_limits(base.model, base.device).within(limits_of(longest))
     if base.ranks.size > 1 and spec.halvings:
         before = limits.halved(spec.halvings - 1)

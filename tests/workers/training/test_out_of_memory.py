@@ -179,3 +179,18 @@ def test_a_job_learns_in_what_room_there_is_and_one_without_any_fails_without_re
     with database.reader() as session:
         row = session.get_one(FineTuningJob, too_long.id)
     assert (row.lease_epoch, row.attempts_failed) == (1, 0)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_ranks_start_anew_with_smaller_micro_batches(
+    client: OpenAI, settings: Settings, tmp_path: Path
+) -> None:
+    """One that runs out of memory leaves the others in the middle of a step."""
+    job = create(client, extra_body={"gpus": 2})
+    with run_worker(settings, tmp_path, [*STARVED_WORKER, "80"], TOQUE_TRAINING_GPUS="2"):
+        trained = ended(client, job.id)
+    assert (trained.status, trained.error) == ("succeeded", None)
+    events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
+    assert [event.message for event in events if event.level == "warn" and "memory" in event.message] == [
+        "Out of memory: the trainer restarts with smaller micro-batches"
+    ]

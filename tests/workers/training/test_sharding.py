@@ -19,7 +19,7 @@ from tests.support.trainer import Child, losses, with_
 from tests.support.waiting import wait_until
 from tests.support.worker import COMMAND, check_record, create, ended, run_worker, steps_of, trainer_of
 from workers.training.checkpoint import verify
-from workers.training.protocol import Checkpoint, Finished, Started, Stopped, TrainingSpec
+from workers.training.protocol import Checkpoint, Failed, Finished, Started, Stopped, TrainingSpec
 
 SECONDS = 10
 """How soon nothing may be left of an attempt that lost one of its processes."""
@@ -139,6 +139,15 @@ def test_dropout_is_the_same_after_resuming_on_as_many(pair: Child, spec: Traini
     checkpoint = Path(begun.output_dir, "checkpoints", f"step-{before[-1].step}")
     after = pair.train(with_(spec, resume_from=str(checkpoint)))
     assert losses(before) | losses(after) == losses(whole)
+
+
+def test_where_one_example_at_a_time_did_not_fit_nothing_is_tried_again(
+    pair: Child, spec: TrainingSpec
+) -> None:
+    failed = pair.train(with_(spec, gpus=2, halvings=3))[-1]
+    assert isinstance(failed, Failed)
+    assert failed.code == "out_of_memory"
+    assert isinstance(pair.train(with_(spec, gpus=2, n_epochs=1))[-1], Finished), "the ranks are in step"
 
 
 @pytest.mark.one_database
