@@ -13,6 +13,7 @@ import torch
 
 from workers.training import model, trainer
 from workers.training.model import WarmBase
+from workers.training.quantization import Quantization
 from workers.training.ranks import Ranks
 from workers.training.sharding import local
 
@@ -20,8 +21,8 @@ from workers.training.sharding import local
 def main(folder: Path) -> None:
     load = trainer.load_warm_base
 
-    def load_and_measure(base_model_dir: Path, ranks: Ranks) -> WarmBase:
-        base = load(base_model_dir, ranks)
+    def load_and_measure(base_model_dir: Path, ranks: Ranks, quantization: Quantization) -> WarmBase:
+        base = load(base_model_dir, ranks, quantization)
         held = sum(local(weight).nbytes for weight in base.model.parameters())
         whole = sum(weight.numel() * weight.element_size() for weight in base.model.parameters())
         (folder / f"{ranks.rank} of {ranks.size}").write_text(f"{held} {whole}")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from app.fine_tuning.methods.hyperparameters import Hyperparameters
@@ -52,7 +53,7 @@ class Learner:
     def __init__(
         self,
         base: WarmBase,
-        model: nn.Module,
+        model: PeftModel,
         mixing: TokenMixing,
         objective: Objective,
         optimizer: torch.optim.Optimizer,
@@ -193,10 +194,13 @@ def target_logprobs(learner: Learner, example: TrainingExample) -> list[float]:
     return cast(list[float], cast(Any, logprobs.gather(1, batch.targets[:, None])[:, 0]).tolist())
 
 
-def samples_of(
-    learner: Learner, training: list[TrainingExample], trained: dict[int, list[float]]
-) -> list[Sample]:
-    """Return the drawn examples with the trained model's log-probabilities and those of the base alone."""
+def take_samples(learner: Learner, training: list[TrainingExample], numbers: Iterable[int]) -> list[Sample]:
+    """Return the drawn examples with the trained model's log-probabilities and those of the base alone.
+
+    The adapter is unloaded in between.
+    """
+    trained = {number: target_logprobs(learner, training[number]) for number in numbers}
+    learner.model.unload()
     samples: list[Sample] = []
     for number, logprobs in trained.items():
         sequence = training[number].sequences[0]

@@ -52,12 +52,12 @@ class UnsupportedBaseError(Exception):
 def load_base(
     folder: Path,
     device: torch.device,
-    quantization: Quantization | None = None,
+    quantization: Quantization = "none",
     ranks: Ranks | None = None,
 ) -> PreTrainedModel:
     """Load the frozen base, in bf16 (as it is served) where the device computes in it, otherwise in fp32.
 
-    With `quantization`, its linear layers are stored in that type and unpacked for each product. With several
+    With `quantization`, its linear layers are stored in four bits and unpacked for each product. With several
     `ranks`, each keeps its share of every weight.
     """
     logging.disable_progress_bar()
@@ -66,7 +66,7 @@ def load_base(
         folder,
         dtype=dtype,
         local_files_only=True,
-        quantization_config=nf4_config(dtype) if quantization else None,
+        quantization_config=nf4_config(dtype) if quantization == "nf4" else None,
     )
     keep_packed(model)
     model.requires_grad_(False).eval()
@@ -86,6 +86,7 @@ class WarmBase:
     """A loaded base model, kept between jobs."""
 
     folder: Path
+    quantization: Quantization
     model: PreTrainedModel
     template: ChatTemplate
     device: torch.device
@@ -108,7 +109,7 @@ class WarmBase:
         return replace(self, resident_memory_bytes=max(self.resident_memory_bytes, resident))
 
 
-def load_warm_base(folder: Path, ranks: Ranks | None = None) -> WarmBase:
+def load_warm_base(folder: Path, ranks: Ranks | None = None, quantization: Quantization = "none") -> WarmBase:
     """Load the base model, or this rank's share of it, on the best device of this machine, and test it.
 
     Raises:
@@ -118,12 +119,12 @@ def load_warm_base(folder: Path, ranks: Ranks | None = None) -> WarmBase:
     device = ranks.device
     # On the CPU, weights are mapped from their file and become resident one by one, as they are used.
     before = _memory_in_use(device)
-    model = load_base(folder, device, ranks=ranks)
+    model = load_base(folder, device, quantization, ranks)
     resident = before + stored_bytes(model)
     tested = self_test(model)
     if tested.layout is None:
         raise UnsupportedBaseError(f"it is no causal language model, as {tested.reason}")
-    return WarmBase(folder, model, ChatTemplate.load(folder), device, ranks, resident, tested)
+    return WarmBase(folder, quantization, model, ChatTemplate.load(folder), device, ranks, resident, tested)
 
 
 def _memory_in_use(device: torch.device) -> int:

@@ -67,6 +67,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     layout: Layout = "packed"
     layout_reason: str = ""
     """Why the batches have this layout; continues the word "because"."""
+    activation_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass, because they would not fit otherwise."""
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
@@ -91,6 +93,12 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
 
     metrics: Metrics
     path: str
+
+
+class Noted(msgspec.Struct, frozen=True, kw_only=True, tag="noted"):
+    """Something for the job's log."""
+
+    message: str
 
 
 class Warned(msgspec.Struct, frozen=True, kw_only=True, tag="warned"):
@@ -152,4 +160,4 @@ def out_of_memory(hp: Hyperparameters) -> Failed:
     )
 
 
-Progress = Started | Step | Working | Checkpoint | Warned | Stopped | Finished | Failed
+Progress = Started | Step | Working | Checkpoint | Noted | Warned | Stopped | Finished | Failed

@@ -16,7 +16,7 @@ from transformers import BitsAndBytesConfig
 
 from workers.training.sharding import local
 
-Quantization = Literal["nf4"]
+Quantization = Literal["nf4", "none"]
 
 
 def nf4_config(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -34,6 +34,7 @@ from workers.training.protocol import (
     Checkpoint,
     Failed,
     Finished,
+    Noted,
     Progress,
     Started,
     Step,
@@ -47,6 +48,8 @@ _LAYOUTS: dict[Layout, str] = {
     "packed": "Examples are packed into rows without padding",
     "padded": "Each example is computed in a row of its own, padded to the longest of its micro-batch",
 }
+
+_RECOMPUTED = "Activations are computed again in the backward pass: all of them would not fit into memory"
 
 log = logging.getLogger("toque.worker")
 
@@ -86,6 +89,8 @@ class JobReporter:
                 self._checkpoint(progress)
             case Finished():
                 self._finished(progress)
+            case Noted():
+                self.note(progress.message)
             case Warned():
                 self.warn(progress.message)
             case Failed(code="storage_full"):
@@ -144,6 +149,8 @@ class JobReporter:
                 queue.record_event(
                     session, self._lease, f"{_LAYOUTS[started.layout]}, because {started.layout_reason}"
                 )
+            if started.activation_checkpointing:
+                queue.record_event(session, self._lease, _RECOMPUTED)
             self._expect(session, started)
 
         self._write(write)

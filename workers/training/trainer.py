@@ -37,12 +37,15 @@ import torch
 from peft import PeftModel
 
 from app.datasets.chat_template import ChatTemplate
-from app.fine_tuning.packing import Limits, work_of_job
+from app.fine_tuning.geometry import Geometry, adapter_bytes
+from app.fine_tuning.packing import Limits, Work, work_of_job
 from app.fine_tuning.schedule import Schedule, epoch_batches
 from app.models.adapters.target_modules import UnknownModulesError
 from app.models.adapters.validation import AdapterError
 from workers.crash_points import reach
+from workers.device import detect
 from workers.processes import die_with_parent
+from workers.training.activation_checkpointing import checkpoint_activations, checkpoints_activations
 from workers.training.dataset import (
     InvalidExampleError,
     TrainingExample,
@@ -55,8 +58,7 @@ from workers.training.learning import (
     TrainingDivergedError,
     draw_samples,
     learning_rate,
-    samples_of,
-    target_logprobs,
+    take_samples,
 )
 from workers.training.model import UnsupportedBaseError, WarmBase, batch_limits, load_warm_base
 from workers.training.objectives import OBJECTIVES
@@ -64,6 +66,7 @@ from workers.training.protocol import (
     Checkpoint,
     Failed,
     Finished,
+    Sample,
     Started,
     Step,
     Stopped,
@@ -73,6 +76,7 @@ from workers.training.protocol import (
     out_of_memory,
 )
 from workers.training.ranks import Ranks
+from workers.training.served_base import as_served, compare_losses
 from workers.training.trainer_process import Send, StopRequest, claim_stdout
 from workers.training.training_state import Checkpoints, Progression, begin, resume
 
@@ -117,12 +121,11 @@ def main() -> None:
     for line in sys.stdin.buffer:
         spec = msgspec.json.decode(line, type=TrainingSpec)
         try:
-            folder = Path(spec.base_model_dir)
             if ranks.size != spec.hyperparameters.gpus:
                 base = None
                 ranks.resize(spec.hyperparameters.gpus)
             ranks.pass_on(line)
-            if base is None or base.folder != folder:
+            if base is None or not is_base_of(base, spec):
                 base = None  # free the old one first: two may not fit
                 base = load_supported_base(spec, ranks)
             reach("trainer.base_loaded")
@@ -141,14 +144,24 @@ def main() -> None:
     ranks.resize(1)
 
 
+def is_base_of(base: WarmBase, spec: TrainingSpec) -> bool:
+    """Whether the job is trained on this base, stored in this way."""
+    hp = spec.hyperparameters
+    return (base.folder, base.quantization) == (Path(spec.base_model_dir), hp.quantization)
+
+
 def load_supported_base(spec: TrainingSpec, ranks: Ranks) -> WarmBase:
     """Load and test the base model.
 
     Raises:
-        UntrainableError: no adapter can be trained on it.
+        UntrainableError: no adapter can be trained on it, or not with it in four bits.
     """
+    folder, quantization = Path(spec.base_model_dir), spec.hyperparameters.quantization
+    if quantization == "nf4" and (problem := Geometry.load(folder).unpackable):
+        message = f"'{spec.base_model}' cannot be trained in nf4: {problem}."
+        raise UntrainableError("invalid_value", message, "quantization")
     try:
-        return load_warm_base(Path(spec.base_model_dir), ranks)
+        return load_warm_base(folder, ranks, quantization)
     except UnsupportedBaseError as error:
         message = f"No adapter can be trained on '{spec.base_model}': {error}."
         raise UntrainableError("unsupported_base_model", message, "model") from error
@@ -191,12 +204,12 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             ranks.seed_step(spec.seed, at.step)
             rate = learning_rate(at.step, schedule.total_steps, hp)
             step = partial(learner.train_step, batch, rate, hp.max_grad_norm)
-            of_training, limits = within_memory(step, batch, limits, ranks, send)
+            of_training, limits = within_memory(step, batch, limits, learner, send)
             at.step += 1
             at.tokens += count_tokens(batch)
             some, every = evaluations.due(at.step)
             evaluate = partial(learner.step_metrics, at.step, of_training, some, every, KeepAlive(send))
-            at.metrics, limits = within_memory(evaluate, [*some, *every], limits, ranks, send)
+            at.metrics, limits = within_memory(evaluate, [*some, *every], limits, learner, send)
             reach("trainer.step")
             done = Step(
                 metrics=at.metrics,
@@ -218,23 +231,41 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
                 stop.made = False
                 send(Stopped(step=at.step))
                 return
-        trained = {
-            number: target_logprobs(learner, training[number])
-            for number in draw_samples(training, hp.max_length, spec.seed)
-        }
-    finally:
-        model.unload()  # the base must be as it was for the next job
-
-    reach("trainer.finished")
-    send(
-        Finished(
+        finished = Finished(
             path=str(checkpoints.newest),
             trained_tokens=at.tokens,
             elapsed_seconds=time.monotonic() - began,
-            peak_memory_bytes=peak_memory(base.device),
-            samples=samples_of(learner, training, trained),
+            peak_memory_bytes=peak_memory(base.device),  # before the base as it is served is read
+            samples=sample_as_served(spec, learner, training, validation, limits, send),
         )
-    )
+    finally:
+        restore(base, model)
+
+    reach("trainer.finished")
+    send(finished)
+
+
+def restore(base: WarmBase, model: PeftModel) -> None:
+    """Make the base for the next job what it was."""
+    checkpoint_activations(base.model, on=False)
+    model.unload()
+
+
+def sample_as_served(
+    spec: TrainingSpec,
+    learner: Learner,
+    training: list[TrainingExample],
+    validation: list[TrainingExample],
+    limits: Limits,
+    send: Send,
+) -> list[Sample]:
+    """Return what an engine's answers are compared with, and say what quantization has cost."""
+    numbers = draw_samples(training, spec.hyperparameters.max_length, spec.seed)
+    if learner.base.quantization == "none":
+        return take_samples(learner, training, numbers)
+    served = as_served(spec, learner)
+    send(compare_losses(learner, served, validation or training, limits, KeepAlive(send), spec.seed))
+    return take_samples(served, training, numbers)
 
 
 def first_limits(spec: TrainingSpec, base: WarmBase, training: Sequence[TrainingExample]) -> Limits:
@@ -302,7 +333,7 @@ def precompute_reference_logprobs(
         keep_alive()
 
     precompute = partial(learner.precompute_reference_logprobs, examples, on_micro_batch)
-    _, limits = within_memory(precompute, examples, limits, learner.base.ranks, send)
+    _, limits = within_memory(precompute, examples, limits, learner, send)
     at.share_references(examples)
     reach("trainer.references_fixed")
     return limits
@@ -316,7 +347,7 @@ def describe_run(
     limits: Limits,
     resumed_step: int,
 ) -> Started:
-    """Describe what the attempt is about to do."""
+    """Describe what the attempt is about to do, and switch activation checkpointing on if it needs that."""
     hp, base = spec.hyperparameters, learner.base
     work = work_of_job(
         [example.sequences for example in training],
@@ -328,6 +359,10 @@ def describe_run(
         checkpoint_steps=hp.checkpoint_steps,
         seed=spec.seed,
     )
+    recomputes = base.ranks.agree(exceeds_memory(learner, work.largest))
+    if recomputes:
+        checkpoint_activations(base.model, on=True)
+        work = work.recomputing()
     return Started(
         total_steps=int(work.training.steps),
         examples=len(training),
@@ -342,7 +377,18 @@ def describe_run(
         largest=work.largest,
         layout=learner.mixing.layout,
         layout_reason=learner.mixing.reason,
+        activation_checkpointing=recomputes,
     )
+
+
+def exceeds_memory(learner: Learner, largest: Work) -> bool:
+    """Whether a step on this micro-batch would need more memory than the device has, as dry runs estimate."""
+    base, device = learner.base, detect()
+    trainable = sum(weight.numel() for weight in learner.weights)
+    held = Geometry.load(base.folder).held_bytes(
+        largest, trainable, base.model.dtype.itemsize, is_gpu=device.kind == "cuda"
+    )
+    return base.resident_memory_bytes + adapter_bytes(trainable) + held > device.memory_bytes
 
 
 def replay_unrecorded(at: Progression, checkpoint: Path, send: Send, *, servable: bool) -> None:
@@ -358,12 +404,13 @@ def within_memory(
     work: Callable[[Limits], Result],
     examples: Sequence[TrainingExample],
     limits: Limits,
-    ranks: Ranks,
+    learner: Learner,
     send: Send,
 ) -> tuple[Result, Limits]:
     """Do the work on the examples, with ever smaller limits as long as it runs out of memory.
 
-    One of several ranks cannot, since the others are in the middle of a step: the worker starts all anew.
+    If even one example alone does, its activations are computed again in the backward pass from then on. One
+    of several ranks can do neither, since the others are in the middle of a step: the worker starts all anew.
 
     Returns:
         The work's result, and the limits within which it fitted into memory.
@@ -374,14 +421,17 @@ def within_memory(
         except (MemoryError, RuntimeError) as error:
             limits = limits.within(limits_of(examples))  # no wider than what was needed
             least = max(limits_of([example]).tokens for example in examples)
-            if not is_out_of_memory(error) or limits.tokens <= least or ranks.size > 1:
+            is_one_example = limits.tokens <= least
+            is_last_resort = is_one_example and checkpoints_activations(learner.base.model)
+            if not is_out_of_memory(error) or is_last_resort or learner.base.ranks.size > 1:
                 raise
-        limits = limits.halved()
-        send(
-            Warned(
-                message=f"Out of memory: from here on at most {limits.tokens} tokens at once, same batches"
-            )
-        )
+        if is_one_example:
+            checkpoint_activations(learner.base.model, on=True)
+            change = "activations are computed again in the backward pass"
+        else:
+            limits = limits.halved()
+            change = f"at most {limits.tokens} tokens at once, same batches"
+        send(Warned(message=f"Out of memory: from here on {change}"))
 
 
 def load_files(

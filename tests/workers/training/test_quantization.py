@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import peft
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from app.fine_tuning.geometry import Geometry
+from tests.support.examples import Lines, colours
 from tests.support.gradients import gradients, randomize
+from tests.support.tiny_bases import write_tiny_base
+from tests.support.tiny_model import VOCABULARY, write_tokenizer
+from tests.support.trainer import Child, losses, with_
 from workers.training import model, quantization
+from workers.training.protocol import Checkpoint, Failed, Finished, Noted, Progress, Started, TrainingSpec
 
 CPU = torch.device("cpu")
 
@@ -79,3 +89,114 @@ def test_the_layer_computes_with_the_numbers_that_are_packed(dropout: float) -> 
     torch.testing.assert_close(
         output_and_gradients(adapted), output_and_gradients(reference), rtol=1e-3, atol=1e-5
     )
+
+
+@pytest.fixture(scope="module")
+def wide_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base whose weights are mostly those of its linear layers, as in bases that do not fit."""
+    folder = tmp_path_factory.mktemp("wide")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.05,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return write_tokenizer(folder)
+
+
+@pytest.fixture
+def wide(spec: TrainingSpec, wide_base_dir: Path, jsonl: Lines) -> TrainingSpec:
+    validation = str(jsonl(colours(6), "validation.jsonl"))
+    return with_(spec, base_model_dir=str(wide_base_dir), validation_file=validation, learning_rate=3e-3)
+
+
+def test_the_base_takes_a_third_of_its_memory(wide_base_dir: Path) -> None:
+    plain = model.load_base(wide_base_dir, CPU)
+    packed = model.load_base(wide_base_dir, CPU, "nf4")
+    in_bf16 = 2 * plain.num_parameters()
+    assert quantization.stored_bytes(packed) <= 0.35 * in_bf16
+    geometry = Geometry.load(wide_base_dir)
+    value_bytes = model.compute_dtype(CPU).itemsize
+    assert quantization.stored_bytes(packed) == pytest.approx(
+        geometry.base_bytes(value_bytes, "nf4"), rel=0.01
+    )
+    assert quantization.stored_bytes(plain) == geometry.base_bytes(value_bytes, "none")
+
+
+def finished(said: list[Progress]) -> Finished:
+    assert isinstance(said[-1], Finished), said[-1]
+    return said[-1]
+
+
+def valid_loss(said: list[Progress]) -> float:
+    newest = [message for message in said if isinstance(message, Checkpoint)][-1]
+    assert newest.metrics.full_valid_loss is not None
+    return newest.metrics.full_valid_loss
+
+
+def test_a_job_in_nf4_ends_near_the_one_in_bf16(child: Child, wide: TrainingSpec) -> None:
+    plain, packed = child.train(with_(wide)), child.train(with_(wide, quantization="nf4"))
+    assert valid_loss(plain) < 0.7 * (losses(plain)[1] or 0), "something was learnt"
+    assert valid_loss(packed) == pytest.approx(valid_loss(plain), rel=0.05)
+    started = [each for said in (plain, packed) for each in said if isinstance(each, Started)]
+    assert started[0].trainable_parameters == started[1].trainable_parameters
+    # It is said what the adapter makes of the base as it is served.
+    [note] = [message for message in packed if isinstance(message, Noted)]
+    assert "The mean loss on 6 examples is" in note.message
+    assert not any(isinstance(message, Noted) for message in plain)
+    again = child.train(with_(wide))
+    assert losses(again) == losses(plain), "the next job has the plain base again"
+
+
+def test_engines_are_compared_with_the_base_as_it_is_served(
+    child: Child, wide: TrainingSpec, wide_base_dir: Path
+) -> None:
+    done = finished(child.train(with_(wide, quantization="nf4")))
+    base = AutoModelForCausalLM.from_pretrained(wide_base_dir, dtype=torch.float32)
+
+    def logprobs(each: nn.Module, sample: Any) -> Tensor:
+        logits = each(input_ids=torch.tensor([sample.input_ids])).logits[0]
+        chosen = [logits[place - 1].log_softmax(-1)[sample.input_ids[place]] for place in sample.targets]
+        return torch.stack(chosen).detach()
+
+    served_base = [logprobs(base, sample) for sample in done.samples]
+    served = peft.PeftModel.from_pretrained(base, done.path)
+    packed = model.load_base(wide_base_dir, CPU, "nf4")
+    assert len(done.samples) == 3
+    for sample, of_base in zip(done.samples, served_base, strict=True):
+        assert torch.tensor(sample.base) == pytest.approx(of_base, abs=0.05)
+        assert torch.tensor(sample.trained) == pytest.approx(logprobs(served, sample), abs=0.05)
+        assert (logprobs(packed, sample).float() - of_base).abs().mean() > 0.05, "they would differ"
+
+
+def test_a_quantized_job_resumes_as_if_it_had_not_stopped(child: Child, wide: TrainingSpec) -> None:
+    spec = with_(wide, quantization="nf4", lora_dropout=0.1)
+    whole = child.train(spec)
+    stopped = with_(spec)
+    child.train(stopped, stop_after=4)
+    checkpoint = Path(stopped.output_dir) / "checkpoints" / "step-4"
+    resumed = child.train(with_(stopped, resume_from=str(checkpoint)))
+    assert losses(resumed) == losses(whole)
+    assert weights(finished(resumed)) == weights(finished(whole))
+
+
+def weights(done: Finished) -> bytes:
+    return (Path(done.path) / "adapter_model.safetensors").read_bytes()
+
+
+def test_a_base_that_cannot_be_packed_ends_the_job_with_the_reason(
+    child: Child, spec: TrainingSpec, tmp_path: Path
+) -> None:
+    mixtral = write_tiny_base("mixtral", tmp_path / "mixtral")
+    failed = child.train(with_(spec, base_model_dir=str(mixtral), quantization="nf4"))[-1]
+    assert isinstance(failed, Failed)
+    assert (failed.code, failed.param) == ("invalid_value", "quantization")
+    assert "most are those of experts" in failed.message

@@ -80,7 +80,11 @@ def metrics(said: list[Any]) -> list[float]:
     ]
 
 
-def test_two_processes_learn_what_one_does(alone: Child, pair: Child, spec: TrainingSpec, held: Path) -> None:
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_two_processes_learn_what_one_does(
+    alone: Child, pair: Child, spec: TrainingSpec, held: Path, quantization: str
+) -> None:
+    spec = with_(spec, quantization=quantization)
     one, two = alone.train(spec), pair.train(with_(spec, gpus=2))
     assert isinstance(two[-1], Finished), two[-1]
     assert list(losses(two)) == list(range(1, 23))

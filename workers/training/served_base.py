@@ -1,0 +1,117 @@
+"""The base model as engines serve it, for a trainer whose own copy is quantized.
+
+A trained adapter is published for the base in bf16. What it makes of that base is computed here, with one
+decoder layer on the device at a time: the whole base may not fit.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
+from typing import Any, cast
+
+import peft
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from app.fine_tuning.packing import Limits
+from workers.training.activation_checkpointing import decoder_layers
+from workers.training.dataset import TrainingExample
+from workers.training.learning import Learner
+from workers.training.model import compute_dtype
+from workers.training.protocol import Noted, TrainingSpec, Warned
+from workers.training.training_state import begin
+
+SERVED = torch.bfloat16
+
+_COMPARED = 64
+"""The most examples that losses are compared on: enough to tell, and not too slow layer by layer."""
+_TOLERANCE = 0.05
+"""The share by which the loss may rise: more than NF4 should cost."""
+_ROUNDING = 0.03
+"""What rounding and kernels alone do to a loss, in nats (`parity.TOLERANCE`)."""
+
+
+def compare_losses(
+    learner: Learner,
+    served: Learner,
+    examples: list[TrainingExample],
+    limits: Limits,
+    on_micro_batch: Callable[[], None],
+    seed: int,
+) -> Noted | Warned:
+    """Compare the adapter's loss on the base that it was trained on with that on the base as served."""
+    drawn = random.Random(seed).sample(examples, min(_COMPARED, len(examples)))  # noqa: S311
+    trained = learner.evaluate(drawn, on_micro_batch, limits).mean("loss")
+    published = served.evaluate(drawn, on_micro_batch, limits).mean("loss")
+    message = (
+        f"The mean loss on {len(drawn)} examples is {trained:.4f} on the base in NF4, as trained, and "
+        f"{published:.4f} on the base in bf16, as served"
+    )
+    if published > trained * (1 + _TOLERANCE) + _ROUNDING:
+        return Warned(message=f"{message}: quantization has cost quality; train without it if you can")
+    return Noted(message=message)
+
+
+def as_served(spec: TrainingSpec, learner: Learner) -> Learner:
+    """Put the trained adapter on the base as it is served.
+
+    The weights stay mapped from their file, and each decoder layer's are on the device while it computes.
+    """
+    served = cast(Any, AutoModelForCausalLM).from_pretrained(
+        learner.base.folder, dtype=SERVED, local_files_only=True
+    )
+    base = replace(learner.base, model=served.requires_grad_(False).eval())
+    model = begin(spec, base)
+    weights = cast(Any, peft).get_peft_model_state_dict(learner.model, save_embedding_layers=False)
+    cast(Any, peft).set_peft_model_state_dict(model, weights)
+    _stream_layers(served, base.device)
+    return Learner(base, model, learner.mixing, learner.objective, learner.optimizer)
+
+
+def _stream_layers(base: PreTrainedModel, device: torch.device) -> None:
+    """Move all weights to the device but those of decoder layers, which are there for their turn only."""
+    layers = list(decoder_layers(base))
+    streamed = {id(tensor) for layer in layers for tensor in _frozen(layer)}
+    for tensor in _tensors(base):
+        if id(tensor) not in streamed:
+            tensor.data = _computable(tensor, device)
+    for layer in layers:
+        turn = _Turn(device)
+        layer.register_forward_pre_hook(turn.begin)
+        layer.register_forward_hook(turn.end, always_call=True)
+
+
+class _Turn:
+    """One decoder layer's turn on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stored: list[tuple[Tensor, Tensor]] = []
+
+    def begin(self, layer: nn.Module, _inputs: object) -> None:
+        self._stored = [(tensor, tensor.data) for tensor in _frozen(layer)]
+        for tensor, _ in self._stored:
+            tensor.data = _computable(tensor, self._device)
+
+    def end(self, _layer: nn.Module, _inputs: object, _output: object) -> None:
+        for tensor, stored in self._stored:
+            tensor.data = stored
+        self._stored = []
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def _frozen(layer: nn.Module) -> Iterator[Tensor]:
+    """The layer's weights and buffers without those of its adapter."""
+    return (tensor for tensor in _tensors(layer) if not tensor.requires_grad)
+
+
+def _computable(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, in the type that it computes in; what is in fp32 stays so."""
+    return tensor.data.to(device, compute_dtype(device) if tensor.dtype == SERVED else tensor.dtype)
