@@ -54,7 +54,7 @@ def register() -> None:
 
 
 def watch_loader(loader: type[Any], published: PublishedAdapters) -> None:
-    """Quarantines every adapter that vLLM's own loader refuses.
+    """Quarantines every adapter that vLLM's own loader refuses, or would use in part.
 
     vLLM only logs the reason, and answers that the adapter "could not be loaded".
     """
@@ -62,7 +62,9 @@ def watch_loader(loader: type[Any], published: PublishedAdapters) -> None:
 
     def add_adapter(self: Any, lora_request: LoRARequest) -> bool:
         try:
-            return add(self, lora_request)
+            is_new = add(self, lora_request)
+            _refuse_unused(self, lora_request.lora_int_id)
+            return is_new
         except Exception as error:
             if _is_adapters_fault(error):
                 self.remove_adapter(lora_request.lora_int_id)  # it may be loaded in part
@@ -70,6 +72,16 @@ def watch_loader(loader: type[Any], published: PublishedAdapters) -> None:
             raise
 
     loader.add_adapter = add_adapter
+
+
+def _refuse_unused(loader: Any, adapter_id: int) -> None:
+    """Raises ValueError if the adapter has weights for modules that vLLM ignores without a word.
+
+    It ignores those whose last name it knows, but not the module, and those of modules that it cannot adapt.
+    """
+    manager = loader._adapter_manager
+    if unused := manager.get_adapter(adapter_id).loras.keys() - manager.modules.keys():
+        raise ValueError(f"vLLM would ignore its weights of {len(unused)} modules, such as {min(unused)}")
 
 
 def _is_adapters_fault(error: Exception) -> bool:

@@ -191,9 +191,12 @@ def test_a_database_that_is_away_only_means_that_it_is_not_written(
 class Loader:
     """As vLLM's, which finds what our own checks do not."""
 
-    def __init__(self, error: Exception | None) -> None:
+    def __init__(self, error: Exception | None, modules: tuple[str, ...] = ("mlp", "attention")) -> None:
         self.error = error
         self.held: set[int] = set()
+        adapter = SimpleNamespace(loras=dict.fromkeys(modules))
+        known = {"mlp": None, "attention": None}
+        self._adapter_manager = SimpleNamespace(modules=known, get_adapter=lambda _: adapter)
 
     def add_adapter(self, lora_request: Any) -> bool:
         self.held.add(lora_request.lora_int_id)
@@ -240,3 +243,17 @@ def test_what_vllm_cannot_load_is_quarantined(
     if is_verdict:
         assert (reason(database, "ft:mine") or "").startswith("vLLM cannot load it: ")
         assert loader.held == set()
+
+
+def test_what_vllm_would_serve_in_part_is_quarantined(
+    database: Database, settings: Settings, published: PublishedAdapters
+) -> None:
+    pytest.importorskip("vllm")
+    publish(database, settings, "ft:mine")
+    watched = type("Watched", (Loader,), {})
+    lora_resolver.watch_loader(watched, published)
+    loader = watched(None, ("mlp", "experts.0.w1"))
+    with pytest.raises(ValueError, match=r"experts\.0\.w1"):
+        loader.add_adapter(SimpleNamespace(lora_name="ft:mine", lora_int_id=7))
+    assert "vLLM would ignore its weights of 1 modules" in (reason(database, "ft:mine") or "")
+    assert loader.held == set()
