@@ -18,7 +18,7 @@ from app.core.database import Database
 from app.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from app.core.idempotency import IdempotentRequest
 from app.core.pagination import fetch_page
-from app.core.settings import Settings
+from app.core.settings import BaseModelEntry, Settings
 from app.datasets.report import MIN_EXAMPLES
 from app.files import service as files_service
 from app.files.models import File
@@ -41,6 +41,7 @@ from app.models.adapters.parent import Parent
 from app.models.adapters.service import linear_modules
 from app.models.aliases.resolution import find_model_to_train
 from app.models.catalogue import Catalogue, hidden_size
+from app.models.serving_support import refusal
 
 
 def create_job(
@@ -104,7 +105,10 @@ def _create(
         job.spec_version = max(job.spec_version, EXTENDED_SPEC_VERSION)
     session.add(job)
     session.flush()
-    queue.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
+    created = f"Created fine-tuning job: {job.id}"
+    if adapters_service.base_has_experts(context.settings, base):
+        created += f". The experts of '{base.name}' are not adapted, only its other modules"
+    queue.add_event(session, job.id, created)
     if plan.hyperparameters.get("quantization") == "nf4":
         queue.add_event(session, job.id, NOTE)
     _note_files(session, job, plan.training_file, plan.validation_file)
@@ -151,6 +155,7 @@ def plan_job(
             for param, file_id in named.items()
         }
     # Errors that do not depend on the files' content come first.
+    refuse_unservable(settings, base)
     resolved = resolve_hyperparameters(
         requested,
         examples=MIN_EXAMPLES,
@@ -171,6 +176,20 @@ def plan_job(
     return replace(
         plan, hyperparameters=training_files.resolve(database, context, plan, is_dry_run=is_dry_run)
     )
+
+
+def refuse_unservable(settings: Settings, base: BaseModelEntry) -> None:
+    """Check that an engine could serve what is trained.
+
+    Raises:
+        InvalidRequestError: vLLM does not serve adapters of this base model.
+    """
+    if reason := refusal(settings.base_model_dir(base)):
+        raise InvalidRequestError(
+            f"'{base.name}' cannot be fine-tuned here: {reason}.",
+            code="unsupported_base_model",
+            param="model",
+        )
 
 
 def get_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:

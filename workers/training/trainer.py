@@ -42,6 +42,7 @@ from app.fine_tuning.packing import Limits, Work, work_of_job
 from app.fine_tuning.schedule import Schedule, epoch_batches
 from app.models.adapters.target_modules import UnknownModulesError
 from app.models.adapters.validation import AdapterError
+from app.models.serving_support import refusal
 from workers.crash_points import reach
 from workers.device import detect
 from workers.processes import die_with_parent
@@ -285,14 +286,20 @@ def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
     """Add the adapter as it is before its first step.
 
     Raises:
-        UntrainableError: the adapter that training continues from is damaged, or the base lacks modules.
+        UntrainableError: the adapter that training continues from is damaged, the base lacks the modules, or
+            what would be trained could not be served.
     """
+    if reason := refusal(base.folder):
+        raise UntrainableError("unsupported_base_model", f"The base cannot be fine-tuned: {reason}.", "model")
     try:
         return begin(spec, base)
     except UnknownModulesError as error:
         message = f"Invalid value for 'target_modules': {error}."
         raise UntrainableError("invalid_value", message, "target_modules") from error
     except AdapterError as error:
+        if spec.parent is None:
+            message = f"What would be trained could not be served: {error}."
+            raise UntrainableError("unsupported_base_model", message, "model") from error
         message = f"The model that training goes on from is damaged: {error}."
         raise UntrainableError("model_damaged", message, "model") from error
 

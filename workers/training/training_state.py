@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,15 @@ from torch import Tensor
 
 from app.fine_tuning.methods.metrics import Metrics
 from app.models.adapters.target_modules import select, shorten
-from app.models.adapters.validation import CONFIG, WEIGHTS, check_adapter, module_shapes
+from app.models.adapters.validation import (
+    CONFIG,
+    WEIGHTS,
+    AdapterError,
+    Shapes,
+    check_adapter,
+    module_shapes,
+)
+from app.models.serving_support import adapted
 from workers.training.checkpoint import discard, save_checkpoint
 from workers.training.dataset import TrainingExample
 from workers.training.model import ADAPTER, WarmBase, add_lora, linear_modules, load_weights, module_names
@@ -105,14 +114,17 @@ def begin(spec: TrainingSpec, base: WarmBase) -> peft.PeftModel:
     """Add the adapter as it is before its first step: a fresh one, or the parent's as it was published.
 
     Raises:
-        AdapterError: the parent's files are damaged.
+        AdapterError: the parent's files are damaged, or a fresh adapter could not be served.
         UnknownModulesError: the base lacks modules that `target_modules` names.
     """
     hp = spec.hyperparameters
     if spec.parent is None:
-        selected = select(linear_modules(base.model), hp.target_modules)
-        targets = shorten(selected, module_names(base.model))
-        return add_lora(base.model, hp.lora_rank, hp.lora_alpha, hp.lora_dropout, targets)
+        shapes = module_shapes(base.folder)
+        linear = [module for module in linear_modules(base.model) if module in adapted(shapes)]
+        targets = shorten(select(linear, hp.target_modules), module_names(base.model))
+        model = add_lora(base.model, hp.lora_rank, hp.lora_alpha, hp.lora_dropout, targets)
+        _check_servable(spec, model, shapes)
+        return model
     folder = Path(spec.parent)
     lora = check_adapter(folder, module_shapes(base.folder), max_rank=None)
     model = add_lora(
@@ -120,6 +132,18 @@ def begin(spec: TrainingSpec, base: WarmBase) -> peft.PeftModel:
     )
     load_weights(model, folder)
     return model
+
+
+def _check_servable(spec: TrainingSpec, model: peft.PeftModel, shapes: Shapes) -> None:
+    """Check the files of the adapter, which will only differ in their numbers when it is trained."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in _adapter_files(spec, model).items():
+                (Path(folder) / name).write_bytes(content)
+            check_adapter(Path(folder), shapes, max_rank=None)
+    except AdapterError:
+        model.unload()
+        raise
 
 
 def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optimizer) -> Progression:
@@ -142,14 +166,10 @@ def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optim
 def _files(
     spec: TrainingSpec, at: Progression, model: peft.PeftModel, optimizer: torch.optim.Optimizer
 ) -> dict[str, bytes]:
-    """The adapter's files as PEFT and vLLM read them, and the state that `resume` needs beside them.
+    """The adapter's files, and the state that `resume` needs beside them.
 
     The order of the examples and the learning rate are functions of the seed and the step: neither is saved.
     """
-    weights: dict[str, Tensor] = cast(Any, peft).get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {name: weight.contiguous().cpu() for name, weight in weights.items()}
-    config: dict[str, Any] = cast(Any, model).peft_config[ADAPTER].to_dict()
-    config |= {"base_model_name_or_path": spec.base_model, "inference_mode": True}
     state = io.BytesIO()
     torch.save(
         {
@@ -164,8 +184,16 @@ def _files(
         },
         state,
     )
+    return {**_adapter_files(spec, model), STATE_FILE: state.getvalue()}
+
+
+def _adapter_files(spec: TrainingSpec, model: peft.PeftModel) -> dict[str, bytes]:
+    """The adapter's files as PEFT and vLLM read them."""
+    weights: dict[str, Tensor] = cast(Any, peft).get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: weight.contiguous().cpu() for name, weight in weights.items()}
+    config: dict[str, Any] = cast(Any, model).peft_config[ADAPTER].to_dict()
+    config |= {"base_model_name_or_path": spec.base_model, "inference_mode": True}
     return {
         WEIGHTS: safetensors.torch.save(tensors, metadata={"format": "pt"}),
         CONFIG: json.dumps(config, indent=2, sort_keys=True, default=sorted).encode(),
-        STATE_FILE: state.getvalue(),
     }

@@ -111,6 +111,7 @@ def check_files(
         InvalidRequestError: a hyperparameter does not fit, or there are too few examples.
         UnavailableError: the base model is not prepared on this machine.
     """
+    service.refuse_unservable(settings, base)
     choice = choose(training, split, MIN_EXAMPLES) if split else None
     examples = choice.examples if choice else _count(training, "training_file")
     require_enough(examples)

@@ -44,6 +44,10 @@ class ModelObject(BaseModel):
     """The fine-tuned model that its training continued from; null if it began with the base model."""
     lineage: list[str] | None = None
     """The models from the base model to this one, each trained from the one before; null in a list."""
+    target_modules: list[str] | None = None
+    """The modules that an adapter has weights for; only given where a single adapter is retrieved."""
+    experts_adapted: bool | None = None
+    """Whether the adapter changes its base model's experts; given as above, and null if that has none."""
     quarantine_reason: str | None = None
     """Why it is not served; null if it is."""
     parity: Parity | None = None

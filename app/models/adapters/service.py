@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,6 +40,7 @@ from app.models.adapters.validation import (
     module_shapes,
 )
 from app.models.catalogue import Catalogue, is_prepared
+from app.models.serving_support import adapted, has_experts
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
 
@@ -285,7 +287,14 @@ def retrieve_model(session: Session, context: Context, name: str) -> ModelObject
     if adapter is None:
         base = ModelObject.of_base(Catalogue.read(session, context.settings).get(name))
         return base.model_copy(update={"lineage": [base.id]})
-    return ModelObject.of_adapter(adapter, lineage(session, adapter))
+    shown = ModelObject.of_adapter(adapter, lineage(session, adapter))
+    base = Catalogue.read(session, context.settings).find(adapter.base_model)
+    shapes = _known_shapes(context.settings, base)
+    shown.experts_adapted = False if has_experts(shapes or {}) else None
+    with suppress(AdapterError, OSError):  # then it is quarantined, or soon will be
+        folder = context.storage.path(adapter.storage_key)
+        shown.target_modules = describe_adapter(folder, shapes).modules
+    return shown
 
 
 def list_adapters(session: Session, project_id: str) -> Sequence[Adapter]:
@@ -360,9 +369,17 @@ def _has_changed(session: Session, change: Update) -> bool:
 
 
 def linear_modules(settings: Settings, base: BaseModelEntry) -> list[str] | None:
-    """Return the full names of the base's linear modules, or None if it is not prepared on this machine."""
+    """Return the full names of the modules that adapters of the base have weights for.
+
+    None if the base is not prepared on this machine.
+    """
     shapes = _known_shapes(settings, base)
-    return None if shapes is None else sorted(shapes)
+    return None if shapes is None else sorted(adapted(shapes))
+
+
+def base_has_experts(settings: Settings, base: BaseModelEntry) -> bool:
+    """Return whether the base, if it is prepared on this machine, is a mixture of experts."""
+    return has_experts(_known_shapes(settings, base) or {})
 
 
 def _known_shapes(settings: Settings, base: BaseModelEntry | None) -> Shapes | None:

@@ -23,6 +23,7 @@ import msgspec
 
 from app.models.adapters.target_modules import shorten
 from app.models.adapters.weights import FLOATS, DamagedWeightsError, Tensor, is_plausible, read_tensors
+from app.models.serving_support import adapted
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -45,7 +46,7 @@ _PLAIN_INITIALIZATIONS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 """Values of `init_lora_weights` that keep the base model as it is; PiSSA, OLoRA, CorDA and LoftQ do not."""
 
 Shapes = dict[str, list[int]]
-"""Linear modules and their weights' shapes."""
+"""Modules and their weights' shapes."""
 
 
 class AdapterError(ValueError):
@@ -93,7 +94,10 @@ class LoraWeights:
 
 
 def module_shapes(base_model_dir: Path) -> Shapes:
-    """Return the shapes of the base model's linear modules, except embeddings and output layer."""
+    """Return the shapes of the base model's weights, by module, except vectors, embeddings and output layer.
+
+    `app.models.serving_support.adapted` says which of them an adapter may have weights for.
+    """
     config = cast(dict[str, Any], json.loads((base_model_dir / "config.json").read_text("utf-8")))
     shapes: Shapes = {}
     for path in base_model_dir.glob("*.safetensors"):
@@ -101,8 +105,8 @@ def module_shapes(base_model_dir: Path) -> Shapes:
             tensors = read_tensors(file)
         for name, tensor in tensors.items():
             # Embeddings and the output layer get no adapter: see `workers.inference.punica_wrapper`.
-            is_linear = len(tensor.shape) == 2 and tensor.shape[0] != config.get("vocab_size")
-            if name.endswith(".weight") and is_linear:
+            is_matrix = len(tensor.shape) >= 2 and tensor.shape[0] != config.get("vocab_size")
+            if name.endswith(".weight") and is_matrix:
                 shapes[name.removesuffix(".weight")] = tensor.shape
     return shapes
 
@@ -242,14 +246,17 @@ def _check_config(config: dict[str, Any], max_rank: int | None) -> tuple[int, fl
 def _check_tensors(tensors: dict[str, Tensor], base: Shapes | None, rank: int) -> set[str]:
     """Return the adapter's modules, each with both halves in the shapes that the base model needs."""
     halves: dict[str, set[str]] = {"A": set(), "B": set()}
+    modules = None if base is None else adapted(base)
     for name, tensor in tensors.items():
         module, _, half = name.removeprefix(_PREFIX).rpartition(".lora_")
         is_lora = name.startswith(_PREFIX) and half in ("A.weight", "B.weight")
         is_matrix = len(tensor.shape) == 2 and all(tensor.shape)
-        if not is_lora or not is_matrix or (base is not None and module not in base):
+        if not is_lora or not is_matrix or (modules is not None and module not in modules):
             problem = f"{_shown(name)} fits no module of the base model"
+            if is_lora and is_matrix and base is not None and module in base:
+                problem = f"{_shown(name)} is of a module that cannot be served with LoRA"
             raise AdapterError(WEIGHTS, "base_model_mismatch", problem)
-        rows, columns = base[module] if base is not None else (tensor.shape[0], tensor.shape[1])
+        rows, columns = modules[module] if modules is not None else (tensor.shape[0], tensor.shape[1])
         shape = [rank, columns] if half == "A.weight" else [rows, rank]
         if tensor.shape != shape:
             problem = f"{_shown(name)} has shape {tensor.shape} instead of {shape}"

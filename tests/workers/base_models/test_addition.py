@@ -73,3 +73,10 @@ def test_what_cannot_be_trained_is_not_added(settings: Settings, client: OpenAI,
     assert (code, "cannot be trained" in said) == (1, True), said
     assert [model.id for model in client.models.list()] == [BASE_MODEL]
     assert "neither a folder nor a hub id" in models(settings, "add", "qwen")[1]
+
+
+@pytest.mark.one_database
+def test_what_cannot_be_served_is_refused_by_name(settings: Settings, client: OpenAI, tmp_path: Path) -> None:
+    code, said = models(settings, "add", str(write_tiny_base("gpt2", tmp_path / "gpt2")))
+    assert (code, "its architecture (GPT2LMHeadModel) cannot be served with LoRA" in said) == (1, True), said
+    assert [model.id for model in client.models.list()] == [BASE_MODEL]

@@ -276,7 +276,7 @@ def test_a_quarantined_model_says_why(
     assert shown.model_extra is not None
     assert shown.model_extra["quarantine_reason"] == "it has weights that are not numbers"
     listed = {model.id: model for model in client.models.list()}
-    assert listed[name].model_extra == shown.model_extra | {"lineage": None}
+    assert listed[name].model_extra == shown.model_extra | {"lineage": None, "target_modules": None}
 
     body = {"model": name, "messages": [{"role": "user", "content": "Soup?"}]}
     asked = [http.post("/v1/chat/completions", json=body), http.get(f"/v1/adapters/{name}/download")]
