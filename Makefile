@@ -6,14 +6,15 @@ PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo serve test test-quick lint generated lock bench-train bench-api bench-queue bench-serving \
-  bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict fuzz clean
+.PHONY: help install demo serve test test-quick test-bases lint generated lock bench-train bench-api bench-queue \
+  bench-bases bench-serving bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
 	@echo "make serve             run the service on port 8000"
 	@echo "make test              lint, types, contracts and all tests (PROCESSES=2)"
 	@echo "make test-quick        lint, types, contracts and the unit tests, in a minute or two"
+	@echo "make test-bases        every family of base models, trained and served; writes docs/bases.md"
 	@echo "make lint              formatting, lint, import contracts and types"
 	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
 	@echo "make install           install what the service needs into .venv"
@@ -21,6 +22,7 @@ help:
 	@echo "make clean             remove .venv and build files"
 	@echo
 	@echo "make bench-train       our trainer against TRL's (DATASET=FILE for your own data)"
+	@echo "make bench-bases       every family of base models: how many are trained and served rightly"
 	@echo "make bench-estimates   predicted time and memory of jobs against what they take"
 	@echo "make bench-serving     many adapters over one base: correctness, speed, overhead of the gateway"
 	@echo "make bench-comparison  a comparison's time against the engine's own"
@@ -65,6 +67,9 @@ test: lint
 test-quick: lint
 	$(BIN)/pytest -m unit tests/app
 
+test-bases: .venv/.installed-dev
+	$(BIN)/python -m tests.bases --page docs/bases.md
+
 generated: .venv/.installed-dev
 	$(BIN)/python -m app.api > openapi/openapi.json
 	$(BIN)/python -m docs.generate
@@ -75,6 +80,9 @@ lock: .venv/.installed-dev
 bench-train: .venv/.installed-bench
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.train $(if $(DATASET),--dataset $(DATASET))
+
+bench-bases: .venv/.installed-dev
+	@$(BIN)/python -m tests.bases
 
 bench-api: install
 	@$(BIN)/toque models pull smollm2-135m-instruct

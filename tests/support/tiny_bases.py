@@ -1,8 +1,9 @@
 """Every family of base models that is tested, each as a tiny model with random weights.
 
 The layers, their order and their special features are the family's own; only the sizes are small. Heads are
-32 or 64 wide, so that vLLM can serve them on a CPU. Weights are large (`initializer_range` 0.3), so that what
-a token attends to changes its prediction by whole nats. Windows are shorter than most examples.
+32 or 64 wide, those of linear attention 128, so that vLLM can serve them on a CPU. Weights are large
+(`initializer_range` 0.3), so that what a token attends to changes its prediction by whole nats. Windows are
+shorter than most examples.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ _LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _WINDOWS = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
 _DELTA_NET = {
     "layer_types": ["linear_attention", "full_attention"],
-    "linear_key_head_dim": 32,
-    "linear_value_head_dim": 32,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
 }
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_chunk_size": 16}
 _YARN = {
@@ -107,7 +108,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "lfm2": Family(
         "Lfm2Config",
-        {**_TWO_HEADS, "layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+        {
+            **_TWO_HEADS,
+            "layer_types": ["conv", "full_attention"],
+            "block_auto_adjust_ff_dim": False,
+            "block_dim": 64,
+            "conv_dim": 64,
+        },
     ),
     "falcon_h1": Family("FalconH1Config", {**_MAMBA, "mamba_d_ssm": 128, "key_multiplier": 0.5}),
     "granitemoehybrid": Family(
@@ -127,11 +134,13 @@ FAMILIES: dict[str, Family] = {
         {
             "num_key_value_heads": 4,
             "q_lora_rank": 32,
-            "kv_lora_rank": 32,
+            # The only sizes that vLLM's CPU kernels have.
+            "kv_lora_rank": 512,
+            "qk_rope_head_dim": 64,
             "qk_nope_head_dim": 32,
-            "qk_rope_head_dim": 32,
             "v_head_dim": 32,
             "first_k_dense_replace": 1,
+            "topk_method": "noaux_tc",
             "n_routed_experts": 4,
             "n_group": 2,
             "topk_group": 1,
