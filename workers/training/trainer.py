@@ -270,15 +270,24 @@ def sample_as_served(
 
 
 def first_limits(spec: TrainingSpec, base: WarmBase, training: Sequence[TrainingExample]) -> Limits:
-    """Return the limits of a micro-batch, no wider than any batch needs."""
+    """Return the limits of a micro-batch, no wider than any batch needs.
+
+    Several ranks start anew whenever one runs out of memory, and do here what `within_memory` does for one.
+
+    Raises:
+        UntrainableError: one example at a time does not fit.
+    """
     hp = spec.hyperparameters
     share = -(-hp.batch_size // base.ranks.size)  # the most examples of a batch that one rank has
     longest = sorted(training, key=lambda example: example.length)[-share:]
     limits = batch_limits(base.model, base.device).within(limits_of(longest))
-    if base.ranks.size > 1 and spec.halvings:
-        before = limits.halved(spec.halvings - 1)
-        if before.tokens <= limits_of(longest[-1:]).tokens:  # one example at a time already
+    if base.ranks.size > 1:
+        least = limits_of(longest[-1:]).tokens
+        tried = [limits.halved(times) for times in range(spec.halvings)]
+        one_at_a_time = sum(each.tokens <= least for each in tried)
+        if one_at_a_time > 1:
             raise UntrainableError("out_of_memory", out_of_memory(hp).message)
+        checkpoint_activations(base.model, on=one_at_a_time == 1)
     return limits.halved(spec.halvings)
 
 
@@ -366,7 +375,8 @@ def describe_run(
         checkpoint_steps=hp.checkpoint_steps,
         seed=spec.seed,
     )
-    recomputes = base.ranks.agree(exceeds_memory(learner, work.largest))
+    is_on = checkpoints_activations(base.model)
+    recomputes = is_on or base.ranks.agree(exceeds_memory(learner, work.largest))
     if recomputes:
         checkpoint_activations(base.model, on=True)
         work = work.recomputing()

@@ -145,10 +145,17 @@ def test_dropout_is_the_same_after_resuming_on_as_many(pair: Child, spec: Traini
     assert losses(before) | losses(after) == losses(whole)
 
 
-def test_where_one_example_at_a_time_did_not_fit_nothing_is_tried_again(
-    pair: Child, spec: TrainingSpec
+def test_ranks_start_anew_with_less_until_nothing_is_left_to_try(
+    alone: Child, pair: Child, spec: TrainingSpec
 ) -> None:
-    failed = pair.train(with_(spec, gpus=2, halvings=3))[-1]
+    """A rank's share of a batch is three examples, computed one by one after two halvings."""
+    one = alone.train(spec)
+    for halvings, recomputes in ((2, False), (3, True)):
+        two = pair.train(with_(spec, gpus=2, halvings=halvings))
+        [started] = [message for message in two if isinstance(message, Started)]
+        assert started.activation_checkpointing == recomputes
+        assert metrics(two) == pytest.approx(metrics(one), abs=1e-5)
+    failed = pair.train(with_(spec, gpus=2, halvings=4))[-1]
     assert isinstance(failed, Failed)
     assert failed.code == "out_of_memory"
     assert isinstance(pair.train(with_(spec, gpus=2, n_epochs=1))[-1], Finished), "the ranks are in step"
