@@ -50,6 +50,10 @@ class ChatMessage(BaseModel):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning: str | None = None
+    """What the assistant thought before its answer: some chat templates show it to the model again."""
+    reasoning_content: str | None = None
+    """The same by its older name."""
 
 
 class FunctionDefinition(BaseModel):

@@ -7,9 +7,19 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, Field, SecretStr, StringConstraints
+from pydantic import BaseModel, Field, JsonValue, SecretStr, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+_TEMPLATE_VARIABLES = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "documents",
+    "messages",
+    "tokenize",
+    "tools",
+}
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 
 
@@ -37,6 +47,24 @@ class BaseModelEntry(BaseModel):
     reasoning_parser: str | None = None
     """The engine's parser of this base model's reasoning, by its name in vLLM, such as `qwen3`. Without one,
     the reasoning is part of the answer's text."""
+    chat_template: str | None = None
+    """The text of a Jinja chat template that replaces the base model's own, in training and in serving."""
+    chat_template_kwargs: dict[str, JsonValue] = {}
+    """Variables for the chat template, in training and in serving, such as `{"enable_thinking": false}`."""
+
+    @field_validator("chat_template")
+    @classmethod
+    def _has_blocks(cls, template: str | None) -> str | None:
+        if template is not None and "{" not in template:
+            raise ValueError("is the text of a Jinja template, not a path, and has {{ … }} or {% … %}")
+        return template
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def _are_free(cls, variables: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        if taken := _TEMPLATE_VARIABLES & variables.keys():
+            raise ValueError(f"sets {', '.join(sorted(taken))}, which every request sets itself")
+        return variables
 
 
 class EngineAddress(BaseModel):

@@ -1,23 +1,52 @@
 """A base model's chat template and tokenizer, which training, serving and token counts share.
 
-It renders as transformers' `apply_chat_template` does (same Jinja environment and variables), without
-importing transformers. See https://huggingface.co/docs/transformers/chat_templating
+Each assistant turn is learnt in the form in which it is asked for: the tokens that the engine makes of the
+conversation before it, with the generation prompt, and then those of the answer as the template writes it
+when it is the last turn. Many templates write an answer differently once other turns follow (they leave its
+thoughts out, or end it with another token), so that one conversation may become several sequences.
+
+It renders as transformers' `apply_chat_template` does, without importing transformers.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from datetime import datetime
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import Template, TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
+import msgspec
+from jinja2 import TemplateError
+from tokenizers import Encoding, Tokenizer
 
+from app.datasets.jinja_template import (
+    ContentFormat,
+    compile_template,
+    detect_content_format,
+    template_messages,
+    template_tools,
+)
 from app.datasets.types import ChatExample, CompletionExample, ExampleError, Message
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_LONGEST_CACHED = 256
+"""Characters. Prompts mostly end with the same few after their last control token."""
+
+
+class TemplateOptions(msgspec.Struct, frozen=True):
+    """What a catalogue entry changes in its base model's chat template."""
+
+    chat_template: str | None = None
+    """The template's Jinja source; None for the base model's own."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Variables for the template, such as `{"enable_thinking": false}`."""
+
+    def __hash__(self) -> int:
+        return hash(msgspec.json.encode(self, order="deterministic"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,41 +57,86 @@ class TokenizedExample:
     target_mask: list[bool]
 
 
+@dataclass(slots=True)
+class _Sequence:
+    """A text as tokens, and the answers in it that are learnt."""
+
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    """The places in the text where each token begins and ends."""
+    spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """The answers in the text, from the last to the first."""
+    token_spans: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+    """The same as positions in `ids`."""
+
+    @classmethod
+    def of(cls, text: str, encoding: Encoding) -> _Sequence:
+        return cls(text, encoding.ids, encoding.offsets)
+
+    def append_answer(self, text: str, encoding: Encoding) -> None:
+        """Appends the text as an answer, tokenized apart from what is before it."""
+        before, tokens = len(self.text), len(self.ids)
+        self.text += text
+        self.ids = self.ids + encoding.ids
+        self.offsets += [(before + start, before + end) for start, end in encoding.offsets]
+        self.add_answer((before, len(self.text)), (tokens, len(self.ids)))
+
+    def add_answer(self, span: tuple[int, int], token_span: tuple[int, int]) -> None:
+        """Declares a part of the text as an answer."""
+        self.spans.append(span)
+        self.token_spans.append(token_span)
+
+    def tokenized(self) -> TokenizedExample:
+        """Returns the tokens, with a mask of the answers."""
+        mask = [False] * len(self.ids)
+        for begin, stop in self.token_spans:
+            mask[begin:stop] = [True] * (stop - begin)
+        return TokenizedExample(self.ids, mask)
+
+
 class ChatTemplate:
     """The chat template and the tokenizer of one base model."""
 
-    def __init__(self, source: str, tokenizer: Tokenizer, special_tokens: dict[str, str]) -> None:
+    def __init__(
+        self,
+        source: str,
+        tokenizer: Tokenizer,
+        special_tokens: dict[str, str],
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
         self._source = source
-        self._template = _compile(source)
+        self._template = compile_template(source)
         self._tokenizer = tokenizer
         self._special_tokens = special_tokens
-
-    @property
-    def special_texts(self) -> list[str]:
-        """Returns the tokenizer's control tokens as text."""
-        added = self._tokenizer.get_added_tokens_decoder().values()
-        return [token.content for token in added if token.special]
+        self._variables = special_tokens | (chat_template_kwargs or {})
+        self.content_format: ContentFormat = detect_content_format(self._template)
+        added = tokenizer.get_added_tokens_decoder()
+        self.special_texts = [token.content for token in added.values() if token.special]
+        """The tokenizer's control tokens as text."""
+        # What is before such a token never changes how the text after it is tokenized.
+        self._dividers = frozenset(number for number, token in added.items() if not token.normalized)
+        self._encode_again = lru_cache(maxsize=1024)(self.encode)
 
     @classmethod
-    def load(cls, base_model_dir: Path) -> ChatTemplate:
+    def load(cls, base_model_dir: Path, options: TemplateOptions | None = None) -> ChatTemplate:
         """Loads the template of a prepared base model.
 
         Raises:
             FileNotFoundError: the folder has no tokenizer or no chat template.
+            TemplateError: the template is not valid Jinja.
         """
-        config: dict[str, Any] = json.loads((base_model_dir / "tokenizer_config.json").read_text("utf-8"))
-        template_file = base_model_dir / "chat_template.jinja"
-        source = template_file.read_text("utf-8") if template_file.exists() else config.get("chat_template")
-        if not isinstance(source, str):
+        options = options or TemplateOptions()
+        source = read_source(base_model_dir, options)
+        if source is None:
             raise FileNotFoundError(f"{base_model_dir} has no chat template: it is not an instruct model")
         tokenizer = Tokenizer.from_file(str(base_model_dir / "tokenizer.json"))
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        special = {
-            name: _token_text(config.get(name))
-            for name in ("bos_token", "eos_token", "pad_token", "unk_token")
-        }
-        return cls(source, tokenizer, {name: text for name, text in special.items() if text})
+        config = _tokenizer_config(base_model_dir)
+        special = {name: _token_text(config.get(name)) for name in _SPECIAL_TOKENS}
+        special = {name: text for name, text in special.items() if text}
+        return cls(source, tokenizer, special, options.chat_template_kwargs)
 
     def render(self, chat: ChatExample, *, turns: int | None = None, generation_prompt: bool = False) -> str:
         """Renders the conversation, or its first `turns` messages, as the text that the model reads.
@@ -72,52 +146,59 @@ class ChatTemplate:
         """
         try:
             return self._template.render(
-                messages=[_template_message(message) for message in chat.messages[:turns]],
-                tools=chat.tools,
-                documents=None,
-                add_generation_prompt=generation_prompt,
-                **self._special_tokens,
+                {
+                    **self._variables,
+                    "messages": template_messages(
+                        chat.messages[:turns],
+                        self._source,
+                        self.content_format,
+                        ends_with_answer=not generation_prompt,
+                    ),
+                    "tools": template_tools(chat.tools),
+                    "documents": None,
+                    "add_generation_prompt": generation_prompt,
+                }
             )
         except (TemplateError, TypeError, ValueError) as error:
             raise ExampleError(
                 "template_refused", f"does not fit the base model's chat template: {error}"
             ) from None
 
-    def tokenize(self, example: ChatExample | CompletionExample) -> TokenizedExample:
+    def tokenize(self, example: ChatExample | CompletionExample) -> tuple[TokenizedExample, ...]:
         """Tokenizes the example; the targets are the assistant's words and the token that ends its turn.
+
+        Turns share a sequence as long as their tokens are the same in it as when the engine is asked for each
+        of them. Every target is in one sequence.
 
         Raises:
             ExampleError: the template cannot express the example.
         """
-        if isinstance(example, CompletionExample):
-            return self._tokenize_completion(example)
-        text, spans = self.render_with_targets(example)
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        mask = [
-            any(start < end <= stop and end > begin for begin, stop in spans)
-            for start, end in encoding.offsets
-        ]
-        return TokenizedExample(encoding.ids, mask)
+        return tuple(sequence.tokenized() for sequence in self._sequences(example))
+
+    def tokenize_answer(self, chat: ChatExample) -> TokenizedExample:
+        """Tokenizes a conversation whose targets are one answer of a preference pair, as one sequence.
+
+        Raises:
+            ExampleError: the template cannot express the conversation, or not in one sequence.
+        """
+        sequences = self._sequences(chat)
+        if len(sequences) > 1:
+            raise ExampleError(
+                "answer_rewritten",
+                "has an answer of several assistant turns, of which the base model's chat template rewrites "
+                "the earlier ones; move all but the last one into 'input'",
+            )
+        return sequences[0].tokenized()
 
     def render_with_targets(
         self, example: ChatExample | CompletionExample
-    ) -> tuple[str, list[tuple[int, int]]]:
-        """Returns the text that the model reads, and the targets in it as spans of characters.
+    ) -> list[tuple[str, list[tuple[int, int]]]]:
+        """Returns the text of each sequence, and the targets in it as spans of characters.
 
         Raises:
             ExampleError: the template cannot express the example.
         """
-        if isinstance(example, CompletionExample):
-            text = example.prompt + example.completion + self._special_tokens.get("eos_token", "")
-            return text, [(len(example.prompt), len(text))]
-        self._check_tools(example)
-        text = self.render(example)
-        spans = [
-            self._target_span(example, turn, text)
-            for turn, message in enumerate(example.messages)
-            if message.is_target
-        ]
-        return text, spans
+        return [(sequence.text, sequence.spans[::-1]) for sequence in self._sequences(example)]
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of a text; control tokens in it are recognised, and none are added."""
@@ -127,24 +208,97 @@ class ChatTemplate:
         """Returns the number of tokens in each text."""
         return [len(one) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def _target_span(self, chat: ChatExample, turn: int, text: str) -> tuple[int, int]:
-        """Returns the span of `text` that the model must write in this turn, without trailing white space."""
-        before = self.render(chat, turns=turn, generation_prompt=True)
-        through = self.render(chat, turns=turn + 1)
-        if not through.startswith(before) or not text.startswith(through.rstrip()):
+    def _sequences(self, example: ChatExample | CompletionExample) -> list[_Sequence]:
+        if isinstance(example, CompletionExample):
+            sequence = self._tokenized(example.prompt)
+            answer = example.completion + self._special_tokens.get("eos_token", "")
+            sequence.append_answer(answer, self._encoding(answer))
+            return [sequence]
+        self._check_tools(example)
+        last = len(example.messages) - 1
+        whole = self.render(example)
+        sequences = [self._tokenized(whole)]
+        for turn in range(last, -1, -1):
+            if not example.messages[turn].is_target:
+                continue
+            prompt, through = self._turn(example, turn, whole if turn == last else None)
+            if not self._add_answer(sequences[-1], len(prompt), through.rstrip()):
+                sequences.append(self._ending_with(prompt, through))
+        return [sequence for sequence in reversed(sequences) if sequence.spans] or sequences
+
+    def _turn(self, chat: ChatExample, turn: int, through: str | None) -> tuple[str, str]:
+        """Returns the engine's prompt for the turn, and the conversation that ends with the turn.
+
+        Raises:
+            ExampleError: the turn cannot be learnt in this form.
+        """
+        prompt = self.render(chat, turns=turn, generation_prompt=True)
+        if through is None:
+            through = self.render(chat, turns=turn + 1)
+        if not through.startswith(prompt) or len(through.rstrip()) <= len(prompt):
             raise ExampleError(
-                "template_not_incremental",
-                "cannot be masked: the base model's chat template rewrites earlier turns; "
-                "split the conversation so that each line ends with the turn to learn",
+                "answer_not_after_prompt",
+                "cannot be learnt: the base model's chat template does not write this turn after its "
+                "generation prompt, so the model would never be asked for it in this form; set another "
+                "'chat_template' or 'chat_template_kwargs' in the base's catalogue entry",
                 f"/messages/{turn}",
             )
-        return len(before), len(through.rstrip())
+        for thoughts in _thoughts(chat.messages[turn]):
+            if thoughts not in through[len(prompt) :]:
+                raise ExampleError(
+                    "reasoning_not_supported",
+                    "has thoughts in an answer, which the base model's chat template leaves out; "
+                    "remove them, or set another 'chat_template' or 'chat_template_kwargs' in the base's "
+                    "catalogue entry",
+                    f"/messages/{turn}",
+                )
+        return prompt, through
 
-    def _tokenize_completion(self, example: CompletionExample) -> TokenizedExample:
-        end = self._special_tokens.get("eos_token", "")
-        prompt = self._tokenizer.encode(example.prompt, add_special_tokens=False).ids
-        completion = self._tokenizer.encode(example.completion + end, add_special_tokens=False).ids
-        return TokenizedExample(prompt + completion, [False] * len(prompt) + [True] * len(completion))
+    def _ending_with(self, prompt: str, through: str) -> _Sequence:
+        """Returns a sequence whose last answer begins after the prompt."""
+        sequence = self._tokenized(through)
+        answered = through.rstrip()
+        if not self._add_answer(sequence, len(prompt), answered):
+            # As one text, its tokens differ from the prompt's: a token of the prompt goes on in the answer.
+            sequence = self._tokenized(prompt)
+            sequence.append_answer(answered[len(prompt) :], self._encoding(answered[len(prompt) :]))
+        return sequence
+
+    def _add_answer(self, sequence: _Sequence, begin: int, answered: str) -> bool:
+        """Adds the answer at the end of `answered` if the sequence begins with the same text and tokens.
+
+        Returns:
+            Whether the answer was added.
+        """
+        stop = len(answered)
+        if not sequence.text.startswith(answered):
+            return False
+        first, after = (bisect_right(sequence.offsets, place, key=itemgetter(1)) for place in (begin, stop))
+        if after < len(sequence.ids) and sequence.offsets[after][0] < stop:
+            # Some control tokens take the white space after them with them; others would belong to both.
+            swallowed = sequence.text[stop : sequence.offsets[after][1]]
+            if sequence.ids[after] not in self._dividers or not swallowed.isspace():
+                return False
+            after += 1
+        if first >= after or sequence.offsets[first][0] < begin:
+            return False
+        if not self._is_prompt(sequence, begin, first):
+            return False
+        sequence.add_answer((begin, stop), (first, after))
+        return True
+
+    def _is_prompt(self, sequence: _Sequence, place: int, count: int) -> bool:
+        """Returns whether the first `count` tokens are those of the text before `place` alone."""
+        divider = next((at for at in range(count - 1, -1, -1) if sequence.ids[at] in self._dividers), 0)
+        text = sequence.text[sequence.offsets[divider][0] if divider else 0 : place]
+        encode = self._encode_again if len(text) <= _LONGEST_CACHED else self.encode
+        return encode(text) == sequence.ids[divider:count]
+
+    def _tokenized(self, text: str) -> _Sequence:
+        return _Sequence.of(text, self._encoding(text))
+
+    def _encoding(self, text: str) -> Encoding:
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _check_tools(self, chat: ChatExample) -> None:
         uses_tools = chat.tools or any(m.tool_calls or m.role == "tool" for m in chat.messages)
@@ -155,42 +309,28 @@ class ChatTemplate:
             )
 
 
-def _template_message(message: Message) -> dict[str, Any]:
-    rendered: dict[str, Any] = {"role": message.role, "content": message.text}
-    if message.name is not None:
-        rendered["name"] = message.name
-    if message.tool_call_id is not None:
-        rendered["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        # Templates expect the arguments as an object, which vLLM passes; OpenAI's format has a JSON string.
-        rendered["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": call.type,
-                "function": {"name": call.function.name, "arguments": json.loads(call.function.arguments)},
-            }
-            for call in message.tool_calls
-        ]
-    return rendered
-
-
-def _compile(source: str) -> Template:
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-    def strftime_now(pattern: str) -> str:
-        return datetime.now().strftime(pattern)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+def read_source(base_model_dir: Path, options: TemplateOptions) -> str | None:
+    """Returns the Jinja source of the chat template that training and serving use, or None without one."""
+    if options.chat_template is not None:
+        return options.chat_template
+    file = base_model_dir / "chat_template.jinja"
+    source = (
+        file.read_text("utf-8") if file.exists() else _tokenizer_config(base_model_dir).get("chat_template")
     )
-    environment.filters["tojson"] = tojson
-    return environment.from_string(
-        source, globals={"raise_exception": raise_exception, "strftime_now": strftime_now}
-    )
+    return source if isinstance(source, str) else None
+
+
+def _tokenizer_config(base_model_dir: Path) -> dict[str, Any]:
+    return json.loads((base_model_dir / "tokenizer_config.json").read_text("utf-8"))
+
+
+def _thoughts(message: Message) -> Iterator[str]:
+    """Yields what the assistant thought: in a field of its own, or between tags before its answer."""
+    if message.thoughts:
+        yield message.thoughts.strip()
+    before, tag, _ = message.text.partition("</think>")
+    if tag:
+        yield before.rpartition("<think>")[2].strip()
 
 
 def _token_text(token: Any) -> str:

@@ -90,6 +90,9 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
     ),
     "unknown_tool": _error("Describe the tool in 'tools', or correct its name."),
     "unknown_tool_call": _error("Give the tool turn the id of the call that it answers."),
+    "invalid_reasoning": _error(
+        "Keep one of 'reasoning' and 'reasoning_content', on assistant messages alone."
+    ),
     "invalid_weight": _error("Leave 'weight' out, or set 0 or 1 on an assistant message."),
     "nothing_to_learn": _error("Give one assistant turn the weight 1, or no weight."),
     "equal_outputs": _error("Take the pair away, or correct one of the answers."),
@@ -104,9 +107,13 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
     ),
     "tools_not_supported": _error("Choose a base model whose chat template has tools."),
     "template_refused": _error("Change the conversation as the template asks, or choose another base."),
-    "template_not_incremental": _error(
-        "Split the conversation so that each line ends with the turn to learn."
+    "reasoning_not_supported": _error(
+        "Remove the thoughts, or choose a base whose chat template writes them."
     ),
+    "answer_not_after_prompt": _error(
+        "Choose another base, or another 'chat_template' or 'chat_template_kwargs' in its catalogue entry."
+    ),
+    "answer_rewritten": _error("Move all assistant turns but the last one of each answer into 'input'."),
     # Two files.
     "validation_equals_training": _warning(
         "Hold other examples out: this one measures memory, not learning."
@@ -114,7 +121,14 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
 }
 
 BASE_MODEL_CODES = frozenset(
-    {"example_too_long", "tools_not_supported", "template_refused", "template_not_incremental"}
+    {
+        "example_too_long",
+        "tools_not_supported",
+        "template_refused",
+        "reasoning_not_supported",
+        "answer_not_after_prompt",
+        "answer_rewritten",
+    }
 )
 """Errors that concern one base model only: the file may be used with another."""
 

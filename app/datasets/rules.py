@@ -69,8 +69,8 @@ def check_preference(pair: PreferenceExample) -> None:
             raise ExampleError(
                 "no_assistant_turn", f"has a {name} that does not end with an assistant turn", f"/{name}"
             )
-    if [turn.text for turn in pair.preferred_output] == [
-        turn.text for turn in pair.non_preferred_output
+    if [(turn.text, turn.thoughts) for turn in pair.preferred_output] == [
+        (turn.text, turn.thoughts) for turn in pair.non_preferred_output
     ] and not (any(turn.tool_calls for turn in [*pair.preferred_output, *pair.non_preferred_output])):
         raise ExampleError(
             "equal_outputs", "has two equal answers: there is nothing to prefer", "/non_preferred_output"
@@ -114,6 +114,8 @@ def _check_turns(messages: Sequence[Message], place: str) -> None:
                 "has tool_calls on a turn that is not the assistant's",
                 f"{place}/{position}/tool_calls",
             )
+        if message.thoughts is not None:
+            _check_thoughts(message, f"{place}/{position}")
         for index, call in enumerate(message.tool_calls or ()):
             if not _is_json_object(call.function.arguments):
                 raise ExampleError(
@@ -126,6 +128,20 @@ def _check_turns(messages: Sequence[Message], place: str) -> None:
             raise ExampleError(
                 "empty_content", f"has an empty {message.role} turn", f"{place}/{position}/content"
             )
+
+
+def _check_thoughts(message: Message, place: str) -> None:
+    name = "reasoning" if message.reasoning is not None else "reasoning_content"
+    if message.role != "assistant":
+        raise ExampleError(
+            "invalid_reasoning", f"has {name} on a turn that is not the assistant's", f"{place}/{name}"
+        )
+    if message.reasoning_content not in (None, message.thoughts):
+        raise ExampleError(
+            "invalid_reasoning",
+            "has a reasoning_content that differs from its reasoning; they are two names for the same",
+            f"{place}/reasoning_content",
+        )
 
 
 def _check_tools(messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> None:

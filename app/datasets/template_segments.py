@@ -43,6 +43,8 @@ SAMPLE_TEXTS: tuple[str, ...] = (
     "https://example.org/a%20b?c=d&e=f#g user@example.org C:\\path\\to\\file",
     "\U0010ffff\U000e0001\ufffd\ufffe\ufdd0",
     "ﬁ ligature ＦＵＬＬ width ½ ㎏ Ⅳ",
+    "<think>\nthoughts\n</think>\n\nanswer",
+    "thoughts\n</think>answer <think></think> x",
 )
 """Texts in many scripts on which tokenizers are known to differ."""
 
@@ -54,11 +56,6 @@ class TurnSegments(NamedTuple):
     closing: str
     strips: bool
     """Whether the template strips white space from both ends of the content."""
-
-    @property
-    def tail(self) -> str:
-        """Returns the white space at the end of the turn, which is not a target."""
-        return self.closing[len(self.closing.rstrip()) :]
 
 
 class TemplateSegments:
@@ -94,9 +91,9 @@ class TemplateSegments:
     def render_turns(self, chat: ChatExample, texts: list[str]) -> list[tuple[TurnSegments, bool]] | None:
         """Appends each turn's text to `texts`; returns each turn's segments, and whether it is a target.
 
-        Returns None, and appends nothing, for what the segments do not cover: tools, names, roles that the
-        template refused, and answers that begin with white space or a control token, since these may change
-        how the white space before them is tokenized.
+        Returns None, and appends nothing, for what the segments do not cover: tools, names, thoughts, roles
+        that the template refused, and answers that begin with white space or a control token, since these may
+        change how the white space before them is tokenized.
         """
         if chat.tools:
             return None
@@ -112,6 +109,7 @@ class TemplateSegments:
                 or message.tool_calls
                 or message.name is not None
                 or message.tool_call_id is not None
+                or message.thoughts is not None
             ):
                 return None
             content = content.strip() if turn.strips else content

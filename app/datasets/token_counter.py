@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from app.datasets.chat_template import ChatTemplate
+from app.datasets.chat_template import ChatTemplate, TemplateOptions, TokenizedExample
 from app.datasets.template_segments import SAMPLE_TEXTS, TemplateSegments, TurnSegments, sample_chats
 from app.datasets.types import ChatExample, CompletionExample, Example, ExampleError, PreferenceExample
 
@@ -27,12 +27,19 @@ CountTokens = Callable[[list[str]], Sequence[int]]
 
 
 class TokenCounts(NamedTuple):
-    """The tokens of one example; for a preference pair, of both conversations together."""
+    """The tokens of one example, in all the sequences that it is trained as."""
 
     tokens: int
     targets: int
     longest: int
-    """Tokens in its longest conversation."""
+    """Tokens in its longest sequence."""
+
+    @classmethod
+    def of(cls, sequences: Sequence[TokenizedExample]) -> TokenCounts:
+        """Counts the tokens of an example's sequences."""
+        sizes = [len(sequence.input_ids) for sequence in sequences]
+        # The first token is never predicted, so it is not a target.
+        return cls(sum(sizes), sum(sum(sequence.target_mask[1:]) for sequence in sequences), max(sizes))
 
 
 class Shortcuts(NamedTuple):
@@ -44,13 +51,13 @@ class Shortcuts(NamedTuple):
     special_texts: tuple[str, ...]
 
     @classmethod
-    def verify(cls, base_model_dir: Path) -> Shortcuts:
+    def verify(cls, base_model_dir: Path, options: TemplateOptions | None = None) -> Shortcuts:
         """Verifies each shortcut against the base model's own template and tokenizer.
 
         Raises:
             FileNotFoundError: the folder has no tokenizer or no chat template.
         """
-        template = ChatTemplate.load(base_model_dir)
+        template = ChatTemplate.load(base_model_dir, options)
         fast = _fast_count(base_model_dir, template)
         segments = TemplateSegments.infer(template)
         if segments is not None and not TurnCounter.agrees(template, segments, fast or template.count_tokens):
@@ -61,8 +68,11 @@ class Shortcuts(NamedTuple):
 class TokenCounter:
     """Counts tokens for one base model."""
 
-    def __init__(self, base_model_dir: Path, shortcuts: Shortcuts) -> None:
+    def __init__(
+        self, base_model_dir: Path, shortcuts: Shortcuts, options: TemplateOptions | None = None
+    ) -> None:
         self._folder = base_model_dir
+        self._options = options
         self._fast_count = _fast_count(base_model_dir) if shortcuts.fast_tokenizer else None
         self._turns = (
             TurnCounter(shortcuts.segments, self._count_tokens) if shortcuts.segments is not None else None
@@ -73,18 +83,18 @@ class TokenCounter:
         _release_memory()
 
     @classmethod
-    def load(cls, base_model_dir: Path) -> TokenCounter:
+    def load(cls, base_model_dir: Path, options: TemplateOptions | None = None) -> TokenCounter:
         """Loads the counter of a prepared base model, with the shortcuts that are verified for it.
 
         Raises:
             FileNotFoundError: the folder has no tokenizer or no chat template.
         """
-        return cls(base_model_dir, Shortcuts.verify(base_model_dir))
+        return cls(base_model_dir, Shortcuts.verify(base_model_dir, options), options)
 
     @cached_property
     def _template(self) -> ChatTemplate:
         """Returns the template, loaded on first use: most files never need it."""
-        return ChatTemplate.load(self._folder)
+        return ChatTemplate.load(self._folder, self._options)
 
     @property
     def counts_by_turn(self) -> bool:
@@ -105,7 +115,7 @@ class TokenCounter:
                 owners.append(number)
         by_turn = self._turns.count(chats) if self._turns is not None else [None] * len(chats)
         for owner, chat, known in zip(owners, chats, by_turn, strict=True):
-            one = known or self._count_one(chat)
+            one = known or self._count_one(chat, is_answer=isinstance(examples[owner], PreferenceExample))
             before = counted[owner]
             if isinstance(before, ExampleError):
                 continue
@@ -136,14 +146,15 @@ class TokenCounter:
                 pass
         return self._template.count_tokens(texts)
 
-    def _count_one(self, example: ChatExample | CompletionExample) -> TokenCounts | ExampleError:
+    def _count_one(
+        self, example: ChatExample | CompletionExample, *, is_answer: bool = False
+    ) -> TokenCounts | ExampleError:
         try:
-            tokenized = self._template.tokenize(example)
+            if is_answer and isinstance(example, ChatExample):
+                return TokenCounts.of([self._template.tokenize_answer(example)])
+            return TokenCounts.of(self._template.tokenize(example))
         except ExampleError as error:
             return error
-        # The first token is never predicted, so it is not a target.
-        tokens = len(tokenized.input_ids)
-        return TokenCounts(tokens, sum(tokenized.target_mask[1:]), tokens)
 
 
 class TurnCounter:
@@ -153,13 +164,15 @@ class TurnCounter:
         self._pieces = segments
         self._count_tokens = count_tokens
         # How white space at the end of an opening is tokenized depends on whether something follows.
-        around = [text for turn in segments.turns.values() for text in (f"{turn.opening}x", "x", turn.tail)]
-        sizes = count_tokens(around)
+        # White space at the end of a closing is not a target.
+        turns = list(segments.turns.values())
+        heads = count_tokens([f"{turn.opening}x" for turn in turns])
+        closings = count_tokens([turn.closing for turn in turns])
+        ends = count_tokens([turn.closing.rstrip() for turn in turns])
+        [one] = count_tokens(["x"])
         self._overhead = {
-            turn: head - one + tail
-            for turn, head, one, tail in zip(
-                segments.turns.values(), sizes[::3], sizes[1::3], sizes[2::3], strict=True
-            )
+            turn: head - one + closing - end
+            for turn, head, closing, end in zip(turns, heads, closings, ends, strict=True)
         }
 
     @classmethod
@@ -173,11 +186,9 @@ class TurnCounter:
             if counted is None:
                 continue
             try:
-                expected = template.tokenize(chat)
+                if counted != TokenCounts.of(template.tokenize(chat)):
+                    return False
             except ExampleError:
-                return False
-            own = (len(expected.input_ids), sum(expected.target_mask[1:]))
-            if (counted.tokens, counted.targets) != own:
                 return False
         return True
 
@@ -252,3 +263,6 @@ def _texts(example: Example) -> Iterator[tuple[str, str]]:
     for place, messages in parts:
         for index, message in enumerate(messages):
             yield f"{place}/{index}/content", message.text
+            if message.thoughts:
+                name = "reasoning" if message.reasoning is not None else "reasoning_content"
+                yield f"{place}/{index}/{name}", message.thoughts

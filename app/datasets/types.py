@@ -45,7 +45,7 @@ Role = Literal["system", "developer", "user", "assistant", "tool"]
 ROLES: tuple[str, ...] = get_args(Role)
 
 
-class Message(msgspec.Struct):
+class Message(msgspec.Struct, omit_defaults=True):
     """One turn of a conversation. `weight: 0` leaves an assistant turn out of the loss."""
 
     role: Role
@@ -54,13 +54,22 @@ class Message(msgspec.Struct):
     weight: Weight | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning: str | None = None
+    """What the assistant thought before it wrote its content; vLLM's name for it."""
+    reasoning_content: str | None = None
+    """The same by its older name."""
 
     @property
     def text(self) -> str:
-        """Returns the content as one string."""
+        """Returns the content as one string; parts are joined as vLLM joins them."""
         if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
+            return "\n".join(part.text for part in self.content)
         return self.content or ""
+
+    @property
+    def thoughts(self) -> str | None:
+        """Returns what the assistant thought, if the message has it in a field of its own."""
+        return self.reasoning if self.reasoning is not None else self.reasoning_content
 
     @property
     def is_target(self) -> bool:

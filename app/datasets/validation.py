@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from app.datasets.chat_template import TemplateOptions
 from app.datasets.lines import is_compressed
 from app.datasets.scan import Scan, scan_lines
 from app.datasets.token_counter import Shortcuts, TokenCounter
@@ -32,6 +33,7 @@ class PreparedBase(msgspec.Struct, frozen=True):
     name: str
     folder: str
     context: int
+    template: TemplateOptions = TemplateOptions()
 
 
 def validate_file(path: Path, base: PreparedBase | None, *, processes: int = 1) -> Report:
@@ -72,7 +74,7 @@ def _scan_parts(path: Path, base: PreparedBase | None, processes: int) -> Iterat
     """Yields the scans of the parts in order. This process scans too: idle, it would waste its memory."""
     size = path.stat().st_size
     is_large = size > _LARGE_BYTES
-    shortcuts = _verify_shortcuts(base.folder) if base is not None else None
+    shortcuts = _verify_shortcuts(base.folder, base.template) if base is not None else None
     if processes == 1 or size < 2 * _PART_BYTES or is_compressed(path):
         yield _scan_part(path, base, shortcuts, 0, None, is_large)
         return
@@ -105,7 +107,7 @@ def _scan_part(
 ) -> Scan:
     counter = context = None
     if base is not None and shortcuts is not None:
-        counter, context = _load_counter(base.folder, shortcuts), base.context
+        counter, context = _load_counter(base, shortcuts), base.context
     # In a thread of its own, since `fastokens` caches the words that a thread has seen, without a limit.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(
@@ -113,18 +115,19 @@ def _scan_part(
         ).result()
 
 
-_counters: dict[str, TokenCounter] = {}
+_counters: dict[tuple[str, TemplateOptions], TokenCounter] = {}
 
 
-def _load_counter(folder: str, shortcuts: Shortcuts) -> TokenCounter:
+def _load_counter(base: PreparedBase, shortcuts: Shortcuts) -> TokenCounter:
     """Returns the base model's counter. A process keeps the last one, since loading takes as long as scanning
     a few megabytes."""
-    if folder not in _counters:
+    key = base.folder, base.template
+    if key not in _counters:
         _counters.clear()
-        _counters[folder] = TokenCounter(Path(folder), shortcuts)
-    return _counters[folder]
+        _counters[key] = TokenCounter(Path(base.folder), shortcuts, base.template)
+    return _counters[key]
 
 
 @lru_cache(maxsize=4)
-def _verify_shortcuts(folder: str) -> Shortcuts:
-    return Shortcuts.verify(Path(folder))
+def _verify_shortcuts(folder: str, options: TemplateOptions) -> Shortcuts:
+    return Shortcuts.verify(Path(folder), options)

@@ -159,6 +159,18 @@ def bad_examples() -> Iterator[BadFile]:
     yield in_line_4(
         "weight of a user", chat(USER | {"weight": 1}, ANSWER), "invalid_weight", "/messages/0/weight"
     )
+    yield in_line_4(
+        "thoughts of a user",
+        chat(USER | {"reasoning": "x"}, ANSWER),
+        "invalid_reasoning",
+        "/messages/0/reasoning",
+    )
+    yield in_line_4(
+        "thoughts twice",
+        chat(USER, ANSWER | {"reasoning": "x", "reasoning_content": "y"}),
+        "invalid_reasoning",
+        "/messages/1/reasoning_content",
+    )
     yield in_line_4("all weights 0", chat_line(weight=0), "nothing_to_learn", "/messages")
     for arguments in ("{", "5", "", "[]"):
         call = _call(function={"name": "stock", "arguments": arguments})
@@ -228,6 +240,10 @@ def bad_examples() -> Iterator[BadFile]:
         "system": "s",
     }
     yield in_line_4("ShareGPT, empty", json.dumps(sharegpt), "empty_content", "/conversations/1/value")
+    thoughts = ANSWER | {"reasoning_content": "Hm."}
+    yield in_line_4(
+        "thoughts without template", chat(USER, thoughts), "reasoning_not_supported", "/messages/1"
+    )
     sharegpt = {"conversations": [{"from": "chef", "value": "x"}]}
     yield in_line_4("ShareGPT, unknown", json.dumps(sharegpt), "unknown_role", "/conversations/0/from")
     alpaca = {"instruction": "i", "input": "", "output": ""}

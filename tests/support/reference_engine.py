@@ -35,12 +35,20 @@ class Reference:
     twist_tokens: Callable[[list[int]], list[int]] = lambda tokens: tokens
     twist_logprobs: Callable[[float], float] = lambda logprob: logprob
     knows_adapters: bool = True
+    chat_template: str | None = None
 
     def tokenize(self, body: dict[str, Any]) -> dict[str, Any]:
         assert body["model"] == TINY
         tokenizer = AutoTokenizer.from_pretrained(self.base)
+        messages = [
+            turn | ({"reasoning_content": turn["reasoning"]} if "reasoning" in turn else {})
+            for turn in body["messages"]
+        ]
         text = tokenizer.apply_chat_template(
-            body["messages"], tokenize=False, add_generation_prompt=body["add_generation_prompt"]
+            messages,
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=body["add_generation_prompt"],
         )
         return {"tokens": self.twist_tokens(tokenizer(text, add_special_tokens=False).input_ids)}
 

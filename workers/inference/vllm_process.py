@@ -29,6 +29,9 @@ import psutil
 
 from app.base_models.memory import engine_gpu_share
 from app.core.settings import BaseModelEntry, Settings
+from app.datasets.chat_template import TemplateOptions, read_source
+from app.datasets.jinja_template import compile_template, detect_content_format
+from app.models.catalogue import template_options
 from workers.device import Device
 from workers.inference.spare_cores import SPINNING
 from workers.processes import die_with_parent, stop_group
@@ -173,6 +176,7 @@ class Vllm:
             "--disable-uvicorn-access-log",
             "--uvicorn-log-level=warning",
             "--no-use-tqdm-on-load",
+            *template_arguments(settings.base_model_dir(entry), template_options(entry), self._folder),
         ]
         if entry.tool_parser:
             command += ["--enable-auto-tool-choice", f"--tool-call-parser={entry.tool_parser}"]
@@ -252,6 +256,23 @@ class _UnixConnection(HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+def template_arguments(base_model_dir: Path, options: TemplateOptions, folder: Path) -> list[str]:
+    """Returns the arguments that make vLLM render conversations as they are rendered for training.
+
+    The template is written into `folder`.
+    """
+    source = read_source(base_model_dir, options)
+    if source is None:
+        return []
+    file = folder / "chat_template.jinja"
+    file.write_text(source, "utf-8")
+    return [
+        f"--chat-template={file}",
+        f"--chat-template-content-format={detect_content_format(compile_template(source))}",
+        f"--default-chat-template-kwargs={json.dumps(options.chat_template_kwargs)}",
+    ]
 
 
 def installed_version() -> str | None:

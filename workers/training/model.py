@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.packing import Limits
 from app.fine_tuning.precision import cpu_has_bf16
 from app.models.adapters.target_modules import last_name
@@ -88,7 +87,6 @@ class WarmBase:
     folder: Path
     quantization: Quantization
     model: PreTrainedModel
-    template: ChatTemplate
     device: torch.device
     ranks: Ranks
     """The processes that train together on it, among which its weights are sharded."""
@@ -124,7 +122,7 @@ def load_warm_base(folder: Path, ranks: Ranks | None = None, quantization: Quant
     tested = self_test(model)
     if tested.layout is None:
         raise UnsupportedBaseError(f"it is no causal language model, as {tested.reason}")
-    return WarmBase(folder, quantization, model, ChatTemplate.load(folder), device, ranks, resident, tested)
+    return WarmBase(folder, quantization, model, device, ranks, resident, tested)
 
 
 def _memory_in_use(device: torch.device) -> int:

@@ -20,8 +20,9 @@ from app.completions.vllm_client import RetryableError, VllmConnection
 from app.core.errors import ToqueError
 from app.core.settings import Settings
 from app.datasets.formats import parse_line
+from app.datasets.jinja_template import template_tools
 from app.datasets.lines import read_lines
-from app.datasets.types import ChatExample, CompletionExample, Example, PreferenceExample
+from app.datasets.types import ChatExample, CompletionExample, Example, Message, PreferenceExample
 from workers.training.protocol import Sample
 
 TOLERANCE = 0.15
@@ -130,18 +131,20 @@ def _examples(training_file: Path, numbers: Collection[int]) -> dict[int, Exampl
 
 
 async def _check_tokens(connection: VllmConnection, base: str, example: Example, sample: Sample) -> None:
-    """Check that the engine tokenizes the prompt of a chat's last answer as the trainer did."""
+    """Check that the engine tokenizes the prompt of the sample's last answer as the trainer did."""
     chat = _conversation(example)
-    if chat is None or not chat.messages[-1].is_target:
+    if chat is None:
         return
-    fields = [msgspec.to_builtins(message) for message in chat.messages[:-1]]
-    prompt = [
-        {name: value for name, value in message.items() if value is not None and name != "weight"}
-        for message in fields
-    ]
-    body: dict[str, Any] = {"model": base, "messages": prompt, "add_generation_prompt": True}
+    answers = len(set(sample.targets) - {place + 1 for place in sample.targets})
+    turns = [number for number, message in enumerate(chat.messages) if message.is_target]
+    prompt = chat.messages[: turns[answers - 1]]
+    body: dict[str, Any] = {
+        "model": base,
+        "messages": [requested(message) for message in prompt],
+        "add_generation_prompt": True,
+    }
     if chat.tools:
-        body["tools"] = chat.tools
+        body["tools"] = template_tools(chat.tools)
     tokens: list[int] = (await _ask(connection, "/tokenize", body))["tokens"]
     trained = sample.input_ids[: len(tokens)]
     if tokens != trained:
@@ -153,6 +156,14 @@ async def _check_tokens(connection: VllmConnection, base: str, example: Example,
             f"example {sample.example + 1} of the training file has other tokens in the engine than in the "
             f"trainer, from {place + 1} on: {tokens[place : place + 5]}, not {trained[place : place + 5]}"
         )
+
+
+def requested(message: Message) -> dict[str, Any]:
+    """Return the message as a request has it: thoughts by vLLM's name for them, and no weight."""
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    if message.thoughts is not None:
+        fields["reasoning"] = message.thoughts
+    return {name: value for name, value in fields.items() if name not in ("weight", "reasoning_content")}
 
 
 async def _logprobs(connection: VllmConnection, model: str, sample: Sample) -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from app.datasets.chat_template import TemplateOptions
 from app.fine_tuning.methods import DEFAULT_METHOD
 from app.fine_tuning.methods.hyperparameters import Hyperparameters
 from app.fine_tuning.methods.metrics import Metrics
@@ -38,6 +39,8 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     halvings: int
     """How often the limits of a micro-batch were halved, because larger ones ran out of memory."""
     hyperparameters: Hyperparameters
+    template: TemplateOptions = TemplateOptions()
+    """What the base model's catalogue entry changes in its chat template."""
     method: str = DEFAULT_METHOD
     """A name in `app.fine_tuning.methods`."""
     parent: str | None = None

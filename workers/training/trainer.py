@@ -178,7 +178,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
     """
     hp, ranks = spec.hyperparameters, base.ranks
     began = time.monotonic()
-    training, validation = load_files(spec, base.template)
+    training, validation = load_files(spec, ChatTemplate.load(base.folder, spec.template))
     cast(Any, torch).manual_seed(spec.seed)
     model = begin_adapter(spec, base)
     try:

@@ -28,7 +28,7 @@ from app.files.models import File
 from app.fine_tuning import queue, worker_registry
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
-from app.models.catalogue import Catalogue, is_prepared
+from app.models.catalogue import Catalogue, is_prepared, template_options
 from app.storage import open_storage
 from workers.crash_points import reach
 from workers.device import detect
@@ -248,6 +248,7 @@ class TrainingWorker:
             job_id=job.id,
             base_model=base.name,
             base_model_dir=str(self._settings.base_model_dir(base)),
+            template=template_options(base),
             training_file=str(self._storage.path(training_file.storage_key)),
             validation_file=str(self._storage.path(validation_file.storage_key)) if validation_file else None,
             output_dir=str(self._storage.path(f"jobs/{job.id}/{job.lease_epoch}")),

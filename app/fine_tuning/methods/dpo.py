@@ -32,7 +32,7 @@ class DPO(Method):
 
     def tokenize(self, template: ChatTemplate, example: Example) -> tuple[TokenizedExample, ...]:
         """Return two sequences, the preferred answer's first; only the answers are targets."""
-        return tuple(template.tokenize(chat) for chat in self._pair(example).chats())
+        return tuple(template.tokenize_answer(chat) for chat in self._pair(example).chats())
 
     def _pair(self, example: Example) -> PreferenceExample:
         if not isinstance(example, PreferenceExample):

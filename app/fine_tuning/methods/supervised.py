@@ -29,8 +29,8 @@ class Supervised(Method):
         self._with_one_answer(example)
 
     def tokenize(self, template: ChatTemplate, example: Example) -> tuple[TokenizedExample, ...]:
-        """Return one sequence, whose targets are the assistant's turns or the completion."""
-        return (template.tokenize(self._with_one_answer(example)),)
+        """Return the sequences whose targets are the assistant's turns or the completion: mostly one."""
+        return template.tokenize(self._with_one_answer(example))
 
     def _with_one_answer(self, example: Example) -> ChatExample | CompletionExample:
         if isinstance(example, PreferenceExample):

@@ -16,12 +16,20 @@ from typing import Any, Literal
 import msgspec
 
 from app.datasets import fingerprint
-from app.datasets.chat_template import ChatTemplate
+from app.datasets.chat_template import ChatTemplate, TemplateOptions
 from app.datasets.formats import parse_line
 from app.datasets.request_file import read_request_file
 from app.datasets.types import Example, ExampleError, PreferenceExample
 from app.fine_tuning.methods import METHODS
-from app.fine_tuning.packing import JobWork, Limits, Sequences, length, work_by_micro_batch, work_of_job
+from app.fine_tuning.packing import (
+    JobWork,
+    Limits,
+    Sequences,
+    count_targets,
+    length,
+    work_by_micro_batch,
+    work_of_job,
+)
 from app.fine_tuning.preflight.schemas import (
     Duplicate,
     FileParam,
@@ -58,6 +66,7 @@ class Subject:
     checkpoint_steps: int | None
     seed: int
     sample: int = SAMPLE
+    template: TemplateOptions = field(default_factory=TemplateOptions)
 
 
 @dataclass(slots=True)
@@ -98,7 +107,7 @@ class _Place:
 class _Inspector:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        self._template = ChatTemplate.load(subject.base_model_dir)
+        self._template = ChatTemplate.load(subject.base_model_dir, subject.template)
         self._special = re.compile("|".join(map(re.escape, self._template.special_texts)) or r"(?!)")
         self._found = Found()
         self._exact: dict[bytes, int] = {}
@@ -117,7 +126,7 @@ class _Inspector:
         scale = subject.examples / found.sampled
         tokens = sum(len(part.input_ids) for example in training for part in example)
         found.tokens_per_epoch = round(tokens * scale)
-        targets = sum(sum(part.target_mask) for example in training for part in example)
+        targets = sum(map(count_targets, training))
         found.targets_per_epoch = round(targets * scale)
         everything = [*training, *longest, *validation]
         found.mixing = token_mixing(read_config(subject.base_model_dir), max(map(length, everything)))
@@ -214,8 +223,10 @@ class _Inspector:
             return None
         if place.side == "training" and len(found.rendered) < _RENDERED:
             shown = example.chats()[0] if isinstance(example, PreferenceExample) else example
-            text, targets = self._template.render_with_targets(shown)
-            found.rendered.append(RenderedExample(line=place.line, text=text, targets=targets))
+            found.rendered += [
+                RenderedExample(line=place.line, text=text, targets=targets)
+                for text, targets in self._template.render_with_targets(shown)
+            ]
         return sequences
 
     def _compare(self, place: _Place, example: Example, overlap: Overlap) -> None:

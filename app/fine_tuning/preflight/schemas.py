@@ -122,7 +122,7 @@ class MemoryEstimate(BaseModel):
 
 
 class RenderedExample(BaseModel):
-    """A training example as the model reads it."""
+    """A training example as the model reads it, or one of the sequences that it becomes."""
 
     line: int
     text: str

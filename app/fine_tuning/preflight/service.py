@@ -39,7 +39,7 @@ from app.fine_tuning.requested_hyperparameters import resolve_hyperparameters
 from app.fine_tuning.schemas import CreateJob, ResolvedHyperparameters, SplitRequest
 from app.fine_tuning.training_files import require_enough
 from app.models.adapters.service import linear_modules
-from app.models.catalogue import hidden_size, is_prepared
+from app.models.catalogue import hidden_size, is_prepared, template_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +160,7 @@ def _preflight(
     held_out = files.choice.held_out if files.choice else frozenset[int]()
     subject = Subject(
         base_model_dir=folder,
+        template=template_options(base),
         training=files.training,
         validation=files.validation,
         held_out=held_out,

@@ -1,6 +1,12 @@
 """The catalogue of base models, and what is known of each once it is prepared on this machine."""
 
 from app.models.catalogue.catalogue import Catalogue
-from app.models.catalogue.prepared import chat_template, hidden_size, is_prepared, prepared_base
+from app.models.catalogue.prepared import (
+    chat_template,
+    hidden_size,
+    is_prepared,
+    prepared_base,
+    template_options,
+)
 
-__all__ = ["Catalogue", "chat_template", "hidden_size", "is_prepared", "prepared_base"]
+__all__ = ["Catalogue", "chat_template", "hidden_size", "is_prepared", "prepared_base", "template_options"]

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from app.core.settings import BaseModelEntry, Settings
-from app.datasets.chat_template import ChatTemplate
+from app.datasets.chat_template import ChatTemplate, TemplateOptions
 from app.datasets.validation import PreparedBase
 from app.models.catalogue.catalogue import Catalogue
 
@@ -29,7 +29,14 @@ def hidden_size(settings: Settings, entry: BaseModelEntry) -> int | None:
 
 def chat_template(settings: Settings, entry: BaseModelEntry) -> ChatTemplate | None:
     """Return the base model's template and tokenizer, or None if it is not prepared on this machine."""
-    return _load_template(settings.base_model_dir(entry)) if is_prepared(settings, entry) else None
+    if not is_prepared(settings, entry):
+        return None
+    return _load_template(settings.base_model_dir(entry), template_options(entry))
+
+
+def template_options(entry: BaseModelEntry) -> TemplateOptions:
+    """Return what the entry changes in its base model's chat template."""
+    return TemplateOptions(entry.chat_template, entry.chat_template_kwargs)
 
 
 def prepared_base(settings: Settings, catalogue: Catalogue, name: str | None = None) -> PreparedBase | None:
@@ -42,9 +49,12 @@ def prepared_base(settings: Settings, catalogue: Catalogue, name: str | None = N
     """
     entries = [catalogue.get(name, param="base_model")] if name else catalogue.entries
     entry = next((entry for entry in entries if is_prepared(settings, entry)), None)
-    return PreparedBase(entry.name, str(settings.base_model_dir(entry)), entry.context) if entry else None
+    if entry is None:
+        return None
+    folder = str(settings.base_model_dir(entry))
+    return PreparedBase(entry.name, folder, entry.context, template_options(entry))
 
 
 @lru_cache(maxsize=8)
-def _load_template(folder: Path) -> ChatTemplate:
-    return ChatTemplate.load(folder)
+def _load_template(folder: Path, options: TemplateOptions) -> ChatTemplate:
+    return ChatTemplate.load(folder, options)

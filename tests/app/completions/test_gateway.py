@@ -63,13 +63,23 @@ def test_what_an_engine_may_see_passes_and_nothing_else(client: OpenAI, engine: 
 
     call = {"id": "c1", "type": "function", "function": {"name": "stock", "arguments": "{}"}}
     turns = [
-        {"role": "assistant", "content": None, "tool_calls": [call], "refusal": None, "annotations": []},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [call],
+            "reasoning": "Look.",
+            "refusal": None,
+            "annotations": [],
+        },
         {"role": "tool", "tool_call_id": "c1", "content": "3"},
         {"role": "user", "content": [{"type": "text", "text": "And?"}]},
     ]
     client.chat.completions.create(model="gpt-4o-mini", messages=turns)  # pyright: ignore[reportArgumentType]
     assert engine.bodies[-1]["model"] == BASE_MODEL
-    assert engine.bodies[-1]["messages"] == [{"role": "assistant", "tool_calls": [call]}, *turns[1:]]
+    assert engine.bodies[-1]["messages"] == [
+        {"role": "assistant", "tool_calls": [call], "reasoning": "Look."},
+        *turns[1:],
+    ]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_tokens_are_those_of_transformers(folder: Path, name: str | None) -> Non
         call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
         conversation = {"messages": [*TURNS[:2], call, TURNS[4]], "tools": [TOOL]}
     example = parse_line(json.dumps(conversation).encode())
-    tokenized = ours.tokenize(example)
+    [tokenized] = ours.tokenize(example)
 
     plain = [
         {key: value for key, value in turn.items() if key != "weight"} for turn in conversation["messages"]
@@ -71,9 +71,9 @@ def test_tokens_are_those_of_transformers(folder: Path, name: str | None) -> Non
     for turn in plain:
         for made in turn.get("tool_calls", []):
             turn["tool_calls"] = [made | {"function": {"name": "stock", "arguments": {"item": "leek"}}}]
-    expected = reference.apply_chat_template(
-        plain, tools=conversation.get("tools"), tokenize=True, return_dict=False
-    )
+    described = {"name": "stock", "description": None, "parameters": {"type": "object"}}
+    tools = [TOOL | {"function": described}] if "tools" in conversation else None
+    expected = reference.apply_chat_template(plain, tools=tools, tokenize=True, return_dict=False)
     assert tokenized.input_ids == expected
     assert len(tokenized.target_mask) == len(expected)
 
@@ -81,13 +81,13 @@ def test_tokens_are_those_of_transformers(folder: Path, name: str | None) -> Non
 @pytest.mark.parametrize("name", [None, "chatml", "bracketed"])
 def test_the_mask_is_the_answers_that_count_and_their_end(folder: Path, name: str | None) -> None:
     ours, reference = pair(folder, TEMPLATES[name] if name else None)
-    tokenized = ours.tokenize(parse_line(json.dumps({"messages": TURNS}).encode()))
+    [tokenized] = ours.tokenize(parse_line(json.dumps({"messages": TURNS}).encode()))
     marked = [
         token for token, wanted in zip(tokenized.input_ids, tokenized.target_mask, strict=True) if wanted
     ]
     assert reference.decode(marked).strip() == "Pie.\n\nWith cream.<|im_end|>"
     everything = [dict(turn, weight=1) if turn["role"] == "assistant" else turn for turn in TURNS]
-    tokenized = ours.tokenize(parse_line(json.dumps({"messages": everything}).encode()))
+    [tokenized] = ours.tokenize(parse_line(json.dumps({"messages": everything}).encode()))
     marked = [
         token for token, wanted in zip(tokenized.input_ids, tokenized.target_mask, strict=True) if wanted
     ]
@@ -98,7 +98,7 @@ def test_the_mask_is_the_answers_that_count_and_their_end(folder: Path, name: st
 
 def test_a_bare_pair_has_no_template(folder: Path) -> None:
     ours, reference = pair(folder, None)
-    tokenized = ours.tokenize(parse_line(b'{"prompt": "Leek", "completion": " soup"}'))
+    [tokenized] = ours.tokenize(parse_line(b'{"prompt": "Leek", "completion": " soup"}'))
     assert reference.decode(tokenized.input_ids) == "Leek soup<|im_end|>"
     assert tokenized.target_mask == [False] * (len(tokenized.input_ids) - 2) + [True, True]
 
@@ -112,7 +112,7 @@ def test_what_a_template_cannot_say_is_an_error(folder: Path) -> None:
     rewriting, _ = pair(folder, "{% for m in messages %}{{ m.content if loop.last else '-' }}{% endfor %}")
     with pytest.raises(ExampleError) as caught:
         rewriting.tokenize(parse_line(json.dumps({"messages": TURNS}).encode()))
-    assert (caught.value.code, caught.value.pointer) == ("template_not_incremental", "/messages/4")
+    assert (caught.value.code, caught.value.pointer) == ("answer_not_after_prompt", "/messages/4")
     refusing, _ = pair(folder, "{{ raise_exception('roles must alternate') }}")
     with pytest.raises(ExampleError, match="roles must alternate"):
         refusing.tokenize(parse_line(json.dumps({"messages": TURNS}).encode()))

@@ -275,9 +275,9 @@ def test_target_marks_are_the_masks(base_models_dir: Path) -> None:
         (json.dumps({"prompt": "Two: ", "completion": "deux"}), ["deux<|im_end|>"]),
     ):
         example = parse_line(line.encode())
-        text, spans = template.render_with_targets(example)
+        [(text, spans)] = template.render_with_targets(example)
         assert [text[start:end] for start, end in spans] == expected
-        assert any(template.tokenize(example).target_mask)
+        assert any(template.tokenize(example)[0].target_mask)
 
 
 def test_the_answer_is_one_of_two_in_the_specification(http: httpx2.Client) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from app.datasets.chat_template import TokenizedExample
+from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits
 from app.models.adapters.validation import AdapterError, check_adapter, module_shapes
 from app.models.token_mixing import Layout
@@ -74,7 +74,7 @@ def examples(base: WarmBase, tmp_path: Path) -> list[TrainingExample]:
     path.write_bytes(
         lines_of([*colours(1), chat("that?", "green"), chat("and the other one?", "black, as before")])
     )
-    examples = load_examples(path, base.template, 1000)
+    examples = load_examples(path, ChatTemplate.load(base.folder), 1000)
     assert min(example.length for example in examples) > WINDOW
     assert len({example.length for example in examples}) == 3
     return examples

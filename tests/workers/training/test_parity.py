@@ -13,7 +13,10 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.models.adapters.models import Adapter
 from app.storage import open_storage
+from tests.support.chat_templates import THINKING
+from tests.support.examples import lines_of
 from tests.support.reference_engine import Reference, log, running
+from tests.support.tiny_model import TINY
 from tests.support.waiting import wait_until
 from tests.support.worker import create, ended, run_worker
 
@@ -39,6 +42,34 @@ def test_a_job_succeeds_once_an_engine_serves_what_was_trained(
     assert parity["tokens"] > 10
     assert parity["distance"] < 0.1 < 5 * parity["distance"] + parity["effect"]
     assert f"{parity['distance']:.4f}" in verdict
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_conversations_in_several_sequences_are_served_as_trained(
+    client: OpenAI, settings: Settings, reference: Reference, tmp_path: Path
+) -> None:
+    settings.base_models[0].chat_template = reference.chat_template = THINKING
+    turns = [
+        {"role": "user", "content": "Soup?"},
+        {"role": "assistant", "reasoning": "Hm.", "content": "Leek."},
+        {"role": "user", "content": "And then?"},
+        {"role": "assistant", "reasoning": "Sweet.", "content": "Pie."},
+    ]
+    job = create(client, lines_of([{"messages": turns}] * 12))
+    with running(reference), run_worker(settings, tmp_path):
+        done = ended(client, job.id)
+    assert done.status == "succeeded", done.error
+    [verdict] = [line for line in log(client, job.id) if line.startswith("Served as trained: ")]
+    first = len("<think>\nHm.\n</think>\n\nLeek.") + 1
+    assert f"log-probabilities of {3 * first} tokens" in verdict
+    second = len("<think>\nSweet.\n</think>\n\nPie.") + 1
+    prompts = [template_length(reference, turns[:count]) for count in (1, 3)]
+    assert done.trained_tokens == 2 * 12 * (sum(prompts) + first + second + 2)
+
+
+def template_length(reference: Reference, turns: list[dict[str, Any]]) -> int:
+    asked = {"model": TINY, "messages": turns, "add_generation_prompt": True}
+    return len(reference.tokenize(asked)["tokens"])
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)

@@ -1,0 +1,310 @@
+"""Each assistant turn is learnt as the engine asks for it, whatever the template does to earlier turns."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from app.datasets.chat_template import ChatTemplate, TemplateOptions, TokenizedExample
+from app.datasets.formats import parse_line
+from app.datasets.template_segments import SAMPLE_TEXTS
+from app.datasets.token_counter import TokenCounter
+from app.datasets.types import ChatExample, ExampleError, PreferenceExample
+from app.fine_tuning.methods import METHODS
+from tests.support.chat_templates import OPENED_THOUGHTS, TEMPLATES, TemplateKind
+
+Turn = dict[str, Any]
+TOOLS = [
+    {"type": "function", "function": {"name": "stock", "parameters": {"type": "object", "properties": {}}}},
+    {"function": {"description": "Orders.", "name": "order", "strict": True}},
+]
+# As vLLM gives them to the template.
+TOOLS_AS_SERVED = [
+    {
+        "type": "function",
+        "function": {
+            "name": "stock",
+            "description": None,
+            "parameters": {"type": "object", "properties": {}},
+        },
+    },
+    {
+        "type": "function",
+        "function": {"name": "order", "description": "Orders.", "parameters": None, "strict": True},
+    },
+]
+EDGES = ["", " ", "\n", "\n\n", "  \n", "\u0301", "!"]
+
+
+def template_of(kind: TemplateKind) -> ChatTemplate:
+    return ChatTemplate(kind.source, kind.tokenizer(), kind.special_tokens(), kind.variables)
+
+
+def transformers_of(kind: TemplateKind) -> PreTrainedTokenizerFast:
+    reference = PreTrainedTokenizerFast(tokenizer_object=kind.tokenizer(), **kind.special_tokens())
+    reference.chat_template = kind.source
+    return reference
+
+
+def texts(kind: TemplateKind) -> st.SearchStrategy[str]:
+    plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
+    inner = plain | st.sampled_from([*SAMPLE_TEXTS, *kind.control_tokens, "Leek.", "a</think>b"])
+    edges = st.sampled_from(EDGES)
+    return st.tuples(edges, inner, edges).map("".join).filter(lambda text: bool(text.strip()))
+
+
+@st.composite
+def conversations(draw: st.DrawFn, kind: TemplateKind) -> dict[str, Any]:
+    """A line of a training file."""
+    text = texts(kind)
+    messages: list[Turn] = []
+    if draw(st.booleans()):
+        messages.append({"role": draw(st.sampled_from(["system", "developer"])), "content": draw(text)})
+    uses_tools = kind.has_tools and draw(st.booleans())
+    for _ in range(draw(st.integers(1, 3))):
+        messages.append({"role": "user", "content": draw(text)})
+        for number in range(draw(st.integers(0, 2)) if uses_tools else 0):
+            function = {"name": "stock", "arguments": json.dumps({"item": draw(text)})}
+            call = {"id": f"call-{number}", "type": "function", "function": function}
+            content = draw(st.sampled_from([None, ""]) | text)
+            messages.append(draw(answers(kind, {"content": content, "tool_calls": [call]})))
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": draw(text)})
+        messages.append(draw(answers(kind, {"content": draw(text)})))
+    if not any(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in messages):
+        messages[-1].pop("weight")
+    return {"messages": messages} | ({"tools": TOOLS} if uses_tools else {})
+
+
+@st.composite
+def answers(draw: st.DrawFn, kind: TemplateKind, fields: Turn) -> Turn:
+    turn = {"role": "assistant"} | fields
+    where = draw(st.sampled_from([None, *kind.thoughts]))
+    if where == "inline" and turn["content"]:
+        turn["content"] = f"<think>{draw(texts(kind))}</think>{turn['content']}"
+    elif where is not None and where != "inline":
+        turn[where] = draw(texts(kind))
+    weight = draw(st.sampled_from([None, 0, 1]))
+    return turn if weight is None else turn | {"weight": weight}
+
+
+def as_served(kind: TemplateKind, messages: list[Turn]) -> list[Turn]:
+    """The messages as vLLM gives them to the template."""
+    knows_developers = "'developer'" in kind.source
+    served: list[Turn] = []
+    for number, turn in enumerate(messages, start=1):
+        role = "system" if turn["role"] == "developer" and not knows_developers else turn["role"]
+        one: Turn = {"role": role, "content": turn["content"] or ""}
+        if "tool_call_id" in turn:
+            one["tool_call_id"] = turn["tool_call_id"]
+        for name in ("reasoning", "reasoning_content"):
+            if name in turn:
+                one |= {"reasoning": turn[name], "reasoning_content": turn[name]}
+        if "tool_calls" in turn:
+            [call] = turn["tool_calls"]
+            arguments = json.loads(call["function"]["arguments"])
+            name = {"name": call["function"]["name"]}
+            # vLLM sorts the fields of the calls that the model reads; it writes the name first.
+            function = (
+                name | {"arguments": arguments}
+                if number == len(messages)
+                else {"arguments": arguments} | name
+            )
+            one["tool_calls"] = [call | {"function": function}]
+        served.append(one)
+    return served
+
+
+def without_taken(kind: TemplateKind, text: str) -> str:
+    """The text without the white space that its control tokens take with them."""
+    if not kind.takes_white_space:
+        return text
+    return re.sub(rf"({'|'.join(map(re.escape, kind.control_tokens))})\s+", r"\1", text)
+
+
+def check_sequences(
+    kind: TemplateKind, reference: Any, line: dict[str, Any], sequences: tuple[TokenizedExample, ...]
+) -> None:
+    """Check that the sequences are, turn by turn, what the engine asks and what it is to answer."""
+
+    def render(turns: int, *, prompt: bool, tokenize: bool) -> Any:
+        return reference.apply_chat_template(
+            as_served(kind, line["messages"][:turns]),
+            tools=TOOLS_AS_SERVED if "tools" in line else None,
+            add_generation_prompt=prompt,
+            tokenize=tokenize,
+            return_dict=False,
+            **kind.variables,
+        )
+
+    remaining = list(sequences)
+    current: TokenizedExample | None = None
+    learnt = 0
+    for number, turn in enumerate(line["messages"]):
+        if turn["role"] != "assistant" or turn.get("weight") == 0:
+            continue
+        prompt: list[int] = render(number, prompt=True, tokenize=True)
+        answer: str = render(number + 1, prompt=False, tokenize=False).rstrip()
+        answer = answer.removeprefix(render(number, prompt=True, tokenize=False))
+        start = len(prompt)
+        if (
+            current is None
+            or current.input_ids[:start] != prompt
+            or current.target_mask[start : start + 1] != [True]
+        ):
+            if current is not None:
+                assert not any(current.target_mask[learnt:])
+            current, learnt = remaining.pop(0), 0
+        assert current.input_ids[:start] == prompt
+        assert not any(current.target_mask[learnt:start])
+        learnt = start + [*current.target_mask[start:], False].index(False)
+        written = reference.decode(current.input_ids[start:learnt])
+        assert without_taken(kind, written) == without_taken(kind, answer)
+    assert current is not None and not any(current.target_mask[learnt:])
+    assert not remaining
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_turn_is_learnt_after_the_tokens_that_ask_for_it(name: str) -> None:
+    kind = TEMPLATES[name]
+    template, reference = template_of(kind), transformers_of(kind)
+    outcomes: Counter[str] = Counter()
+
+    @given(conversations(kind))
+    @hypothesis_settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(line: dict[str, Any]) -> None:
+        example = cast(ChatExample, parse_line(json.dumps(line).encode()))
+        try:
+            sequences = template.tokenize(example)
+        except ExampleError as error:
+            outcomes[error.code] += 1
+            return
+        outcomes["learnt"] += 1
+        outcomes["several sequences"] += len(sequences) > 1
+        check_sequences(kind, reference, line, sequences)
+
+    check()
+    refused = outcomes.total() - outcomes["learnt"] - outcomes["several sequences"]
+    assert refused < outcomes["learnt"], outcomes
+    never_rewrites = name in ("headers", "folded system")
+    assert (outcomes["several sequences"] == 0) == never_rewrites, outcomes
+
+
+def texts_learnt(kind: TemplateKind, *messages: Turn, **fields: Any) -> list[list[str]]:
+    """What is learnt in each sequence."""
+    line = {"messages": [*messages]} | fields
+    example = cast(ChatExample, parse_line(json.dumps(line).encode()))
+    rendered = template_of(kind).render_with_targets(example)
+    return [[text[start:end] for start, end in spans] for text, spans in rendered]
+
+
+ASK: Turn = {"role": "user", "content": "Soup?"}
+CALL = {"id": "1", "type": "function", "function": {"name": "stock", "arguments": '{"item": "leek"}'}}
+CALLING: Turn = {"role": "assistant", "reasoning": "Look.", "tool_calls": [CALL]}
+RESULT: Turn = {"role": "tool", "tool_call_id": "1", "content": "Three."}
+TELL: Turn = {"role": "assistant", "reasoning": "Hm.", "content": "Leek."}
+
+
+def test_an_answer_is_learnt_with_its_thoughts_and_read_without_them() -> None:
+    kind = TEMPLATES["thinking"]
+    assert texts_learnt(kind, ASK, TELL, ASK, TELL | {"content": "Pea."}) == [
+        ["<think>\nHm.\n</think>\n\nLeek.<|im_end|>"],
+        ["<think>\nHm.\n</think>\n\nPea.<|im_end|>"],
+    ]
+    inline = {"role": "assistant", "content": "<think>Hm.</think>Leek."}
+    assert texts_learnt(kind, ASK, inline) == [["<think>\nHm.\n</think>\n\nLeek.<|im_end|>"]]
+    assert texts_learnt(TEMPLATES["thinking disabled"], ASK, {"role": "assistant", "content": "Leek."}) == [
+        ["Leek.<|im_end|>"]
+    ]
+
+
+def test_calls_that_one_answer_needs_share_its_sequence() -> None:
+    call = '<tool_call>\n{"name": "stock", "arguments": {"item": "leek"}}\n</tool_call>'
+    assert texts_learnt(TEMPLATES["thinking"], ASK, CALLING, RESULT, TELL, tools=TOOLS) == [
+        [
+            f"<think>\nLook.\n</think>\n\n{call}<|im_end|>",
+            "<think>\nHm.\n</think>\n\nLeek.<|im_end|>",
+        ]
+    ]
+
+
+def test_the_last_turn_ends_with_the_token_that_stops_the_engine() -> None:
+    say = "<|channel|>final<|message|>Leek."
+    thoughts = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant"
+    assert texts_learnt(TEMPLATES["channels"], ASK, TELL, ASK, TELL) == [
+        [f"{thoughts}{say}<|return|>"],
+        [f"{thoughts}{say}<|return|>"],
+    ]
+    [learnt] = texts_learnt(TEMPLATES["channels"], ASK, CALLING, RESULT, TELL, tools=TOOLS)
+    assert learnt[0].endswith('to=functions.stock json<|message|>{"item": "leek"}<|call|>')
+    assert learnt[1] == f"{thoughts}{say}<|return|>"
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "code"),
+    [
+        (replace(TEMPLATES["stripped thoughts"], source=OPENED_THOUGHTS), TELL, "answer_not_after_prompt"),
+        (TEMPLATES["stripped thoughts"], TELL, "reasoning_not_supported"),
+        (TEMPLATES["thinking disabled"], TELL, "answer_not_after_prompt"),
+        (TEMPLATES["chatml"], TELL, "reasoning_not_supported"),
+    ],
+)
+def test_what_the_model_is_never_asked_for_is_refused(kind: TemplateKind, answer: Turn, code: str) -> None:
+    with pytest.raises(ExampleError) as refused:
+        texts_learnt(kind, ASK, answer)
+    assert (refused.value.code, refused.value.pointer) == (code, "/messages/1")
+    texts_learnt(TEMPLATES["chatml"], ASK, answer | {"weight": 0}, ASK, {"role": "assistant", "content": "x"})
+
+
+def test_both_answers_of_a_pair_are_one_sequence() -> None:
+    def tokenize(preferred: list[Turn]) -> tuple[TokenizedExample, ...]:
+        pair = {
+            "input": {"messages": [ASK], "tools": TOOLS},
+            "preferred_output": preferred,
+            "non_preferred_output": [{"role": "assistant", "reasoning": "?", "content": "None."}],
+        }
+        example = parse_line(json.dumps(pair).encode())
+        assert isinstance(example, PreferenceExample)
+        return METHODS["dpo"].tokenize(template_of(TEMPLATES["channels"]), example)
+
+    assert len(tokenize([CALLING, RESULT, TELL])) == 2
+    with pytest.raises(ExampleError) as refused:
+        tokenize([{"role": "assistant", "content": "Leek."}, {"role": "assistant", "content": "Pea."}])
+    assert refused.value.code == "answer_rewritten"
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_counts_are_those_of_the_sequences(name: str, tmp_path: Path) -> None:
+    kind = TEMPLATES[name]
+    counter, template = (
+        TokenCounter.load(kind.write(tmp_path), TemplateOptions(None, kind.variables)),
+        template_of(kind),
+    )
+    if name in ("chatml", "headers", "folded system", "role tags"):
+        assert counter.counts_by_turn
+
+    @given(st.lists(conversations(kind), min_size=1, max_size=3))
+    @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(lines: list[dict[str, Any]]) -> None:
+        examples = [cast(ChatExample, parse_line(json.dumps(line).encode())) for line in lines]
+        for example, counted in zip(examples, counter.count(examples), strict=True):
+            try:
+                sequences = template.tokenize(example)
+            except ExampleError as error:
+                assert isinstance(counted, ExampleError) and counted.code == error.code
+                continue
+            assert not isinstance(counted, ExampleError)
+            assert counted.tokens == sum(len(one.input_ids) for one in sequences)
+            assert counted.targets == sum(sum(one.target_mask[1:]) for one in sequences)
+            assert counted.longest == max(len(one.input_ids) for one in sequences)
+
+    check()
