@@ -88,7 +88,8 @@ def _deployment_checks(session: Session, settings: Settings, replicas: Replicas)
     status = replicas.status(served.name, reported)
     # One that sleeps while a job trains is as it should be, and the API's other routes must go on.
     lent = any(each.lends_device for each in completions_service.live_engines(session, settings, served.name))
-    checks["engine"] = "ok" if status == "ready" or lent else status
+    # Where memory is short, the engine of another base model may have the place of the default one.
+    checks["engine"] = "ok" if status == "ready" or lent or replicas.count_ready() else status
     # A worker on another machine has its own copy; without any worker here the question is open.
     if not is_prepared(settings, served) and status != "ready":
         checks["base_model"] = f"'{served.name}' is not prepared: run `toque models pull {served.name}`"

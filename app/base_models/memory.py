@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.base_models.known import KnownBaseModel
-from app.core.settings import Settings
+from app.core.settings import BaseModelEntry, Settings
 from app.fine_tuning.geometry import Geometry, adapter_bytes
 from app.fine_tuning.packing import Limits, Work
 from app.fine_tuning.precision import cpu_has_bf16
 
 _GPU_SHARE = 0.5
 _GPU_SHARE_IN_TURNS = 0.9
+_CPU_SHARE = 0.5
+"""The share of a machine's memory that all engines may take where they have no GPU."""
 _GPU_OVERHEAD_BYTES = 3 * 2**29
 """What vLLM takes on a GPU beside weights and cache: activations, graphs, adapters."""
 
@@ -71,6 +73,21 @@ def engine_gpu_share(settings: Settings) -> float:
     The rest is for a trainer that may run on the same GPU at the same time, unless the two take turns.
     """
     return _GPU_SHARE_IN_TURNS if settings.shared_device else _GPU_SHARE
+
+
+def engine_bytes(settings: Settings, entry: BaseModelEntry, gpu_bytes: int | None) -> int:
+    """Return the memory that the engine of a prepared base model takes; on a GPU, a fixed share of it."""
+    if gpu_bytes is not None:
+        return int(engine_gpu_share(settings) * gpu_bytes)
+    files = settings.base_model_dir(entry).glob("*.safetensors")
+    return sum(path.stat().st_size for path in files) + cache_bytes(settings, None, 0) + _CPU_OVERHEAD_BYTES
+
+
+def memory_for_engines(settings: Settings, gpu_bytes: int | None, memory_bytes: int) -> int:
+    """Return what all engines of a machine may take together; the rest is for a trainer and others."""
+    if gpu_bytes is not None:
+        return int(engine_gpu_share(settings) * gpu_bytes)
+    return int(_CPU_SHARE * memory_bytes)
 
 
 def cache_bytes(settings: Settings, gpu_bytes: int | None, weight_bytes: int) -> int:

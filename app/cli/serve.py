@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -25,7 +26,7 @@ from app.cli.models import pull_base_model
 from app.cli.output import fail, stdout
 from app.cli.settings import read_settings
 from app.cli.supervisor import Program, Supervisor
-from app.core.settings import Settings
+from app.core.settings import BaseModelEntry, Settings
 
 _API_DRAIN_SECONDS = 20
 """Less than the supervisor's drain time, since the engine stops after the API."""
@@ -72,9 +73,9 @@ def serve(
     programs = [
         Program("api", _toque("api", "--fd", str(listener.fileno())), descriptors=(listener.fileno(),)),
         Program("worker", _toque("worker")),
-        Program("engine", _toque("engine"), outlives=("api",)),
     ]
-    asyncio.run(_supervise(Supervisor(programs, _write, _say), listener, address, started))
+    supervisor = Supervisor(programs, _write, _say)
+    asyncio.run(_supervise(supervisor, settings, listener, address, started))
 
 
 def api(
@@ -121,11 +122,22 @@ def worker() -> None:
     _become("workers.training.worker")
 
 
-def engine() -> None:
-    """Run the engine, which serves the base model and its adapters.
+def engine(
+    base: Annotated[
+        str | None,
+        typer.Option(
+            show_default="TOQUE_ENGINE_BASE_MODEL, or the catalogue's first",
+            help="Base model to serve, for gateways on this machine.",
+        ),
+    ] = None,
+) -> None:
+    """Run one engine, which serves a base model and its adapters.
 
-    Example: toque engine
+    Example: toque engine --base qwen3-0.6b
     """
+    if base is not None:
+        # Two engines cannot listen on one address; this one gets a Unix socket.
+        os.environ |= {"TOQUE_ENGINE_BASE_MODEL": base, "TOQUE_ENGINE_LISTEN": "", "TOQUE_ENGINE_URL": ""}
     _become("workers.inference.engine")
 
 
@@ -133,13 +145,26 @@ def _end(_number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
-async def _supervise(supervisor: Supervisor, listener: socket.socket, address: str, started: float) -> None:
+async def _supervise(
+    supervisor: Supervisor, settings: Settings, listener: socket.socket, address: str, started: float
+) -> None:
+    from app.cli.engine_pool import EnginePool  # noqa: PLC0415 - SQLAlchemy is slow to import
+
     ready = asyncio.create_task(_announce(address, started))
+    engines = asyncio.create_task(EnginePool(settings, supervisor, partial(_engine, settings), _say).run())
     try:
         await supervisor.run()
     finally:
         ready.cancel()
+        engines.cancel()
         listener.close()
+
+
+def _engine(settings: Settings, entry: BaseModelEntry) -> Program:
+    """Returns the engine of a base model; the default one has the address of the settings."""
+    if entry == read_catalogue(settings).engine_base:
+        return Program("engine", _toque("engine"), outlives=("api",))
+    return Program(f"engine of {entry.name}", _toque("engine", "--base", entry.name), outlives=("api",))
 
 
 async def _announce(address: str, started: float) -> None:
@@ -227,4 +252,5 @@ def _say(line: str) -> None:
 
 
 def _write(name: str, line: str) -> None:
-    stdout.print(Text.assemble((f"{name:<6} | ", _STYLES[name]), line), soft_wrap=True)
+    style = _STYLES[name.partition(" ")[0]]
+    stdout.print(Text.assemble((f"{name:<6} | ", style), line), soft_wrap=True)

@@ -56,24 +56,50 @@ class Supervisor:
         timing: Timing | None = None,
     ) -> None:
         """`write` gets a program's name and a line of its output; `say` gets the supervisor's messages."""
-        self._programs = programs
+        self._programs = list(programs)
         self._write = write
         self._say = say
         self._timing = timing or Timing()
         self._processes: dict[str, Process] = {}
+        self._ending = {program.name: asyncio.Event() for program in programs}
+        """By program: set once it is not to be started again."""
         self._gone = {program.name: asyncio.Event() for program in programs}
         self._stopping = asyncio.Event()
+        self._group: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
         """Runs the programs; returns once a stop was requested and every program has ended."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as self._group:
             for program in self._programs:
-                group.create_task(self._keep(program))
+                self._group.create_task(self._keep(program))
             await self._stopping.wait()
+            for ending in self._ending.values():
+                ending.set()
             await self._drain()
+
+    def start(self, program: Program) -> None:
+        """Runs one more program, while `run` runs; does nothing once a stop was requested."""
+        if self._group is None or self._stopping.is_set():
+            return
+        self._programs.append(program)
+        self._ending[program.name], self._gone[program.name] = asyncio.Event(), asyncio.Event()
+        self._group.create_task(self._keep(program))
+
+    async def stop(self, program: Program) -> None:
+        """Stops one program, and returns once it has ended."""
+        self._ending[program.name].set()
+        self._terminate(program)
+        try:
+            async with asyncio.timeout(self._timing.drain):
+                await self._gone[program.name].wait()
+        except TimeoutError:
+            _kill_group(self._processes[program.name])
+            await self._gone[program.name].wait()
+        if not self._stopping.is_set():
+            self._programs.remove(program)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if not self._stopping.is_set():
@@ -83,21 +109,21 @@ class Supervisor:
             self._kill_all()
 
     async def _keep(self, program: Program) -> None:
-        """Restarts the program with back-off until a stop is requested."""
-        pause = self._timing.first_restart
-        while not self._stopping.is_set():
+        """Restarts the program with back-off until it is to end."""
+        pause, told = self._timing.first_restart, self._ending[program.name]
+        while not told.is_set():
             started = time.monotonic()
             try:
                 ending = _ending(await self._run_once(program))
             except OSError as error:
                 ending = f"cannot start: {error}"
-            if self._stopping.is_set():
+            if told.is_set():
                 break
             if time.monotonic() - started >= self._timing.steady_after:
                 pause = self._timing.first_restart
             self._say(f"{program.name} ended ({ending}); starting it again in {pause:g} s")
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause)
+                await asyncio.wait_for(told.wait(), pause)
             pause = min(pause * 2, self._timing.longest_restart)
         self._gone[program.name].set()
 
@@ -120,7 +146,7 @@ class Supervisor:
             os.close(write_end)
         self._processes[program.name] = process
         output = asyncio.create_task(self._copy_output(program.name, read_end))
-        if self._stopping.is_set():
+        if self._ending[program.name].is_set():
             process.terminate()
         try:
             return await process.wait()
@@ -163,10 +189,13 @@ class Supervisor:
     async def _stop(self, program: Program) -> None:
         for name in program.outlives:
             await self._gone[name].wait()
+        self._terminate(program)
+        await self._gone[program.name].wait()
+
+    def _terminate(self, program: Program) -> None:
         if process := self._processes.get(program.name):
             with suppress(ProcessLookupError):
                 process.terminate()
-        await self._gone[program.name].wait()
 
     def _kill_all(self) -> None:
         for process in self._processes.values():

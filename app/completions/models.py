@@ -37,6 +37,16 @@ class Engine(Base):
         return self.status in ("draining", "asleep", "waking")
 
 
+class EngineDemand(Base):
+    """When a base model was last asked for: `toque serve` starts and stops engines accordingly."""
+
+    __tablename__ = "engine_demands"
+
+    base_model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    asked_at: Mapped[float] = mapped_column(Double)
+    """By the database's clock."""
+
+
 class SharedDevice(Base):
     """A device that trainers and engines take turns on. Times are by the database's clock."""
 

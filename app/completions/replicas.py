@@ -37,7 +37,9 @@ _MAX_EXTRA_IN_FLIGHT = 8
 """A warm replica is preferred up to this many more requests in flight than the idlest one has; loading the
 adapter there would take about 50 ms."""
 
-_TRAINING_POLL_SECONDS = 0.1
+_READY_POLL_SECONDS = 0.1
+_DEMAND_EVERY_SECONDS = 5.0
+"""How often it is written down which base models are asked for."""
 _RETRY_SECONDS = 5
 _TRAINING_RETRY_SECONDS = 30
 """The `retry-after` of a request that is refused because a job trains on the engine's device."""
@@ -135,6 +137,9 @@ class Replicas:
         self._leaving: list[Replica] = []
         self._lent: set[str] = set()
         """Base models with an engine whose device is lent to a job."""
+        self._asked: set[str] = set()
+        """Base models that were asked for, which is not written down yet."""
+        self._demand_due_at = 0.0
         self._configured = {configured_id(address): address for address in settings.engine_urls}
 
     async def run(self) -> None:
@@ -158,8 +163,10 @@ class Replicas:
         if not ready and not exclude:
             await self.refresh()  # one may have become ready a moment ago
             ready = self.ready(base_model, exclude)
+        self._asked.add(base_model)
         if not ready and not exclude:
-            ready = await self._wait_for_training(base_model)
+            await to_thread.run_sync(self._record_demand)  # at once, so that an engine is started
+            ready = await self._wait_until_ready(base_model)
         if not ready:
             raise await self._none_ready(base_model)
         idlest = min(ready, key=lambda replica: replica.load)
@@ -198,11 +205,11 @@ class Replicas:
             if replica.address.base_model == base_model and not replica.is_down and replica not in exclude
         ]
 
-    async def _wait_for_training(self, base_model: str) -> list[Replica]:
-        """Waits a limited time until a trainer gives the device back; returns the ready replicas."""
+    async def _wait_until_ready(self, base_model: str) -> list[Replica]:
+        """Waits a limited time until an engine is started or gets its device back; returns those ready."""
         until = time.monotonic() + self._settings.engine_wait_seconds
-        while base_model in self._lent and time.monotonic() < until:
-            await asyncio.sleep(_TRAINING_POLL_SECONDS)
+        while time.monotonic() < until:
+            await asyncio.sleep(_READY_POLL_SECONDS)
             if ready := self.ready(base_model):
                 return ready
         return []
@@ -234,6 +241,12 @@ class Replicas:
         for replica in done:
             await replica.connection.close()
 
+    def _record_demand(self) -> None:
+        asked, self._asked = self._asked, set()
+        self._demand_due_at = time.monotonic() + _DEMAND_EVERY_SECONDS
+        with self._database.writer() as session:
+            service.record_demand(session, asked)
+
     def _registered(self) -> dict[str, EngineAddress]:
         with self._database.reader() as session:
             engines = service.live_engines(session, self._settings)
@@ -262,6 +275,8 @@ class Replicas:
         while True:
             try:
                 await self.refresh()
+                if self._asked and time.monotonic() >= self._demand_due_at:
+                    await to_thread.run_sync(self._record_demand)
             except SQLAlchemyError as error:
                 log.warning(
                     "the database is away, so the engines stay as last known: %s", type(error).__name__

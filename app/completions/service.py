@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.completions.models import Engine
+from app.completions.models import Engine, EngineDemand
 from app.core.database import database_now
 from app.core.settings import Settings
+from app.fine_tuning.models import FineTuningJob
+from app.models.adapters.models import Adapter
 
 
 def live_engines(session: Session, settings: Settings, base_model: str | None = None) -> Sequence[Engine]:
@@ -25,6 +27,38 @@ def all_engines(session: Session, settings: Settings) -> Sequence[tuple[Engine, 
     alive = Engine.heartbeat_at > database_now() - 3 * settings.heartbeat_seconds
     rows = session.execute(select(Engine, alive).order_by(Engine.base_model, Engine.started_at))
     return [(engine, bool(is_alive)) for engine, is_alive in rows]
+
+
+def served_bases(session: Session, settings: Settings) -> set[str]:
+    """Returns the base models that an engine of the deployment serves, or is about to."""
+    found = {engine.base_model for engine in live_engines(session, settings)}
+    return found | {address.base_model for address in settings.engine_urls}
+
+
+def record_demand(session: Session, base_models: Iterable[str]) -> None:
+    """Records that these base models are asked for now."""
+    for base_model in base_models:
+        demand = session.merge(EngineDemand(base_model=base_model))
+        demand.asked_at = database_now()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def idle_seconds(session: Session) -> dict[str, float]:
+    """Returns for how many seconds each base model was not asked for.
+
+    One with a model that a worker waits to compare with an engine's answers counts as asked for since that
+    model was published.
+    """
+    asked = select(EngineDemand.base_model, database_now() - EngineDemand.asked_at)
+    unverified = (
+        select(Adapter.base_model, func.min(database_now() - Adapter.created_at))
+        .join(FineTuningJob, FineTuningJob.fine_tuned_model == Adapter.name)
+        .where(Adapter.parity.is_(None), Adapter.quarantine_reason.is_(None), Adapter.deleted_at.is_(None))
+        .group_by(Adapter.base_model)
+    )
+    found: dict[str, float] = {}
+    for base_model, seconds in [*session.execute(asked), *session.execute(unverified)]:
+        found[base_model] = min(seconds, found.get(base_model, seconds))
+    return found
 
 
 def engine_status(session: Session, settings: Settings, base_model: str) -> str:

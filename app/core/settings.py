@@ -165,6 +165,9 @@ class Settings(BaseSettings):
     """The size of the engine's key/value cache in GiB, on a CPU only."""
     engine_start_timeout: float = Field(default=300.0, gt=0)
     """How many seconds an engine may take to become ready before it is restarted."""
+    engine_idle_seconds: float = Field(default=600.0, gt=0)
+    """How long `toque serve` keeps the engine of a base model that nobody asks for. The engine of the default
+    base model runs anyway, unless its memory is needed."""
     engine_urls: list[EngineAddress] = []
     """vLLM servers that are run by somebody else and used beside Toque's own engines, as a JSON list of
     [entries](#an-entry-of-toque_engine_urls)."""
@@ -174,8 +177,8 @@ class Settings(BaseSettings):
     shared_device_serving_seconds: float = Field(default=60.0, ge=0)
     """How long the engine keeps a shared device between two jobs, at least."""
     engine_wait_seconds: float = Field(default=0.0, ge=0)
-    """How long a request waits for an engine that sleeps while a job trains, before it gets a 503 with
-    `retry-after`."""
+    """How long a request waits for an engine that is started for it, or that sleeps while a job trains,
+    before it gets a 503 with `retry-after`."""
     external_endpoints: list[str] = []
     """Base URLs of the OpenAI-compatible services that comparisons may ask, as a JSON list such as
     `["https://host/v1"]`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
@@ -11,6 +12,7 @@ import sys
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 
@@ -146,6 +148,39 @@ def test_a_port_in_use(serve: Serve, tmp_path: Path) -> None:
     assert said.startswith(f"Error: port {port} on 127.0.0.1 is already in use; ")
     assert said.count("\n") == 1
     assert not (tmp_path / "data").exists()
+
+
+def test_an_engine_for_each_base_that_is_asked_for(serve: Serve, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+    bases = [{"name": name, "source": str(tmp_path / name)} for name in ("first", "second")]
+    given = {"TOQUE_BASE_MODELS": json.dumps(bases), "TOQUE_API_KEY": "sk-1"}
+    service = serve("--port", "0", TOQUE_ENGINE_IDLE_SECONDS="3", **given)
+
+    said = read_until(service, "ready on")
+    [address] = re.findall(r"ready on (\S+/v1)", said)
+    assert re.search(r"engine \| pid \d+", said)
+    assert "engine of second" not in said
+    question = {"model": "second", "messages": [{"role": "user", "content": "Hello"}]}
+    request = urllib.request.Request(
+        f"{address}/chat/completions",
+        json.dumps(question).encode(),
+        {"authorization": "Bearer sk-1", "content-type": "application/json"},
+    )
+    with pytest.raises(HTTPError) as refusal:
+        urllib.request.urlopen(request)
+    assert (refusal.value.status, refusal.value.headers["retry-after"]) == (503, "5")
+    refusal.value.close()
+    [pid] = re.findall(r"engine of second \| pid (\d+)", read_until(service, "engine of second | pid"))
+    second = Watched(int(pid))
+    read_until(service, "the engine of second is not needed now")
+    assert second.ends()
+
+    service.terminate()
+    said = read_rest(service)
+    assert service.wait(20) == 0
+    assert "killed" not in said
 
 
 def test_a_given_key_is_not_shown(serve: Serve, tmp_path: Path) -> None:

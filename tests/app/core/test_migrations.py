@@ -177,6 +177,7 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             | {"minute": int(now) // 60 * 60, "model": MODEL, "alias": "soup:live"}
             | {"requests": 1, "input_tokens": 5, "output_tokens": 2}
         ],
+        "engine_demands": [{"base_model": BASE_MODEL, "asked_at": now - 5}],
         "base_models": [
             {"name": "added", "entry": {"name": "added", "source": "owner/added"}, "added_at": now - 700}
         ],
