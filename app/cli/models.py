@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -41,6 +42,16 @@ ToolParser = Annotated[
 ]
 ReasoningParser = Annotated[
     str | None, typer.Option(metavar="PARSER", help="vLLM's parser of its reasoning, such as qwen3.")
+]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="A Jinja chat template to train and serve it with instead of its own."),
+]
+ChatTemplateKwargs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="JSON", help="""Variables for its chat template, such as '{"enable_thinking": false}'."""
+    ),
 ]
 
 
@@ -113,6 +124,8 @@ def pull(
     also_known_as: AlsoKnownAs = None,
     tool_parser: ToolParser = None,
     reasoning_parser: ReasoningParser = None,
+    chat_template: ChatTemplate = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
 ) -> None:
     """Prepare a base model on this machine; one that the catalogue does not have is tested and added.
 
@@ -120,7 +133,16 @@ def pull(
 
     Example: toque models pull qwen3-0.6b
     """
-    options = _options(name, context, max_rank, also_known_as, tool_parser, reasoning_parser)
+    options = _options(
+        also_known_as,
+        name=name,
+        context=context,
+        max_rank=max_rank,
+        tool_parser=tool_parser,
+        reasoning_parser=reasoning_parser,
+        chat_template=chat_template,
+        chat_template_kwargs=chat_template_kwargs,
+    )
     _ensure_database()
     raise typer.Exit(_run("pull", source, *options))
 
@@ -139,13 +161,24 @@ def add(
     also_known_as: AlsoKnownAs = None,
     tool_parser: ToolParser = None,
     reasoning_parser: ReasoningParser = None,
+    chat_template: ChatTemplate = None,
+    chat_template_kwargs: ChatTemplateKwargs = None,
 ) -> None:
     """Test a base model on this machine, and add it to the catalogue: it can be used at once.
 
     Example: toque models add /data/models/our-base --name our-base --context 4096
     """
     _ensure_database()
-    options = _options(name, context, max_rank, also_known_as, tool_parser, reasoning_parser)
+    options = _options(
+        also_known_as,
+        name=name,
+        context=context,
+        max_rank=max_rank,
+        tool_parser=tool_parser,
+        reasoning_parser=reasoning_parser,
+        chat_template=chat_template,
+        chat_template_kwargs=chat_template_kwargs,
+    )
     raise typer.Exit(_run("add", source, *options))
 
 
@@ -177,22 +210,8 @@ def _run(*arguments: str) -> int:
     return subprocess.call(bound_to_parent([*_COMMAND, *arguments]))
 
 
-def _options(
-    name: str | None,
-    context: int | None,
-    max_rank: int | None,
-    also_known_as: list[str] | None,
-    tool_parser: str | None,
-    reasoning_parser: str | None,
-) -> list[str]:
-    given = {
-        "--name": name,
-        "--context": context,
-        "--max-rank": max_rank,
-        "--tool-parser": tool_parser,
-        "--reasoning-parser": reasoning_parser,
-    }
-    options = [f"{option}={value}" for option, value in given.items() if value is not None]
+def _options(also_known_as: list[str] | None, **given: str | int | Path | None) -> list[str]:
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     return options + [f"--also-known-as={other}" for other in also_known_as or ()]
 
 

@@ -6,7 +6,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.base_models.available import available_models
@@ -68,9 +70,25 @@ def _add(chosen: argparse.Namespace) -> None:
         also_known_as=tuple(chosen.also_known_as),
         tool_parser=chosen.tool_parser,
         reasoning_parser=chosen.reasoning_parser,
+        chat_template=_read_template(chosen.chat_template) if chosen.chat_template else None,
+        chat_template_kwargs=_parse_variables(chosen.chat_template_kwargs or "{}"),
     )
     entry = add(Settings(), detect(), chosen.source, wishes, _say)
     _say(f"{entry.name}: added to the catalogue, {_described(entry)}")
+
+
+def _read_template(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BaseModelError(f"--chat-template: {file} cannot be read: {error}") from error
+
+
+def _parse_variables(text: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise BaseModelError(f"--chat-template-kwargs is not a JSON object: {error}") from error
 
 
 def _print_available() -> None:
@@ -111,6 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--also-known-as", action="append", default=[])
         command.add_argument("--tool-parser")
         command.add_argument("--reasoning-parser")
+        command.add_argument("--chat-template", type=Path)
+        command.add_argument("--chat-template-kwargs")
     return parser
 
 

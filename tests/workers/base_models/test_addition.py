@@ -11,6 +11,8 @@ import pytest
 from openai import OpenAI
 
 from app.core.settings import Settings
+from app.models.catalogue import Catalogue
+from tests.support.chat_templates import THINKING
 from tests.support.command import TOQUE
 from tests.support.hub import run_hub
 from tests.support.service import BASE_MODEL
@@ -40,8 +42,14 @@ def models(settings: Settings, *arguments: str, **environment: str) -> tuple[int
 
 @pytest.mark.one_database
 def test_a_folder(settings: Settings, client: OpenAI, tiny: Path) -> None:
-    code, said = models(settings, "add", str(tiny), "--max-rank", "16", "--tool-parser", "hermes")
+    options = ["--max-rank", "16", "--tool-parser", "hermes"]
+    template = settings.data_dir / "template.jinja"
+    template.write_text(THINKING)
+    thinking = [f"--chat-template={template}", '--chat-template-kwargs={"enable_thinking": false}']
+    code, said = models(settings, "add", str(tiny), *options, *thinking)
     assert code == 0, said
+    entry = Catalogue.load(settings).get("tiny-qwen3")
+    assert (entry.chat_template, entry.chat_template_kwargs) == (THINKING, {"enable_thinking": False})
     assert "trained in packed batches, because" in said
     # 2,048 positions are fewer than what memory allows.
     assert "tiny-qwen3: added to the catalogue, context 2,048, rank up to 16, tool parser hermes" in said
@@ -50,6 +58,11 @@ def test_a_folder(settings: Settings, client: OpenAI, tiny: Path) -> None:
     assert (code, "has a base model 'tiny-qwen3' already" in said) == (1, True)
     code, said = models(settings, "add", str(tiny), "--name", "long", "--context", "4096")
     assert (code, "--context must be from 64 to 2,048" in said) == (1, True)
+    code, said = models(settings, "add", str(tiny), "--name", "other", "--chat-template-kwargs", "[]")
+    assert (code, "--chat-template-kwargs is not a JSON object" in said) == (1, True)
+    template.write_text("{% for")
+    code, said = models(settings, "add", str(tiny), "--name", "other", "--chat-template", str(template))
+    assert (code, "the chat template does not render a greeting" in said) == (1, True)
     assert models(settings, "remove", "tiny-qwen3")[0] == 0
     assert [model.id for model in client.models.list()] == [BASE_MODEL]
 
