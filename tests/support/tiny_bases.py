@@ -133,6 +133,7 @@ FAMILIES: dict[str, Family] = {
         "DeepseekV3Config",
         {
             "num_key_value_heads": 4,
+            "head_dim": None,
             "q_lora_rank": 32,
             # The only sizes that vLLM's CPU kernels have.
             "kv_lora_rank": 512,
