@@ -100,6 +100,11 @@ def _base_bytes(geometry: Geometry, value_bytes: int, hyperparameters: dict[str,
     return whole // hyperparameters.get("gpus", 1)
 
 
+def _at_once(device: str, hyperparameters: dict[str, Any]) -> int:
+    """The number of devices that compute at once, for nearly as many times the speed of one."""
+    return 1 if device.startswith("CPU") else hyperparameters.get("gpus", 1)  # processes share the cores
+
+
 def record(session: Session, speed: TrainingSpeed) -> None:
     """Record what a job took. Recording the same job again changes nothing."""
     session.merge(speed)
@@ -114,7 +119,8 @@ def find_basis(
 ) -> Basis:
     """Return what the last jobs of this base took on the device where it is trained, or a default.
 
-    How the base model is stored (`quantization`, `gpus`) is that of a job with these hyperparameters.
+    How the base model is stored (`quantization`, `gpus`), and on how many GPUs, is that of a job with these
+    hyperparameters.
     """
     measured: list[_Measured] = []
     alive: list[Worker] = []
@@ -207,12 +213,13 @@ def _default_basis(
     is_gpu = not device.startswith("CPU")
     value_bytes = 2 if is_gpu or cpu_has_bf16() else 4
     cores = 1 if is_gpu else int("".join(filter(str.isdigit, device)) or 1)
+    speed = _DEFAULT_SPEED["cuda" if is_gpu else "bf16" if value_bytes == 2 else "fp32"]
     weights = _base_bytes(geometry, value_bytes, hyperparameters)
     return Basis(
         kind="default",
         device=device,
         device_memory_bytes=_memory_of(device, worker),
-        speed=_DEFAULT_SPEED["cuda" if is_gpu else "bf16" if value_bytes == 2 else "fp32"] * cores,
+        speed=speed * cores * _at_once(device, hyperparameters),
         startup_seconds=_DEFAULT_STARTUP_SECONDS,
         resident_memory_bytes=weights + (0 if is_gpu else _DEFAULT_RUNTIME_BYTES),
         value_bytes=value_bytes,
@@ -229,6 +236,7 @@ def _measured_basis(
 ) -> Basis:
     newest = measured[0].speed
     seconds = sum(each.speed.seconds for each in measured)
+    cost = sum(each.cost(geometry) / _at_once(each.speed.device, each.hyperparameters) for each in measured)
     startups = [each.speed.startup_seconds for each in measured]
     weights = _base_bytes(geometry, newest.value_bytes, hyperparameters)
     beside_weights = max(
@@ -239,7 +247,7 @@ def _measured_basis(
         kind="measured",
         device=newest.device,
         device_memory_bytes=_memory_of(newest.device, worker),
-        speed=sum(each.cost(geometry) for each in measured) / seconds,
+        speed=cost / seconds * _at_once(newest.device, hyperparameters),
         startup_seconds=min(_WARM_STARTUP_SECONDS, *startups) if is_warm else max(startups),
         resident_memory_bytes=max(0, weights + beside_weights) + _left_over(geometry, measured),
         value_bytes=newest.value_bytes,

@@ -102,7 +102,7 @@ class TimeEstimate(BaseModel):
 
 
 class MemoryEstimate(BaseModel):
-    """The estimated memory of the trainer at its peak."""
+    """The estimated memory of the trainer at its peak; of several GPUs, that of each."""
 
     peak_bytes: int
     base_model_bytes: int

@@ -223,6 +223,27 @@ def test_estimates_follow_what_earlier_jobs_took(client: OpenAI, database: Datab
     assert twice["time"]["seconds"] - 8.0 == pytest.approx(2 * working[1], rel=0.05)
 
 
+def test_several_gpus_share_the_base_and_the_time(client: OpenAI, database: Database) -> None:
+    file = upload(client, training_bytes(200))
+    with database.writer() as session:
+        session.add(
+            Worker(
+                hostname="h",
+                pid=1,
+                device="NVIDIA H100",
+                gpus=4,
+                version="0.1.0",
+                started_at=time.time(),
+                heartbeat_at=time.time(),
+            )
+        )
+    one, four = (dry_run(client, training_file=file, extra_body={"gpus": gpus}) for gpus in (1, 4))
+    assert four["memory"]["base_model_bytes"] == pytest.approx(one["memory"]["base_model_bytes"] / 4, abs=4)
+    assert four["memory"]["adapter_bytes"] == one["memory"]["adapter_bytes"], "each has it"
+    working = [found["time"]["seconds"] - found["time"]["startup_seconds"] for found in (one, four)]
+    assert working[1] == pytest.approx(working[0] / 4, abs=0.1)
+
+
 def test_of_many_examples_a_sample_is_looked_at(tmp_path: Path, base_models_dir: Path) -> None:
     path = tmp_path / "many.jsonl"
     lines = [chat_line(f"What is soup {n}?", "Leek. " * (1 + n % 9)) for n in range(400)]
