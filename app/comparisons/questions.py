@@ -86,11 +86,14 @@ def same_question_key(messages: Sequence[dict[str, Any]]) -> str:
 
 
 def answer_text(content: Any, tool_calls: Sequence[dict[str, Any]] | None) -> str:
-    """Return what graders read of an assistant turn: its text or, if it has none, its tool calls.
+    """Return what graders read of an assistant turn: its text without thoughts or, if none, its tool calls.
 
-    The calls are written as JSON, `[{"arguments": {…}, "name": …}]`, to be compared as text or as JSON.
+    An engine without a reasoning parser leaves the thoughts in the text, and so may a line of the file. The
+    calls are written as JSON, `[{"arguments": {…}, "name": …}]`, to be compared as text or as JSON.
     """
     text = _text({"content": content})
+    _, ends_thoughts, answer = text.partition("</think>")
+    text = answer.lstrip() if ends_thoughts else text
     if text.strip() or not tool_calls:
         return text
     return msgspec.json.encode([_call(call) for call in tool_calls], order="sorted").decode()

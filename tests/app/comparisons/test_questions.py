@@ -62,6 +62,8 @@ def test_a_reference_of_tool_calls_is_read_as_json(tmp_path: Path) -> None:
     assert question.reference_tool_calls == [CALL]
     assert question.tools == tools
     assert answer_text(None, [CALL]) == question.reference
+    assert answer_text("<think>\nHm.\n</think>\n\nLeek.", None) == "Leek."
+    assert answer_text("Hm.</think>Leek.", None) == "Leek."
     assert answer_text([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], None) == "ab"
 
 
