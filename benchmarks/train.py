@@ -2,7 +2,8 @@
 
     python -m benchmarks.train [--dataset FILE.jsonl] [--validation FILE.jsonl] [--base-model-dir DIR]
 
-Both run as children, alternately, `--repeats` times; ours through the worker's own protocol. TRL is set
+All run as children, alternately, `--repeats` times; ours through the worker's own protocol, in the layout
+that it chooses for the base, and once more forced into the padded layout. TRL is set
 up as an experienced user would on this machine: bf16, pre-tokenized, loss on the assistant's tokens, no
 gradient checkpointing, batches grouped by length, fused AdamW. Speed is trained tokens over the time from
 the first step's start to the last one's end, without loading and tokenizing on both sides; tokens over CPU
@@ -32,6 +33,7 @@ from rich.table import Table
 from app.core.settings import Settings
 from app.datasets.chat_template import ChatTemplate
 from app.models.catalogue import Catalogue
+from app.models.token_mixing import TokenMixing
 from workers.training.dataset import load_examples
 from workers.training.protocol import Failed, Finished, Hyperparameters, Progress, Started, Step, TrainingSpec
 
@@ -59,9 +61,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="toque-bench-") as folder:
         training, heldout = files(options, Path(folder))
-        measured: dict[str, list[dict[str, Any]]] = {"toque": [], "trl": []}
+        measured: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAINERS}
         for repeat in range(options.repeats):
-            for name, train in (("toque", train_toque), ("trl", train_trl)):
+            for name, train in TRAINERS.items():
                 spec = specification(options, training, Path(folder) / f"{name}-{repeat}", seed=repeat + 1)
                 measured[name].append(result := train(spec))
                 print(
@@ -119,10 +121,10 @@ def specification(options: argparse.Namespace, training: Path, output: Path, see
     )
 
 
-def train_toque(spec: TrainingSpec) -> dict[str, Any]:
+def train_toque(spec: TrainingSpec, *trainer: str) -> dict[str, Any]:
     """One job through the trainer child, as the worker does it."""
     began = time.monotonic()
-    child = spawn("workers.training.trainer")
+    child = spawn(*(trainer or ("workers.training.trainer",)))
     assert child.stdin is not None and child.stdout is not None
     child.stdin.write(msgspec.json.encode(spec) + b"\n")
     child.stdin.close()
@@ -144,6 +146,19 @@ def train_toque(spec: TrainingSpec) -> dict[str, Any]:
     return outcome(child, tokens, last - first, cpu_last - cpu_first, path, began, loss)
 
 
+def train_padded(spec: TrainingSpec) -> dict[str, Any]:
+    """The same job in the padded layout."""
+    return train_toque(spec, "benchmarks.train", "padded")
+
+
+def padded_child() -> None:
+    """Our trainer, which pads whatever base it is given."""
+    from workers.training import model, trainer
+
+    model.token_mixing = lambda *_: TokenMixing("padded", "the benchmark wants it")
+    trainer.main()
+
+
 def train_trl(spec: TrainingSpec) -> dict[str, Any]:
     """The same job through TRL, in a child of its own."""
     began = time.monotonic()
@@ -156,6 +171,9 @@ def train_trl(spec: TrainingSpec) -> dict[str, Any]:
     return outcome(
         child, result["tokens"], seconds, cpu_seconds, spec.output_dir, began, result["train_loss"]
     )
+
+
+TRAINERS = {"toque": train_toque, "padded": train_padded, "trl": train_trl}
 
 
 def spawn(*arguments: str) -> subprocess.Popen[bytes]:
@@ -212,14 +230,15 @@ def trl_child() -> None:
     hp = spec.hyperparameters
     folder = Path(spec.base_model_dir)
     examples = load_examples(Path(spec.training_file), ChatTemplate.load(folder), hp.max_length)
+    sequences = [sequence for example in examples for sequence in example.sequences]
     columns: dict[str, list[list[int]]] = {
-        "input_ids": [example.input_ids for example in examples],
+        "input_ids": [sequence.input_ids for sequence in sequences],
         "labels": [
             [
                 token if target else -100
-                for token, target in zip(example.input_ids, example.target_mask, strict=True)
+                for token, target in zip(sequence.input_ids, sequence.target_mask, strict=True)
             ]
-            for example in examples
+            for sequence in sequences
         ],
     }
 
@@ -302,9 +321,9 @@ def evaluate_child() -> None:
         base = AutoModelForCausalLM.from_pretrained(request["base"], dtype=torch.float32)
         model = PeftModel.from_pretrained(base, adapter).eval()
         total, targets = 0.0, 0
-        for example in examples:
-            ids = torch.tensor([example.input_ids])
-            mask = torch.tensor(example.target_mask[1:])
+        for sequence in (sequence for example in examples for sequence in example.sequences):
+            ids = torch.tensor([sequence.input_ids])
+            mask = torch.tensor(sequence.target_mask[1:])
             with torch.inference_mode():
                 logits = model(input_ids=ids).logits[0, :-1][mask]
             total += float(torch.nn.functional.cross_entropy(logits, ids[0, 1:][mask], reduction="sum"))
@@ -335,7 +354,7 @@ def report(measured: dict[str, list[dict[str, Any]]]) -> None:
         table.add_row(name, *cells)
     Console().print(table)
 
-    ours, theirs = middle["toque"], middle["trl"]
+    ours, padded, theirs = middle["toque"], middle["padded"], middle["trl"]
     print(
         json.dumps(
             {
@@ -344,8 +363,15 @@ def report(measured: dict[str, list[dict[str, Any]]]) -> None:
                 "loss_ratio": round(ours["heldout_loss"] / theirs["heldout_loss"], 4),
                 "memory_ratio": round(ours["peak_memory_bytes"] / theirs["peak_memory_bytes"], 3),
                 "job_ratio": round(theirs["job_seconds"] / ours["job_seconds"], 3),
-                "toque": {name: round(value, 4) for name, value in ours.items()},
-                "trl": {name: round(value, 4) for name, value in theirs.items()},
+                "padded_ratio": round(padded["tokens_per_second"] / theirs["tokens_per_second"], 3),
+                "padded_cpu_ratio": round(
+                    padded["tokens_per_cpu_second"] / theirs["tokens_per_cpu_second"], 3
+                ),
+                "padded_loss_ratio": round(padded["heldout_loss"] / theirs["heldout_loss"], 4),
+                **{
+                    trainer: {name: round(value, 4) for name, value in found.items()}
+                    for trainer, found in middle.items()
+                },
                 "repeats": len(measured["toque"]),
             }
         )
@@ -353,5 +379,5 @@ def report(measured: dict[str, list[dict[str, Any]]]) -> None:
 
 
 if __name__ == "__main__":
-    children = {"trl": trl_child, "evaluate": evaluate_child}
+    children = {"trl": trl_child, "padded": padded_child, "evaluate": evaluate_child}
     children.get(sys.argv[1] if len(sys.argv) > 1 else "", main)()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -90,7 +91,8 @@ def _packed_logprobs(base: PreTrainedModel, rows: Sequence[TokenizedExample]) ->
     batch = collate("packed", [(row,) for row in rows])
     try:
         return _logprobs(base, batch)
-    except NotImplementedError:  # its attention has something that packed attention lacks
+    except Exception:  # the architecture does not take what packed attention needs, or needs what it lacks
+        traceback.print_exc()
         return torch.full_like(batch.targets, torch.nan, dtype=torch.float32, device=base.device)
 
 
