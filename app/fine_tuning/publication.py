@@ -76,5 +76,6 @@ def _add_adapter(session: Session, job: FineTuningJob, name: str, storage_key: s
                 base_model=job.model,
                 parent=job.parent,
                 storage_key=storage_key,
+                quantization="nf4" if job.hyperparameters.get("quantization") == "nf4" else None,
             )
         )

@@ -127,7 +127,8 @@ def main() -> None:
                 ranks.resize(spec.hyperparameters.gpus)
             ranks.pass_on(line)
             if base is None or not is_base_of(base, spec):
-                base = None  # free the old one first: two may not fit
+                base = None
+                release_memory(ranks.device)  # of the old base first: two may not fit
                 base = load_supported_base(spec, ranks)
             reach("trainer.base_loaded")
             reset_peak_memory(base.device)
@@ -524,19 +525,22 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` count from now, if the system can: a warm trainer has trained other jobs before.
-
-    The memory that those left in the allocators is given back first.
-    """
-    gc.collect()
+    """Let `peak_memory` count from now, if the system can: a warm trainer has trained other jobs."""
+    release_memory(device)
     if device.type == "cuda":
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    with suppress(OSError, AttributeError):  # not GNU's libc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
     # Linux: 5 sets the peak (VmHWM) to what is resident now, see proc(5).
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back what earlier jobs left in the allocators, and models that only reference cycles keep."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    with suppress(OSError, AttributeError):  # not GNU's libc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 if __name__ == "__main__":

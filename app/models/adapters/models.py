@@ -27,6 +27,8 @@ class Adapter(Base):
     base_model: Mapped[str] = mapped_column(String(64))
     storage_key: Mapped[str] = mapped_column(String(512))
     """The PEFT folder, relative to the storage root."""
+    quantization: Mapped[str | None] = mapped_column(String(16))
+    """How its base model was quantized while it was trained; None if it was not, or elsewhere."""
     created_at: Mapped[float] = mapped_column(default=time.time)
     deleted_at: Mapped[float | None]
     quarantine_reason: Mapped[str | None] = mapped_column(String(1024))

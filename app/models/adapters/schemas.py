@@ -48,6 +48,8 @@ class ModelObject(BaseModel):
     """The modules that an adapter has weights for; only given where a single adapter is retrieved."""
     experts_adapted: bool | None = None
     """Whether the adapter changes its base model's experts; given as above, and null if that has none."""
+    quantization: str | None = None
+    """How the base model was quantized while the adapter was trained; null if it was not."""
     quarantine_reason: str | None = None
     """Why it is not served; null if it is."""
     parity: Parity | None = None
@@ -69,6 +71,7 @@ class ModelObject(BaseModel):
             fine_tuning_job_id=adapter.job_id,
             parent=adapter.parent,
             lineage=lineage,
+            quantization=adapter.quantization,
             quarantine_reason=adapter.quarantine_reason,
             # Without tokens: there was nothing to compare.
             parity=Parity.model_validate(adapter.parity) if (adapter.parity or {}).get("tokens") else None,

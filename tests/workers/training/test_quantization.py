@@ -9,15 +9,18 @@ import peft
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from openai import OpenAI
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from app.core.settings import Settings
 from app.fine_tuning.geometry import Geometry
 from tests.support.examples import Lines, colours
 from tests.support.gradients import gradients, randomize
 from tests.support.tiny_bases import write_tiny_base
 from tests.support.tiny_model import VOCABULARY, write_tokenizer
 from tests.support.trainer import Child, losses, with_
+from tests.support.worker import create, ended, run_worker
 from workers.training import model, quantization
 from workers.training.protocol import Checkpoint, Failed, Finished, Noted, Progress, Started, TrainingSpec
 
@@ -200,3 +203,19 @@ def test_a_base_that_cannot_be_packed_ends_the_job_with_the_reason(
     assert isinstance(failed, Failed)
     assert (failed.code, failed.param) == ("invalid_value", "quantization")
     assert "most are those of experts" in failed.message
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_the_job_and_its_model_say_how_the_base_was_stored(
+    client: OpenAI, settings: Settings, tmp_path: Path
+) -> None:
+    with run_worker(settings, tmp_path):
+        job = ended(client, create(client, extra_body={"quantization": "nf4"}).id)
+    assert (job.status, job.error) == ("succeeded", None)
+    messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
+    assert any("stored in NF4 while it is trained" in message for message in messages)
+    assert any("on the base in bf16, as served" in message for message in messages)
+    checkpoint = client.fine_tuning.jobs.checkpoints.list(job.id).data[0].fine_tuned_model_checkpoint
+    for name in (job.fine_tuned_model or "", checkpoint):
+        assert client.models.retrieve(name).to_dict()["quantization"] == "nf4"
+    assert client.models.retrieve("tiny").to_dict()["quantization"] is None
