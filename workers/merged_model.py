@@ -28,8 +28,10 @@ class MergeError(Exception):
     """The model cannot be written; the message says why and what to do."""
 
 
-def merge(adapter: Path, base: Path, target: Path) -> None:
+def merge(adapter: Path, base: Path, target: Path, chat_template: str | None = None) -> None:
     """Writes the base model with the adapter's weights added to `target`, in bfloat16.
+
+    With `chat_template`, the model gets that template instead of the base's.
 
     Raises:
         MergeError: the adapter does not fit the base, or the target cannot be written.
@@ -49,6 +51,8 @@ def merge(adapter: Path, base: Path, target: Path) -> None:
                     _merge_file(path, adapter / WEIGHTS, lora, model / path.name)
                 elif path.is_file() and path.suffix not in _OTHER_WEIGHTS:
                     shutil.copyfile(path, model / path.name)
+            if chat_template is not None:
+                (model / "chat_template.jinja").write_text(chat_template, "utf-8")
             config = {name: value for name, value in _config(base).items() if name != "torch_dtype"}
             text = json.dumps(config | {"dtype": "bfloat16"}, indent=2, ensure_ascii=False)
             (model / "config.json").write_text(text + "\n", "utf-8")
@@ -117,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         base = settings.base_model_dir(entry)
         if problem := unready(base):
             raise MergeError(f"{problem}: run `toque models pull {entry.name}`")
-        merge(chosen.adapter, base, chosen.into.absolute())
+        merge(chosen.adapter, base, chosen.into.absolute(), entry.chat_template)
     except ModuleNotFoundError as error:
         print(
             f"merging needs {error.name}, which is not installed here: run it on a machine that trains or "

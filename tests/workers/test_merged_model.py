@@ -110,6 +110,8 @@ def test_the_folder_has_all_that_the_base_has(base: Path, adapter: Path, tmp_pat
     assert (tmp_path / "merged" / "chat_template.jinja").read_text() == "chat_template.jinja"
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
+    merge(adapter, base, tmp_path / "other", "{{ messages[0].content }}")
+    assert (tmp_path / "other" / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
 
 
 def test_what_cannot_be_merged_leaves_nothing(base: Path, adapter: Path, tmp_path: Path) -> None:
