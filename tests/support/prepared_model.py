@@ -15,7 +15,12 @@ def write_model(folder: Path, *, template: str | None = TEMPLATE) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     Tokenizer(WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))
-    config = {"_model_name_or_path": "/somewhere/else", "max_position_embeddings": 512}
+    architectures = ["LlamaForCausalLM"]
+    config = {
+        "architectures": architectures,
+        "_model_name_or_path": "/somewhere/else",
+        "max_position_embeddings": 512,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer_config.json").write_text(json.dumps({"is_local": True, "model_max_length": 10**30}))
     (folder / "model.safetensors").write_bytes(b"weights")

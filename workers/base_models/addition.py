@@ -19,7 +19,6 @@ from app.base_models.service import add_base_model, require_free_names
 from app.core.database import Database
 from app.core.settings import BaseModelEntry, Settings
 from app.models.adapters.service import linear_modules
-from app.models.serving_support import refusal
 from app.models.token_mixing import read_config
 from workers.base_models.errors import BaseModelError
 from workers.base_models.preparation import HUB_ID, pull
@@ -60,8 +59,6 @@ def add(
             require_free_names(session, settings, draft)
         pull(draft, settings.base_model_dir(draft), say)
         folder = settings.base_model_dir(draft)
-        if reason := refusal(folder):
-            raise BaseModelError(f"{folder} cannot be added: {reason}")
         if not linear_modules(settings, draft):
             raise BaseModelError(f"{folder} has no linear layers that an adapter can change")
         say(f"{draft.name}: {_self_test(folder)}")

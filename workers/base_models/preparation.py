@@ -22,6 +22,7 @@ from app.core.settings import BaseModelEntry
 from app.datasets.chat_template import ChatTemplate, TemplateOptions
 from app.datasets.types import ChatExample, ExampleError, Message
 from app.models.catalogue import template_options
+from app.models.serving_support import refusal
 from workers.base_models.errors import BaseModelError, is_disk_full
 from workers.base_models.workspace import workspace
 
@@ -126,8 +127,11 @@ def _check_configuration(folder: Path, options: TemplateOptions) -> None:
     """Check what can be checked before the weights are there.
 
     Raises:
-        BaseModelError: the model has no chat template, or one that renders nothing.
+        BaseModelError: the model has no chat template, or one that renders nothing, or its adapters could not
+            be served.
     """
+    if obstacle := refusal(folder):
+        raise BaseModelError(f"{folder.name} cannot be used: {obstacle}")
     greeting = ChatExample([Message(role="user", content="Hello")])
     try:
         ChatTemplate.load(folder, options).render(greeting, generation_prompt=True)

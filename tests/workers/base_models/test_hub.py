@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,6 +138,12 @@ def test_a_disk_without_room(hub: Hub, target: Path) -> None:
 def test_nothing_large_is_downloaded_without_a_chat_template(hub: Hub, target: Path) -> None:
     del hub.repositories[ID]["chat_template.jinja"]
     refused(target, "no chat template")
+    assert weights_asked_for(hub) == []
+
+
+def test_nothing_large_is_downloaded_that_cannot_be_served(hub: Hub, target: Path) -> None:
+    hub.repositories[ID]["config.json"] = json.dumps({"architectures": ["BertModel"]}).encode()
+    refused(target, r"its architecture \(BertModel\) cannot be served")
     assert weights_asked_for(hub) == []
 
 
