@@ -46,11 +46,11 @@ FROM python AS worker-packages
 ARG DEVICE
 ARG TORCH_PIP_OPTIONS
 COPY requirements/cpu.txt requirements/cuda.txt /requirements/
-# torch is installed first, with its dependencies, so that the build fits the machine. The rest is installed
+# torch and torchvision are installed first, with their dependencies, so that the builds fit the machine. The rest is installed
 # without dependencies, because vLLM's CPU build requires a torch that PyPI does not have, and audio packages
 # that break it.
 RUN python -m venv /opt/toque \
-    && pip install --only-binary :all: ${TORCH_PIP_OPTIONS} "torch>=2.13,<2.14"
+    && pip install --only-binary :all: ${TORCH_PIP_OPTIONS} "torch>=2.13,<2.14" "torchvision>=0.28,<0.29"
 RUN pip install --no-deps --only-binary :all: -r "/requirements/${DEVICE}.txt"
 COPY --from=project /wheels /wheels
 RUN pip install --no-deps /wheels/*.whl

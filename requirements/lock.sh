@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Renews the locks beside this file from the *.in lists; needs `uv`.
-# torch stays a range, and what torch itself asks for (CUDA's libraries, triton) is left out: torch is
-# installed first, with its dependencies, so that each machine takes the build that fits it.
+# torch and torchvision stay ranges, and what torch itself asks for (CUDA's libraries, triton) is left out: both
+# are installed first, with their dependencies, so that each machine takes the builds that fit it.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -13,7 +13,8 @@ lock() {
     "$1.in" -o "$1.tmp" ${UPGRADE:+--upgrade} "${@:2}"
   { echo "# Made by requirements/lock.sh from $1.in."
     sed -E -e "/^($torch_brings)==/d" \
-           -e 's/^torch==.*/torch>=2.13,<2.14/' "$1.tmp"; } > "$1.txt"
+           -e 's/^torch==.*/torch>=2.13,<2.14/' \
+           -e 's/^torchvision==.*/torchvision>=0.28,<0.29/' "$1.tmp"; } > "$1.txt"
   rm "$1.tmp"
 }
 

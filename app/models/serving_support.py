@@ -18,7 +18,7 @@ WITH_LORA = frozenset(
     BailingMoeV2ForCausalLM ChatGLMForConditionalGeneration ChatGLMModel Cohere2ForCausalLM
     CohereForCausalLM CwmForCausalLM DeciLMForCausalLM DeepseekForCausalLM DeepseekV2ForCausalLM
     DeepseekV32ForCausalLM DeepseekV3ForCausalLM Ernie4_5_MoeForCausalLM Ernie4_5ForCausalLM
-    Exaone4ForCausalLM ExaoneForCausalLM ExaoneMoEForCausalLM ExaoneMoeForCausalLM FalconH1ForCausalLM
+    Exaone4ForCausalLM ExaoneForCausalLM ExaoneMoeForCausalLM ExaoneMoEForCausalLM FalconH1ForCausalLM
     FlexOlmoForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma4ForCausalLM GemmaForCausalLM
     Glm4ForCausalLM Glm4MoeForCausalLM Glm4MoeLiteForCausalLM GlmForCausalLM GlmMoeDsaForCausalLM
     GPTBigCodeForCausalLM GPTNeoXForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
@@ -28,12 +28,13 @@ WITH_LORA = frozenset(
     JambaForCausalLM K2HorizonForCausalLM LagunaForCausalLM Lfm2ForCausalLM Lfm2MoeForCausalLM
     Llama4ForCausalLM LLaMAForCausalLM LlamaForCausalLM LongcatFlashForCausalLM LongcatFlashNgramForCausalLM
     MellumForCausalLM MiMoForCausalLM MiniCPM3ForCausalLM MiniCPMForCausalLM MiniMaxM2ForCausalLM
-    Ministral3ForCausalLM MistralForCausalLM MistralLarge3ForCausalLM MixtralForCausalLM NanbeigeForCausalLM
-    NemotronForCausalLM NemotronHForCausalLM NemotronHPuzzleForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM
-    OlmoeForCausalLM OlmoForCausalLM OlmoHybridForCausalLM OPTForCausalLM PanguEmbeddedForCausalLM
-    PanguProMoEV2ForCausalLM PanguUltraMoEForCausalLM Param2MoEForCausalLM Phi3ForCausalLM PhiForCausalLM
-    PhiMoEForCausalLM Plamo3ForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3_5ForCausalLM
-    Qwen3_5MoeForCausalLM Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM Rnj1ForCausalLM
+    Ministral3ForCausalLM MistralForCausalLM MistralLarge3ForCausalLM MixtralForCausalLM
+    MuseGlimmerForCausalLM NanbeigeForCausalLM NemotronForCausalLM NemotronHForCausalLM
+    NemotronHPuzzleForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoeForCausalLM OlmoForCausalLM
+    OlmoHybridForCausalLM OPTForCausalLM PanguEmbeddedForCausalLM PanguProMoEV2ForCausalLM
+    PanguUltraMoEForCausalLM Param2MoEForCausalLM Phi3ForCausalLM PhiForCausalLM PhiMoEForCausalLM
+    Plamo3ForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3_5ForCausalLM Qwen3_5MoeForCausalLM
+    Qwen3ForCausalLM Qwen3MoeForCausalLM Qwen3NextForCausalLM Qwen4ExpForCausalLM Rnj1ForCausalLM
     SarvamMLAForCausalLM SarvamMoEForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM SolarForCausalLM
     Starcoder2ForCausalLM TeleChat2ForCausalLM TeleChat3ForCausalLM TeleFLMForCausalLM VaultGemmaForCausalLM
     """.split()  # noqa: SIM905 - a hundred names, one a line, are no easier to read
