@@ -142,6 +142,7 @@ FAMILIES: dict[str, Family] = {
             "v_head_dim": 32,
             "first_k_dense_replace": 1,
             "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid",
             "n_routed_experts": 4,
             "n_group": 2,
             "topk_group": 1,
