@@ -10,7 +10,7 @@ import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -206,6 +206,12 @@ OPENED_THOUGHTS = STRIPPED_THOUGHTS.replace(
 """A template that strips the thoughts of every answer, and lets the model begin with them."""
 
 
+Splits = Literal["lines", "words", "nowhere"]
+"""Where a tokenizer splits texts before it merges: GPT-4's keeps line ends together, GPT-2's keeps the last
+white space before a word apart, SentencePiece's merges anything."""
+_LINES = Regex(r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+")
+
+
 @dataclass(frozen=True)
 class TemplateKind:
     """A template with its tokenizer's control tokens, and what conversations it is made for."""
@@ -222,11 +228,11 @@ class TemplateKind:
     """Where an answer's thoughts may be: "reasoning", "reasoning_content" or "inline"."""
     takes_white_space: bool = False
     """Whether control tokens take the white space after them with them."""
-    is_sentencepiece: bool = False
+    splits: Splits = "lines"
 
     def tokenizer(self) -> Tokenizer:
         """Make the tokenizer."""
-        tokenizer = Tokenizer.from_str(_trained(is_sentencepiece=self.is_sentencepiece))
+        tokenizer = Tokenizer.from_str(_trained(self.splits))
         tokenizer.add_special_tokens(
             [
                 AddedToken(text, rstrip=self.takes_white_space, normalized=False)
@@ -262,15 +268,23 @@ TEMPLATES: dict[str, TemplateKind] = {
         "<|bos|>",
         has_tools=True,
     ),
+    "headers in GPT-2's words": TemplateKind(
+        HEADERS,
+        ("<|bos|>", "<|header|>", "<|/header|>", "<|turn_end|>"),
+        "<|turn_end|>",
+        "<|bos|>",
+        has_tools=True,
+        splits="words",
+    ),
     "folded system": TemplateKind(
         FOLDED_SYSTEM,
         ("<bos>", "<start_of_turn>", "<end_of_turn>"),
         "<end_of_turn>",
         "<bos>",
-        is_sentencepiece=True,
+        splits="nowhere",
     ),
     "instructions": TemplateKind(
-        INSTRUCTIONS, ("<s>", "</s>"), "</s>", "<s>", has_tools=True, is_sentencepiece=True
+        INSTRUCTIONS, ("<s>", "</s>"), "</s>", "<s>", has_tools=True, splits="nowhere"
     ),
     "instructions in bytes": TemplateKind(
         INSTRUCTIONS, ("<s>", "</s>", "[INST]", "[/INST]"), "</s>", "<s>", has_tools=True
@@ -304,9 +318,9 @@ TEMPLATES: dict[str, TemplateKind] = {
 
 
 @functools.cache
-def _trained(*, is_sentencepiece: bool) -> str:
+def _trained(splits: Splits) -> str:
     """A small BPE tokenizer that merges across white space and punctuation where real ones do."""
-    if is_sentencepiece:
+    if splits == "nowhere":
         tokenizer = Tokenizer(models.BPE(unk_token=None, byte_fallback=True, fuse_unk=False))
         tokenizer.normalizer = normalizers.Replace(" ", "▁")
         tokenizer.decoder = decoders.Sequence(
@@ -316,13 +330,9 @@ def _trained(*, is_sentencepiece: bool) -> str:
         trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=alphabet, show_progress=False)
     else:
         tokenizer = Tokenizer(models.BPE())
-        words = Regex(r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+")
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(words, "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
-        )
+        before = [] if splits == "words" else [pre_tokenizers.Split(_LINES, "isolated")]
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splits == "words")
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*before, as_bytes])
         tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=700, initial_alphabet=alphabet, show_progress=False)
