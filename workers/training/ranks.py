@@ -83,6 +83,11 @@ class Ranks:
             return torch.device("cpu")
         return torch.device("cuda", self.rank) if self.size > 1 else torch.device("cuda")
 
+    @property
+    def devices(self) -> str:
+        """What all ranks compute on, for display."""
+        return f"{self.size} x {self.device.type}" if self.size > 1 else self.device.type
+
     def resize(self, size: int) -> None:
         """Have so many processes train together from now on; only on rank 0, with no base model loaded."""
         self._end_others()

@@ -386,7 +386,7 @@ def describe_run(
         examples=len(training),
         tokens_per_epoch=count_tokens(training),
         trainable_parameters=sum(weight.numel() for weight in learner.weights),
-        device=str(base.device),
+        device=base.ranks.devices,
         resumed_step=resumed_step,
         resident_memory_bytes=base.resident_memory_bytes,
         value_bytes=base.model.dtype.itemsize,
