@@ -18,6 +18,7 @@ from app.fine_tuning.packing import Work
 from app.models.adapters.target_modules import select
 from app.models.adapters.validation import module_shapes
 from app.models.adapters.weights import read_tensors
+from app.models.quantized_checkpoints import unpacked_parameters
 from app.models.token_mixing import SINKS, has_soft_cap, read_config
 
 # Costs beyond the model's matrix products, in operations that would take as long. They were fitted to jobs of
@@ -89,10 +90,11 @@ class Geometry:
         """Read the shape of a prepared base model from its folder."""
         fields = read_config(folder)
         config = _Config(fields)
-        shapes: dict[str, list[int]] = {}
+        parameters: dict[str, int] = {}
         for path in folder.glob("*.safetensors"):
             with path.open("rb") as file:
-                shapes |= {name: tensor.shape for name, tensor in read_tensors(file).items()}
+                stored = {name: math.prod(tensor.shape) for name, tensor in read_tensors(file).items()}
+            parameters |= {name: unpacked_parameters(name, number) for name, number in stored.items()}
         hidden, heads = config.number("hidden_size", "n_embd"), config.number("num_attention_heads", "n_head")
         width = config.number("head_dim") or hidden // max(1, heads)
         if latent := config.number("qk_nope_head_dim"):  # multi-head latent attention
@@ -108,13 +110,13 @@ class Geometry:
             kept_scores=heads if has_soft_cap(fields) or fields.get("model_type") in SINKS else 0,
             keys=(config.number("num_key_value_heads") or heads) * width,
             vocabulary=config.number("vocab_size"),
-            parameters=sum(map(math.prod, shapes.values())),
+            parameters=sum(parameters.values()),
             linear={
                 name: (shape[1], shape[0])
                 for name, shape in module_shapes(folder).items()
-                if not _EXPERT.search(name) and not _NO_LINEAR_LAYER.search(name)
+                if len(shape) == 2 and not _EXPERT.search(name) and not _NO_LINEAR_LAYER.search(name)
             },
-            experts=sum(math.prod(shape) for name, shape in shapes.items() if _EXPERT.search(name)),
+            experts=sum(number for name, number in parameters.items() if _EXPERT.search(name)),
             active=min(1.0, config.number("num_experts_per_tok") / max(1, experts)),
         )
 

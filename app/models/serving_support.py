@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
+from app.models.quantized_checkpoints import quantization_refusal
+
 WITH_LORA = frozenset(
     """
     AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM AXK1ForCausalLM BailingMoeForCausalLM
@@ -49,7 +51,7 @@ multiplies the first into others, and Mamba's kernels in transformers take the s
 
 
 def refusal(folder: Path) -> str | None:
-    """Return why adapters of the base model in this folder could not be served, and what to do.
+    """Return why adapters of the base model in this folder could not be trained or served, and what to do.
 
     None if they can be, or if the base model is not prepared here. A job on such a base is refused before it
     begins.
@@ -60,7 +62,7 @@ def refusal(folder: Path) -> str | None:
     config = cast(dict[str, Any], json.loads(config_file.read_text("utf-8")))
     names = cast(list[str], config.get("architectures") or [])
     if any(name in WITH_LORA for name in names):
-        return None
+        return quantization_refusal(folder)
     shown = ", ".join(names)[:200] or "unknown"
     return (
         f"its architecture ({shown}) cannot be served with LoRA adapters by vLLM. Choose a base model of "

@@ -15,14 +15,16 @@ from peft.tuners import lora
 from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
+from transformers.utils.quantization_config import Mxfp4Config
 
 from app.fine_tuning.packing import Limits
 from app.fine_tuning.precision import cpu_has_bf16
 from app.models.adapters.target_modules import last_name
 from app.models.adapters.validation import WEIGHTS
+from app.models.quantized_checkpoints import MXFP4, checkpoint_quantization
 from app.models.token_mixing import TokenMixing, token_mixing
 from workers.training.layouts.self_test import SelfTest, self_test
 from workers.training.quantization import (
@@ -65,7 +67,7 @@ def load_base(
         folder,
         dtype=dtype,
         local_files_only=True,
-        quantization_config=nf4_config(dtype) if quantization == "nf4" else None,
+        quantization_config=_quantization_config(folder, quantization, dtype),
     )
     keep_packed(model)
     model.requires_grad_(False).eval()
@@ -73,6 +75,15 @@ def load_base(
         return model.to(device)
     shard(model, ranks)
     return model
+
+
+def _quantization_config(
+    folder: Path, quantization: Quantization, dtype: torch.dtype
+) -> BitsAndBytesConfig | Mxfp4Config | None:
+    if checkpoint_quantization(folder) == MXFP4:
+        # Otherwise, whether it is unpacked depends on what is installed: in MXFP4, nothing is differentiable.
+        return Mxfp4Config(dequantize=True)
+    return nf4_config(dtype) if quantization == "nf4" else None
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -156,9 +156,11 @@ def load_supported_base(spec: TrainingSpec, ranks: Ranks) -> WarmBase:
     """Load and test the base model.
 
     Raises:
-        UntrainableError: no adapter can be trained on it, or not with it in four bits.
+        UntrainableError: no adapter can be trained on it and served, or not with it in four bits.
     """
     folder, quantization = Path(spec.base_model_dir), spec.hyperparameters.quantization
+    if reason := refusal(folder):
+        raise UntrainableError("unsupported_base_model", f"The base cannot be fine-tuned: {reason}.", "model")
     if quantization == "nf4" and (problem := Geometry.load(folder).unpackable):
         message = f"'{spec.base_model}' cannot be trained in nf4: {problem}."
         raise UntrainableError("invalid_value", message, "quantization")
@@ -299,8 +301,6 @@ def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
         UntrainableError: the adapter that training continues from is damaged, the base lacks the modules, or
             what would be trained could not be served.
     """
-    if reason := refusal(base.folder):
-        raise UntrainableError("unsupported_base_model", f"The base cannot be fine-tuned: {reason}.", "model")
     try:
         return begin(spec, base)
     except UnknownModulesError as error:

@@ -49,6 +49,21 @@ def test_an_architecture_without_lora_is_refused_by_name(tmp_path: Path) -> None
     assert "unknown" in (refusal(write_config(tmp_path)) or "")
 
 
+def test_a_checkpoint_that_is_quantized_already_is_refused_by_name(tmp_path: Path) -> None:
+    def reason(**config: object) -> str | None:
+        whole = {"architectures": ["LlamaForCausalLM"], **config}
+        (tmp_path / "config.json").write_text(json.dumps(whole))
+        return refusal(tmp_path)
+
+    for method in ("fp8", "bitsandbytes", "compressed-tensors", "gptq"):
+        assert f"quantized already ({method})" in (reason(quantization_config={"quant_method": method}) or "")
+    of_the_language_model = {"quantization_config": {"quant_method": "awq"}}
+    assert "quantized already (awq)" in (reason(text_config=of_the_language_model) or "")
+    assert "an unknown method" in (reason(quantization_config={"load_in_4bit": True}) or "")
+    assert reason(quantization_config={"quant_method": "mxfp4"}) is None
+    assert reason(quantization_config=None) is None
+
+
 def test_neither_experts_nor_what_peft_takes_for_them_is_adapted() -> None:
     shapes = {
         "model.layers.0.self_attn.q_proj": [8, 8],
