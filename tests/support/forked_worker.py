@@ -1,8 +1,8 @@
 """Training workers forked from a server that has imported what they and their trainers need.
 
 To import torch and PEFT takes longer than most of what tests train. A worker from here also forks its
-trainer. Otherwise both are what `python -m workers.training.worker` makes of them: the trainer is the child
-of the worker, speaks through its pipes, and dies with it.
+trainer, and that its other ranks. Otherwise all are what `python -m workers.training.worker` makes of them:
+the trainer is the child of the worker, speaks through its pipes, and dies with it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from workers.training import child, trainer, worker
+from tests.support.starved_trainer import starve
+from workers.training import child, ranks, trainer, worker
 from workers.training.trainer_process import StopRequest
 
 HOLD_AT_STEP = "HOLD_AT_STEP"
+TRAINER_ROOM = "TRAINER_ROOM"
+"""How many tokens a trainer has room for; then, if it is killed for more, what stands for /proc/vmstat."""
 TRAINER_NAME = "trainer"
 """What the forked trainer is called in /proc, where its command line is the server's."""
 
@@ -33,7 +36,11 @@ def run(environment: dict[str, str], log: str) -> None:
     os.environ.update(environment)
     os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND), 2)
     process._parent_process = None  # what `die_with_parent` must not compare with: the server is the parent
-    child.subprocess = SimpleNamespace(Popen=ForkedTrainer, PIPE=subprocess.PIPE)
+    child.subprocess = ranks.subprocess = SimpleNamespace(
+        Popen=ForkedTrainer, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL
+    )
+    if counter := environment.get(TRAINER_ROOM, "").partition(":")[2]:
+        child._VMSTAT = Path(counter)  # pyright: ignore[reportPrivateUsage]
     worker.main()
 
 
@@ -60,7 +67,7 @@ def hold_at(step: int, marker: Path) -> None:
 
 
 class ForkedTrainer(subprocess.Popen[bytes]):
-    """A trainer that this process forks instead of executing a command."""
+    """A trainer, or one of its ranks, that this process forks instead of executing a command."""
 
     def _execute_child(
         self,
@@ -96,13 +103,17 @@ def _be_trainer(stdin: int, stdout: int, environment: dict[str, str]) -> None:
         os.dup2(stdin, 0)
         os.dup2(stdout, 1)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        sys.stdin = os.fdopen(0)
+        sys.stdin = os.fdopen(0, closefd=False)
         os.environ.clear()
         os.environ.update(environment)
         Path("/proc/self/comm").write_text(TRAINER_NAME)
-        if HOLD_AT_STEP in environment:
-            step, _, marker = environment[HOLD_AT_STEP].partition(":")
+        # A rank inherits what its trainer was told.
+        if held := os.environ.pop(HOLD_AT_STEP, None):
+            step, _, marker = held.partition(":")
             hold_at(int(step), Path(marker))
+        if room := os.environ.pop(TRAINER_ROOM, None):
+            tokens, _, counter = room.partition(":")
+            starve(int(tokens), Path(counter) if counter else None)
         trainer.main()
         code = 0
     except BaseException:

@@ -1,14 +1,9 @@
-"""The trainer on a machine with room for so many tokens at once: `starved_trainer.py TOKENS [COUNTER]`.
-
-For more than that it asks torch for memory that no machine has; with a COUNTER, the kernel kills it instead,
-and counts that there.
-"""
+"""A trainer on a machine with room for so many tokens at once."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +28,12 @@ def starved_logits(room: int, model: Any, batch: PackedBatch, counter: Path | No
     return target_logits(model, batch)
 
 
-if __name__ == "__main__":
-    tokens, *counter = sys.argv[1:]
-    at = Path(counter[0]) if counter else None
-    learning.target_logits = lambda model, batch: starved_logits(int(tokens), model, batch, at)
-    trainer.main()
+def starve(room: int, counter: Path | None) -> None:
+    """Give the trainer in this process room for so many tokens; if none, not even the base fits.
+
+    For more than that it asks torch for memory that no machine has. With a counter, the kernel kills it
+    instead, and counts that there.
+    """
+    learning.target_logits = lambda model, batch: starved_logits(room, model, batch, counter)
+    if room == 0:
+        trainer.load_warm_base = lambda *_: torch.empty(1 << 60, dtype=torch.uint8)

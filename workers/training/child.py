@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from workers.training.protocol import OUT_OF_MEMORY, RANK_DIED, Failed, Progress, TrainingSpec
+from workers.training.protocol import OUT_OF_MEMORY, RANK_DIED, Failed, Progress, Started, TrainingSpec
 
 TRAINER = (sys.executable, "-m", "workers.training.trainer")
 _VMSTAT = Path("/proc/vmstat")
@@ -29,13 +29,18 @@ class TrainerChild:
         self._command = command
         self._threads = threads or len(os.sched_getaffinity(0))
         self._process: subprocess.Popen[bytes] | None = None
+        self._gpus = 1
         self._closed = False
         self._oom_kills = 0
+        self._has_begun = False
         self._heard_at = math.inf
         self._silent_seconds = 0.0
 
     def train(self, spec: TrainingSpec) -> Generator[Progress]:
         """Train a job, and yield the trainer's messages; they end early if the trainer dies."""
+        if spec.hyperparameters.gpus != self._gpus:
+            self.stop()  # the number of its ranks is fixed
+            self._gpus = spec.hyperparameters.gpus
         process = self._process
         if process is None or process.poll() is not None:
             process = self._start()
@@ -43,7 +48,7 @@ class TrainerChild:
             return
         assert process.stdin is not None
         assert process.stdout is not None
-        self._heard_at = time.monotonic()
+        self._heard_at, self._has_begun = time.monotonic(), False
         try:
             process.stdin.write(msgspec.json.encode(spec) + b"\n")
             process.stdin.flush()
@@ -51,6 +56,7 @@ class TrainerChild:
                 self._heard_at = time.monotonic()
                 if line.endswith(b"\n"):  # else the trainer died while writing it
                     progress = _progress_decoder.decode(line)
+                    self._has_begun |= isinstance(progress, Started)
                     if isinstance(progress, Failed) and spec.hyperparameters.gpus > 1:
                         self.stop()  # its other ranks may wait for each other
                     yield progress
@@ -81,6 +87,11 @@ class TrainerChild:
     def ran_out_of_memory(self) -> bool:
         """Whether the last process ended because one of its ranks ran out of memory."""
         return self._exit_code == OUT_OF_MEMORY
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the newest job's model was loaded, so that batches were about to be computed."""
+        return self._has_begun
 
     def kill_if_silent(self, seconds: float) -> None:
         """Kill a process that has a job and has sent no message for so long; callable from any thread."""

@@ -2,7 +2,7 @@
 
 The worker writes a `TrainingSpec` to the child's stdin. The child answers with any number of `Progress`
 messages and ends each job with exactly one of `Finished`, `Stopped` or `Failed`. SIGTERM asks it to save a
-checkpoint and stop. Paths are absolute.
+checkpoint and stop. All jobs of a child have the same number of GPUs. Paths are absolute.
 """
 
 from __future__ import annotations

@@ -52,7 +52,6 @@ class Ranks:
 
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
-        self._threads = torch.get_num_threads()
         self._others: list[subprocess.Popen[bytes]] = []
         self._watchers: list[threading.Thread] = []
         self._is_ending = False
@@ -88,17 +87,14 @@ class Ranks:
         """What all ranks compute on, for display."""
         return f"{self.size} x {self.device.type}" if self.size > 1 else self.device.type
 
-    def resize(self, size: int) -> None:
-        """Have so many processes train together from now on; only on rank 0, with no base model loaded."""
-        self._end_others()
-        if size == 1:
-            return
+    def start(self, size: int) -> None:
+        """Have so many processes train together until this one ends; only on rank 0, before its first job."""
         listener = socket.create_server((_LOOPBACK, 0))  # torch's own would listen to the whole network
         port: int = listener.getsockname()[1]
         store = TCPStore(
             _LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
         )
-        threads = max(1, self._threads // size)
+        threads = max(1, torch.get_num_threads() // size)
         torch.set_num_threads(threads)
         for rank in range(1, size):
             place = Place(rank=rank, size=size, port=port, parent=os.getpid())
@@ -121,6 +117,18 @@ class Ranks:
             assert other.stdin is not None
             other.stdin.write(line)
             other.stdin.flush()
+
+    def leave(self) -> None:
+        """End training together, after the last job. All ranks leave at once: NCCL waits for them."""
+        if self.size == 1:
+            return
+        self._is_ending = True
+        for other in self._others:
+            assert other.stdin is not None
+            other.stdin.close()
+        distributed.destroy_process_group()
+        for watcher in self._watchers:
+            watcher.join()
 
     def leave_step(self, *, out_of_memory: bool) -> None:
         """End this process after an error that the other ranks may not have had: they are out of step.
@@ -190,21 +198,6 @@ class Ranks:
             world_size=self.size,
             timeout=_COLLECTIVE_TIMEOUT,
         )
-
-    def _end_others(self) -> None:
-        if self.size == 1:
-            return
-        self._is_ending = True
-        distributed.destroy_process_group()
-        for other in self._others:
-            other.kill()  # it waits for a job and has nothing to save
-            assert other.stdin is not None
-            other.stdin.close()
-        for watcher in self._watchers:
-            watcher.join()
-        self._others, self._watchers, self._is_ending = [], [], False
-        self.rank, self.size = 0, 1
-        torch.set_num_threads(self._threads)
 
     def _watch(self, rank: int, other: subprocess.Popen[bytes]) -> None:
         code = other.wait()

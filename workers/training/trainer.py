@@ -123,8 +123,7 @@ def main() -> None:
         spec = msgspec.json.decode(line, type=TrainingSpec)
         try:
             if ranks.size != spec.hyperparameters.gpus:
-                base = None
-                ranks.resize(spec.hyperparameters.gpus)
+                ranks.start(spec.hyperparameters.gpus)
             ranks.pass_on(line)
             if base is None or not is_base_of(base, spec):
                 base = None
@@ -143,7 +142,7 @@ def main() -> None:
                 base = None  # its state is unknown
                 ranks.leave_step(out_of_memory=is_out_of_memory(error))
             send(explain(error, spec))
-    ranks.resize(1)
+    ranks.leave()
 
 
 def is_base_of(base: WarmBase, spec: TrainingSpec) -> bool:

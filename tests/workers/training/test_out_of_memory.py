@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,8 +26,6 @@ from tests.support.worker import create, ended, run_worker
 from workers.training import learning, model, trainer
 from workers.training.layouts.packed import PackedBatch
 from workers.training.protocol import Finished, Progress, Started, Step, TrainingSpec, Warned
-
-STARVED_WORKER = [sys.executable, str(Path(__file__).parents[2] / "support" / "starved_worker.py")]
 
 
 @pytest.fixture
@@ -161,11 +158,11 @@ def test_a_job_learns_in_what_room_there_is_and_one_without_any_fails_without_re
 ) -> None:
     counter = tmp_path / "vmstat"
     counter.write_text("oom_kill 7\n")
-    starved = [*STARVED_WORKER, "120", *([str(counter)] if kernel == "is killed" else [])]
+    room = f"120:{counter}" if kernel == "is killed" else "120"
     fitting = create(client)
     answer = "leek " * 60
     too_long = create(client, training_bytes(24) + chat_line("Recite.", answer).encode())
-    with run_worker(settings, tmp_path, starved):
+    with run_worker(settings, tmp_path, TRAINER_ROOM=room):
         trained, failed = ended(client, fitting.id), ended(client, too_long.id)
 
     assert (trained.status, trained.error) == ("succeeded", None)
@@ -187,7 +184,7 @@ def test_ranks_start_anew_with_smaller_micro_batches(
 ) -> None:
     """One that runs out of memory leaves the others in the middle of a step."""
     job = create(client, extra_body={"gpus": 2})
-    with run_worker(settings, tmp_path, [*STARVED_WORKER, "80"], TOQUE_TRAINING_GPUS="2"):
+    with run_worker(settings, tmp_path, TRAINER_ROOM="80", TOQUE_TRAINING_GPUS="2"):
         trained = ended(client, job.id)
     assert (trained.status, trained.error) == ("succeeded", None)
     events = client.fine_tuning.jobs.list_events(job.id, limit=100).data

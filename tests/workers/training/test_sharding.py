@@ -17,7 +17,7 @@ from tests.support import exact_trainer
 from tests.support.examples import Lines, colours, preference_pairs
 from tests.support.trainer import Child, losses, with_
 from tests.support.waiting import wait_until
-from tests.support.worker import COMMAND, check_record, create, ended, run_worker, steps_of, trainer_of
+from tests.support.worker import check_record, create, ended, run_worker, steps_of, trainer_of
 from workers.training.checkpoint import verify
 from workers.training.protocol import Checkpoint, Failed, Finished, Started, Stopped, TrainingSpec
 
@@ -168,7 +168,7 @@ def test_a_rank_that_dies_ends_the_attempt_at_once_and_the_next_goes_on(
 ) -> None:
     first = create(client)
     job = create(client, hyperparameters={"n_epochs": 10}, extra_body={"gpus": 2})
-    with run_worker(settings, tmp_path, COMMAND, TOQUE_TRAINING_GPUS="2") as worker:
+    with run_worker(settings, tmp_path, TOQUE_TRAINING_GPUS="2") as worker:
         assert ended(client, first.id).status == "succeeded"
         for attempt, victim in enumerate(("rank 1", "rank 0"), start=1):
             steps = steps_of(client, job.id)
