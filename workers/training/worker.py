@@ -186,14 +186,19 @@ class TrainingWorker:
         halvings, starved_at = 0, -1
         while not self._follow_once(job, reporter, halvings):
             halvings += 1
-            if self._child.ran_out_of_memory:  # it says so itself once there is nothing left to halve
+            no_room = out_of_memory(msgspec.convert(job.hyperparameters, Hyperparameters))
+            if self._child.ran_out_of_memory:
+                if not self._child.has_begun:  # the base alone, which smaller micro-batches leave as it is
+                    reporter.report(no_room)
+                    return
+                # Once there is nothing left to halve, the trainer says so itself.
                 reporter.warn("Out of memory: the trainer restarts with smaller micro-batches")
                 continue
             if not self._child.was_starved:
                 reporter.retry(f"The trainer died ({self._child.exit_reason})", code="trainer_died")
                 return
             if reporter.recorded_step == starved_at:
-                reporter.report(out_of_memory(msgspec.convert(job.hyperparameters, Hyperparameters)))
+                reporter.report(no_room)
                 return
             starved_at = reporter.recorded_step
             reporter.warn("Out of memory: the trainer was killed; it restarts with smaller micro-batches")

@@ -191,3 +191,17 @@ def test_ranks_start_anew_with_smaller_micro_batches(
     assert [event.message for event in events if event.level == "warn" and "memory" in event.message] == [
         "Out of memory: the trainer restarts with smaller micro-batches"
     ]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_base_that_does_not_fit_fails_the_job_at_once(
+    client: OpenAI, settings: Settings, tmp_path: Path
+) -> None:
+    """Smaller micro-batches would not help."""
+    job = create(client, extra_body={"gpus": 2})
+    with run_worker(settings, tmp_path, TRAINER_ROOM="0", TOQUE_TRAINING_GPUS="2"):
+        failed = ended(client, job.id)
+    assert failed.error is not None
+    assert (failed.status, failed.error.code) == ("failed", "out_of_memory")
+    events = client.fine_tuning.jobs.list_events(job.id, limit=100).data
+    assert not [event.message for event in events if event.level == "warn"]
