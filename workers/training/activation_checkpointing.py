@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
-from torch import nn
 from torch.utils import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
-
-def decoder_layers(base: PreTrainedModel) -> Iterator[nn.Module]:
-    """Yield the layers that transformers can checkpoint, which are those of the decoder."""
-    return (module for module in nn.Module.modules(base) if isinstance(module, GradientCheckpointingLayer))
+from workers.training.decoder_layers import decoder_layers
 
 
 def checkpoint_activations(base: PreTrainedModel, *, on: bool) -> None:

@@ -132,7 +132,7 @@ def load_warm_base(folder: Path, ranks: Ranks | None = None, quantization: Quant
     resident = before + stored_bytes(model)
     tested = self_test(model)
     if tested.layout is None:
-        raise UnsupportedBaseError(f"it is no causal language model, as {tested.reason}")
+        raise UnsupportedBaseError(f"{tested.reason}, as its self-test found")
     return WarmBase(folder, quantization, model, device, ranks, resident, tested)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from app.fine_tuning.packing import Limits
-from workers.training.activation_checkpointing import decoder_layers
 from workers.training.dataset import TrainingExample
+from workers.training.decoder_layers import decoder_layers
 from workers.training.learning import Learner
 from workers.training.model import compute_dtype
 from workers.training.protocol import Noted, TrainingSpec, Warned

@@ -7,14 +7,13 @@ to the sharded model, so its weights are not sharded: every rank has all of them
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from workers.training.decoder_layers import decoder_layers
 from workers.training.ranks import Ranks
 
 
@@ -24,10 +23,8 @@ def shard(model: PreTrainedModel, ranks: Ranks) -> None:
     On a GPU, at most one layer is there as a whole at any time.
     """
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
-    layers = cast(Any, model)._no_split_modules or ()  # the names of its kinds of decoder layers
-    for module in list(nn.Module.modules(model)):
-        if type(module).__name__ in layers:
-            fully_shard(module, mesh=mesh)
+    for layer in list(decoder_layers(model)):
+        fully_shard(layer, mesh=mesh)
     # The embeddings, too, are freed between forward and backward: of a small model they are the largest part.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 

@@ -115,7 +115,6 @@ def test_logprobs_and_gradients_are_those_of_plain_transformers(
     expected = torch.cat([alone(reference, sequence) for (sequence,) in sequences])
     (-expected.mean()).backward()
     expected = expected.detach()
-    expected = expected.detach()
     gradients = {name: weight.grad for name, weight in adapter_weights(reference).items()}
 
     for layout in layouts_of(family):

@@ -15,6 +15,7 @@ from app.models.token_mixing import TokenMixing
 from tests.support.tiny_bases import write_tiny_base
 from tests.support.trainer import with_
 from workers.training import model, self_test, trainer
+from workers.training.decoder_layers import decoder_layers
 from workers.training.layouts import self_test as test_of_layouts
 from workers.training.protocol import TrainingSpec
 from workers.training.ranks import Ranks
@@ -60,6 +61,29 @@ def test_a_base_that_looks_ahead_is_refused(
     with pytest.raises(trainer.UntrainableError, match="what follows a sequence changes") as caught:
         trainer.load_supported_base(with_(spec, base_model_dir=str(tmp_path)), Ranks())
     assert caught.value.code == "unsupported_base_model"
+
+
+def test_a_base_whose_padded_rows_mix_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Each row is given the mean of all rows' thirteenth tokens, which are no padding."""
+    base = load("mistral", tmp_path)
+    next(decoder_layers(base)).register_forward_hook(
+        lambda _, __, hidden: hidden + hidden[:, 12:13].mean(0) if len(hidden) > 1 else hidden
+    )
+    found = test_of_layouts.self_test(base)
+    assert found.layout is None
+    assert "in a batch, sequences differ from single ones" in found.reason
+    assert found.largest_difference > 0.5
+
+
+def test_a_base_without_marked_decoder_layers_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could be neither sharded nor recomputed layer by layer."""
+    base = load("llama", tmp_path)
+    monkeypatch.setattr(test_of_layouts, "decoder_layers", lambda base: iter(()))
+    found = test_of_layouts.self_test(base)
+    assert found.layout is None
+    assert "does not mark its decoder layers" in found.reason
 
 
 def test_the_command_prints_one_json_object(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from app.datasets.chat_template import TokenizedExample
 from app.models.token_mixing import Layout, token_mixing
+from workers.training.decoder_layers import decoder_layers
 from workers.training.layouts import Batch, collate, set_layout, target_logits
 
 _LENGTHS = (24, 17, 29)
@@ -41,6 +42,8 @@ class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
 @torch.no_grad()
 def self_test(base: PreTrainedModel) -> SelfTest:
     """Compute a few random rows alone, in padded batches and, if the base may be packed, in packed ones."""
+    if next(decoder_layers(base), None) is None:
+        return _refused("transformers does not mark its decoder layers, which training has to know", 0.0)
     config: dict[str, Any] = cast(Any, base.config).get_text_config().to_dict()
     mixing = token_mixing(config, max(_LENGTHS))
     rows, others = _random_rows(config["vocab_size"])
@@ -51,10 +54,12 @@ def self_test(base: PreTrainedModel) -> SelfTest:
     padded = _logprobs(base, batch)
     leak = _mean(_logprobs(base, _with_other_padding(batch, others)) - padded)
     if not leak <= _LEAK:
-        found = f"what follows a sequence changes its log-probabilities by {leak:.2g} nats"
-        return SelfTest(layout=None, reason=found, largest_difference=leak)
-
+        return _refused(f"what follows a sequence changes its log-probabilities by {leak:.2g} nats", leak)
     differences = padded - alone
+    if not _mean(differences) <= _ROUNDING[base.dtype]:
+        found = f"in a batch, sequences differ from single ones by {_mean(differences):.2g} nats"
+        return _refused(found, float(differences.abs().max()))
+
     if mixing.layout == "packed":
         set_layout(base, "packed")
         packed = _packed_logprobs(base, rows)
@@ -67,6 +72,10 @@ def self_test(base: PreTrainedModel) -> SelfTest:
             mixing = replace(mixing, layout="padded", reason=f"{found} in the self-test")
     largest = float(differences.abs().max())
     return SelfTest(layout=mixing.layout, reason=mixing.reason, largest_difference=largest)
+
+
+def _refused(reason: str, difference: float) -> SelfTest:
+    return SelfTest(layout=None, reason=reason, largest_difference=difference)
 
 
 def _random_rows(vocabulary: int) -> tuple[list[TokenizedExample], list[TokenizedExample]]:
