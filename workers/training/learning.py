@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from app.datasets.chat_template import TokenizedExample
 from app.fine_tuning.methods.hyperparameters import Hyperparameters
+from app.fine_tuning.methods.method import Method
 from app.fine_tuning.methods.metrics import Metrics
 from app.fine_tuning.packing import Limits
 from app.fine_tuning.schedule import Schedule
@@ -173,49 +175,51 @@ class Learner:
         return collate(self.mixing.layout, sequences).to(self.base.device)
 
 
-def draw_samples(training: list[TrainingExample], context: int, seed: int) -> list[int]:
-    """Draw the numbers of a few short examples, on which the trained and the served model are compared."""
-    fitting = [number for number, example in enumerate(training) if example.length < context]
+def draw_samples(
+    training: list[TrainingExample], method: Method, context: int, seed: int
+) -> dict[int, TokenizedExample]:
+    """Draw a few short sequences, on which the trained and the served model are compared.
+
+    Returns:
+        One sequence of an example, by the example's number in the training file, from 0.
+    """
+    compared = [example.sequences[method.compared] for example in training]
+    fitting = [number for number, sequence in enumerate(compared) if len(sequence.input_ids) < context]
     drawn = random.Random(seed).sample(fitting, min(4 * _SAMPLES, len(fitting)))  # noqa: S311
-    return sorted(drawn, key=lambda number: training[number].length)[:_SAMPLES]
+    shortest = sorted(drawn, key=lambda number: len(compared[number].input_ids))[:_SAMPLES]
+    return {number: compared[number] for number in shortest}
 
 
 @torch.no_grad()
-def target_logprobs(learner: Learner, example: TrainingExample) -> list[float]:
-    """Return the log-probability of each target of the example's first sequence, in nats.
+def target_logprobs(learner: Learner, sequence: TokenizedExample) -> list[float]:
+    """Return the log-probability of each target of the sequence, in nats.
 
-    That sequence is a pair's preferred answer. The model computes it as it is now: once the adapter is
-    unloaded, it is the base alone.
+    The model computes it as it is now: once the adapter is unloaded, it is the base alone.
     """
     base = learner.base
     set_training(learner.model, is_training=False)
-    batch = collate(learner.mixing.layout, [example.sequences[:1]]).to(base.device)
+    batch = collate(learner.mixing.layout, [(sequence,)]).to(base.device)
     logprobs = torch.log_softmax(target_logits(base.model, batch), dim=-1)
     return cast(list[float], cast(Any, logprobs.gather(1, batch.targets[:, None])[:, 0]).tolist())
 
 
-def take_samples(learner: Learner, training: list[TrainingExample], numbers: Iterable[int]) -> list[Sample]:
-    """Return the drawn examples with the trained model's log-probabilities and those of the base alone.
+def take_samples(learner: Learner, drawn: dict[int, TokenizedExample]) -> list[Sample]:
+    """Return the drawn sequences with the trained model's log-probabilities and those of the base alone.
 
     The adapter is unloaded in between.
     """
-    trained = {number: target_logprobs(learner, training[number]) for number in numbers}
+    trained = {number: target_logprobs(learner, sequence) for number, sequence in drawn.items()}
     learner.model.unload()
-    samples: list[Sample] = []
-    for number, logprobs in trained.items():
-        sequence = training[number].sequences[0]
-        samples.append(
-            Sample(
-                example=number,
-                input_ids=sequence.input_ids,
-                targets=[
-                    place for place, is_target in enumerate(sequence.target_mask) if place and is_target
-                ],
-                trained=logprobs,
-                base=target_logprobs(learner, training[number]),
-            )
+    return [
+        Sample(
+            example=number,
+            input_ids=sequence.input_ids,
+            targets=[place for place, is_target in enumerate(sequence.target_mask) if place and is_target],
+            trained=trained[number],
+            base=target_logprobs(learner, sequence),
         )
-    return samples
+        for number, sequence in drawn.items()
+    ]
 
 
 def learning_rate(step: int, total_steps: int, hp: Hyperparameters) -> float:

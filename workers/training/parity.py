@@ -131,13 +131,12 @@ def _examples(training_file: Path, numbers: Collection[int]) -> dict[int, Exampl
 
 
 async def _check_tokens(connection: VllmConnection, base: str, example: Example, sample: Sample) -> None:
-    """Check that the engine tokenizes the prompt of the sample's last answer as the trainer did."""
+    """Check that the engine tokenizes the prompt of the example's last answer as the trainer did."""
     chat = _conversation(example)
     if chat is None:
         return
-    answers = len(set(sample.targets) - {place + 1 for place in sample.targets})
-    turns = [number for number, message in enumerate(chat.messages) if message.is_target]
-    prompt = chat.messages[: turns[answers - 1]]
+    last = max(number for number, message in enumerate(chat.messages) if message.is_target)
+    prompt = chat.messages[:last]
     body: dict[str, Any] = {
         "model": base,
         "messages": [requested(message) for message in prompt],
@@ -191,7 +190,7 @@ def _distance(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def _conversation(example: Example) -> ChatExample | None:
-    """Return the conversation whose last answer is trained on; None for a bare prompt and its completion."""
+    """Return the conversation whose last answer is compared; None for a bare prompt and its completion."""
     if isinstance(example, CompletionExample):
         return None
     return example.chats()[0] if isinstance(example, PreferenceExample) else example

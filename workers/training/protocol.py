@@ -122,7 +122,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     example: int
     """The example's number in the training file, from 0."""
     input_ids: list[int]
-    """The example's tokens; those of a pair are the prompt and the preferred answer."""
+    """The tokens of one of the example's sequences (`Method.compared`), up to its last answer or further."""
     targets: list[int]
     """Positions in `input_ids` of the tokens that were trained on."""
     trained: list[float]

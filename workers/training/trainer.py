@@ -38,6 +38,7 @@ from peft import PeftModel
 
 from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.geometry import Geometry, adapter_bytes
+from app.fine_tuning.methods import METHODS
 from app.fine_tuning.packing import Limits, Work, work_of_job
 from app.fine_tuning.schedule import Schedule, epoch_batches
 from app.models.adapters.target_modules import UnknownModulesError
@@ -263,12 +264,12 @@ def sample_as_served(
     send: Send,
 ) -> list[Sample]:
     """Return what an engine's answers are compared with, and say what quantization has cost."""
-    numbers = draw_samples(training, spec.hyperparameters.max_length, spec.seed)
+    drawn = draw_samples(training, METHODS[spec.method], spec.hyperparameters.max_length, spec.seed)
     if learner.base.quantization == "none":
-        return take_samples(learner, training, numbers)
+        return take_samples(learner, drawn)
     served = as_served(spec, learner)
     send(compare_losses(learner, served, validation or training, limits, KeepAlive(send), spec.seed))
-    return take_samples(served, training, numbers)
+    return take_samples(served, drawn)
 
 
 def first_limits(spec: TrainingSpec, base: WarmBase, training: Sequence[TrainingExample]) -> Limits:

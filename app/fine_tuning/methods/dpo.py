@@ -24,6 +24,8 @@ class DPO(Method):
     """Fewer than for supervised fine-tuning, because DPO overfits sooner."""
     learning_rate_factor = 1 / 20
     """The ratio of TRL's defaults: `DPOConfig` 1e-6, `SFTConfig` 2e-5 (https://huggingface.co/docs/trl)."""
+    compared = 0
+    """The preferred answer's: training makes the other one so unlikely that rounding would hide the rest."""
     spec_version = 2
 
     def check_format(self, example: Example) -> None:

@@ -23,6 +23,8 @@ class Method(ABC):
     """The fewest and the most epochs that `auto` chooses."""
     learning_rate_factor: ClassVar[float]
     """The method's default learning rate, relative to that of supervised fine-tuning."""
+    compared: ClassVar[int]
+    """Which of an example's sequences an engine's answers are compared with, as an index."""
     spec_version: ClassVar[int]
     """The version that a worker must support to train by this method (`FineTuningJob.spec_version`)."""
 

@@ -22,6 +22,8 @@ class Supervised(Method):
     formats = frozenset({"chat", "completion", "sharegpt", "alpaca"})
     epochs = (3, 10)
     learning_rate_factor = 1.0
+    compared = -1
+    """The last, which has most of what the template writes differently in earlier turns."""
     spec_version = 1
 
     def check_format(self, example: Example) -> None:

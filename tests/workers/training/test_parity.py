@@ -20,6 +20,14 @@ from tests.support.tiny_model import TINY
 from tests.support.waiting import wait_until
 from tests.support.worker import create, ended, run_worker
 
+TURNS: list[dict[str, Any]] = [
+    {"role": "user", "content": "Soup?"},
+    {"role": "assistant", "reasoning": "Hm.", "content": "Leek."},
+    {"role": "user", "content": "And then?"},
+    {"role": "assistant", "reasoning": "Sweet.", "content": "Pie."},
+]
+"""A template that thinks leaves the first thought out once the second question is asked."""
+
 
 @pytest.fixture
 def reference(settings: Settings, database: Database, base_model_dir: Path) -> Reference:
@@ -49,22 +57,30 @@ def test_conversations_in_several_sequences_are_served_as_trained(
     client: OpenAI, settings: Settings, reference: Reference, tmp_path: Path
 ) -> None:
     settings.base_models[0].chat_template = reference.chat_template = THINKING
-    turns = [
-        {"role": "user", "content": "Soup?"},
-        {"role": "assistant", "reasoning": "Hm.", "content": "Leek."},
-        {"role": "user", "content": "And then?"},
-        {"role": "assistant", "reasoning": "Sweet.", "content": "Pie."},
-    ]
-    job = create(client, lines_of([{"messages": turns}] * 12))
+    job = create(client, lines_of([{"messages": TURNS}] * 12))
     with running(reference), run_worker(settings, tmp_path):
         done = ended(client, job.id)
     assert done.status == "succeeded", done.error
     [verdict] = [line for line in log(client, job.id) if line.startswith("Served as trained: ")]
     first = len("<think>\nHm.\n</think>\n\nLeek.") + 1
-    assert f"log-probabilities of {3 * first} tokens" in verdict
     second = len("<think>\nSweet.\n</think>\n\nPie.") + 1
-    prompts = [template_length(reference, turns[:count]) for count in (1, 3)]
+    assert f"log-probabilities of {3 * second} tokens" in verdict
+    prompts = [template_length(reference, TURNS[:count]) for count in (1, 3)]
     assert done.trained_tokens == 2 * 12 * (sum(prompts) + first + second + 2)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_an_engine_that_writes_earlier_turns_differently_is_found(
+    client: OpenAI, settings: Settings, reference: Reference, tmp_path: Path
+) -> None:
+    settings.base_models[0].chat_template = THINKING
+    reference.chat_template = THINKING.replace("loop.index0 > at.question and ", "")
+    assert reference.chat_template != THINKING
+    job = create(client, lines_of([{"messages": TURNS}] * 12))
+    with running(reference), run_worker(settings, tmp_path):
+        failed = ended(client, job.id)
+    assert (failed.status, failed.error.code) == ("failed", "parity_failed")
+    assert "other tokens in the engine" in failed.error.message
 
 
 def template_length(reference: Reference, turns: list[dict[str, Any]]) -> int:
