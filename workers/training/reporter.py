@@ -26,7 +26,7 @@ from app.fine_tuning.preflight import estimates
 from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
 from app.models.token_mixing import Layout
-from app.storage.base import Storage
+from app.storage.base import Storage, StoredFile
 from workers.crash_points import reach
 from workers.device import detect
 from workers.training.parity import NoAnswerError, Parity, ParityError, compare, find_engine
@@ -236,17 +236,13 @@ class JobReporter:
             tokens=finished.trained_tokens,
             peak=finished.peak_memory_bytes,
         )
-        # The files are durable before a row names them; a crash in between leaves files without rows.
         reach("reporter.before_result_file")
         try:
             parity, verdict = self._compare_with_served(finished)
         except ParityError as error:
             self.fail("parity_failed", f"{error}.")
             return
-        with self._database.reader() as session:
-            metrics = queue.recorded_metrics(session, self.job.id)
-        result = self._storage.write(f"files/{new_id('result-')}", _result_csv(metrics))
-        reach("reporter.after_result_file")
+        result = self._write_result()
         key = self._storage.key(Path(finished.path))
 
         def write(session: Session) -> None:
@@ -271,6 +267,17 @@ class JobReporter:
 
         self._write(write)
         reach("reporter.published")
+
+    def _write_result(self) -> StoredFile:
+        """Write the file of the job's metrics.
+
+        It is durable before a row names it; a crash in between leaves a file without a row.
+        """
+        with self._database.reader() as session:
+            metrics = queue.recorded_metrics(session, self.job.id)
+        result = self._storage.write(f"files/{new_id('result-')}", _result_csv(metrics))
+        reach("reporter.after_result_file")
+        return result
 
     def _compare_with_served(self, finished: Finished) -> tuple[Parity | None, str]:
         """Compare the model with an engine's answers; return the parity, None if unknown, and a verdict.
