@@ -1,10 +1,22 @@
-"""The gradients of an adapter."""
+"""An adapter of every linear layer, its weights and their gradients."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import peft
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
+
+from app.models.adapters.validation import module_shapes
+from workers.training.model import add_lora, linear_modules
+
+
+def with_lora(base: PreTrainedModel, folder: Path, dropout: float = 0.0) -> peft.PeftModel:
+    """The base of that folder with an adapter of rank 4 on every linear layer."""
+    modules = linear_modules(base, module_shapes(folder))
+    return add_lora(base, rank=4, alpha=8, dropout=dropout, modules=modules)
 
 
 def randomize(adapted: peft.PeftModel) -> peft.PeftModel:

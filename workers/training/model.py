@@ -12,7 +12,6 @@ import psutil
 import safetensors.torch
 import torch
 from peft.tuners import lora
-from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
@@ -22,9 +21,9 @@ from transformers.utils.quantization_config import Mxfp4Config
 
 from app.fine_tuning.packing import Limits
 from app.fine_tuning.precision import cpu_has_bf16
-from app.models.adapters.target_modules import last_name
-from app.models.adapters.validation import WEIGHTS
+from app.models.adapters.validation import WEIGHTS, Shapes
 from app.models.quantized_checkpoints import MXFP4, checkpoint_quantization
+from app.models.serving_support import adapted
 from app.models.token_mixing import TokenMixing, token_mixing
 from workers.training.layouts.self_test import SelfTest, self_test
 from workers.training.quantization import (
@@ -39,11 +38,6 @@ from workers.training.ranks import Ranks
 from workers.training.sharding import shard
 
 ADAPTER = "default"
-ROUTERS = {"gate", "router", "shared_expert_gate"}
-"""Linear layers that choose or weigh experts: they are no layers of the network that an adapter adapts."""
-_MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
-_FUSED = frozenset({"out_proj"})
-"""What PEFT refuses to adapt in Mamba's architectures: their kernels read the weight without its layer."""
 
 
 class UnsupportedBaseError(Exception):
@@ -153,23 +147,17 @@ def add_lora(
     rank: int,
     alpha: float,
     dropout: float,
-    modules: Sequence[str] = (),
+    modules: Sequence[str],
     *,
     use_rslora: bool = False,
 ) -> peft.PeftModel:
-    """Add a fresh adapter, initialized from torch's random numbers.
-
-    It adapts the modules of these names, or every linear layer of the decoder.
-
-    Raises:
-        UnsupportedBaseError: the base has no linear layers.
-    """
+    """Add a fresh adapter of the modules of these names, initialized from torch's random numbers."""
     config = peft.LoraConfig(
         task_type=peft.TaskType.CAUSAL_LM,
         r=rank,
         lora_alpha=cast(int, alpha),  # PEFT only divides it
         lora_dropout=dropout,
-        target_modules=list(modules) or linear_modules(base),
+        target_modules=list(modules),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in base.modules()),
         use_rslora=use_rslora,
     )
@@ -177,31 +165,28 @@ def add_lora(
     return cast(peft.PeftModel, peft.get_peft_model(base, config))
 
 
-def linear_modules(base: PreTrainedModel) -> list[str]:
-    """Return the full names of the decoder's linear layers that PEFT adapts, without the routers of experts.
+def linear_modules(base: PreTrainedModel, shapes: Shapes) -> list[str]:
+    """Return the full names of the decoder's linear layers that adapters are trained and served for.
+
+    Args:
+        base: the loaded base model.
+        shapes: its weights' shapes by module, as `app.models.adapters.validation.module_shapes` reads them.
 
     Raises:
         UnsupportedBaseError: the base has none.
     """
     decoder = cast(nn.Module, cast(Any, base).get_decoder())
     inside = {id(module) for module in decoder.modules()}
+    servable = adapted(shapes)
     modules = cast(Iterator[tuple[str, nn.Module]], nn.Module.named_modules(base))
     linear = [
-        name for name, module in modules if isinstance(module, nn.Linear | Conv1D) and id(module) in inside
+        name
+        for name, module in modules
+        if isinstance(module, nn.Linear | Conv1D) and id(module) in inside and name in servable
     ]
-    adaptable = _adapted_by_peft(base, {last_name(name) for name in linear} - ROUTERS)
-    if chosen := [name for name in linear if last_name(name) in adaptable]:
-        return chosen
-    raise UnsupportedBaseError("it has no linear layers that an adapter could be added to")
-
-
-def _adapted_by_peft(base: PreTrainedModel, names: set[str]) -> set[str]:
-    """Return the names without those that PEFT refuses, or takes for the names of fused experts."""
-    if cast(Any, base.config).get_text_config().model_type in _MAMBA:
-        names = names - _FUSED
-    config = peft.LoraConfig(target_modules=sorted(names))
-    cast(Any, transformers_weight_conversion).convert_peft_config_for_transformers(config, base, None)
-    return names & set(config.target_modules or ())
+    if not linear:
+        raise UnsupportedBaseError("it has no linear layers that an adapter could be added to")
+    return linear
 
 
 def module_names(base: PreTrainedModel) -> list[str]:

@@ -167,8 +167,13 @@ def load_supported_base(spec: TrainingSpec, ranks: Ranks) -> WarmBase:
     try:
         return load_warm_base(folder, ranks, quantization)
     except UnsupportedBaseError as error:
-        message = f"No adapter can be trained on '{spec.base_model}': {error}."
-        raise UntrainableError("unsupported_base_model", message, "model") from error
+        raise unsupported(spec, error) from error
+
+
+def unsupported(spec: TrainingSpec, error: UnsupportedBaseError) -> UntrainableError:
+    """Why no adapter can be trained on the base model."""
+    message = f"No adapter can be trained on '{spec.base_model}': {error}."
+    return UntrainableError("unsupported_base_model", message, "model")
 
 
 def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> None:
@@ -306,6 +311,8 @@ def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
     except UnknownModulesError as error:
         message = f"Invalid value for 'target_modules': {error}."
         raise UntrainableError("invalid_value", message, "target_modules") from error
+    except UnsupportedBaseError as error:
+        raise unsupported(spec, error) from error
     except AdapterError as error:
         if spec.parent is None:
             message = f"What would be trained could not be served: {error}."

@@ -27,7 +27,6 @@ from app.models.adapters.validation import (
     check_adapter,
     module_shapes,
 )
-from app.models.serving_support import adapted
 from workers.training.checkpoint import discard, save_checkpoint
 from workers.training.dataset import TrainingExample
 from workers.training.model import ADAPTER, WarmBase, add_lora, linear_modules, load_weights, module_names
@@ -116,11 +115,12 @@ def begin(spec: TrainingSpec, base: WarmBase) -> peft.PeftModel:
     Raises:
         AdapterError: the parent's files are damaged, or a fresh adapter could not be served.
         UnknownModulesError: the base lacks modules that `target_modules` names.
+        UnsupportedBaseError: the base has no linear layers for an adapter.
     """
     hp = spec.hyperparameters
     if spec.parent is None:
         shapes = module_shapes(base.folder)
-        linear = [module for module in linear_modules(base.model) if module in adapted(shapes)]
+        linear = linear_modules(base.model, shapes)
         targets = shorten(select(linear, hp.target_modules), module_names(base.model))
         model = add_lora(base.model, hp.lora_rank, hp.lora_alpha, hp.lora_dropout, targets)
         _check_servable(spec, model, shapes)

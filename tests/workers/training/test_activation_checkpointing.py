@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from app.datasets.chat_template import TokenizedExample
 from app.models.token_mixing import read_config, token_mixing
-from tests.support.gradients import gradients, randomize
+from tests.support.gradients import gradients, randomize, with_lora
 from tests.support.tiny_bases import write_tiny_base
 from tests.support.trainer import losses, with_
 from workers.device import Device
@@ -46,7 +46,7 @@ def test_gradients_are_exactly_the_same(family: str, quantization: Quantization,
     mixing = token_mixing(read_config(folder), 30)
     base = model.load_base(folder, CPU, quantization)
     set_layout(base, mixing.layout)
-    adapted = randomize(model.add_lora(base, 4, 8, 0.2 if family != "gpt_oss" else 0.0))
+    adapted = randomize(with_lora(base, folder, 0.2 if family != "gpt_oss" else 0.0))
     batch = collate(mixing.layout, examples())
 
     def loss_and_gradients(*, on: bool) -> tuple[Tensor, Tensor, int]:

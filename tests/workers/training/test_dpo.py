@@ -20,7 +20,7 @@ from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits
 from app.models.token_mixing import TokenMixing
 from tests.support.examples import Lines, preference, preference_pairs
-from tests.support.gradients import adapter_weights, gradients, randomize
+from tests.support.gradients import adapter_weights, gradients, randomize, with_lora
 from tests.support.starved_trainer import starved_logits
 from tests.support.trainer import Child, losses, with_
 from workers.training import learning, model, trainer
@@ -130,7 +130,7 @@ def test_loss_margin_and_gradient_are_those_of_plain_peft(
     expected = torch.stack([F.softplus(-margin) for margin in margins]).mean()
     expected.backward()
 
-    adapted = model.add_lora(base.model, rank=4, alpha=8, dropout=0.0)
+    adapted = with_lora(base.model, base.folder)
     optimizer = torch.optim.SGD(adapter_weights(adapted).values(), lr=0.0)
     learner = learning.Learner(base, adapted, PACKED, DPOLoss(BETA), optimizer)
     if parent:
@@ -154,7 +154,7 @@ def test_loss_margin_and_gradient_are_those_of_plain_peft(
 def test_before_the_first_step_nothing_is_preferred(
     base: model.WarmBase, pairs: list[TrainingExample]
 ) -> None:
-    adapted = model.add_lora(base.model, rank=4, alpha=8, dropout=0.0)
+    adapted = with_lora(base.model, base.folder)
     learner = learning.Learner(
         base, adapted, PACKED, DPOLoss(BETA), torch.optim.SGD(adapted.parameters(), lr=0.0)
     )

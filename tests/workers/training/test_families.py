@@ -21,7 +21,7 @@ from app.fine_tuning.packing import Limits
 from app.models.adapters.validation import AdapterError, check_adapter, module_shapes
 from app.models.token_mixing import Layout
 from tests.support.examples import chat, colours, lines_of, preference_pairs
-from tests.support.gradients import adapter_weights, randomize
+from tests.support.gradients import adapter_weights, randomize, with_lora
 from tests.support.tiny_bases import FAMILIES, WINDOW, write_tiny_base
 from tests.support.trainer import losses, with_
 from workers.training import learning, model, trainer
@@ -109,7 +109,7 @@ def test_logprobs_and_gradients_are_those_of_plain_transformers(
 ) -> None:
     mixing = base.token_mixing(max(example.length for example in examples))
     assert mixing.layout == layouts_of(family)[0], mixing.reason
-    targets = model.linear_modules(base.model)
+    targets = model.linear_modules(base.model, module_shapes(base.folder))
     reference = plain(base, targets)
     sequences = [example.sequences for example in examples]
     expected = torch.cat([alone(reference, sequence) for (sequence,) in sequences])
@@ -118,7 +118,7 @@ def test_logprobs_and_gradients_are_those_of_plain_transformers(
     gradients = {name: weight.grad for name, weight in adapter_weights(reference).items()}
 
     for layout in layouts_of(family):
-        adapted = randomize(model.add_lora(base.model, rank=4, alpha=8, dropout=0.0, modules=targets))
+        adapted = randomize(with_lora(base.model, base.folder))
         try:
             weights = adapter_weights(adapted)
             optimizer = torch.optim.SGD(weights.values(), lr=0.0)

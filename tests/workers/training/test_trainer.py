@@ -24,7 +24,7 @@ from app.fine_tuning.packing import Limits
 from app.models.adapters.validation import check_adapter, module_shapes
 from app.models.token_mixing import TokenMixing
 from tests.support.examples import Lines, chat, colours
-from tests.support.gradients import adapter_weights, gradients, randomize
+from tests.support.gradients import adapter_weights, gradients, randomize, with_lora
 from tests.support.trainer import COMMAND, ENVIRONMENT, Child, with_
 from workers.training import learning, model, trainer
 from workers.training.dataset import TrainingExample, load_examples, micro_batches
@@ -315,7 +315,7 @@ def test_loss_and_gradient_are_those_of_plain_peft(
 
     base = model.load_base(base_model_dir, CPU)
     set_layout(base, "packed")
-    adapted = randomize(model.add_lora(base, rank=4, alpha=8, dropout=0.0))
+    adapted = randomize(with_lora(base, base_model_dir))
     targets = sum(example.targets for example in examples)
     batches = [
         pack(example.sequences for example in micro_batch) for micro_batch in micro_batches(examples, limits)
@@ -345,7 +345,7 @@ def test_a_cut_batch_makes_the_same_optimizer_step(
     learnt: list[dict[str, Tensor]] = []
     metrics: list[MeanMetrics] = []
     for limits in (WIDE, Limits(tokens=1, targets=1)):
-        adapted = randomize(model.add_lora(base.model, rank=4, alpha=8, dropout=0.0))
+        adapted = randomize(with_lora(base.model, base.folder))
         weights = list(adapter_weights(adapted).values())
         optimizer = torch.optim.SGD(weights, lr=1.0)
         learner = learning.Learner(base, adapted, PACKED, CrossEntropyLoss(), optimizer)
@@ -364,7 +364,7 @@ def test_dropout_is_pefts(
     monkeypatch.setattr(model, "compute_dtype", lambda device: torch.float32)
     base = model.load_base(base_model_dir, CPU)
     set_layout(base, "packed")
-    adapted = randomize(model.add_lora(base, rank=4, alpha=8, dropout=0.5))
+    adapted = randomize(with_lora(base, base_model_dir, dropout=0.5))
     model.set_training(adapted, is_training=True)
     batch = pack(example.sequences for example in examples)
 
