@@ -191,7 +191,6 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
     model = begin_adapter(spec, base)
     try:
         learner = begin_learner(spec, base, model, [*training, *validation])
-        limits = first_limits(spec, base, training)
         schedule = Schedule(
             len(training),
             n_epochs=hp.n_epochs,
@@ -200,7 +199,10 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         )
         evaluations = Evaluations(schedule, validation, hp.batch_size, spec.seed)
         at = resume(Path(spec.resume_from), model, learner.optimizer) if spec.resume_from else Progression()
-        send(describe_run(spec, learner, training, validation, limits, at.step))
+        limits, recomputes = first_limits(spec, base, training)
+        started = describe_run(spec, learner, training, validation, limits, at.step, recomputes=recomputes)
+        checkpoint_activations(base.model, on=started.activation_checkpointing)
+        send(started)
         limits = precompute_reference_logprobs(learner, at, [*training, *validation], limits, send, stop)
         checkpoints = Checkpoints(spec, model, learner.optimizer, is_writer=ranks.is_first)
         resumed_step, ready = at.step, time.monotonic()
@@ -210,16 +212,8 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             epoch, place = divmod(at.step, schedule.steps_per_epoch)
             batches = epoch_batches(len(training), hp.batch_size, spec.seed, epoch + 1)
             batch = [training[number] for number in batches[place]]
-            ranks.seed_step(spec.seed, at.step)
             rate = learning_rate(at.step, schedule.total_steps, hp)
-            step = partial(learner.train_step, batch, rate, hp.max_grad_norm)
-            of_training, limits = within_memory(step, batch, limits, learner, send)
-            at.step += 1
-            at.tokens += count_tokens(batch)
-            some, every = evaluations.due(at.step)
-            evaluate = partial(learner.step_metrics, at.step, of_training, some, every, KeepAlive(send))
-            at.metrics, limits = within_memory(evaluate, [*some, *every], limits, learner, send)
-            reach("trainer.step")
+            limits = take_step(spec, learner, batch, rate, evaluations, at, limits, send)
             done = Step(
                 metrics=at.metrics,
                 epoch=epoch + 1,
@@ -230,12 +224,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
             at.since_checkpoint.append(done)
             send(done)
             stopping = ranks.agree(stop.made) and at.step < schedule.total_steps
-            servable = at.step in schedule.checkpoints
-            if servable or stopping or checkpoints.due:
-                checkpoints.save(at, for_good=servable)
-            if servable:
-                reach("trainer.checkpoint_saved")
-                send(Checkpoint(metrics=at.metrics, path=str(checkpoints.newest)))
+            save_if_due(at, checkpoints, send, servable=at.step in schedule.checkpoints, stopping=stopping)
             if stopping:
                 stop.made = False
                 send(Stopped(step=at.step))
@@ -252,6 +241,44 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
 
     reach("trainer.finished")
     send(finished)
+
+
+def take_step(
+    spec: TrainingSpec,
+    learner: Learner,
+    batch: list[TrainingExample],
+    rate: float,
+    evaluations: Evaluations,
+    at: Progression,
+    limits: Limits,
+    send: Send,
+) -> Limits:
+    """Take the next step on the batch, and evaluate the adapter where that is due after it.
+
+    Returns:
+        The limits within which this fitted into memory.
+    """
+    learner.base.ranks.seed_step(spec.seed, at.step)
+    step = partial(learner.train_step, batch, rate, spec.hyperparameters.max_grad_norm)
+    of_training, limits = within_memory(step, batch, limits, learner, send)
+    at.step += 1
+    at.tokens += count_tokens(batch)
+    some, every = evaluations.due(at.step)
+    evaluate = partial(learner.step_metrics, at.step, of_training, some, every, KeepAlive(send))
+    at.metrics, limits = within_memory(evaluate, [*some, *every], limits, learner, send)
+    reach("trainer.step")
+    return limits
+
+
+def save_if_due(
+    at: Progression, checkpoints: Checkpoints, send: Send, *, servable: bool, stopping: bool
+) -> None:
+    """Save a checkpoint if it is to be served, or the attempt stops, or the last one is too old."""
+    if servable or stopping or checkpoints.due:
+        checkpoints.save(at, for_good=servable)
+    if servable:
+        reach("trainer.checkpoint_saved")
+        send(Checkpoint(metrics=at.metrics, path=str(checkpoints.newest)))
 
 
 def restore(base: WarmBase, model: PeftModel) -> None:
@@ -277,10 +304,15 @@ def sample_as_served(
     return take_samples(served, drawn)
 
 
-def first_limits(spec: TrainingSpec, base: WarmBase, training: Sequence[TrainingExample]) -> Limits:
-    """Return the limits of a micro-batch, no wider than any batch needs.
+def first_limits(
+    spec: TrainingSpec, base: WarmBase, training: Sequence[TrainingExample]
+) -> tuple[Limits, bool]:
+    """Choose the limits of a micro-batch, no wider than any batch needs.
 
     Several ranks start anew whenever one runs out of memory, and do here what `within_memory` does for one.
+
+    Returns:
+        The limits, and whether activations must be computed again in the backward pass within them.
 
     Raises:
         UntrainableError: one example at a time does not fit.
@@ -289,14 +321,14 @@ def first_limits(spec: TrainingSpec, base: WarmBase, training: Sequence[Training
     share = -(-hp.batch_size // base.ranks.size)  # the most examples of a batch that one rank has
     longest = sorted(training, key=lambda example: example.length)[-share:]
     limits = batch_limits(base.model, base.device).within(limits_of(longest))
-    if base.ranks.size > 1:
-        least = limits_of(longest[-1:]).tokens
-        tried = [limits.halved(times) for times in range(spec.halvings)]
-        one_at_a_time = sum(each.tokens <= least for each in tried)
-        if one_at_a_time > 1:
-            raise UntrainableError("out_of_memory", out_of_memory(hp).message)
-        checkpoint_activations(base.model, on=one_at_a_time == 1)
-    return limits.halved(spec.halvings)
+    if base.ranks.size == 1:
+        return limits.halved(spec.halvings), False
+    least = limits_of(longest[-1:]).tokens
+    tried = [limits.halved(times) for times in range(spec.halvings)]
+    one_at_a_time = sum(each.tokens <= least for each in tried)
+    if one_at_a_time > 1:
+        raise UntrainableError("out_of_memory", out_of_memory(hp).message)
+    return limits.halved(spec.halvings), one_at_a_time == 1
 
 
 def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
@@ -370,8 +402,13 @@ def describe_run(
     validation: Sequence[TrainingExample],
     limits: Limits,
     resumed_step: int,
+    *,
+    recomputes: bool,
 ) -> Started:
-    """Describe what the attempt is about to do, and switch activation checkpointing on if it needs that."""
+    """Describe what the attempt is about to do.
+
+    Activations are computed again in the backward pass if `recomputes`, or if they would not fit otherwise.
+    """
     hp, base = spec.hyperparameters, learner.base
     work = work_of_job(
         [example.sequences for example in training],
@@ -383,10 +420,8 @@ def describe_run(
         checkpoint_steps=hp.checkpoint_steps,
         seed=spec.seed,
     )
-    is_on = checkpoints_activations(base.model)
-    recomputes = is_on or base.ranks.agree(exceeds_memory(learner, work.largest))
+    recomputes = recomputes or base.ranks.agree(exceeds_memory(learner, work.largest))
     if recomputes:
-        checkpoint_activations(base.model, on=True)
         work = work.recomputing()
     return Started(
         total_steps=int(work.training.steps),
