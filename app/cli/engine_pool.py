@@ -7,7 +7,6 @@ import socket
 from collections.abc import Callable
 
 import psutil
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.base_models.memory import engine_bytes, memory_for_engines
@@ -46,8 +45,9 @@ class EnginePool:
             while True:
                 try:
                     await self._follow(await asyncio.to_thread(self._choose))
-                except (SQLAlchemyError, ValueError) as error:  # the engines stay as they are
-                    self._say(f"cannot tell which engines are needed: {error}".splitlines()[0])
+                except Exception as error:  # this must go on, whatever happens; the engines stay as they are
+                    problem = str(error) or type(error).__name__
+                    self._say(f"cannot tell which engines are needed: {problem}".splitlines()[0])
                 await asyncio.sleep(_POLL_SECONDS)
         finally:
             self._database.dispose()

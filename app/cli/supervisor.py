@@ -96,7 +96,8 @@ class Supervisor:
             async with asyncio.timeout(self._timing.drain):
                 await self._gone[program.name].wait()
         except TimeoutError:
-            _kill_group(self._processes[program.name])
+            if process := self._processes.get(program.name):  # it may have ended just now
+                _kill_group(process)
             await self._gone[program.name].wait()
         if not self._stopping.is_set():
             self._programs.remove(program)

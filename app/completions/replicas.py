@@ -139,7 +139,8 @@ class Replicas:
         """Base models with an engine whose device is lent to a job."""
         self._asked: set[str] = set()
         """Base models that were asked for, which is not written down yet."""
-        self._demand_due_at = 0.0
+        self._demand_due_at: dict[str, float] = {}
+        """By base model: when it is to be written down again that it is asked for."""
         self._configured = {configured_id(address): address for address in settings.engine_urls}
 
     async def run(self) -> None:
@@ -165,7 +166,7 @@ class Replicas:
             ready = self.ready(base_model, exclude)
         self._asked.add(base_model)
         if not ready and not exclude:
-            await to_thread.run_sync(self._record_demand)  # at once, so that an engine is started
+            await self._record_demand()  # at once, so that an engine is started
             ready = await self._wait_until_ready(base_model)
         if not ready:
             raise await self._none_ready(base_model)
@@ -241,11 +242,18 @@ class Replicas:
         for replica in done:
             await replica.connection.close()
 
-    def _record_demand(self) -> None:
-        asked, self._asked = self._asked, set()
-        self._demand_due_at = time.monotonic() + _DEMAND_EVERY_SECONDS
+    async def _record_demand(self) -> None:
+        """Writes down which base models are asked for, each of them once in a few seconds."""
+        now = time.monotonic()
+        due = {name for name in self._asked if now >= self._demand_due_at.get(name, now)}
+        if due:
+            self._asked -= due
+            self._demand_due_at |= dict.fromkeys(due, now + _DEMAND_EVERY_SECONDS)
+            await to_thread.run_sync(self._write_demand, due)
+
+    def _write_demand(self, base_models: Collection[str]) -> None:
         with self._database.writer() as session:
-            service.record_demand(session, asked)
+            service.record_demand(session, base_models)
 
     def _registered(self) -> dict[str, EngineAddress]:
         with self._database.reader() as session:
@@ -275,8 +283,7 @@ class Replicas:
         while True:
             try:
                 await self.refresh()
-                if self._asked and time.monotonic() >= self._demand_due_at:
-                    await to_thread.run_sync(self._record_demand)
+                await self._record_demand()
             except SQLAlchemyError as error:
                 log.warning(
                     "the database is away, so the engines stay as last known: %s", type(error).__name__

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import func, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.completions.models import Engine, EngineDemand
@@ -36,10 +37,15 @@ def served_bases(session: Session, settings: Settings) -> set[str]:
 
 
 def record_demand(session: Session, base_models: Iterable[str]) -> None:
-    """Records that these base models are asked for now."""
-    for base_model in base_models:
-        demand = session.merge(EngineDemand(base_model=base_model))
-        demand.asked_at = database_now()  # pyright: ignore[reportAttributeAccessIssue]
+    """Records that these base models are asked for now; other processes may do so at the same time."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    # Sorted, since two processes that lock rows in different orders could wait for each other.
+    rows = [{"base_model": base_model} for base_model in sorted(base_models)]
+    now = {"asked_at": database_now()}
+    statement = (
+        insert(EngineDemand).values(now).on_conflict_do_update(index_elements=["base_model"], set_=now)
+    )
+    session.execute(statement, rows)
 
 
 def idle_seconds(session: Session) -> dict[str, float]:
