@@ -83,13 +83,18 @@ def _deployment_checks(session: Session, settings: Settings, replicas: Replicas)
     checks: dict[str, Any] = {}
     alive = worker_registry.alive(session, settings.heartbeat_seconds)
     checks["worker"] = "ok" if alive else "none is running (`toque worker` starts one); jobs wait"
-    served = Catalogue.read(session, settings).engine_base
+    try:
+        served = Catalogue.read(session, settings).engine_base
+    except ValueError as error:
+        return checks | {"base_model": str(error)}
     reported = completions_service.engine_status(session, settings, served.name)
     status = replicas.status(served.name, reported)
     # One that sleeps while a job trains is as it should be, and the API's other routes must go on.
     lent = any(each.lends_device for each in completions_service.live_engines(session, settings, served.name))
     # Where memory is short, the engine of another base model may have the place of the default one.
-    checks["engine"] = "ok" if status == "ready" or lent or replicas.count_ready() else status
+    gave_way = served.name not in completions_service.served_bases(session, settings)
+    is_ok = status == "ready" or lent or (gave_way and replicas.count_ready())
+    checks["engine"] = "ok" if is_ok else status
     # A worker on another machine has its own copy; without any worker here the question is open.
     if not is_prepared(settings, served) and status != "ready":
         checks["base_model"] = f"'{served.name}' is not prepared: run `toque models pull {served.name}`"

@@ -20,7 +20,7 @@ def require_free_names(session: Session, settings: Settings, entry: BaseModelEnt
     Raises:
         ConflictError: another base model or an alias has it.
     """
-    catalogue = Catalogue.read(session, settings)
+    catalogue = Catalogue.read_to_change(session, settings)
     for name in (entry.name, *entry.also_known_as):
         if catalogue.find(name) is not None:
             raise ConflictError(
@@ -54,9 +54,9 @@ def remove_base_model(session: Session, settings: Settings, name: str) -> BaseMo
 
     Raises:
         NotFoundError: the catalogue has no such base model.
-        ConflictError: it is an entry of the settings, or a model or a job needs it.
+        ConflictError: it is an entry of the settings, or the engine, an alias, a model or a job needs it.
     """
-    entry = Catalogue.read(session, settings).get(name)
+    entry = Catalogue.read_to_change(session, settings).get(name)
     row = session.get(BaseModelRow, entry.name)
     if row is None or entry in settings.base_models:
         raise ConflictError(
@@ -76,5 +76,31 @@ def remove_base_model(session: Session, settings: Settings, name: str) -> BaseMo
             code="base_model_in_use",
             param="name",
         )
+    _refuse_pointed_to(session, settings, entry)
     session.delete(row)
     return entry
+
+
+def _refuse_pointed_to(session: Session, settings: Settings, entry: BaseModelEntry) -> None:
+    """Check that neither the settings nor an alias name this base model.
+
+    Raises:
+        ConflictError: one of them does.
+    """
+    if settings.engine_base_model in (entry.name, *entry.also_known_as):
+        raise ConflictError(
+            f"TOQUE_ENGINE_BASE_MODEL names '{entry.name}'; change it there, and start all processes again.",
+            code="base_model_in_use",
+            param="name",
+        )
+    aliases = session.scalars(select(Alias).where(Alias.deleted_at.is_(None)).order_by(Alias.name))
+    if names := [alias.name for alias in aliases if _points_to(alias, entry.name)]:
+        raise ConflictError(
+            f"Aliases point to '{entry.name}': {', '.join(names)}; point them elsewhere first.",
+            code="base_model_in_use",
+            param="name",
+        )
+
+
+def _points_to(alias: Alias, model: str) -> bool:
+    return any(share["model"] == model for share in alias.split)

@@ -94,15 +94,18 @@ class Database:
         self.engine.dispose()
 
 
-def advisory_lock(session: Session, name: str) -> None:
+def advisory_lock(session: Session, name: str, *, shared: bool = False) -> None:
     """Wait until no other transaction holds the lock of this name, and hold it until this transaction ends.
+
+    Transactions that take it as `shared` do not wait for each other.
 
     SQLite has one writer at a time anyway, so there the writer's transaction merely begins.
     """
     connection = session.connection()
     if connection.dialect.name == "postgresql":
         lock = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
-        session.execute(select(func.pg_advisory_xact_lock(lock)))
+        take = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+        session.execute(select(take(lock)))
 
 
 def _close_returned(_connection: Any, record: Any) -> None:

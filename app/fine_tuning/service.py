@@ -83,6 +83,7 @@ def _create(
         files_service.get_file(session, context.project_id, file.id, param=param)
     if parent is not None:
         adapters_service.lock_adapter(session, context, parent.name)
+    Catalogue.read_to_rely_on(session, context.settings).get(base.name)  # it may have been removed, too
     job = FineTuningJob(
         project_id=context.project_id,
         status="validating_files" if plan.waits else "queued",

@@ -183,10 +183,9 @@ ASK: dict[str, Any] = {"model": BASE_MODEL, "messages": [{"role": "user", "conte
 
 def register_engine(database: Database, url: str, **columns: Any) -> str:
     """The row of an engine that does not report itself again, by default for a long time."""
-    row = {"status": "ready", "heartbeat_at": database_now() + 3600} | columns
+    row = {"base_model": BASE_MODEL, "status": "ready", "heartbeat_at": database_now() + 3600} | columns
     with database.writer() as session:
         engine = Engine(
-            base_model=BASE_MODEL,
             url=url,
             api_key=ENGINE_KEY,
             device="cpu",

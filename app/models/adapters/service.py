@@ -99,6 +99,7 @@ def import_adapter(
 def _keep_imported(
     session: Session, context: Context, incoming: IncomingFolder, base: str, suffix: str | None
 ) -> Adapter:
+    Catalogue.read_to_rely_on(session, context.settings).get(base)  # it may have been removed meanwhile
     adapter_id = new_id("")
     storage_key = f"adapters/{adapter_id}"
     context.storage.publish_folder(incoming, storage_key)
@@ -254,7 +255,7 @@ def resolve_model(session: Session, settings: Settings, project_id: str, name: s
     if adapter is not None:
         _refuse_quarantined(adapter, "model")
         return ServedModel(adapter.name, adapter.base_model, is_base=False)
-    base = Catalogue.read(session, settings).get(name)
+    base = Catalogue.read_for(session, settings, name).get(name)
     return ServedModel(base.name, base.name, is_base=True)
 
 
@@ -266,7 +267,7 @@ def get_adapter(session: Session, settings: Settings, project_id: str, name: str
     """
     adapter = _find_adapter(session, project_id, name)
     if adapter is None:
-        Catalogue.read(session, settings).get(name)
+        Catalogue.read_for(session, settings, name).get(name)
     return adapter
 
 

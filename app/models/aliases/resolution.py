@@ -79,7 +79,7 @@ def find_model_to_train(session: Session, context: Context, name: str) -> Parent
 def find_model(session: Session, settings: Settings, project_id: str, name: str, *, param: str) -> str:
     """Return the own name of a model that an alias may point to.
 
-    The model is not deleted before the caller's transaction ends.
+    The model is neither deleted nor removed before the caller's transaction ends.
 
     Raises:
         InvalidRequestError: it is an alias.
@@ -93,6 +93,7 @@ def find_model(session: Session, settings: Settings, project_id: str, name: str,
             param=param,
         )
     session.execute(select(Adapter.name).where(Adapter.name == name).with_for_update(read=True))
+    Catalogue.read_to_rely_on(session, settings)
     try:
         return adapters_service.resolve_model(session, settings, project_id, name).name
     except (NotFoundError, FailedDependencyError) as error:
@@ -111,4 +112,6 @@ def find_named(session: Session, settings: Settings, project_id: str, name: str)
 
 def is_models_name(session: Session, settings: Settings, name: str) -> bool:
     """Whether the name is, or may become, a model's: no alias may have it, and models are looked up first."""
-    return name.startswith(_FINE_TUNED) or Catalogue.read(session, settings).find(name) is not None
+    return name.startswith(_FINE_TUNED) or (
+        Catalogue.read_for(session, settings, name).find(name) is not None
+    )

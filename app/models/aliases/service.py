@@ -197,7 +197,7 @@ def delete_model(session: Session, context: Context, name: str) -> Adapter:
         ConflictError: an alias points to it.
     """
     settings, project_id = context.settings, context.project_id
-    if Catalogue.read(session, settings).find(name) is not None:
+    if Catalogue.read_for(session, settings, name).find(name) is not None:
         return adapters_service.delete_adapter(session, settings, project_id, name)  # refuses it
     # Locked, so that an alias that is being pointed to it either is there by now or finds it deleted.
     this = select(Adapter.name).where(Adapter.name == name, Adapter.project_id == project_id)
@@ -347,6 +347,7 @@ def _change_before(session: Session, alias: Alias) -> AliasChange | None:
 
 
 def _refuse_models_name(session: Session, settings: Settings, name: str) -> None:
+    Catalogue.read_to_rely_on(session, settings)  # so that no base model gets the name meanwhile
     if is_models_name(session, settings, name):
         raise InvalidRequestError(
             f"'{name}' is a model's name; an alias needs one of its own.",

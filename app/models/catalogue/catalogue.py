@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
-from sqlalchemy import inspect, make_url, select
+from sqlalchemy import Text, cast, inspect, make_url, select
 from sqlalchemy.orm import Session
 
-from app.core.database import Database
+from app.core.database import Database, advisory_lock
 from app.core.errors import NotFoundError
 from app.core.settings import BaseModelEntry, Settings
 from app.models.catalogue.models import BaseModelRow
+
+_LOCK = "catalogue"
 
 
 class Catalogue:
@@ -29,8 +32,28 @@ class Catalogue:
     @classmethod
     def read(cls, session: Session, settings: Settings) -> Catalogue:
         """Return the catalogue as it is now."""
-        rows = session.scalars(select(BaseModelRow.entry).order_by(BaseModelRow.added_at, BaseModelRow.name))
-        return cls(settings, [BaseModelEntry.model_validate(entry) for entry in rows])
+        query = select(cast(BaseModelRow.entry, Text)).order_by(BaseModelRow.added_at, BaseModelRow.name)
+        return cls(settings, map(_validated, session.scalars(query)))
+
+    @classmethod
+    def read_for(cls, session: Session, settings: Settings, name: str) -> Catalogue:
+        """Return as much of the catalogue as finding that name needs: the database is not read for a name
+        that the settings have.
+        """
+        given = cls(settings)
+        return cls.read(session, settings) if given.find(name) is None else given
+
+    @classmethod
+    def read_to_change(cls, session: Session, settings: Settings) -> Catalogue:
+        """Return the catalogue, which nobody else changes or relies on before the transaction ends."""
+        advisory_lock(session, _LOCK)
+        return cls.read(session, settings)
+
+    @classmethod
+    def read_to_rely_on(cls, session: Session, settings: Settings) -> Catalogue:
+        """Return the catalogue, which nobody changes before the transaction ends."""
+        advisory_lock(session, _LOCK, shared=True)
+        return cls.read(session, settings)
 
     @classmethod
     def load(cls, settings: Settings) -> Catalogue:
@@ -89,3 +112,9 @@ class Catalogue:
         if entry is None:
             raise ValueError(f"The catalogue of base models has no '{name}'; it has: {self.names}")
         return entry
+
+
+@lru_cache(maxsize=256)
+def _validated(row: str) -> BaseModelEntry:
+    """Return the entry that a row holds as JSON; validating it anew for each request would be slow."""
+    return BaseModelEntry.model_validate_json(row)

@@ -60,6 +60,27 @@ def test_ready_when_it_can_train_and_answer(
     assert ready.json() == {"status": "ready", "checks": {"database": "ok", "worker": "ok", "engine": "ok"}}
 
 
+def test_another_base_stands_in_only_while_the_default_has_no_engine(
+    http: httpx2.Client, database: Database, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    add_worker(database)
+    socket = str(tmp_path_factory.mktemp("engine") / "e.sock")
+    with run_engine(EngineStandIn(), socket):
+        register_engine(database, f"unix:{socket}", base_model="other")
+        wait_until(lambda: http.get("/health/ready").status_code == 200, "the other base's engine is known")
+        register_engine(database, "unix:/none", status="starting", detail="loading the weights")
+        waiting = http.get("/health/ready")
+    assert waiting.status_code == 503
+    assert waiting.json()["checks"]["engine"] == "loading the weights"
+
+
+def test_a_catalogue_without_the_engines_base_says_so(settings: Settings, database: Database) -> None:
+    with run_service(settings.model_copy(update={"base_models": []})) as service, service.http(None) as http:
+        checks = http.get("/health/ready").json()["checks"]
+    assert checks["database"] == "ok"
+    assert "catalogue of base models has no" in checks["base_model"]
+
+
 def test_a_base_that_is_not_prepared_is_named(settings: Settings, database: Database, tmp_path) -> None:
     bare = settings.model_copy(update={"models_dir": tmp_path / "empty"})
     with run_service(bare) as service, service.http(None) as http:
