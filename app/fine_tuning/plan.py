@@ -24,6 +24,8 @@ class JobPlan:
     """None, too, if the validation file is a hold-out that is still to be made."""
     examples: int
     """Training examples; 0 if that is not known yet."""
+    has_experts: bool = False
+    """Whether the base model is known to be a mixture of experts, which are not adapted."""
 
     @property
     def files(self) -> dict[str, File]:

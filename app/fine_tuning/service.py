@@ -18,13 +18,14 @@ from app.core.database import Database
 from app.core.errors import ConflictError, InvalidRequestError, NotFoundError
 from app.core.idempotency import IdempotentRequest
 from app.core.pagination import fetch_page
-from app.core.settings import BaseModelEntry, Settings
+from app.core.settings import Settings
 from app.datasets.report import MIN_EXAMPLES
 from app.files import service as files_service
 from app.files.models import File
 from app.fine_tuning import queue, training_files, worker_registry
 from app.fine_tuning.hold_out.service import keep_split, made_split
 from app.fine_tuning.hold_out.split import Choice, IncomingSplit
+from app.fine_tuning.known_base import KnownBase
 from app.fine_tuning.methods import DEFAULT_METHOD, METHODS
 from app.fine_tuning.methods.hyperparameters import required_spec_version
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
@@ -38,10 +39,8 @@ from app.fine_tuning.requested_hyperparameters import (
 from app.fine_tuning.schemas import CreateJob, JobObject
 from app.models.adapters import service as adapters_service
 from app.models.adapters.parent import Parent
-from app.models.adapters.service import linear_modules
 from app.models.aliases.resolution import find_model_to_train
-from app.models.catalogue import Catalogue, hidden_size
-from app.models.serving_support import refusal
+from app.models.catalogue import Catalogue
 
 
 def create_job(
@@ -55,7 +54,8 @@ def create_job(
         InvalidRequestError: a parameter or a training example is wrong; nothing is kept.
         NotFoundError: the model or a file does not exist.
         FailedDependencyError: the model to continue from is quarantined or damaged.
-        UnavailableError: a hold-out is to be made of a file that is still being checked.
+        UnavailableError: a hold-out is to be made of a file that is still being checked, or the base model's
+            files are damaged.
     """
     content = request.model_dump(exclude_unset=True)
     with database.writer() as session:
@@ -107,7 +107,7 @@ def _create(
     session.add(job)
     session.flush()
     created = f"Created fine-tuning job: {job.id}"
-    if adapters_service.base_has_experts(context.settings, base):
+    if plan.has_experts:
         created += f". The experts of '{base.name}' are not adapted, only its other modules"
     queue.add_event(session, job.id, created)
     if plan.hyperparameters.get("quantization") == "nf4":
@@ -140,6 +140,7 @@ def plan_job(
         InvalidRequestError: a parameter or a training example is wrong.
         NotFoundError: the model or a file does not exist.
         FailedDependencyError: the model to continue from is quarantined or damaged.
+        UnavailableError: the base model's files are damaged, or the storage does not have a file.
     """
     settings = context.settings
     method, requested = _method(request)
@@ -156,13 +157,13 @@ def plan_job(
             for param, file_id in named.items()
         }
     # Errors that do not depend on the files' content come first.
-    refuse_unservable(settings, base)
+    known = KnownBase.read(settings, base)
     resolved = resolve_hyperparameters(
         requested,
         examples=MIN_EXAMPLES,
         base=base,
-        hidden_size=hidden_size(settings, base),
-        modules=linear_modules(settings, base),
+        hidden_size=known.hidden_size,
+        modules=known.modules,
         method=method,
         parent=parent,
     )
@@ -171,26 +172,21 @@ def plan_job(
         requested |= parent.hyperparameters
     training_file = files["training_file"]
     examples = choice.examples if choice else training_file.examples or 0
-    plan = JobPlan(base, parent, method, requested, training_file, files.get("validation_file"), examples)
+    plan = JobPlan(
+        base,
+        parent,
+        method,
+        requested,
+        training_file,
+        files.get("validation_file"),
+        examples,
+        has_experts=known.has_experts,
+    )
     if plan.waits:
         return plan
     return replace(
         plan, hyperparameters=training_files.resolve(database, context, plan, is_dry_run=is_dry_run)
     )
-
-
-def refuse_unservable(settings: Settings, base: BaseModelEntry) -> None:
-    """Check that an engine could serve what is trained.
-
-    Raises:
-        InvalidRequestError: vLLM does not serve adapters of this base model.
-    """
-    if reason := refusal(settings.base_model_dir(base)):
-        raise InvalidRequestError(
-            f"'{base.name}' cannot be fine-tuned here: {reason}.",
-            code="unsupported_base_model",
-            param="model",
-        )
 
 
 def get_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:

@@ -22,6 +22,7 @@ from app.fine_tuning import queue, service, worker_registry
 from app.fine_tuning.geometry import Geometry
 from app.fine_tuning.hold_out.service import choose_split
 from app.fine_tuning.hold_out.split import Choice, choose
+from app.fine_tuning.known_base import KnownBase
 from app.fine_tuning.packing import Limits
 from app.fine_tuning.preflight import estimates
 from app.fine_tuning.preflight.inspection import Found, Subject, inspect
@@ -38,8 +39,7 @@ from app.fine_tuning.quantization import require_packable
 from app.fine_tuning.requested_hyperparameters import resolve_hyperparameters
 from app.fine_tuning.schemas import CreateJob, ResolvedHyperparameters, SplitRequest
 from app.fine_tuning.training_files import require_enough
-from app.models.adapters.service import linear_modules
-from app.models.catalogue import hidden_size, is_prepared, template_options
+from app.models.catalogue import is_prepared, template_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +109,9 @@ def check_files(
 
     Raises:
         InvalidRequestError: a hyperparameter does not fit, or there are too few examples.
-        UnavailableError: the base model is not prepared on this machine.
+        UnavailableError: the base model is not prepared on this machine, or its files are damaged.
     """
-    service.refuse_unservable(settings, base)
+    known = KnownBase.read(settings, base)
     choice = choose(training, split, MIN_EXAMPLES) if split else None
     examples = choice.examples if choice else _count(training, "training_file")
     require_enough(examples)
@@ -119,8 +119,8 @@ def check_files(
         requested,
         examples=examples,
         base=base,
-        hidden_size=hidden_size(settings, base),
-        modules=linear_modules(settings, base),
+        hidden_size=known.hidden_size,
+        modules=known.modules,
         method=method,
     )
     require_packable(settings, base, hyperparameters)

@@ -39,7 +39,7 @@ from app.models.adapters.validation import (
     describe_adapter,
     module_shapes,
 )
-from app.models.catalogue import Catalogue, is_prepared
+from app.models.catalogue import Catalogue, is_prepared, reading_files
 from app.models.serving_support import adapted, has_experts
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
@@ -290,7 +290,9 @@ def retrieve_model(session: Session, context: Context, name: str) -> ModelObject
         return base.model_copy(update={"lineage": [base.id]})
     shown = ModelObject.of_adapter(adapter, lineage(session, adapter))
     base = Catalogue.read(session, context.settings).find(adapter.base_model)
-    shapes = _known_shapes(context.settings, base)
+    shapes = None
+    with suppress(UnavailableError):  # the base is damaged, which those are told who want to train it
+        shapes = _known_shapes(context.settings, base)
     shown.experts_adapted = False if has_experts(shapes or {}) else None
     with suppress(AdapterError, OSError):  # then it is quarantined, or soon will be
         folder = context.storage.path(adapter.storage_key)
@@ -373,21 +375,33 @@ def linear_modules(settings: Settings, base: BaseModelEntry) -> list[str] | None
     """Return the full names of the modules that adapters of the base have weights for.
 
     None if the base is not prepared on this machine.
+
+    Raises:
+        UnavailableError: its files are damaged, or cannot be read now.
     """
     shapes = _known_shapes(settings, base)
     return None if shapes is None else sorted(adapted(shapes))
 
 
 def base_has_experts(settings: Settings, base: BaseModelEntry) -> bool:
-    """Return whether the base, if it is prepared on this machine, is a mixture of experts."""
+    """Return whether the base, if it is prepared on this machine, is a mixture of experts.
+
+    Raises:
+        UnavailableError: its files are damaged, or cannot be read now.
+    """
     return has_experts(_known_shapes(settings, base) or {})
 
 
 def _known_shapes(settings: Settings, base: BaseModelEntry | None) -> Shapes | None:
-    """Return the shapes of the base's modules, or None if it is not prepared on this machine."""
+    """Return the shapes of the base's modules, or None if it is not prepared on this machine.
+
+    Raises:
+        UnavailableError: its files are damaged, or cannot be read now.
+    """
     if base is None or not is_prepared(settings, base):
         return None
-    return module_shapes(settings.base_model_dir(base))
+    with reading_files(base):
+        return module_shapes(settings.base_model_dir(base))
 
 
 def _describe(session: Session, context: Context, adapter: Adapter, param: str) -> LoraWeights:

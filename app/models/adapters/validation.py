@@ -15,15 +15,17 @@ import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
 from app.models.adapters.target_modules import shorten
 from app.models.adapters.weights import FLOATS, DamagedWeightsError, Tensor, is_plausible, read_tensors
 from app.models.serving_support import adapted
+from app.models.token_mixing import read_config
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -97,15 +99,26 @@ def module_shapes(base_model_dir: Path) -> Shapes:
     """Return the shapes of the base model's weights, by module, except vectors, embeddings and output layer.
 
     `app.models.serving_support.adapted` says which of them an adapter may have weights for.
+
+    Raises:
+        DamagedWeightsError: a file of weights is broken or incomplete.
+        OSError: a file cannot be read.
     """
-    config = cast(dict[str, Any], json.loads((base_model_dir / "config.json").read_text("utf-8")))
+    files = [base_model_dir / "config.json", *sorted(base_model_dir.glob("*.safetensors"))]
+    return dict(_read_shapes(base_model_dir, tuple((file, file.stat().st_mtime_ns) for file in files)))
+
+
+@lru_cache(maxsize=16)
+def _read_shapes(base_model_dir: Path, files: tuple[tuple[Path, int], ...]) -> Shapes:
+    """Read the headers of the weights; files that have changed since are read again."""
+    vocabulary = read_config(base_model_dir).get("vocab_size")
     shapes: Shapes = {}
-    for path in base_model_dir.glob("*.safetensors"):
+    for path, _ in files[1:]:
         with path.open("rb") as file:
             tensors = read_tensors(file)
         for name, tensor in tensors.items():
             # Embeddings and the output layer get no adapter: see `workers.inference.punica_wrapper`.
-            is_matrix = len(tensor.shape) >= 2 and tensor.shape[0] != config.get("vocab_size")
+            is_matrix = len(tensor.shape) >= 2 and tensor.shape[0] != vocabulary
             if name.endswith(".weight") and is_matrix:
                 shapes[name.removesuffix(".weight")] = tensor.shape
     return shapes

@@ -6,7 +6,16 @@ from app.models.catalogue.prepared import (
     hidden_size,
     is_prepared,
     prepared_base,
+    reading_files,
     template_options,
 )
 
-__all__ = ["Catalogue", "chat_template", "hidden_size", "is_prepared", "prepared_base", "template_options"]
+__all__ = [
+    "Catalogue",
+    "chat_template",
+    "hidden_size",
+    "is_prepared",
+    "prepared_base",
+    "reading_files",
+    "template_options",
+]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from app.core.errors import UnavailableError
 from app.core.settings import BaseModelEntry, Settings
 from app.datasets.chat_template import ChatTemplate, TemplateOptions
 from app.datasets.validation import PreparedBase
 from app.models.catalogue.catalogue import Catalogue
+from app.models.token_mixing import read_config
 
 
 def is_prepared(settings: Settings, entry: BaseModelEntry) -> bool:
@@ -17,13 +20,29 @@ def is_prepared(settings: Settings, entry: BaseModelEntry) -> bool:
     return (settings.base_model_dir(entry) / "config.json").is_file()
 
 
+@contextmanager
+def reading_files(entry: BaseModelEntry) -> Generator[None]:
+    """Say which base model it is whose files turn out to be damaged or unreadable.
+
+    Raises:
+        UnavailableError: what is read within is not as it should be (`ValueError`), or cannot be read.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UnavailableError(
+            f"The files of '{entry.name}' cannot be read: {str(error)[:200]}. "
+            f"Remove its folder, and prepare it again with `toque models pull {entry.name}`.",
+            code="base_model_damaged",
+        ) from error
+
+
 def hidden_size(settings: Settings, entry: BaseModelEntry) -> int | None:
     """Return the width of the model's residual stream, or None if it is not prepared on this machine."""
     config_file = settings.base_model_dir(entry) / "config.json"
     if not config_file.is_file():
         return None
-    config = json.loads(config_file.read_text("utf-8"))
-    size = config.get("hidden_size")
+    size = read_config(config_file.parent).get("hidden_size")
     return size if isinstance(size, int) else None
 
 

@@ -207,3 +207,7 @@ def test_the_base_models_linear_modules(tmp_path: Path) -> None:
     }
     save_file(weights | others, tmp_path / "model.safetensors", {"format": "pt"})
     assert module_shapes(tmp_path) == BASE
+    (tmp_path / "config.json").write_text('{"vocab_size": 7, "text_config": {"vocab_size": 100}}')
+    assert module_shapes(tmp_path) == BASE, "the language model's part counts"
+    save_file({"model.norm.weight": torch.ones(8)}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert module_shapes(tmp_path) == {}, "changed files are read again"
