@@ -27,10 +27,9 @@ from app.fine_tuning.hold_out.service import keep_split, made_split
 from app.fine_tuning.hold_out.split import Choice, IncomingSplit
 from app.fine_tuning.known_base import KnownBase
 from app.fine_tuning.methods import DEFAULT_METHOD, METHODS
-from app.fine_tuning.methods.hyperparameters import required_spec_version
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
 from app.fine_tuning.plan import JobPlan
-from app.fine_tuning.quantization import NOTE, require_packable
+from app.fine_tuning.quantization import require_packable
 from app.fine_tuning.requested_hyperparameters import (
     LoraHyperparameters,
     RequestedHyperparameters,
@@ -101,7 +100,7 @@ def _create(
     )
     if split is not None:
         keep_split(session, context, plan.training_file, split, job)
-    job.spec_version = max(METHODS[plan.method].spec_version, required_spec_version(plan.hyperparameters))
+    job.spec_version = METHODS[plan.method].spec_version
     if split is not None or parent is not None:
         job.spec_version = max(job.spec_version, EXTENDED_SPEC_VERSION)
     session.add(job)
@@ -110,8 +109,8 @@ def _create(
     if plan.has_experts:
         created += f". The experts of '{base.name}' are not adapted, only its other modules"
     queue.add_event(session, job.id, created)
-    if plan.hyperparameters.get("quantization") == "nf4":
-        queue.add_event(session, job.id, NOTE)
+    if not plan.waits:
+        training_files.settle(session, job, plan.hyperparameters)
     _note_files(session, job, plan.training_file, plan.validation_file)
     queue.note_missing_gpus(
         session, worker_registry.offered_gpus(session, context.settings.heartbeat_seconds)

@@ -21,9 +21,12 @@ from app.files.checks import report_of
 from app.files.models import File
 from app.fine_tuning import queue
 from app.fine_tuning.methods import METHODS
+from app.fine_tuning.methods.hyperparameters import required_spec_version
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.plan import JobPlan
+from app.fine_tuning.quantization import NOTE
 from app.fine_tuning.requested_hyperparameters import resolve_hyperparameters
+from app.models.adapters.parent import Parent
 from app.models.catalogue import Catalogue, chat_template, hidden_size
 from app.storage.base import Storage
 
@@ -100,6 +103,16 @@ def require_enough(examples: int) -> None:
         )
 
 
+def settle(session: Session, job: FineTuningJob, hyperparameters: dict[str, Any]) -> None:
+    """Give the job the hyperparameters that `resolve` has returned, and what follows from them."""
+    job.hyperparameters = hyperparameters
+    inherited = Parent.INHERITED if job.parent else ()
+    chosen = {name: value for name, value in hyperparameters.items() if name not in inherited}
+    job.spec_version = max(job.spec_version, required_spec_version(chosen))
+    if hyperparameters["quantization"] == "nf4":
+        queue.add_event(session, job.id, NOTE)
+
+
 def admit_waiting(database: Database, storage: Storage, settings: Settings) -> None:
     """Queue the jobs whose files have been checked since, or fail them."""
     with database.reader() as session:
@@ -126,8 +139,9 @@ def _admit(database: Database, context: Context, job: FineTuningJob) -> None:
         if job.status != "validating_files":
             return  # it was cancelled, or another process has admitted it
         if problem is None:
-            job.status, job.hyperparameters = "queued", hyperparameters
+            job.status = "queued"
             queue.add_event(session, job.id, "Files validated, moving job to queued state")
+            settle(session, job, hyperparameters)
         else:
             body = problem.body
             job.status, job.finished_at = "failed", time.time()

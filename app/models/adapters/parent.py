@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
     """A fine-tuned model or a checkpoint that training continues from."""
+
+    INHERITED: ClassVar[tuple[str, ...]] = ("lora_rank", "lora_alpha", "target_modules")
+    """The hyperparameters that are its own in every job that continues from it. Workers of any version take
+    them from its weights."""
 
     name: str
     base_model: str
@@ -20,4 +24,4 @@ class Parent:
     @property
     def hyperparameters(self) -> dict[str, Any]:
         """What decides the shape of its weights, and so is inherited."""
-        return {"lora_rank": self.rank, "lora_alpha": self.alpha, "target_modules": self.modules}
+        return dict(zip(self.INHERITED, (self.rank, self.alpha, self.modules), strict=True))

@@ -17,6 +17,7 @@ from app.datasets.report import Report
 from app.datasets.validation import validate_file
 from app.files import checks
 from app.files.models import File, FileCheck
+from app.fine_tuning.models import FineTuningJob
 from tests.support.service import BASE_MODEL, Service, run_service
 from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
@@ -72,6 +73,47 @@ def test_a_job_waits_for_the_check_of_its_file(
         assert (admitted.hyperparameters.n_epochs, admitted.hyperparameters.batch_size) == (2, 8)
         messages = [event.message for event in client.fine_tuning.jobs.list_events(job.id)]
         assert messages[0] == "Files validated, moving job to queued state"
+
+
+@pytest.mark.parametrize(
+    ("asked", "version", "notes"), [({"target_modules": "auto"}, 1, 0), ({"quantization": "nf4"}, 3, 1)]
+)
+def test_a_job_that_has_waited_goes_to_the_same_workers_as_one_that_has_not(
+    impatient: Service,
+    database: Database,
+    settings: Settings,
+    asked: dict[str, str],
+    version: int,
+    notes: int,
+) -> None:
+    method: Any = {"type": "supervised", "supervised": {"hyperparameters": asked}}
+    with impatient.client() as client:
+        file = upload(client, training_bytes())
+        waited = create(client, file, method=method)
+        assert waited.status == "validating_files"
+        assert check(database, settings) is not None
+        assert status_of(client, waited.id).status == "queued"
+        for job in (waited, create(client, file, method=method)):
+            with database.reader() as session:
+                assert session.get_one(FineTuningJob, job.id).spec_version == version
+            events = client.fine_tuning.jobs.list_events(job.id)
+            assert sum("stored in NF4" in event.message for event in events) == notes
+
+
+def test_a_job_on_a_base_that_is_quantized_by_default_waits_for_its_check(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.files.checks.any_waits", lambda session: False)
+    base = settings.base_models[0].model_copy(update={"quantization": "nf4"})
+    changed = {"check_patience_seconds": 0.0, "base_models": [base]}
+    with run_service(settings.model_copy(update=changed)) as service, service.client() as client:
+        job = create(client, upload(client, training_bytes()))
+        assert check(database, settings) is not None
+        assert status_of(client, job.id).hyperparameters.to_dict()["quantization"] == "nf4"
+        with database.reader() as session:
+            version = session.get_one(FineTuningJob, job.id).spec_version
+        assert version == 3, "no older worker trains on a base that is not quantized"
+        assert any("stored in NF4" in each.message for each in client.fine_tuning.jobs.list_events(job.id))
 
 
 def test_a_job_on_a_bad_file_fails_with_its_first_finding(
