@@ -50,8 +50,7 @@ def _line(result: Result) -> str:
     if result.refused:
         return f"{result.family}: refused by name"
     trained = f"loss {result.loss:.4f}, reference {result.reference_loss:.4f}, effect {result.effect:.2f}"
-    served = f"not served: {result.unserved}" if result.unserved else f"served, {result.difference:.2g} off"
-    return f"{result.family}: trained ({trained}); {served}"
+    return f"{result.family}: trained ({trained}); served, {result.difference:.2g} off"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Every family of base models from end to end: trained over HTTP by a deployment, then served by vLLM.
 
 For each family: a job's `full_valid_loss` against what transformers and PEFT compute from the adapter that is
-downloaded; log-probabilities by vLLM, with two adapters and the base in one batch, against the same. A family
-that cannot be served with LoRA must be refused by name when the job is created.
+downloaded; log-probabilities by vLLM, with two adapters and the base in one batch, against the same. The
+families in `REFUSED`, and no others, must be refused by name when the job is created.
 """
 
 from __future__ import annotations
@@ -50,6 +50,11 @@ LOSS_TOLERANCE = 0.005
 LARGEST_DIFFERENCE = {"float32": 0.01, "bfloat16": 0.15}
 """The largest accepted difference of log-probabilities, in nats: in fp32 of any token, in bf16 of the mean,
 as in the parity check."""
+LEAST_EFFECT = {dtype: 2 * largest for dtype, largest in LARGEST_DIFFERENCE.items()}
+"""The smallest accepted mean difference of log-probabilities, in nats, between the base and the last adapter:
+with less, an engine that ignored the adapter could pass for one that serves it."""
+REFUSED = {"gpt2"}
+"""Families that vLLM serves without LoRA. All others are served, on a CPU, too."""
 BF16_ONLY = {"qwen3_next", "qwen3_5"}
 """Families of which vLLM's CPU kernels compute a part in bf16 only."""
 OTHER_WINDOWS = {"cohere2"}
@@ -76,8 +81,6 @@ class Result:
     """Between vLLM's log-probabilities and the reference's: the largest in fp32, the mean in bf16."""
     effect: float | None = None
     """The mean difference between the base's and the adapters' log-probabilities, in the reference."""
-    unserved: str = ""
-    """Why vLLM does not serve it on a CPU."""
     wrong: list[str] = field(default_factory=list[str])
 
     @property
@@ -169,7 +172,7 @@ def _try(
     examples = _validation_examples(base, folder)
     reference = logprobs(base, adapters, [example.input_ids for example in examples])
     _compare_losses(result, points[-1].metrics.full_valid_loss, _loss(examples, reference[-1]))
-    result.effect = _mean(reference[0], reference[-1])
+    _check_effect(result, _mean(reference[0], reference[-1]))
     result.layout = token_mixing(read_config(base), max(len(each.input_ids) for each in examples)).layout
     longest = WINDOW if result.family in OTHER_WINDOWS else CONTEXT
     prompts = [example.input_ids[:longest] for example in examples[:SERVED]]
@@ -184,6 +187,12 @@ def _compare_losses(result: Result, loss: float, expected: float) -> None:
         result.wrong.append(f"full_valid_loss is {loss:.4f} instead of {expected:.4f}")
 
 
+def _check_effect(result: Result, effect: float) -> None:
+    result.effect = effect
+    if not effect >= LEAST_EFFECT[result.dtype]:
+        result.wrong.append(f"the adapter changes log-probabilities by {effect:.3g} only, on average")
+
+
 def _dtype(family: str) -> str:
     return "bfloat16" if family in BF16_ONLY else "float32"
 
@@ -195,7 +204,7 @@ def _create(result: Result, client: OpenAI) -> Any:
     numbers: Any = {"n_epochs": 2, "batch_size": 4, "learning_rate": 5e-3, "lora_rank": 8}
     method: Any = {"type": "supervised", "supervised": {"hyperparameters": numbers}}
     try:
-        return client.fine_tuning.jobs.create(
+        job = client.fine_tuning.jobs.create(
             model=result.family,
             training_file=training.id,
             validation_file=validation.id,
@@ -204,9 +213,14 @@ def _create(result: Result, client: OpenAI) -> Any:
         )
     except openai.BadRequestError as error:
         result.refused = error.message
-        if error.param != "model" or result.architecture not in error.message:
+        if result.family not in REFUSED:
+            result.wrong.append(f"it is refused: {error.message}")
+        elif error.code != "unsupported_base_model" or result.architecture not in error.message:
             result.wrong.append(f"it is not refused by name: {error.message}")
         return None
+    if result.family in REFUSED:
+        result.wrong.append("it is not refused")
+    return job
 
 
 def _validation_lines() -> bytes:
@@ -252,7 +266,7 @@ def _loss(examples: list[TokenizedExample], found: list[list[float]]) -> float:
 
 def _compare(result: Result, reference: list[list[list[float]]], answer: Answer) -> None:
     if answer.failure:
-        result.unserved = answer.failure
+        result.wrong.append(f"vLLM does not serve it: {answer.failure}")
         return
     pairs = list(zip(answer.logprobs, reference, strict=True))
     if result.dtype == "float32":

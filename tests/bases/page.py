@@ -79,7 +79,7 @@ def _row(result: Result) -> str:
     else:
         loss = f"{result.loss:.4f}, {result.reference_loss:.4f}" if result.reference_loss else ""
         difference = f"{result.difference:.1g}" if result.difference is not None else ""
-        served = "no" if result.unserved else "yes"
+        served = "yes" if result.is_served else "no"
         modules = ", ".join(f"`{module}`" for module in result.adapted)
         cells = [result.layout, modules, loss, served, difference, "; ".join(_notes(result))]
     return f"| {name} | {EXAMPLES[result.family]} | {' | '.join(cells)} |"
@@ -89,8 +89,6 @@ def _notes(result: Result) -> list[str]:
     notes = [*result.wrong]
     if result.has_experts:
         notes.append("experts are not adapted")
-    if result.unserved:
-        notes.append(result.unserved)
     if result.family in OTHER_WINDOWS:
         notes.append("windows are one token longer in vLLM than in transformers; compared within one")
     if result.dtype != "float32":
