@@ -68,6 +68,7 @@ class EnginePool:
             catalogue = Catalogue.read(session, self._settings)
             gpu_bytes, memory_bytes = self._memory(session)
             idle = completions_service.idle_seconds(session)
+            unverified = completions_service.unverified_seconds(session)
             served_elsewhere = completions_service.served_bases(session, self._settings) - set(self._programs)
             default = catalogue.engine_base
             candidates = [
@@ -75,6 +76,7 @@ class EnginePool:
                     entry.name,
                     engine_bytes(self._settings, entry, gpu_bytes),
                     idle.get(entry.name, float("inf")),
+                    has_unverified=entry.name in unverified,
                     is_default=entry == default,
                 )
                 for entry in catalogue.entries

@@ -19,6 +19,8 @@ class Candidate:
     """The memory that its engine takes."""
     idle_seconds: float = math.inf
     """The time since it was last asked for."""
+    has_unverified: bool = False
+    """Whether it has models that wait to be compared with an engine's answers."""
     is_default: bool = False
     """Whether it has an engine even if nobody asks, as long as there is room."""
 
@@ -33,7 +35,8 @@ def choose_engines(
     Args:
         candidates: all base models that can be served on this machine.
         running: those that have an engine now.
-        idle_limit: the seconds without a request after which a base other than the default is not wanted.
+        idle_limit: the seconds without a request after which a base is not wanted, unless it is the default
+            or has models to compare.
         memory_bytes: the memory for all engines together.
     """
 
@@ -41,7 +44,11 @@ def choose_engines(
         is_settled = candidate.base_model in running and candidate.idle_seconds < SETTLED_SECONDS
         return not is_settled, candidate.idle_seconds
 
-    wanted = [each for each in candidates if each.is_default or each.idle_seconds < idle_limit]
+    wanted = [
+        each
+        for each in candidates
+        if each.is_default or each.has_unverified or each.idle_seconds < idle_limit
+    ]
     chosen: list[str] = []
     left = memory_bytes
     for candidate in sorted(wanted, key=urgency):

@@ -55,16 +55,21 @@ def idle_seconds(session: Session) -> dict[str, float]:
     model was published.
     """
     asked = select(EngineDemand.base_model, database_now() - EngineDemand.asked_at)
+    found = unverified_seconds(session)
+    for base_model, seconds in session.execute(asked):
+        found[base_model] = min(seconds, found.get(base_model, seconds))
+    return found
+
+
+def unverified_seconds(session: Session) -> dict[str, float]:
+    """Returns, by base model, the age of the newest model that a worker waits to compare with an engine."""
     unverified = (
         select(Adapter.base_model, func.min(database_now() - Adapter.created_at))
         .join(FineTuningJob, FineTuningJob.fine_tuned_model == Adapter.name)
         .where(Adapter.parity.is_(None), Adapter.quarantine_reason.is_(None), Adapter.deleted_at.is_(None))
         .group_by(Adapter.base_model)
     )
-    found: dict[str, float] = {}
-    for base_model, seconds in [*session.execute(asked), *session.execute(unverified)]:
-        found[base_model] = min(seconds, found.get(base_model, seconds))
-    return found
+    return {base_model: seconds for base_model, seconds in session.execute(unverified)}  # noqa: C416 - a Row is no pair
 
 
 def engine_status(session: Session, settings: Settings, base_model: str) -> str:
