@@ -163,6 +163,8 @@ def _try(
     events = [event.message for event in client.fine_tuning.jobs.list_events(job.id, limit=1000)][::-1]
     if result.has_experts and "are not adapted" not in events[0]:
         result.wrong.append("its first event does not say that experts are not adapted")
+    if result.has_experts != any("none of them in experts" in event for event in events):
+        result.wrong.append("its trainer does not say whether experts are adapted")
     if ended.status != "succeeded":
         result.wrong.append(f"the job {ended.status}: {ended.error.message if ended.error else events[-1]}")
         return

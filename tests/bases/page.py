@@ -57,7 +57,8 @@ adapters in one batch, with Toque's LoRA kernels, which are compared with those 
   name every expert's projections, modules with the same names (shared experts, and the MLPs of first layers) are left
   out as well, because PEFT takes their adapters for the experts'. `kv_b_proj` and Mamba's `out_proj` are left out
   because their weights are used without the module, in vLLM or in transformers, so that an adapter would be lost.
-  That experts are not adapted is said in the first event of a job, and in the model's record (`experts_adapted`).
+  That experts are not adapted is said in a job's event when its training starts. Where the API has the base model's
+  weights, the job's first event and the model's record (`experts_adapted`) say so, too.
 - *difference*: the largest of any token in fp32. Where vLLM's CPU kernels need bf16, it is the mean over all tokens,
   which rounding alone makes about that large.
 - What is refused is refused when a job is created or a base model is added, with the architecture's name. Every other

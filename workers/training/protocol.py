@@ -70,6 +70,8 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     layout: Layout = "packed"
     layout_reason: str = ""
     """Why the batches have this layout; continues the word "because"."""
+    has_experts: bool = False
+    """Whether the base is a mixture of experts, which are not adapted."""
     activation_checkpointing: bool = False
     """Whether activations are computed again in the backward pass, because they would not fit otherwise."""
 

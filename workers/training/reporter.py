@@ -136,11 +136,12 @@ class JobReporter:
 
     def _started(self, started: Started) -> None:
         self._total_steps, self._run, self._started_at = started.total_steps, started, time.monotonic()
+        experts = ", none of them in experts" if started.has_experts else ""
         resumed = f", resumed at step {started.resumed_step}" if started.resumed_step else ""
         message = (
             f"Training on {started.device}: {started.examples} examples, "
             f"{started.tokens_per_epoch} tokens an epoch, {started.total_steps} steps, "
-            f"{started.trainable_parameters:,} trainable parameters{resumed}"
+            f"{started.trainable_parameters:,} trainable parameters{experts}{resumed}"
         )
 
         def write(session: Session) -> None:

@@ -42,8 +42,8 @@ from app.fine_tuning.methods import METHODS
 from app.fine_tuning.packing import Limits, Work, work_of_job
 from app.fine_tuning.schedule import Schedule, epoch_batches
 from app.models.adapters.target_modules import UnknownModulesError
-from app.models.adapters.validation import AdapterError
-from app.models.serving_support import refusal
+from app.models.adapters.validation import AdapterError, module_shapes
+from app.models.serving_support import has_experts, refusal
 from workers.crash_points import reach
 from workers.device import detect
 from workers.processes import die_with_parent
@@ -437,6 +437,7 @@ def describe_run(
         largest=work.largest,
         layout=learner.mixing.layout,
         layout_reason=learner.mixing.reason,
+        has_experts=has_experts(module_shapes(base.folder)),
         activation_checkpointing=recomputes,
     )
 

@@ -47,7 +47,8 @@ class ModelObject(BaseModel):
     target_modules: list[str] | None = None
     """The modules that an adapter has weights for; only given where a single adapter is retrieved."""
     experts_adapted: bool | None = None
-    """Whether the adapter changes its base model's experts; given as above, and null if that has none."""
+    """Whether the adapter changes its base model's experts; given as above. Null if that has none, or if its
+    weights are not where the API runs; the job's events tell, too."""
     quantization: str | None = None
     """How the base model was quantized while the adapter was trained; null if it was not."""
     quarantine_reason: str | None = None

@@ -51,6 +51,8 @@ PACKED = {
     "deepseek_v3",
 }
 """The families whose tokens mix by causal attention alone."""
+MIXTURES = {"qwen3_moe", "mixtral", "qwen3_next", "gpt_oss", "granitemoehybrid", "deepseek_v3"}
+"""The families that have experts."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -199,6 +201,7 @@ def test_a_job_learns_resumes_to_equal_weights_and_is_exported(
     started = whole[0]
     assert isinstance(started, Started)
     assert started.layout == layouts_of(family)[0]
+    assert started.has_experts == (family in MIXTURES)
     steps = [loss for loss in losses(whole).values() if loss is not None]
     assert steps[-1] < 0.85 * steps[0]
     check_exported(whole[-1], base)
