@@ -184,8 +184,9 @@ def test_a_quantized_job_resumes_as_if_it_had_not_stopped(child: Child, wide: Tr
     spec = with_(wide, quantization="nf4", lora_dropout=0.1)
     whole = child.train(spec)
     stopped = with_(spec)
-    child.train(stopped, stop_after=4)
-    checkpoint = Path(stopped.output_dir) / "checkpoints" / "step-4"
+    last = child.train(stopped, stop_after=4)[-1]
+    assert isinstance(last, Stopped), last
+    checkpoint = Path(stopped.output_dir) / "checkpoints" / f"step-{last.step}"
     resumed = child.train(with_(stopped, resume_from=str(checkpoint)))
     assert losses(resumed) == losses(whole)
     assert weights(finished(resumed)) == weights(finished(whole))
