@@ -57,15 +57,18 @@ def load_base(
     """
     logging.disable_progress_bar()
     dtype = compute_dtype(device)
+    ranks = ranks or Ranks()
     model = cast(Any, AutoModelForCausalLM).from_pretrained(
         folder,
         dtype=dtype,
         local_files_only=True,
         quantization_config=_quantization_config(folder, quantization, dtype),
+        # Left to itself, bitsandbytes puts all of the base on a GPU that only has to have room for a share.
+        device_map={"": "cpu"} if ranks.size > 1 else None,
     )
     keep_packed(model)
     model.requires_grad_(False).eval()
-    if ranks is None or ranks.size == 1:
+    if ranks.size == 1:
         return model.to(device)
     shard(model, ranks)
     return model
