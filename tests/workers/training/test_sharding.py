@@ -15,6 +15,7 @@ from openai import OpenAI
 from app.core.settings import Settings
 from tests.support import exact_trainer
 from tests.support.examples import Lines, colours, preference_pairs
+from tests.support.tiny_bases import write_tiny_base
 from tests.support.trainer import Child, losses, with_
 from tests.support.waiting import wait_until
 from tests.support.worker import check_record, create, ended, run_worker, steps_of, trainer_of
@@ -80,6 +81,13 @@ def metrics(said: list[Any]) -> list[float]:
     ]
 
 
+def check_shares(held: Path) -> None:
+    """That each of two ranks has loaded half of what one alone has, or hardly more."""
+    shares = [tuple(map(int, (held / f"{rank} of 2").read_text().split())) for rank in (0, 1)]
+    whole = int((held / "0 of 1").read_text().split()[0])
+    assert all(0 < share <= 0.55 * whole and of == whole for share, of in shares)
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_two_processes_learn_what_one_does(
     alone: Child, pair: Child, spec: TrainingSpec, held: Path, quantization: str
@@ -94,9 +102,35 @@ def test_two_processes_learn_what_one_does(
     for sample, expected in zip(two[-1].samples, one[-1].samples, strict=True):
         assert sample.trained == pytest.approx(expected.trained, abs=1e-4)
         assert sample.base == pytest.approx(expected.base, abs=1e-4)
-    shares = [tuple(map(int, (held / f"{rank} of 2").read_text().split())) for rank in (0, 1)]
-    whole = int((held / "0 of 1").read_text().split()[0])
-    assert all(0 < share <= 0.55 * whole and of == whole for share, of in shares)
+    check_shares(held)
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen3_moe", "gemma2", "tiny"], ids=["experts", "padded", "NF4 attention"]
+)
+def test_every_kind_of_base_is_sharded(
+    alone: Child,
+    pair: Child,
+    spec: TrainingSpec,
+    held: Path,
+    jsonl: Lines,
+    tmp_path: Path,
+    family: str,
+) -> None:
+    if (
+        family == "tiny"
+    ):  # as in the other tests, with tied embeddings; layers without adapters are packed, too
+        changes: dict[str, Any] = {"quantization": "nf4", "target_modules": ["attention"]}
+    else:
+        changes = {"base_model_dir": str(write_tiny_base(family, tmp_path / family)), "learning_rate": 1e-3}
+    spec = with_(spec, training_file=str(jsonl(colours(12))), n_epochs=1, **changes)
+    one, two = alone.train(spec), pair.train(with_(spec, gpus=2))
+    assert isinstance(two[-1], Finished), two[-1]
+    [started] = [message for message in two if isinstance(message, Started)]
+    assert started.layout == ("padded" if family == "gemma2" else "packed")
+    assert len(losses(two)) == 3
+    assert metrics(two) == pytest.approx(metrics(one), abs=1e-4)
+    check_shares(held)
 
 
 def test_a_batch_of_one_example_leaves_a_rank_without_work(
