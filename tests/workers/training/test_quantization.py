@@ -22,7 +22,16 @@ from tests.support.tiny_model import VOCABULARY, write_tokenizer
 from tests.support.trainer import Child, losses, with_
 from tests.support.worker import create, ended, run_worker
 from workers.training import model, quantization
-from workers.training.protocol import Checkpoint, Failed, Finished, Noted, Progress, Started, TrainingSpec
+from workers.training.protocol import (
+    Checkpoint,
+    Failed,
+    Finished,
+    Noted,
+    Progress,
+    Started,
+    Stopped,
+    TrainingSpec,
+)
 
 CPU = torch.device("cpu")
 
