@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.datasets.chat_template import ChatTemplate, TemplateOptions, TokenizedExample
-from app.datasets.template_segments import SAMPLE_TEXTS, TemplateSegments, TurnSegments, sample_chats
+from app.datasets.template_segments import SAMPLE_TEXTS, RenderedTurn, TemplateSegments, sample_chats
 from app.datasets.types import ChatExample, CompletionExample, Example, ExampleError, PreferenceExample
 
 CountTokens = Callable[[list[str]], Sequence[int]]
@@ -115,7 +115,10 @@ class TokenCounter:
                 owners.append(number)
         by_turn = self._turns.count(chats) if self._turns is not None else [None] * len(chats)
         for owner, chat, known in zip(owners, chats, by_turn, strict=True):
-            one = known or self._count_one(chat, is_answer=isinstance(examples[owner], PreferenceExample))
+            is_answer = isinstance(examples[owner], PreferenceExample)
+            # `ChatTemplate.tokenize_answer` refuses an answer that needs several sequences.
+            is_refused = is_answer and known is not None and known.tokens > known.longest
+            one = self._count_one(chat, is_answer=is_answer) if known is None or is_refused else known
             before = counted[owner]
             if isinstance(before, ExampleError):
                 continue
@@ -161,25 +164,24 @@ class TurnCounter:
     """Counts tokens turn by turn, for a template whose turns begin with a control token."""
 
     def __init__(self, segments: TemplateSegments, count_tokens: CountTokens) -> None:
-        self._pieces = segments
+        self._segments = segments
         self._count_tokens = count_tokens
-        # How white space at the end of an opening is tokenized depends on whether something follows.
         # White space at the end of a closing is not a target.
         turns = list(segments.turns.values())
-        heads = count_tokens([f"{turn.opening}x" for turn in turns])
+        prompts = count_tokens([turn.prompt for turn in turns])
         closings = count_tokens([turn.closing for turn in turns])
         ends = count_tokens([turn.closing.rstrip() for turn in turns])
-        [one] = count_tokens(["x"])
         self._overhead = {
-            turn: head - one + closing - end
-            for turn, head, closing, end in zip(turns, heads, closings, ends, strict=True)
+            turn: prompt + closing - end
+            for turn, prompt, closing, end in zip(turns, prompts, closings, ends, strict=True)
         }
 
     @classmethod
     def agrees(cls, template: ChatTemplate, segments: TemplateSegments, count_tokens: CountTokens) -> bool:
         """Returns whether turns begin with a control token, and all samples have the same counts."""
         special = tuple(template.special_texts)
-        if not special or not all(turn.opening.startswith(special) for turn in segments.turns.values()):
+        openings = [text for turn in segments.turns.values() for text in (turn.opening, turn.last_opening)]
+        if not special or not all(opening.startswith(special) for opening in openings):
             return False
         chats = list(sample_chats())
         for chat, counted in zip(chats, cls(segments, count_tokens).count(chats), strict=True):
@@ -194,24 +196,35 @@ class TurnCounter:
 
     def count(self, chats: Sequence[ChatExample]) -> list[TokenCounts | None]:
         """Returns the tokens of each conversation, or None for one that must be rendered."""
+        rendered = [self._segments.render_turns(chat) for chat in chats]
         texts: list[str] = []
-        turns: list[list[tuple[TurnSegments, bool]] | None] = []
-        for chat in chats:
-            known = self._pieces.render_turns(chat, texts)
-            turns.append(known)
+        for turn in itertools.chain.from_iterable(turns for turns in rendered if turns is not None):
+            texts.append(turn.text)
+            if turn.learnt is not None and turn.learnt != turn.text:
+                texts.append(turn.learnt)
         sizes = iter(self._count_tokens(texts))
-        counted: list[TokenCounts | None] = []
-        for parts in turns:
-            if parts is None:
-                counted.append(None)
-                continue
-            tokens = targets = 0
-            for (turn, is_target), size in zip(parts, sizes, strict=False):
-                tokens += size
-                if is_target:
-                    targets += size - self._overhead[turn]
-            counted.append(TokenCounts(tokens, targets, tokens))
-        return counted
+        return [None if turns is None else self._count_turns(turns, sizes) for turns in rendered]
+
+    def _count_turns(self, turns: list[RenderedTurn], sizes: Iterator[int]) -> TokenCounts:
+        """Counts a conversation's sequences, given the size of each turn's text and of its other as learnt.
+
+        A sequence goes on until a turn that is learnt as a text other than the one that later turns follow.
+        """
+        before = tokens = targets = longest = 0
+        is_complete = False
+        for turn in turns:
+            size = learnt_size = next(sizes)
+            if turn.learnt is not None:
+                is_complete = turn.learnt != turn.text
+                if is_complete:
+                    learnt_size = next(sizes)
+                    tokens += before + learnt_size
+                    longest = max(longest, before + learnt_size)
+                targets += learnt_size - self._overhead[turn.segments]
+            before += size
+        if is_complete:
+            return TokenCounts(tokens, targets, longest)
+        return TokenCounts(tokens + before, targets, max(longest, before))
 
 
 def _fast_count(base_model_dir: Path, template: ChatTemplate | None = None) -> CountTokens | None:

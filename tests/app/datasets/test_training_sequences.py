@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from app.datasets.chat_template import ChatTemplate, TemplateOptions, TokenizedExample
 from app.datasets.formats import parse_line
 from app.datasets.template_segments import SAMPLE_TEXTS
-from app.datasets.token_counter import TokenCounter
+from app.datasets.token_counter import TokenCounter, TokenCounts
 from app.datasets.types import ChatExample, ExampleError, PreferenceExample
 from app.fine_tuning.methods import METHODS
-from tests.support.chat_templates import OPENED_THOUGHTS, TEMPLATES, TemplateKind
+from tests.support.chat_templates import FOLDED_SYSTEM, OPENED_THOUGHTS, TEMPLATES, TemplateKind
 
 Turn = dict[str, Any]
 TOOLS = [
@@ -282,6 +282,36 @@ def test_both_answers_of_a_pair_are_one_sequence() -> None:
     assert refused.value.code == "answer_rewritten"
 
 
+@st.composite
+def plain_conversations(draw: st.DrawFn, kind: TemplateKind) -> dict[str, Any]:
+    """A line without tools and thoughts, whose answers begin with a word."""
+    text = texts(kind).filter(lambda drawn: "think>" not in drawn and "tool_response>" not in drawn)
+    # A folded system prompt is a part of the user's turn.
+    begins = kind.source != FOLDED_SYSTEM and draw(st.booleans())
+    messages: list[Turn] = [{"role": "system", "content": draw(text)}] if begins else []
+    for _ in range(draw(st.integers(1, 4))):
+        weight = draw(st.sampled_from([{}, {"weight": 0}, {"weight": 1}]))
+        messages.append({"role": "user", "content": draw(text)})
+        messages.append({"role": "assistant", "content": "Leek" + draw(text)} | weight)
+    if all(turn.get("weight") == 0 for turn in messages if turn["role"] == "assistant"):
+        messages[-1].pop("weight")
+    return {"messages": messages}
+
+
+def check_count(template: ChatTemplate, example: ChatExample, counted: TokenCounts | ExampleError) -> int:
+    """Check that the count is that of the sequences; return how many they are."""
+    try:
+        sequences = template.tokenize(example)
+    except ExampleError as error:
+        assert isinstance(counted, ExampleError) and counted.code == error.code
+        return 0
+    assert not isinstance(counted, ExampleError)
+    assert counted.tokens == sum(len(one.input_ids) for one in sequences)
+    assert counted.targets == sum(sum(one.target_mask[1:]) for one in sequences)
+    assert counted.longest == max(len(one.input_ids) for one in sequences)
+    return len(sequences)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_counts_are_those_of_the_sequences(name: str, tmp_path: Path) -> None:
     kind = TEMPLATES[name]
@@ -289,22 +319,65 @@ def test_counts_are_those_of_the_sequences(name: str, tmp_path: Path) -> None:
         TokenCounter.load(kind.write(tmp_path), TemplateOptions(None, kind.variables)),
         template_of(kind),
     )
-    if name in ("chatml", "headers", "folded system", "role tags"):
-        assert counter.counts_by_turn
 
-    @given(st.lists(conversations(kind), min_size=1, max_size=3))
-    @hypothesis_settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(conversations(kind) | plain_conversations(kind), min_size=1, max_size=3))
+    @hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
     def check(lines: list[dict[str, Any]]) -> None:
         examples = [cast(ChatExample, parse_line(json.dumps(line).encode())) for line in lines]
         for example, counted in zip(examples, counter.count(examples), strict=True):
-            try:
-                sequences = template.tokenize(example)
-            except ExampleError as error:
-                assert isinstance(counted, ExampleError) and counted.code == error.code
-                continue
-            assert not isinstance(counted, ExampleError)
-            assert counted.tokens == sum(len(one.input_ids) for one in sequences)
-            assert counted.targets == sum(sum(one.target_mask[1:]) for one in sequences)
-            assert counted.longest == max(len(one.input_ids) for one in sequences)
+            check_count(template, example, counted)
 
     check()
+
+
+BY_TURN = [
+    "chatml",
+    "headers",
+    "folded system",
+    "role tags",
+    "thinking",
+    "thinking disabled",
+    "stripped thoughts",
+]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_plain_conversations_are_counted_without_their_template(name: str, tmp_path: Path) -> None:
+    kind = TEMPLATES[name]
+    counter, template = (
+        TokenCounter.load(kind.write(tmp_path), TemplateOptions(None, kind.variables)),
+        template_of(kind),
+    )
+    assert counter.counts_by_turn == (name in BY_TURN)
+    if not counter.counts_by_turn:
+        return
+    (tmp_path / "chat_template.jinja").unlink()  # it is read when it is first needed
+    sequences: Counter[int] = Counter()
+
+    @given(plain_conversations(kind))
+    @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(line: dict[str, Any]) -> None:
+        example = cast(ChatExample, parse_line(json.dumps(line).encode()))
+        [counted] = counter.count([example])
+        sequences[check_count(template, example, counted)] += 1
+
+    check()
+    assert (max(sequences) > 1) == (name in ("thinking", "thinking disabled")), sequences
+
+
+def test_an_answer_of_several_turns_is_refused_by_turn_as_well(tmp_path: Path) -> None:
+    source = TEMPLATES["thinking"].source.replace(
+        "loop.last or", "loop.last and not add_generation_prompt or"
+    )
+    counter = TokenCounter.load(replace(TEMPLATES["thinking"], source=source).write(tmp_path))
+    answer: Turn = {"role": "assistant", "content": "Leek."}
+
+    def count(preferred: list[Turn]) -> TokenCounts | ExampleError:
+        pair = {"input": {"messages": [ASK]}, "preferred_output": preferred}
+        line = pair | {"non_preferred_output": [answer | {"content": "Pea."}]}
+        [counted] = counter.count([parse_line(json.dumps(line).encode())])
+        return counted
+
+    assert isinstance(count([answer]), TokenCounts)
+    refused = count([answer, answer])
+    assert isinstance(refused, ExampleError) and refused.code == "answer_rewritten"
