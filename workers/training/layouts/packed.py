@@ -130,29 +130,16 @@ def packed_attention(
     Raises:
         NotImplementedError: the base's attention is not plain causal attention.
     """
-    window = kwargs.get("sliding_window")
-    if (
-        kwargs.get("softcap")
-        or kwargs.get("s_aux") is not None
-        or (window and window < packed.key_rows.shape[1])
-    ):
-        raise NotImplementedError(
-            "the base model's attention (soft cap, sinks or a short window) is not supported"
-        )
+    _check_plain(longest=packed.key_rows.shape[1], **kwargs)
     heads = query.shape[1]
     shared = packed.shared
     mask = attention_mask[0, 0]
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
 
-    def rows(states: Tensor, places: Tensor) -> Tensor:
-        """[1, heads, N, width] -> [B, heads, L or P + L, width], padded."""
-        chosen = states.transpose(1, 2)[0].index_select(0, places.flatten())
-        return chosen.view(*places.shape, *chosen.shape[1:]).transpose(1, 2)
-
     own = attend(
-        rows(query, packed.query_rows),
-        rows(key, packed.key_rows),
-        rows(value, packed.key_rows),
+        _rows(query, packed.query_rows),
+        _rows(key, packed.key_rows),
+        _rows(value, packed.key_rows),
         mask[shared:],
         scale,
     )
@@ -162,6 +149,27 @@ def packed_attention(
         begin = attend(query[first], key[first], value[first], mask[:shared, :shared], scale)
         out = torch.cat([begin.transpose(1, 2)[0], out])
     return out.unsqueeze(0), None
+
+
+def _check_plain(
+    *,
+    longest: int,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> None:
+    """Refuse what the base's architecture adds to attention, by transformers' names for it."""
+    if softcap or s_aux is not None or (sliding_window and sliding_window < longest):
+        raise NotImplementedError(
+            "the base model's attention (soft cap, sinks or a short window) is not supported"
+        )
+
+
+def _rows(states: Tensor, places: Tensor) -> Tensor:
+    """[1, heads, N, width] -> [B, heads, L or P + L, width], padded."""
+    chosen = states.transpose(1, 2)[0].index_select(0, places.flatten())
+    return chosen.view(*places.shape, *chosen.shape[1:]).transpose(1, 2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
