@@ -139,6 +139,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     path: str
     trained_tokens: int
     elapsed_seconds: float
+    """From this attempt's `Started` to its last step."""
     peak_memory_bytes: int
     """The job's peak where the system can tell, otherwise the peak since the trainer started."""
     samples: list[Sample] = []

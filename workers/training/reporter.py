@@ -233,7 +233,7 @@ class JobReporter:
     def _finished(self, finished: Finished) -> None:
         speed = self._run and self._speed(
             self._run,
-            seconds=time.monotonic() - self._started_at,
+            seconds=finished.elapsed_seconds,
             tokens=finished.trained_tokens,
             peak=finished.peak_memory_bytes,
         )
@@ -289,7 +289,10 @@ class JobReporter:
             ParityError: the engine does not serve what was trained.
         """
         if not finished.samples:
-            return None, "No example was short enough to compare the model with an engine's answers"
+            return (
+                None,
+                "Not compared with an engine's answers: no example was short enough, or memory ran out",
+            )
         with self._database.reader() as session:
             file = session.get_one(File, self.job.learnt_file_id)
             key = self._storage.key(Path(finished.path))

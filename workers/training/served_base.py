@@ -7,7 +7,8 @@ decoder layer on the device at a time: the whole base may not fit.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from typing import Any, cast
@@ -17,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from app.fine_tuning.packing import Limits
 from workers.training.dataset import TrainingExample
 from workers.training.decoder_layers import decoder_layers
 from workers.training.learning import Learner
-from workers.training.model import compute_dtype
+from workers.training.memory import release_memory
+from workers.training.model import WarmBase, compute_dtype
 from workers.training.protocol import Noted, TrainingSpec, Warned
 from workers.training.training_state import begin
 
@@ -35,25 +36,37 @@ _ROUNDING = 0.03
 """What rounding and kernels alone do to a loss, in nats (`parity.TOLERANCE`)."""
 
 
-def compare_losses(
-    learner: Learner,
-    served: Learner,
-    examples: list[TrainingExample],
-    limits: Limits,
-    on_micro_batch: Callable[[], None],
-    seed: int,
-) -> Noted | Warned:
-    """Compare the adapter's loss on the base that it was trained on with that on the base as served."""
-    drawn = random.Random(seed).sample(examples, min(_COMPARED, len(examples)))  # noqa: S311
-    trained = learner.evaluate(drawn, on_micro_batch, limits).mean("loss")
-    published = served.evaluate(drawn, on_micro_batch, limits).mean("loss")
+def draw_compared(examples: list[TrainingExample], seed: int) -> list[TrainingExample]:
+    """Draw the examples that losses are compared on."""
+    return random.Random(seed).sample(examples, min(_COMPARED, len(examples)))  # noqa: S311
+
+
+def compare_losses(trained: float, served: float, examples: int) -> Noted | Warned:
+    """Compare the adapter's mean losses on the base that it was trained on and on the base as served."""
     message = (
-        f"The mean loss on {len(drawn)} examples is {trained:.4f} on the base in NF4, as trained, and "
-        f"{published:.4f} on the base in bf16, as served"
+        f"The mean loss on {examples} examples is {trained:.4f} on the base in NF4, as trained, and "
+        f"{served:.4f} on the base in bf16, as served"
     )
-    if published > trained * (1 + _TOLERANCE) + _ROUNDING:
+    if served > trained * (1 + _TOLERANCE) + _ROUNDING:
         return Warned(message=f"{message}: quantization has cost quality; train without it if you can")
     return Noted(message=message)
+
+
+@contextmanager
+def moved_aside(base: WarmBase) -> Generator[None]:
+    """Keep the base, with its adapter, in the memory of the host meanwhile, so that its GPU has room.
+
+    Of a sharded base each GPU has a share only, which stays.
+    """
+    is_whole, model = base.ranks.size == 1, cast(Any, base.model)
+    if is_whole:
+        model.to("cpu")
+    try:
+        yield
+    finally:
+        release_memory(base.device)  # of what was there meanwhile
+        if is_whole:
+            model.to(base.device)
 
 
 def as_served(spec: TrainingSpec, learner: Learner) -> Learner:

@@ -17,17 +17,12 @@ os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "2000")
 # https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html
 os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
-import ctypes
 import errno
-import gc
-import re
-import resource
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -36,7 +31,7 @@ import msgspec
 import torch
 from peft import PeftModel
 
-from app.datasets.chat_template import ChatTemplate
+from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.geometry import Geometry, adapter_bytes
 from app.fine_tuning.methods import METHODS
 from app.fine_tuning.packing import Limits, Work, work_of_job
@@ -62,6 +57,7 @@ from workers.training.learning import (
     learning_rate,
     take_samples,
 )
+from workers.training.memory import is_out_of_memory, peak_memory, release_memory, reset_peak_memory
 from workers.training.model import UnsupportedBaseError, WarmBase, batch_limits, load_warm_base
 from workers.training.objectives import OBJECTIVES
 from workers.training.protocol import (
@@ -78,7 +74,7 @@ from workers.training.protocol import (
     out_of_memory,
 )
 from workers.training.ranks import Ranks
-from workers.training.served_base import as_served, compare_losses
+from workers.training.served_base import as_served, compare_losses, draw_compared, moved_aside
 from workers.training.trainer_process import Send, StopRequest, claim_stdout
 from workers.training.training_state import Checkpoints, Progression, begin, resume
 
@@ -185,7 +181,6 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         NothingToSaveError: the attempt was asked to stop before the first step.
     """
     hp, ranks = spec.hyperparameters, base.ranks
-    began = time.monotonic()
     training, validation = load_files(spec, ChatTemplate.load(base.folder, spec.template))
     cast(Any, torch).manual_seed(spec.seed)
     model = begin_adapter(spec, base)
@@ -203,6 +198,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         started = describe_run(spec, learner, training, validation, limits, at.step, recomputes=recomputes)
         checkpoint_activations(base.model, on=started.activation_checkpointing)
         send(started)
+        began = time.monotonic()
         limits = precompute_reference_logprobs(learner, at, [*training, *validation], limits, send, stop)
         checkpoints = Checkpoints(spec, model, learner.optimizer, is_writer=ranks.is_first)
         resumed_step, ready = at.step, time.monotonic()
@@ -232,8 +228,8 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         finished = Finished(
             path=str(checkpoints.newest),
             trained_tokens=at.tokens,
-            elapsed_seconds=time.monotonic() - began,
-            peak_memory_bytes=peak_memory(base.device),  # before the base as it is served is read
+            elapsed_seconds=time.monotonic() - began,  # before the base as it is served is read
+            peak_memory_bytes=peak_memory(base.device),
             samples=sample_as_served(spec, learner, training, validation, limits, send),
         )
     finally:
@@ -299,9 +295,47 @@ def sample_as_served(
     drawn = draw_samples(training, METHODS[spec.method], spec.hyperparameters.max_length, spec.seed)
     if learner.base.quantization == "none":
         return take_samples(learner, drawn)
-    served = as_served(spec, learner)
-    send(compare_losses(learner, served, validation or training, limits, KeepAlive(send), spec.seed))
-    return take_samples(served, drawn)
+    compared = draw_compared(validation or training, spec.seed)
+    trained, limits = mean_loss(learner, compared, limits, send)
+    with moved_aside(learner.base):
+        return sample_on_served_base(spec, learner, drawn, compared, trained, limits, send)
+
+
+def mean_loss(
+    learner: Learner, examples: list[TrainingExample], limits: Limits, send: Send
+) -> tuple[float, Limits]:
+    """Return the mean loss on examples that are not trained on, and the limits within which it fitted."""
+    evaluate = partial(learner.evaluate, examples, KeepAlive(send))
+    metrics, limits = within_memory(evaluate, examples, limits, learner, send)
+    return metrics.mean("loss"), limits
+
+
+def sample_on_served_base(
+    spec: TrainingSpec,
+    learner: Learner,
+    drawn: dict[int, TokenizedExample],
+    compared: list[TrainingExample],
+    trained: float,
+    limits: Limits,
+    send: Send,
+) -> list[Sample]:
+    """Put the adapter on the base as it is served, and sample that; return nothing if it does not fit.
+
+    One of several ranks cannot give up alone: the worker starts all anew.
+    """
+    try:
+        served = as_served(spec, learner)
+        published, _ = mean_loss(served, compared, limits, send)
+        send(compare_losses(trained, published, len(compared)))
+        return take_samples(served, drawn)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or learner.base.ranks.size > 1:
+            raise
+    message = (
+        "Not compared with the base as it is served, of which not even a layer at a time fits into memory"
+    )
+    send(Warned(message=message))
+    return []
 
 
 def first_limits(
@@ -519,17 +553,6 @@ def count_tokens(examples: Iterable[TrainingExample]) -> int:
     return sum(len(part.input_ids) for example in examples for part in example.sequences)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out; on the CPU neither torch's allocator nor oneDNN has an exception for it."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    reason = str(error)
-    no_primitive = "could not create a primitive" in reason and "descriptor" not in reason
-    return "can't allocate memory" in reason or no_primitive
-
-
 def explain(error: Exception, spec: TrainingSpec) -> Failed:
     """Explain to the user why the job failed."""
     hp = spec.hyperparameters
@@ -554,36 +577,6 @@ def explain(error: Exception, spec: TrainingSpec) -> Failed:
         code="internal_error",
         message=f"The trainer failed ({type(error).__name__}); its log has the details.",
     )
-
-
-def peak_memory(device: torch.device) -> int:
-    """The peak since `reset_peak_memory`, in bytes: of the GPU's allocator, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text("ascii"))[0]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory` count from now, if the system can: a warm trainer has trained other jobs."""
-    release_memory(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    # Linux: 5 sets the peak (VmHWM) to what is resident now, see proc(5).
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", "ascii")
-
-
-def release_memory(device: torch.device) -> None:
-    """Give back what earlier jobs left in the allocators, and models that only reference cycles keep."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    with suppress(OSError, AttributeError):  # not GNU's libc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -21,7 +22,7 @@ from tests.support.tiny_bases import write_tiny_base
 from tests.support.tiny_model import VOCABULARY, write_tokenizer
 from tests.support.trainer import Child, losses, with_
 from tests.support.worker import create, ended, run_worker
-from workers.training import model, quantization
+from workers.training import model, quantization, served_base, trainer
 from workers.training.protocol import (
     Checkpoint,
     Failed,
@@ -31,6 +32,7 @@ from workers.training.protocol import (
     Started,
     Stopped,
     TrainingSpec,
+    Warned,
 )
 
 CPU = torch.device("cpu")
@@ -199,6 +201,27 @@ def test_a_quantized_job_resumes_as_if_it_had_not_stopped(child: Child, wide: Tr
     resumed = child.train(with_(stopped, resume_from=str(checkpoint)))
     assert losses(resumed) == losses(whole)
     assert weights(finished(resumed)) == weights(finished(whole))
+
+
+def test_a_job_succeeds_where_the_base_as_served_does_not_fit(
+    wide: TrainingSpec, wide_base_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = model.load_warm_base(wide_base_dir, None, "nf4")
+
+    def train() -> list[Progress]:
+        said: list[Progress] = []
+        trainer.train(with_(wide, quantization="nf4"), base, said.append, SimpleNamespace(made=False))  # pyright: ignore[reportArgumentType]
+        return said
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served_base, "_computable", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
+        starved = train()
+    [warning] = [message for message in starved if isinstance(message, Warned)]
+    assert "Not compared with the base as it is served" in warning.message
+    assert finished(starved).samples == []
+    again = train()
+    assert losses(again) == losses(starved), "the next job has the packed base again"
+    assert len(finished(again).samples) == 3
 
 
 def weights(done: Finished) -> bytes:
