@@ -28,10 +28,12 @@ class EnginePool:
         self,
         settings: Settings,
         supervisor: Supervisor,
-        program: Callable[[BaseModelEntry], Program],
+        program: Callable[[BaseModelEntry, bool], Program],
         say: Callable[[str], None],
     ) -> None:
-        """`program` makes the program of a base model's engine; `say` gets messages."""
+        """`program` makes the program of a base model's engine, of the default one or not; `say` gets
+        messages.
+        """
         self._settings = settings
         self._supervisor = supervisor
         self._program = program
@@ -52,18 +54,19 @@ class EnginePool:
         finally:
             self._database.dispose()
 
-    async def _follow(self, chosen: list[BaseModelEntry]) -> None:
+    async def _follow(self, chosen: list[tuple[BaseModelEntry, bool]]) -> None:
         """Stop the engines that are not chosen, then start those that are, since memory is freed first."""
-        names = {entry.name for entry in chosen}
+        names = {entry.name for entry, _ in chosen}
         for name in [name for name in self._programs if name not in names]:
             self._say(f"the engine of {name} is not needed now, or its memory is: stopping it")
             await self._supervisor.stop(self._programs.pop(name))
-        for entry in chosen:
+        for entry, is_default in chosen:
             if entry.name not in self._programs:
-                self._programs[entry.name] = self._program(entry)
+                self._programs[entry.name] = self._program(entry, is_default)
                 self._supervisor.start(self._programs[entry.name])
 
-    def _choose(self) -> list[BaseModelEntry]:
+    def _choose(self) -> list[tuple[BaseModelEntry, bool]]:
+        """Return the base models that shall have an engine, and whether each is the default one."""
         with self._database.reader() as session:
             catalogue = Catalogue.read(session, self._settings)
             gpu_bytes, memory_bytes = self._memory(session)
@@ -84,7 +87,7 @@ class EnginePool:
                 or (is_prepared(self._settings, entry) and entry.name not in served_elsewhere)
             ]
         names = choose_engines(candidates, self._programs, self._settings.engine_idle_seconds, memory_bytes)
-        return [catalogue.get(name) for name in names]
+        return [(catalogue.get(name), name == default.name) for name in names]
 
     def _memory(self, session: Session) -> tuple[int | None, int]:
         """Return the GPU's memory, None if there is no GPU, and what engines may take, in bytes.

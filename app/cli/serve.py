@@ -11,7 +11,6 @@ import socket
 import sys
 import time
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -151,7 +150,7 @@ async def _supervise(
     from app.cli.engine_pool import EnginePool  # noqa: PLC0415 - SQLAlchemy is slow to import
 
     ready = asyncio.create_task(_announce(address, started))
-    engines = asyncio.create_task(EnginePool(settings, supervisor, partial(_engine, settings), _say).run())
+    engines = asyncio.create_task(EnginePool(settings, supervisor, _engine, _say).run())
     try:
         await supervisor.run()
     finally:
@@ -160,9 +159,9 @@ async def _supervise(
         listener.close()
 
 
-def _engine(settings: Settings, entry: BaseModelEntry) -> Program:
+def _engine(entry: BaseModelEntry, is_default: bool) -> Program:
     """Returns the engine of a base model; the default one has the address of the settings."""
-    if entry == read_catalogue(settings).engine_base:
+    if is_default:
         return Program("engine", _toque("engine"), outlives=("api",))
     return Program(f"engine of {entry.name}", _toque("engine", "--base", entry.name), outlives=("api",))
 

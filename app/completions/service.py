@@ -8,6 +8,7 @@ from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.completions.engine_choice import SETTLED_SECONDS
 from app.completions.models import Engine, EngineDemand
 from app.core.database import database_now
 from app.core.settings import Settings
@@ -52,10 +53,11 @@ def idle_seconds(session: Session) -> dict[str, float]:
     """Returns for how many seconds each base model was not asked for.
 
     One with a model that a worker waits to compare with an engine's answers counts as asked for since that
-    model was published.
+    model was published, and never as idle for longer than an engine is left alone: it is wanted until then.
     """
     asked = select(EngineDemand.base_model, database_now() - EngineDemand.asked_at)
-    found = unverified_seconds(session)
+    unverified = unverified_seconds(session)
+    found = {base_model: min(seconds, SETTLED_SECONDS) for base_model, seconds in unverified.items()}
     for base_model, seconds in session.execute(asked):
         found[base_model] = min(seconds, found.get(base_model, seconds))
     return found

@@ -28,7 +28,8 @@ def test_it_goes_on_after_an_error(settings: Settings, database: Database, tmp_p
         said = asyncio.Event()
         begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        def program(entry: BaseModelEntry) -> Program:
+        def program(entry: BaseModelEntry, is_default: bool) -> Program:
+            assert is_default
             begun.set_result(entry.name)
             return Program(entry.name, [sys.executable, "-c", "pass"])
 

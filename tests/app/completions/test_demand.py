@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 import pytest
 
 from app.completions import service
+from app.completions.engine_choice import SETTLED_SECONDS
 from app.completions.models import EngineDemand
 from app.completions.replicas import Replicas
 from app.core.database import Database
 from app.core.errors import UnavailableError
 from app.core.settings import Settings
+from app.files.models import File
+from app.fine_tuning.models import FineTuningJob
+from app.models.adapters.models import Adapter
+from tests.support.aliases import add_model
 
 PROCESSES = 4
 
@@ -53,3 +59,30 @@ def test_requests_that_find_no_engine_write_it_down_once(settings: Settings, dat
 
     first, second = asyncio.run(ask_twice())
     assert first == second
+
+
+def test_a_model_that_was_not_compared_yet_keeps_its_base_wanted(database: Database) -> None:
+    name = add_model(database, "new", base_model="base", created_at=time.time() - 86400)
+    with database.writer() as session:
+        project_id = session.get_one(Adapter, name).project_id
+        content = {"bytes": 1, "sha256": "0", "storage_key": "f"}
+        session.add(File(id="file-1", project_id=project_id, filename="f", purpose="fine-tune", **content))
+        session.flush()
+        session.add(
+            FineTuningJob(
+                project_id=project_id,
+                model="base",
+                status="succeeded",
+                training_file_id="file-1",
+                fine_tuned_model=name,
+                seed=1,
+                method="supervised",
+                hyperparameters={},
+            )
+        )
+    with database.reader() as session:
+        assert service.idle_seconds(session) == {"base": SETTLED_SECONDS}
+    with database.writer() as session:
+        session.get_one(Adapter, name).parity = {"tokens": 1}
+    with database.reader() as session:
+        assert service.idle_seconds(session) == {}
