@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from app.core.settings import BaseModelEntry
-from app.fine_tuning.geometry import Geometry
+from app.fine_tuning.geometry import Geometry, keeps_scores
 
 _FILE = Path(__file__).with_name("known.toml")
 
@@ -62,7 +62,7 @@ class KnownBaseModel(BaseModel):
             layers=layers,
             attention_layers=layers,
             queries=queries,
-            kept_scores=0,
+            kept_scores=config["num_attention_heads"] if keeps_scores(config) else 0,
             keys=keys,
             vocabulary=config["vocab_size"],
             parameters=self.parameters,

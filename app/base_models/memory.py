@@ -56,7 +56,7 @@ def needs(known: KnownBaseModel, settings: Settings, *, is_gpu: bool) -> Needs:
 
 def _training_bytes(geometry: Geometry, tokens: int, quantization: str | None, *, is_gpu: bool) -> int:
     targets = Limits.of_device(is_gpu=is_gpu, vocabulary=geometry.vocabulary).targets
-    work = Work(tokens=tokens, rows=tokens, targets=targets, recomputed=tokens)
+    work = Work(tokens=tokens, rows=tokens, scores=tokens * tokens, targets=targets, recomputed=tokens)
     value_bytes = 2 if is_gpu or cpu_has_bf16() else 4
     trainable = geometry.trainable(_RANK)
     return (

@@ -107,7 +107,7 @@ class Geometry:
             layers=layers,
             attention_layers=len(kinds) if config.layer_types else layers,
             queries=heads * width,
-            kept_scores=heads if has_soft_cap(fields) or fields.get("model_type") in SINKS else 0,
+            kept_scores=heads if keeps_scores(fields) else 0,
             keys=(config.number("num_key_value_heads") or heads) * width,
             vocabulary=config.number("vocab_size"),
             parameters=sum(parameters.values()),
@@ -206,6 +206,11 @@ class Geometry:
         )
         # An expert is two projections to its inner width, and one back.
         return outward + 2 * self.active * self.experts / (3 * max(1, self.hidden))
+
+
+def keeps_scores(config: dict[str, Any]) -> bool:
+    """Whether attention scores are kept for the backward pass, as transformers' eager attention does."""
+    return has_soft_cap(config) or config.get("model_type") in SINKS
 
 
 class _Config:

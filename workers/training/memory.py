@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from workers.device import detect
+
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory ran out; on the CPU neither torch's allocator nor oneDNN has an exception for it."""
@@ -34,6 +36,14 @@ def peak_memory(device: torch.device) -> int:
         return int(re.findall(r"VmHWM:\s+(\d+) kB", status.read_text("ascii"))[0]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory(device: torch.device) -> int:
+    """The memory that this process can have, in bytes: on a GPU, what it has and what nobody else has."""
+    if device.type != "cuda":
+        return detect().memory_bytes
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free + torch.cuda.memory_reserved(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -40,7 +40,6 @@ from app.models.adapters.target_modules import UnknownModulesError
 from app.models.adapters.validation import AdapterError, module_shapes
 from app.models.serving_support import has_experts, refusal
 from workers.crash_points import reach
-from workers.device import detect
 from workers.processes import die_with_parent
 from workers.training.activation_checkpointing import checkpoint_activations, checkpoints_activations
 from workers.training.dataset import (
@@ -57,7 +56,13 @@ from workers.training.learning import (
     learning_rate,
     take_samples,
 )
-from workers.training.memory import is_out_of_memory, peak_memory, release_memory, reset_peak_memory
+from workers.training.memory import (
+    available_memory,
+    is_out_of_memory,
+    peak_memory,
+    release_memory,
+    reset_peak_memory,
+)
 from workers.training.model import UnsupportedBaseError, WarmBase, batch_limits, load_warm_base
 from workers.training.objectives import OBJECTIVES
 from workers.training.protocol import (
@@ -477,13 +482,14 @@ def describe_run(
 
 
 def exceeds_memory(learner: Learner, largest: Work) -> bool:
-    """Whether a step on this micro-batch would need more memory than the device has, as dry runs estimate."""
-    base, device = learner.base, detect()
+    """Whether a step on this micro-batch would need more memory than there is, as dry runs estimate it."""
+    base = learner.base
     trainable = sum(weight.numel() for weight in learner.weights)
     held = Geometry.load(base.folder).held_bytes(
-        largest, trainable, base.model.dtype.itemsize, is_gpu=device.kind == "cuda"
+        largest, trainable, base.model.dtype.itemsize, is_gpu=base.device.type == "cuda"
     )
-    return base.resident_memory_bytes + adapter_bytes(trainable) + held > device.memory_bytes
+    needed = base.resident_memory_bytes + adapter_bytes(trainable) + held
+    return needed > available_memory(base.device)
 
 
 def replay_unrecorded(at: Progression, checkpoint: Path, send: Send, *, servable: bool) -> None:

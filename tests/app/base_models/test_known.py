@@ -85,6 +85,12 @@ def test_what_fits_a_cpu() -> None:
     assert models["gemma-3-270m-it"].training_nf4 is None
 
 
+def test_attention_with_sinks_keeps_its_scores_in_memory() -> None:
+    gpt_oss = by_name(80 * GIB, is_gpu=True)["gpt-oss-20b"]
+    weights, scores_of_a_layer = 2 * 20_914_757_184, 64 * 8192 * 8192 * (4 + 2 * 2)
+    assert gpt_oss.training.needs_bytes > weights + scores_of_a_layer
+
+
 def test_trainer_and_engine_share_a_gpu() -> None:
     # 16.4 GB of weights are more than half of 24 GiB, unless the two take turns.
     assert not by_name(24 * GIB, is_gpu=True)["qwen3-8b"].serving.fits

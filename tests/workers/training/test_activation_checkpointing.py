@@ -16,7 +16,7 @@ from tests.support.gradients import gradients, randomize, with_lora
 from tests.support.tiny_bases import write_tiny_base
 from tests.support.trainer import losses, with_
 from workers.device import Device
-from workers.training import activation_checkpointing, learning, model, trainer
+from workers.training import activation_checkpointing, learning, memory, model, trainer
 from workers.training.activation_checkpointing import checkpoint_activations
 from workers.training.layouts import Batch, collate, set_layout, target_logits
 from workers.training.protocol import Finished, Progress, Started, TrainingSpec, Warned
@@ -82,7 +82,7 @@ def test_the_trainer_switches_it_on_where_the_estimate_exceeds_the_memory(
     spec: TrainingSpec, base: model.WarmBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roomy = train(with_(spec), base)
-    monkeypatch.setattr(trainer, "detect", lambda: Device("cpu", "CPU", base.resident_memory_bytes))
+    monkeypatch.setattr(memory, "detect", lambda: Device("cpu", "CPU", base.resident_memory_bytes))
     tight = train(with_(spec), base)
     started = [each for said in (roomy, tight) for each in said if isinstance(each, Started)]
     assert [each.activation_checkpointing for each in started] == [False, True]
