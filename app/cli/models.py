@@ -16,6 +16,7 @@ from app.cli.db import upgrade_database
 from app.cli.output import AsJson, moment, print_fields, print_json, print_table
 from app.cli.parent_death import bound_to_parent
 from app.cli.settings import read_settings
+from app.core.settings import BaseModelEntry
 
 _COMMAND = [sys.executable, "-P", "-m", "workers.base_models"]
 app = typer.Typer(no_args_is_help=True, help="List models; prepare, add and remove base models.")
@@ -33,6 +34,12 @@ Context = Annotated[
 ]
 MaxRank = Annotated[
     int | None, typer.Option(min=1, show_default="32", help="The highest LoRA rank of its adapters.")
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        metavar="nf4", help="Train it in four bits, unless a job says otherwise.", show_default="none"
+    ),
 ]
 AlsoKnownAs = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="Another name for it; may be repeated.")
@@ -121,6 +128,7 @@ def pull(
     name: Name = None,
     context: Context = None,
     max_rank: MaxRank = None,
+    quantization: Quantization = None,
     also_known_as: AlsoKnownAs = None,
     tool_parser: ToolParser = None,
     reasoning_parser: ReasoningParser = None,
@@ -138,12 +146,14 @@ def pull(
         name=name,
         context=context,
         max_rank=max_rank,
+        quantization=quantization,
         tool_parser=tool_parser,
         reasoning_parser=reasoning_parser,
         chat_template=chat_template,
         chat_template_kwargs=chat_template_kwargs,
     )
-    _ensure_database()
+    if _find_given(source) is None:
+        _ensure_database()
     raise typer.Exit(_run("pull", source, *options))
 
 
@@ -158,6 +168,7 @@ def add(
     name: Name = None,
     context: Context = None,
     max_rank: MaxRank = None,
+    quantization: Quantization = None,
     also_known_as: AlsoKnownAs = None,
     tool_parser: ToolParser = None,
     reasoning_parser: ReasoningParser = None,
@@ -174,6 +185,7 @@ def add(
         name=name,
         context=context,
         max_rank=max_rank,
+        quantization=quantization,
         tool_parser=tool_parser,
         reasoning_parser=reasoning_parser,
         chat_template=chat_template,
@@ -213,6 +225,13 @@ def _run(*arguments: str) -> int:
 def _options(also_known_as: list[str] | None, **given: str | int | Path | None) -> list[str]:
     options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
     return options + [f"--also-known-as={other}" for other in also_known_as or ()]
+
+
+def _find_given(name: str) -> BaseModelEntry | None:
+    """Returns the entry of that name in the settings, which needs no database, or None if there is none."""
+    from app.models.catalogue import Catalogue  # noqa: PLC0415 - SQLAlchemy is slow to import
+
+    return Catalogue(read_settings()).find(name)
 
 
 def _ensure_database() -> None:

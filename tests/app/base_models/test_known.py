@@ -11,6 +11,7 @@ import pytest
 
 from app.base_models.available import AvailableModel, available_models
 from app.base_models.known import KnownBaseModel, find_known, known_base_models
+from app.base_models.parsers import REASONING_PARSERS, TOOL_PARSERS
 from app.core.settings import Settings
 from app.models.catalogue import Catalogue
 from app.models.serving_support import WITH_LORA
@@ -55,6 +56,7 @@ def test_the_parsers_are_vllms() -> None:
     )
     done = subprocess.run([sys.executable, "-c", registered], capture_output=True, text=True, check=True)
     tools, reasoning = json.loads(done.stdout.splitlines()[-1])
+    assert (frozenset(tools), frozenset(reasoning)) == (TOOL_PARSERS, REASONING_PARSERS)
     assert {known.tool_parser for known in known_base_models()} - {None} <= set(tools)
     assert {known.reasoning_parser for known in known_base_models()} - {None} <= set(reasoning)
 

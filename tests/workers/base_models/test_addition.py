@@ -42,13 +42,14 @@ def models(settings: Settings, *arguments: str, **environment: str) -> tuple[int
 
 @pytest.mark.one_database
 def test_a_folder(settings: Settings, client: OpenAI, tiny: Path) -> None:
-    options = ["--max-rank", "16", "--tool-parser", "hermes"]
+    options = ["--max-rank", "16", "--quantization", "nf4", "--tool-parser", "hermes"]
     template = settings.data_dir / "template.jinja"
     template.write_text(THINKING)
     thinking = [f"--chat-template={template}", '--chat-template-kwargs={"enable_thinking": false}']
     code, said = models(settings, "add", str(tiny), *options, *thinking)
     assert code == 0, said
     entry = Catalogue.load(settings).get("tiny-qwen3")
+    assert entry.quantization == "nf4"
     assert (entry.chat_template, entry.chat_template_kwargs) == (THINKING, {"enable_thinking": False})
     assert "trained in packed batches, because" in said
     # 2,048 positions are fewer than what memory allows.
@@ -58,6 +59,10 @@ def test_a_folder(settings: Settings, client: OpenAI, tiny: Path) -> None:
     assert (code, "has a base model 'tiny-qwen3' already" in said) == (1, True)
     code, said = models(settings, "add", str(tiny), "--name", "long", "--context", "4096")
     assert (code, "--context must be from 64 to 2,048" in said) == (1, True)
+    code, said = models(settings, "add", str(tiny), "--name", "other", "--tool-parser", "hermès")
+    assert (code, "--tool-parser: vLLM has no tool parser 'hermès'" in said) == (1, True)
+    code, said = models(settings, "add", str(tiny), "--name", "other", "--quantization", "nf5")
+    assert (code, "--quantization: Input should be 'nf4'" in said) == (1, True)
     code, said = models(settings, "add", str(tiny), "--name", "other", "--chat-template-kwargs", "[]")
     assert (code, "--chat-template-kwargs is not a JSON object" in said) == (1, True)
     template.write_text("{% for")
@@ -72,9 +77,32 @@ def test_one_of_a_hub(settings: Settings, client: OpenAI, tiny: Path) -> None:
     with run_hub() as hub:
         hub.add("kitchen/Tiny", tiny)
         code, said = models(settings, "pull", "kitchen/Tiny", "--also-known-as", "gpt-9", HF_ENDPOINT=hub.url)
+        assert code == 0, said
+        assert client.models.retrieve("gpt-9").id == "tiny"
+        assert (settings.data_dir / "models" / "tiny" / "model.safetensors").is_file()
+        assert models(settings, "remove", "tiny")[0] == 0
+        hub.add("other/Tiny", tiny)
+        code, said = models(settings, "pull", "other/Tiny", HF_ENDPOINT=hub.url)
+    assert (code, "is from kitchen/Tiny, and tiny is to be from other/Tiny" in said) == (1, True), said
+
+
+@pytest.mark.one_database
+def test_the_context_ends_where_longrope_would_rotate_otherwise(
+    settings: Settings, client: OpenAI, tmp_path: Path
+) -> None:
+    folder = write_tiny_base("phi3", tmp_path / "phi")
+    config = json.loads((folder / "config.json").read_text())
+    half = config["hidden_size"] // config["num_attention_heads"] // 2
+    factors = {"short_factor": [1.0] * half, "long_factor": [2.0] * half}
+    rope = config["rope_parameters"] | factors | {"rope_type": "longrope"}
+    rope["original_max_position_embeddings"] = 512
+    changed = {"rope_parameters": rope, "original_max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    code, said = models(settings, "add", str(folder))
     assert code == 0, said
-    assert client.models.retrieve("gpt-9").id == "tiny"
-    assert (settings.data_dir / "models" / "tiny" / "model.safetensors").is_file()
+    assert Catalogue.load(settings).get("phi").context == 512
+    code, said = models(settings, "add", str(folder), "--name", "long", "--context", "1024")
+    assert (code, "--context must be from 64 to 512" in said) == (1, True), said
 
 
 @pytest.mark.one_database
