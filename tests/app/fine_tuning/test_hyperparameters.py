@@ -60,4 +60,6 @@ def test_checkpoints_show_every_metric_and_the_result_file_some() -> None:
 
 def test_stored_work_keeps_its_names() -> None:
     stored = {"steps": 1, "pieces": 2, "tokens": 3, "rows": 4, "scores": 5, "targets": 6, "checkpoints": 7}
-    assert msgspec.to_builtins(msgspec.convert(stored, Work)) == stored
+    kept: dict[str, float] = msgspec.to_builtins(msgspec.convert(stored, Work))
+    assert {name: kept[name] for name in stored} == stored
+    assert all(kept[name] == 0 for name in kept.keys() - stored.keys()), "what was counted later"
