@@ -10,6 +10,7 @@ import random
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from typing import Any, cast
 
@@ -18,12 +19,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from app.datasets.chat_template import TokenizedExample
+from app.fine_tuning.methods import METHODS
+from app.fine_tuning.packing import Limits
 from workers.training.dataset import TrainingExample
 from workers.training.decoder_layers import decoder_layers
-from workers.training.learning import Learner
-from workers.training.memory import release_memory
+from workers.training.learning import Learner, draw_samples, take_samples
+from workers.training.limits import within_memory
+from workers.training.memory import is_out_of_memory, release_memory
 from workers.training.model import WarmBase, compute_dtype
-from workers.training.protocol import Noted, TrainingSpec, Warned
+from workers.training.protocol import Noted, Sample, TrainingSpec, Warned
+from workers.training.trainer_process import KeepAlive, Send
 from workers.training.training_state import begin
 
 SERVED = torch.bfloat16
@@ -50,6 +56,61 @@ def compare_losses(trained: float, served: float, examples: int) -> Noted | Warn
     if served > trained * (1 + _TOLERANCE) + _ROUNDING:
         return Warned(message=f"{message}: quantization has cost quality; train without it if you can")
     return Noted(message=message)
+
+
+def sample_as_served(
+    spec: TrainingSpec,
+    learner: Learner,
+    training: list[TrainingExample],
+    validation: list[TrainingExample],
+    limits: Limits,
+    send: Send,
+) -> list[Sample]:
+    """Return what an engine's answers are compared with, and say what quantization has cost."""
+    drawn = draw_samples(training, METHODS[spec.method], spec.hyperparameters.max_length, spec.seed)
+    if learner.base.quantization == "none":
+        return take_samples(learner, drawn)
+    compared = draw_compared(validation or training, spec.seed)
+    trained, limits = mean_loss(learner, compared, limits, send)
+    with moved_aside(learner.base):
+        return sample_on_served_base(spec, learner, drawn, compared, trained, limits, send)
+
+
+def sample_on_served_base(
+    spec: TrainingSpec,
+    learner: Learner,
+    drawn: dict[int, TokenizedExample],
+    compared: list[TrainingExample],
+    trained: float,
+    limits: Limits,
+    send: Send,
+) -> list[Sample]:
+    """Put the adapter on the base as it is served, and sample that; return nothing if it does not fit.
+
+    One of several ranks cannot give up alone: the worker starts all anew.
+    """
+    try:
+        served = as_served(spec, learner)
+        published, _ = mean_loss(served, compared, limits, send)
+        send(compare_losses(trained, published, len(compared)))
+        return take_samples(served, drawn)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or learner.base.ranks.size > 1:
+            raise
+    message = (
+        "Not compared with the base as it is served, of which not even a layer at a time fits into memory"
+    )
+    send(Warned(message=message))
+    return []
+
+
+def mean_loss(
+    learner: Learner, examples: list[TrainingExample], limits: Limits, send: Send
+) -> tuple[float, Limits]:
+    """Return the mean loss on examples that are not trained on, and the limits within which it fitted."""
+    evaluate = partial(learner.evaluate, examples, KeepAlive(send))
+    metrics, limits = within_memory(evaluate, examples, limits, learner, send)
+    return metrics.mean("loss"), limits
 
 
 @contextmanager

@@ -17,101 +17,45 @@ os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "2000")
 # https://uxlfoundation.github.io/oneDNN/dev_guide_primitive_cache.html
 os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
-import errno
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 import torch
 from peft import PeftModel
 
-from app.datasets.chat_template import ChatTemplate, TokenizedExample
-from app.fine_tuning.geometry import Geometry, adapter_bytes
-from app.fine_tuning.methods import METHODS
-from app.fine_tuning.packing import Limits, Work, work_of_job
+from app.datasets.chat_template import ChatTemplate
+from app.fine_tuning.geometry import Geometry
+from app.fine_tuning.packing import Limits, work_of_job
 from app.fine_tuning.schedule import Schedule, epoch_batches
 from app.models.adapters.target_modules import UnknownModulesError
 from app.models.adapters.validation import AdapterError, module_shapes
 from app.models.serving_support import has_experts, refusal
 from workers.crash_points import reach
 from workers.processes import die_with_parent
-from workers.training.activation_checkpointing import checkpoint_activations, checkpoints_activations
-from workers.training.dataset import (
-    InvalidExampleError,
-    TrainingExample,
-    limits_of,
-    load_examples,
-)
-from workers.training.learning import (
-    Evaluations,
-    Learner,
-    TrainingDivergedError,
-    draw_samples,
-    learning_rate,
-    take_samples,
-)
-from workers.training.memory import (
-    available_memory,
-    is_out_of_memory,
-    peak_memory,
-    release_memory,
-    reset_peak_memory,
-)
-from workers.training.model import UnsupportedBaseError, WarmBase, batch_limits, load_warm_base
+from workers.training.activation_checkpointing import checkpoint_activations
+from workers.training.dataset import InvalidExampleError, TrainingExample, load_examples
+from workers.training.failure import UntrainableError, explain, unsupported
+from workers.training.learning import Evaluations, Learner, TrainingDivergedError, learning_rate
+from workers.training.limits import exceeds_memory, first_limits, within_memory
+from workers.training.memory import is_out_of_memory, peak_memory, release_memory, reset_peak_memory
+from workers.training.model import UnsupportedBaseError, WarmBase, load_warm_base
 from workers.training.objectives import OBJECTIVES
-from workers.training.protocol import (
-    Checkpoint,
-    Failed,
-    Finished,
-    Sample,
-    Started,
-    Step,
-    Stopped,
-    TrainingSpec,
-    Warned,
-    Working,
-    out_of_memory,
-)
+from workers.training.protocol import Checkpoint, Finished, Started, Step, Stopped, TrainingSpec
 from workers.training.ranks import Ranks
-from workers.training.served_base import as_served, compare_losses, draw_compared, moved_aside
-from workers.training.trainer_process import Send, StopRequest, claim_stdout
+from workers.training.served_base import sample_as_served
+from workers.training.trainer_process import KeepAlive, Send, StopRequest, claim_stdout
 from workers.training.training_state import Checkpoints, Progression, begin, resume
-
-Result = TypeVar("Result")
-_KEEP_ALIVE_SECONDS = 10.0
-
-
-class UntrainableError(Exception):
-    """The job cannot be trained, on any rank; if a file or model is the reason, `param` says which."""
-
-    def __init__(self, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.code = code
-        self.param = param
 
 
 class NothingToSaveError(Exception):
     """The attempt was asked to stop while there was nothing yet to resume from."""
-
-
-class KeepAlive:
-    """Tells the worker from time to time that work goes on, if called often enough."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self._sent_at = time.monotonic()
-
-    def __call__(self) -> None:
-        """Send `Working` if the last one was long enough ago."""
-        if time.monotonic() - self._sent_at > _KEEP_ALIVE_SECONDS:
-            self._send(Working())
-            self._sent_at = time.monotonic()
 
 
 def main() -> None:
@@ -169,12 +113,6 @@ def load_supported_base(spec: TrainingSpec, ranks: Ranks) -> WarmBase:
         return load_warm_base(folder, ranks, quantization)
     except UnsupportedBaseError as error:
         raise unsupported(spec, error) from error
-
-
-def unsupported(spec: TrainingSpec, error: UnsupportedBaseError) -> UntrainableError:
-    """Why no adapter can be trained on the base model."""
-    message = f"No adapter can be trained on '{spec.base_model}': {error}."
-    return UntrainableError("unsupported_base_model", message, "model")
 
 
 def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> None:
@@ -288,88 +226,6 @@ def restore(base: WarmBase, model: PeftModel) -> None:
     model.unload()
 
 
-def sample_as_served(
-    spec: TrainingSpec,
-    learner: Learner,
-    training: list[TrainingExample],
-    validation: list[TrainingExample],
-    limits: Limits,
-    send: Send,
-) -> list[Sample]:
-    """Return what an engine's answers are compared with, and say what quantization has cost."""
-    drawn = draw_samples(training, METHODS[spec.method], spec.hyperparameters.max_length, spec.seed)
-    if learner.base.quantization == "none":
-        return take_samples(learner, drawn)
-    compared = draw_compared(validation or training, spec.seed)
-    trained, limits = mean_loss(learner, compared, limits, send)
-    with moved_aside(learner.base):
-        return sample_on_served_base(spec, learner, drawn, compared, trained, limits, send)
-
-
-def mean_loss(
-    learner: Learner, examples: list[TrainingExample], limits: Limits, send: Send
-) -> tuple[float, Limits]:
-    """Return the mean loss on examples that are not trained on, and the limits within which it fitted."""
-    evaluate = partial(learner.evaluate, examples, KeepAlive(send))
-    metrics, limits = within_memory(evaluate, examples, limits, learner, send)
-    return metrics.mean("loss"), limits
-
-
-def sample_on_served_base(
-    spec: TrainingSpec,
-    learner: Learner,
-    drawn: dict[int, TokenizedExample],
-    compared: list[TrainingExample],
-    trained: float,
-    limits: Limits,
-    send: Send,
-) -> list[Sample]:
-    """Put the adapter on the base as it is served, and sample that; return nothing if it does not fit.
-
-    One of several ranks cannot give up alone: the worker starts all anew.
-    """
-    try:
-        served = as_served(spec, learner)
-        published, _ = mean_loss(served, compared, limits, send)
-        send(compare_losses(trained, published, len(compared)))
-        return take_samples(served, drawn)
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error) or learner.base.ranks.size > 1:
-            raise
-    message = (
-        "Not compared with the base as it is served, of which not even a layer at a time fits into memory"
-    )
-    send(Warned(message=message))
-    return []
-
-
-def first_limits(
-    spec: TrainingSpec, base: WarmBase, training: Sequence[TrainingExample]
-) -> tuple[Limits, bool]:
-    """Choose the limits of a micro-batch, no wider than any batch needs.
-
-    Several ranks start anew whenever one runs out of memory, and do here what `within_memory` does for one.
-
-    Returns:
-        The limits, and whether activations must be computed again in the backward pass within them.
-
-    Raises:
-        UntrainableError: one example at a time does not fit.
-    """
-    hp = spec.hyperparameters
-    share = -(-hp.batch_size // base.ranks.size)  # the most examples of a batch that one rank has
-    longest = sorted(training, key=lambda example: example.length)[-share:]
-    limits = batch_limits(base.model, base.device).within(limits_of(longest))
-    if base.ranks.size == 1:
-        return limits.halved(spec.halvings), False
-    least = limits_of(longest[-1:]).tokens
-    tried = [limits.halved(times) for times in range(spec.halvings)]
-    one_at_a_time = sum(each.tokens <= least for each in tried)
-    if one_at_a_time > 1:
-        raise UntrainableError("out_of_memory", out_of_memory(hp).message)
-    return limits.halved(spec.halvings), one_at_a_time == 1
-
-
 def begin_adapter(spec: TrainingSpec, base: WarmBase) -> PeftModel:
     """Add the adapter as it is before its first step.
 
@@ -481,17 +337,6 @@ def describe_run(
     )
 
 
-def exceeds_memory(learner: Learner, largest: Work) -> bool:
-    """Whether a step on this micro-batch would need more memory than there is, as dry runs estimate it."""
-    base = learner.base
-    trainable = sum(weight.numel() for weight in learner.weights)
-    held = Geometry.load(base.folder).held_bytes(
-        largest, trainable, base.model.dtype.itemsize, is_gpu=base.device.type == "cuda"
-    )
-    needed = base.resident_memory_bytes + adapter_bytes(trainable) + held
-    return needed > available_memory(base.device)
-
-
 def replay_unrecorded(at: Progression, checkpoint: Path, send: Send, *, servable: bool) -> None:
     """Report again what the attempt that saved the checkpoint may not have recorded."""
     for step in at.since_checkpoint:
@@ -499,40 +344,6 @@ def replay_unrecorded(at: Progression, checkpoint: Path, send: Send, *, servable
     at.since_checkpoint.clear()
     if servable:
         send(Checkpoint(metrics=at.metrics, path=str(checkpoint)))
-
-
-def within_memory(
-    work: Callable[[Limits], Result],
-    examples: Sequence[TrainingExample],
-    limits: Limits,
-    learner: Learner,
-    send: Send,
-) -> tuple[Result, Limits]:
-    """Do the work on the examples, with ever smaller limits as long as it runs out of memory.
-
-    If even one example alone does, its activations are computed again in the backward pass from then on. One
-    of several ranks can do neither, since the others are in the middle of a step: the worker starts all anew.
-
-    Returns:
-        The work's result, and the limits within which it fitted into memory.
-    """
-    while True:
-        try:
-            return work(limits), limits
-        except (MemoryError, RuntimeError) as error:
-            limits = limits.within(limits_of(examples))  # no wider than what was needed
-            least = max(limits_of([example]).tokens for example in examples)
-            is_one_example = limits.tokens <= least
-            is_last_resort = is_one_example and checkpoints_activations(learner.base.model)
-            if not is_out_of_memory(error) or is_last_resort or learner.base.ranks.size > 1:
-                raise
-        if is_one_example:
-            checkpoint_activations(learner.base.model, on=True)
-            change = "activations are computed again in the backward pass"
-        else:
-            limits = limits.halved()
-            change = f"at most {limits.tokens} tokens at once, same batches"
-        send(Warned(message=f"Out of memory: from here on {change}"))
 
 
 def load_files(
@@ -557,32 +368,6 @@ def load_files(
 def count_tokens(examples: Iterable[TrainingExample]) -> int:
     """Count tokens as the user does: whole examples, both sequences of a pair, computed or not."""
     return sum(len(part.input_ids) for example in examples for part in example.sequences)
-
-
-def explain(error: Exception, spec: TrainingSpec) -> Failed:
-    """Explain to the user why the job failed."""
-    hp = spec.hyperparameters
-    if isinstance(error, UntrainableError):
-        return Failed(code=error.code, message=str(error), param=error.param)
-    if isinstance(error, TrainingDivergedError):
-        return Failed(
-            code="training_diverged",
-            message=f"The loss is no longer a number at learning rate {hp.learning_rate:g}. Lower "
-            "learning_rate_multiplier (or learning_rate), for instance to a tenth, or raise batch_size.",
-        )
-    if is_out_of_memory(error):
-        return out_of_memory(hp)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failed(code="storage_full", message="a checkpoint does not fit on the storage.")
-    if isinstance(error, OSError):
-        return Failed(
-            code="storage_unusable",
-            message=f"A worker cannot read or write a file ({error}); every process needs the same storage",
-        )
-    return Failed(
-        code="internal_error",
-        message=f"The trainer failed ({type(error).__name__}); its log has the details.",
-    )
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 
 import msgspec
 
-from workers.training.protocol import Progress
+from workers.training.protocol import Progress, Working
 
 Send = Callable[[Progress], None]
+_KEEP_ALIVE_SECONDS = 10.0
 
 
 class StopRequest:
@@ -24,6 +26,20 @@ class StopRequest:
 
     def _make(self, _number: int, _frame: FrameType | None) -> None:
         self.made = True
+
+
+class KeepAlive:
+    """Tells the worker from time to time that work goes on, if called often enough."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._sent_at = time.monotonic()
+
+    def __call__(self) -> None:
+        """Send `Working` if the last one was long enough ago."""
+        if time.monotonic() - self._sent_at > _KEEP_ALIVE_SECONDS:
+            self._send(Working())
+            self._sent_at = time.monotonic()
 
 
 def claim_stdout() -> Send:
