@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from app.core.settings import BaseModelEntry
-from app.fine_tuning.geometry import Geometry, keeps_scores
+from app.fine_tuning.geometry import Geometry
 
 _FILE = Path(__file__).with_name("known.toml")
 
@@ -57,20 +57,13 @@ class KnownBaseModel(BaseModel):
         linear["o_proj"] = (queries, hidden)
         if not experts:
             linear |= {"gate_proj": (hidden, inner), "up_proj": (hidden, inner), "down_proj": (inner, hidden)}
-        return Geometry(
-            hidden=hidden,
-            layers=layers,
-            attention_layers=layers,
-            queries=queries,
-            kept_scores=config["num_attention_heads"] if keeps_scores(config) else 0,
-            keys=keys,
-            vocabulary=config["vocab_size"],
+        return Geometry.of(
+            config,
             parameters=self.parameters,
+            experts=layers * experts * 3 * hidden * inner,
             linear={
                 f"layers.{layer}.{name}": widths for layer in range(layers) for name, widths in linear.items()
             },
-            experts=layers * experts * 3 * hidden * inner,
-            active=config.get("num_experts_per_tok", 0) / max(1, experts),
         )
 
 

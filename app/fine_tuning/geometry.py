@@ -88,36 +88,60 @@ class Geometry:
     @classmethod
     def load(cls, folder: Path) -> Geometry:
         """Read the shape of a prepared base model from its folder."""
-        fields = read_config(folder)
-        config = _Config(fields)
         parameters: dict[str, int] = {}
         for path in folder.glob("*.safetensors"):
             with path.open("rb") as file:
                 stored = {name: math.prod(tensor.shape) for name, tensor in read_tensors(file).items()}
             parameters |= {name: unpacked_parameters(name, number) for name, number in stored.items()}
+        return cls.of(
+            read_config(folder),
+            parameters=sum(parameters.values()),
+            experts=sum(number for name, number in parameters.items() if _EXPERT.search(name)),
+            linear={
+                name: (shape[1], shape[0])
+                for name, shape in module_shapes(folder).items()
+                if len(shape) == 2 and not _EXPERT.search(name) and not _NO_LINEAR_LAYER.search(name)
+            },
+        )
+
+    @classmethod
+    def of(
+        cls,
+        fields: dict[str, Any],
+        *,
+        parameters: int,
+        experts: int,
+        linear: Mapping[str, tuple[int, int]],
+    ) -> Geometry:
+        """Return the shape of a base model with this configuration.
+
+        Args:
+            fields: its language model's configuration, as `read_config` returns it.
+            parameters: the number of all its weights.
+            experts: the number of its experts' weights.
+            linear: the two widths of each of its linear layers.
+        """
+        config = _Config(fields)
         hidden, heads = config.number("hidden_size", "n_embd"), config.number("num_attention_heads", "n_head")
         width = config.number("head_dim") or hidden // max(1, heads)
         if latent := config.number("qk_nope_head_dim"):  # multi-head latent attention
             width = latent + config.number("qk_rope_head_dim")
         layers = config.number("num_hidden_layers", "n_layer")
         kinds = [kind for kind in config.layer_types if "attention" in kind and "linear" not in kind]
-        experts = config.number("num_experts", "num_local_experts", "n_routed_experts")
+        of_layer = config.number("num_experts", "num_local_experts", "n_routed_experts")
         return cls(
             hidden=hidden,
             layers=layers,
             attention_layers=len(kinds) if config.layer_types else layers,
             queries=heads * width,
-            kept_scores=heads if keeps_scores(fields) else 0,
+            # Eager attention keeps them, which transformers computes soft caps and sinks by.
+            kept_scores=heads if has_soft_cap(fields) or fields.get("model_type") in SINKS else 0,
             keys=(config.number("num_key_value_heads") or heads) * width,
             vocabulary=config.number("vocab_size"),
-            parameters=sum(parameters.values()),
-            linear={
-                name: (shape[1], shape[0])
-                for name, shape in module_shapes(folder).items()
-                if len(shape) == 2 and not _EXPERT.search(name) and not _NO_LINEAR_LAYER.search(name)
-            },
-            experts=sum(number for name, number in parameters.items() if _EXPERT.search(name)),
-            active=min(1.0, config.number("num_experts_per_tok") / max(1, experts)),
+            parameters=parameters,
+            linear=linear,
+            experts=experts,
+            active=min(1.0, config.number("num_experts_per_tok") / max(1, of_layer)),
         )
 
     def trainable(self, rank: int, target_modules: str | Sequence[str] = "all-linear") -> int:
@@ -206,11 +230,6 @@ class Geometry:
         )
         # An expert is two projections to its inner width, and one back.
         return outward + 2 * self.active * self.experts / (3 * max(1, self.hidden))
-
-
-def keeps_scores(config: dict[str, Any]) -> bool:
-    """Whether attention scores are kept for the backward pass, as transformers' eager attention does."""
-    return has_soft_cap(config) or config.get("model_type") in SINKS
 
 
 class _Config:
