@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
+from app.cli.added_options import add_options
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect
 from app.cli.database_session import database_session
 from app.cli.db import upgrade_database
@@ -21,45 +23,56 @@ from app.core.settings import BaseModelEntry
 _COMMAND = [sys.executable, "-P", "-m", "workers.base_models"]
 app = typer.Typer(no_args_is_help=True, help="List models; prepare, add and remove base models.")
 
-Name = Annotated[
-    str | None, typer.Option(show_default="from its source", help="What jobs and requests call it.")
-]
-Context = Annotated[
-    int | None,
-    typer.Option(
-        min=64,
-        show_default="8192, or what the model and the memory allow",
-        help="The most tokens of an example, and of a request with its answer.",
-    ),
-]
-MaxRank = Annotated[
-    int | None, typer.Option(min=1, show_default="32", help="The highest LoRA rank of its adapters.")
-]
-Quantization = Annotated[
-    str | None,
-    typer.Option(
-        metavar="nf4", help="Train it in four bits, unless a job says otherwise.", show_default="none"
-    ),
-]
-AlsoKnownAs = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="Another name for it; may be repeated.")
-]
-ToolParser = Annotated[
-    str | None, typer.Option(metavar="PARSER", help="vLLM's parser of its tool calls, such as hermes.")
-]
-ReasoningParser = Annotated[
-    str | None, typer.Option(metavar="PARSER", help="vLLM's parser of its reasoning, such as qwen3.")
-]
-ChatTemplate = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="A Jinja chat template to train and serve it with instead of its own."),
-]
-ChatTemplateKwargs = Annotated[
-    str | None,
-    typer.Option(
-        metavar="JSON", help="""Variables for its chat template, such as '{"enable_thinking": false}'."""
-    ),
-]
+_ENTRY_OPTIONS: dict[str, Any] = {
+    "name": Annotated[
+        str | None, typer.Option(show_default="from its source", help="What jobs and requests call it.")
+    ],
+    "context": Annotated[
+        int | None,
+        typer.Option(
+            min=64,
+            show_default="8192, or what the model and the memory allow",
+            help="The most tokens of an example, and of a request with its answer.",
+        ),
+    ],
+    "max_rank": Annotated[
+        int | None, typer.Option(min=1, show_default="32", help="The highest LoRA rank of its adapters.")
+    ],
+    "quantization": Annotated[
+        str | None,
+        typer.Option(
+            metavar="nf4", help="Train it in four bits, unless a job says otherwise.", show_default="none"
+        ),
+    ],
+    "also_known_as": Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Another name for it; may be repeated.")
+    ],
+    "tool_parser": Annotated[
+        str | None, typer.Option(metavar="PARSER", help="vLLM's parser of its tool calls, such as hermes.")
+    ],
+    "reasoning_parser": Annotated[
+        str | None, typer.Option(metavar="PARSER", help="vLLM's parser of its reasoning, such as qwen3.")
+    ],
+    "chat_template": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A Jinja chat template to train and serve it with instead of its own."
+        ),
+    ],
+    "chat_template_kwargs": Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help="""Variables for its chat template, such as '{"enable_thinking": false}'.""",
+        ),
+    ],
+}
+"""What a base model's entry in the catalogue may say, and what each part is called on the command line."""
+
+
+def entry_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give the command an option for each part of a base model's entry."""
+    return add_options(command, _ENTRY_OPTIONS)
 
 
 @app.command("list")
@@ -120,20 +133,13 @@ def _fit(fit: dict[str, Any] | None) -> str | None:
 
 
 @app.command()
+@entry_options
 def pull(
     source: Annotated[
         str,
         typer.Argument(metavar="NAME|OWNER/NAME", show_default=False, help="A name, or a hub's id."),
     ],
-    name: Name = None,
-    context: Context = None,
-    max_rank: MaxRank = None,
-    quantization: Quantization = None,
-    also_known_as: AlsoKnownAs = None,
-    tool_parser: ToolParser = None,
-    reasoning_parser: ReasoningParser = None,
-    chat_template: ChatTemplate = None,
-    chat_template_kwargs: ChatTemplateKwargs = None,
+    **entry: Any,
 ) -> None:
     """Prepare a base model on this machine; one that the catalogue does not have is tested and added.
 
@@ -141,23 +147,13 @@ def pull(
 
     Example: toque models pull qwen3-0.6b
     """
-    options = _options(
-        also_known_as,
-        name=name,
-        context=context,
-        max_rank=max_rank,
-        quantization=quantization,
-        tool_parser=tool_parser,
-        reasoning_parser=reasoning_parser,
-        chat_template=chat_template,
-        chat_template_kwargs=chat_template_kwargs,
-    )
     if _find_given(source) is None:
         _ensure_database()
-    raise typer.Exit(_run("pull", source, *options))
+    raise typer.Exit(_run("pull", source, *_arguments(entry)))
 
 
 @app.command()
+@entry_options
 def add(
     source: Annotated[
         str,
@@ -165,33 +161,14 @@ def add(
             metavar="FOLDER|OWNER/NAME", show_default=False, help="A folder on this machine, or a hub's id."
         ),
     ],
-    name: Name = None,
-    context: Context = None,
-    max_rank: MaxRank = None,
-    quantization: Quantization = None,
-    also_known_as: AlsoKnownAs = None,
-    tool_parser: ToolParser = None,
-    reasoning_parser: ReasoningParser = None,
-    chat_template: ChatTemplate = None,
-    chat_template_kwargs: ChatTemplateKwargs = None,
+    **entry: Any,
 ) -> None:
     """Test a base model on this machine, and add it to the catalogue: it can be used at once.
 
     Example: toque models add /data/models/our-base --name our-base --context 4096
     """
     _ensure_database()
-    options = _options(
-        also_known_as,
-        name=name,
-        context=context,
-        max_rank=max_rank,
-        quantization=quantization,
-        tool_parser=tool_parser,
-        reasoning_parser=reasoning_parser,
-        chat_template=chat_template,
-        chat_template_kwargs=chat_template_kwargs,
-    )
-    raise typer.Exit(_run("add", source, *options))
+    raise typer.Exit(_run("add", source, *_arguments(entry)))
 
 
 @app.command()
@@ -222,9 +199,13 @@ def _run(*arguments: str) -> int:
     return subprocess.call(bound_to_parent([*_COMMAND, *arguments]))
 
 
-def _options(also_known_as: list[str] | None, **given: str | int | Path | None) -> list[str]:
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items() if value is not None]
-    return options + [f"--also-known-as={other}" for other in also_known_as or ()]
+def _arguments(entry: dict[str, Any]) -> list[str]:
+    """Returns the options that were given, as the child process takes them."""
+    arguments: list[str] = []
+    for name, value in entry.items():
+        values = cast(list[object], value) if isinstance(value, list) else [value]
+        arguments += [f"--{name.replace('_', '-')}={each}" for each in values if each is not None]
+    return arguments
 
 
 def _find_given(name: str) -> BaseModelEntry | None:

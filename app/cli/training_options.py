@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
+from app.cli.added_options import add_options
 from app.fine_tuning.methods import METHODS
 from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS, Hyperparameter
 
@@ -17,14 +18,14 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 
     Its parameter `method` becomes a choice of the methods.
     """
-    signature = inspect.signature(command, eval_str=True)
-    own = [
-        each.replace(annotation=_method_option()) if each.name == "method" else each
-        for each in signature.parameters.values()
-        if each.kind is not each.VAR_KEYWORD
-    ]
-    options = [_option(each) for each in HYPERPARAMETERS]
-    cast(Any, command).__signature__ = signature.replace(parameters=[*own, *options])
+    command = add_options(command, {each.name: _option(each) for each in HYPERPARAMETERS})
+    signature = inspect.signature(command)
+    cast(Any, command).__signature__ = signature.replace(
+        parameters=[
+            each.replace(annotation=_method_option()) if each.name == "method" else each
+            for each in signature.parameters.values()
+        ]
+    )
     return command
 
 
@@ -33,7 +34,7 @@ def _method_option() -> Any:
     return cast(Any, Annotated)[cast(Any, Literal)[tuple(METHODS)], typer.Option(help=f"{meanings}.")]
 
 
-def _option(hyperparameter: Hyperparameter) -> inspect.Parameter:
+def _option(hyperparameter: Hyperparameter) -> Any:
     only = f" For {', '.join(hyperparameter.methods)} only." if hyperparameter.methods else ""
     shown: dict[str, Any] = {"show_default": False, "rich_help_panel": "Hyperparameters"}
     text = hyperparameter.meaning + only
@@ -46,10 +47,7 @@ def _option(hyperparameter: Hyperparameter) -> inspect.Parameter:
         option = typer.Option(parser=_reader(hyperparameter.words), metavar=metavar, help=text, **shown)
     else:
         option = typer.Option(help=text, **shown)
-    annotation = cast(Any, Annotated)[kind | None, option]
-    return inspect.Parameter(
-        hyperparameter.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-    )
+    return cast(Any, Annotated)[kind | None, option]
 
 
 def _reader(words: tuple[str, ...]) -> Callable[[str], str | list[str]]:
