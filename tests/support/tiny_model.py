@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -18,26 +19,29 @@ VOCABULARY = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
 """The tokens by number: the special ones, then one for each byte."""
 
 
-def write_tiny_model(folder: Path) -> Path:
-    """Write the model with random weights, the same every time, and return its folder."""
+def write_tiny_model(folder: Path, **shape: Any) -> Path:
+    """Write the model with random weights, the same every time, and return its folder.
+
+    `shape` replaces fields of its configuration.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.1,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    config: dict[str, Any] = {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.1,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+    LlamaForCausalLM(LlamaConfig(**config | shape)).to(torch.bfloat16).save_pretrained(folder)
     return write_tokenizer(folder)
 
 

@@ -12,14 +12,14 @@ import torch
 from bitsandbytes.nn.modules import Linear4bit
 from openai import OpenAI
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from app.core.settings import Settings
 from app.fine_tuning.geometry import Geometry
 from tests.support.examples import Lines, colours
 from tests.support.gradients import gradients, randomize
 from tests.support.tiny_bases import write_tiny_base
-from tests.support.tiny_model import VOCABULARY, write_tokenizer
+from tests.support.tiny_model import write_tiny_model
 from tests.support.trainer import Child, losses, with_
 from tests.support.worker import create, ended, run_worker
 from workers.training import model, quantization, served_base, trainer
@@ -108,22 +108,13 @@ def test_the_layer_computes_with_the_numbers_that_are_packed(dropout: float) -> 
 @pytest.fixture(scope="module")
 def wide_base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base whose weights are mostly those of its linear layers, as in bases that do not fit."""
-    folder = tmp_path_factory.mktemp("wide")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(VOCABULARY),
+    return write_tiny_model(
+        tmp_path_factory.mktemp("wide"),
         hidden_size=256,
         intermediate_size=768,
         num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         initializer_range=0.05,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=2,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return write_tokenizer(folder)
 
 
 @pytest.fixture
