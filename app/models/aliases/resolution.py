@@ -93,7 +93,7 @@ def find_model(session: Session, settings: Settings, project_id: str, name: str,
             param=param,
         )
     session.execute(select(Adapter.name).where(Adapter.name == name).with_for_update(read=True))
-    Catalogue.read_to_rely_on(session, settings)
+    Catalogue.rely_on(session)
     try:
         return adapters_service.resolve_model(session, settings, project_id, name).name
     except (NotFoundError, FailedDependencyError) as error:

@@ -347,7 +347,7 @@ def _change_before(session: Session, alias: Alias) -> AliasChange | None:
 
 
 def _refuse_models_name(session: Session, settings: Settings, name: str) -> None:
-    Catalogue.read_to_rely_on(session, settings)  # so that no base model gets the name meanwhile
+    Catalogue.rely_on(session)  # so that no base model gets the name meanwhile
     if is_models_name(session, settings, name):
         raise InvalidRequestError(
             f"'{name}' is a model's name; an alias needs one of its own.",

@@ -52,8 +52,13 @@ class Catalogue:
     @classmethod
     def read_to_rely_on(cls, session: Session, settings: Settings) -> Catalogue:
         """Return the catalogue, which nobody changes before the transaction ends."""
-        advisory_lock(session, _LOCK, shared=True)
+        cls.rely_on(session)
         return cls.read(session, settings)
+
+    @staticmethod
+    def rely_on(session: Session) -> None:
+        """Let nobody change the catalogue before the transaction ends."""
+        advisory_lock(session, _LOCK, shared=True)
 
     @classmethod
     def load(cls, settings: Settings) -> Catalogue:
