@@ -70,8 +70,8 @@ class EnginePool:
         with self._database.reader() as session:
             catalogue = Catalogue.read(session, self._settings)
             gpu_bytes, memory_bytes = self._memory(session)
-            idle = completions_service.idle_seconds(session)
             unverified = completions_service.unverified_seconds(session)
+            idle = completions_service.idle_seconds(session, unverified)
             served_elsewhere = completions_service.served_bases(session, self._settings) - set(self._programs)
             default = catalogue.engine_base
             candidates = [

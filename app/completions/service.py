@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import func, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -13,7 +13,7 @@ from app.completions.models import Engine, EngineDemand
 from app.core.database import database_now
 from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
-from app.models.adapters.models import Adapter
+from app.models.adapters.models import UNVERIFIED, Adapter
 
 
 def live_engines(session: Session, settings: Settings, base_model: str | None = None) -> Sequence[Engine]:
@@ -49,14 +49,14 @@ def record_demand(session: Session, base_models: Iterable[str]) -> None:
     session.execute(statement, rows)
 
 
-def idle_seconds(session: Session) -> dict[str, float]:
+def idle_seconds(session: Session, unverified: Mapping[str, float]) -> dict[str, float]:
     """Returns for how many seconds each base model was not asked for.
 
     One with a model that a worker waits to compare with an engine's answers counts as asked for since that
     model was published, and never as idle for longer than an engine is left alone: it is wanted until then.
+    `unverified` is what `unverified_seconds` returns.
     """
     asked = select(EngineDemand.base_model, database_now() - EngineDemand.asked_at)
-    unverified = unverified_seconds(session)
     found = {base_model: min(seconds, SETTLED_SECONDS) for base_model, seconds in unverified.items()}
     for base_model, seconds in session.execute(asked):
         found[base_model] = min(seconds, found.get(base_model, seconds))
@@ -68,7 +68,7 @@ def unverified_seconds(session: Session) -> dict[str, float]:
     unverified = (
         select(Adapter.base_model, func.min(database_now() - Adapter.created_at))
         .join(FineTuningJob, FineTuningJob.fine_tuned_model == Adapter.name)
-        .where(Adapter.parity.is_(None), Adapter.quarantine_reason.is_(None), Adapter.deleted_at.is_(None))
+        .where(*UNVERIFIED)
         .group_by(Adapter.base_model)
     )
     return {base_model: seconds for base_model, seconds in session.execute(unverified)}  # noqa: C416 - a Row is no pair

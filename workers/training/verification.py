@@ -14,7 +14,7 @@ from app.files.models import File
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
-from app.models.adapters.models import Adapter
+from app.models.adapters.models import UNVERIFIED, Adapter
 from app.storage.base import Storage
 from workers.training.parity import NoAnswerError, ParityError, compare, find_engine
 from workers.training.protocol import Sample
@@ -66,12 +66,7 @@ def _find_unverified(session: Session, base_models: Sequence[str]) -> tuple[Adap
     query = (
         select(Adapter, FineTuningJob)
         .join(FineTuningJob, FineTuningJob.fine_tuned_model == Adapter.name)
-        .where(
-            Adapter.parity.is_(None),
-            Adapter.quarantine_reason.is_(None),
-            Adapter.deleted_at.is_(None),
-            Adapter.base_model.in_(base_models),
-        )
+        .where(*UNVERIFIED, Adapter.base_model.in_(base_models))
         .order_by(func.random())
         .limit(1)
     )

@@ -40,3 +40,7 @@ class Adapter(Base):
     def id(self) -> str:
         """The last part of its name, which no other adapter's name ends with."""
         return self.name.split(":", 4)[-1]
+
+
+UNVERIFIED = (Adapter.parity.is_(None), Adapter.quarantine_reason.is_(None), Adapter.deleted_at.is_(None))
+"""The conditions of a job's model that a worker has yet to compare with an engine's answers."""

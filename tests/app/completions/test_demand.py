@@ -36,7 +36,7 @@ def test_gateways_may_write_the_same_down_at_the_same_time(database: Database) -
     with ThreadPoolExecutor(PROCESSES) as pool:
         list(pool.map(write, range(PROCESSES)))
     with database.reader() as session:
-        idle = service.idle_seconds(session)
+        idle = service.idle_seconds(session, service.unverified_seconds(session))
     assert sorted(idle) == sorted(names)
     assert all(0 <= seconds < 30 for seconds in idle.values())
 
@@ -81,8 +81,8 @@ def test_a_model_that_was_not_compared_yet_keeps_its_base_wanted(database: Datab
             )
         )
     with database.reader() as session:
-        assert service.idle_seconds(session) == {"base": SETTLED_SECONDS}
+        assert service.idle_seconds(session, service.unverified_seconds(session)) == {"base": SETTLED_SECONDS}
     with database.writer() as session:
         session.get_one(Adapter, name).parity = {"tokens": 1}
     with database.reader() as session:
-        assert service.idle_seconds(session) == {}
+        assert service.idle_seconds(session, service.unverified_seconds(session)) == {}

@@ -66,9 +66,11 @@ def test_a_model_is_unverified_until_it_is_compared(database: Database) -> None:
         session.flush()
         unverified = service.unverified_seconds(session)
         assert unverified == {"tiny": pytest.approx(0, abs=5)}
-        assert service.idle_seconds(session) == {"tiny": pytest.approx(unverified["tiny"], abs=5)}
+        assert service.idle_seconds(session, service.unverified_seconds(session)) == {
+            "tiny": pytest.approx(unverified["tiny"], abs=5)
+        }
         service.record_demand(session, ["other"])
-        assert set(service.idle_seconds(session)) == {"tiny", "other"}
+        assert set(service.idle_seconds(session, service.unverified_seconds(session))) == {"tiny", "other"}
         assert adapters_service.record_parity(session, "ft:tiny:t::1", {"tokens": 3})
         assert service.unverified_seconds(session) == {}
-        assert set(service.idle_seconds(session)) == {"other"}
+        assert set(service.idle_seconds(session, service.unverified_seconds(session))) == {"other"}
