@@ -154,9 +154,8 @@ class Learner:
         Every rank has as many, because all of them compute a sharded layer at the same time.
         """
         ranks = self.base.ranks
-        ordered = sorted(
-            examples, key=lambda example: example.length
-        )  # so that the ranks' shares take about as long
+        # In this order, the ranks' shares take about as long.
+        ordered = sorted(examples, key=lambda example: example.length)
         shares = [list(micro_batches(ordered[rank :: ranks.size], limits)) for rank in range(ranks.size)]
         mine = shares[ranks.rank]
         yield from ((micro_batch, 1) for micro_batch in mine)
