@@ -23,7 +23,7 @@ from tests.support.starved_trainer import starved_logits
 from tests.support.trainer import with_
 from tests.support.training_files import chat_line, training_bytes
 from tests.support.worker import create, ended, run_worker
-from workers.training import learning, model, trainer
+from workers.training import learning, limits, model, trainer
 from workers.training.layouts.packed import PackedBatch
 from workers.training.protocol import Finished, Progress, Started, Step, TrainingSpec, Warned
 
@@ -97,8 +97,8 @@ def test_smaller_micro_batches_make_the_same_steps(
     assert not any(isinstance(message, Warned) for message in undisturbed)
 
     tries: list[int] = []
-    limits = Limits(tokens=tokens, targets=1000)
-    monkeypatch.setattr(trainer, "batch_limits", lambda base, device: limits)
+    most = Limits(tokens=tokens, targets=1000)
+    monkeypatch.setattr(limits, "batch_limits", lambda base, device: most)
     monkeypatch.setattr(learning, "target_logits", failing(tries))
     starved = train(with_(spec), base)
 
