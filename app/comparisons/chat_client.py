@@ -21,7 +21,6 @@ from app.completions.schemas import ChatCompletionRequest
 from app.core.database import DATABASE_AWAY
 from app.core.errors import ToqueError, UnavailableError
 
-_PATH = "/v1/chat/completions"
 _TRIES = 6
 _LONGEST_PAUSE = 5.0
 _LONGEST_WISH = 60.0
@@ -97,7 +96,7 @@ class ChatClient:
 
     async def _send(self, body: ChatCompletionRequest, endpoint: Endpoint | None) -> bytes:
         if endpoint is None:
-            return await self._gateway.ask(self._project_id, _PATH, body)
+            return await self._gateway.ask(self._project_id, body)
         content = body.model_dump_json(exclude_none=True, exclude_unset=True, by_alias=True)
         try:
             answer = await self._external.ask(endpoint, content.encode())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import aiohttp
 import orjson
@@ -15,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.completions.event_stream import EventStream, usage_of
 from app.completions.replicas import Replica, Replicas
-from app.completions.schemas import SamplingParameters
+from app.completions.schemas import GatewayRequest
 from app.completions.vllm_client import MODEL_NOT_LOADED, broken_off
 from app.core.errors import InvalidRequestError, ToqueError
 from app.models.adapters.service import ServedModel
@@ -39,8 +38,7 @@ class CompletionResponse(Response):
         served: ServedModel,
         look_up_now: Callable[[], Awaitable[object]],
         project_id: str,
-        path: str,
-        body: SamplingParameters,
+        body: GatewayRequest,
         arrived: float,
     ) -> None:
         super().__init__()
@@ -48,10 +46,10 @@ class CompletionResponse(Response):
         self._add_usage = add_usage
         self._served = served
         self._look_up_now = look_up_now
-        self._path = path
-        self._body = upstream_body(body, served.name, project_id)
+        self._path = body.path
+        self._body = body.for_engine(served.name, project_id)
         self._streams = bool(body.stream)
-        self._hides_usage = not (body.stream_options and body.stream_options.include_usage)
+        self._hides_usage = body.hides_usage
         self._arrived = arrived
         self._has_started = False
 
@@ -152,17 +150,6 @@ class CompletionResponse(Response):
 
     def _count(self, usage: tuple[int, int] | None) -> None:
         self._add_usage(*(usage or (0, 0)))
-
-
-def upstream_body(body: SamplingParameters, model: str, project_id: str) -> bytes:
-    """Returns the request body for the engine: the allowed fields, and those that clients may not set."""
-    fixed: dict[str, Any] = {"model": model, "cache_salt": project_id}
-    if body.stream:
-        fixed["stream_options"] = {"include_usage": True}
-    allowed = body.model_dump_json(
-        exclude={"model", "stream_options"}, exclude_unset=True, exclude_none=True, by_alias=True
-    )
-    return orjson.dumps(fixed)[:-1] + b"," + allowed.encode()[1:]  # never empty, since a prompt is required
 
 
 def usage_in(content: bytes) -> tuple[int, int] | None:

@@ -7,9 +7,9 @@ from functools import partial
 from starlette.types import Scope
 
 from app.auth import service as auth_service
-from app.completions.completion_response import CompletionResponse, upstream_body, usage_in
+from app.completions.completion_response import CompletionResponse, usage_in
 from app.completions.replicas import Replica, Replicas
-from app.completions.schemas import SamplingParameters
+from app.completions.schemas import GatewayRequest
 from app.completions.stale_while_revalidate import StaleWhileRevalidate
 from app.core.database import Database
 from app.core.scope import ARRIVED_AT
@@ -45,9 +45,7 @@ class Gateway:
         """
         return await self._projects.get(secret or "")
 
-    async def answer(
-        self, scope: Scope, project_id: str, path: str, body: SamplingParameters
-    ) -> CompletionResponse:
+    async def answer(self, scope: Scope, project_id: str, body: GatewayRequest) -> CompletionResponse:
         """Returns a response that asks an engine when it is sent.
 
         Raises:
@@ -59,10 +57,10 @@ class Gateway:
         add_usage = partial(self._usage.count, project_id, served.name, alias=target.alias)
         look_up_now = partial(self._targets.look_up_now, key)
         return CompletionResponse(
-            self._replicas, add_usage, served, look_up_now, project_id, path, body, scope[ARRIVED_AT]
+            self._replicas, add_usage, served, look_up_now, project_id, body, scope[ARRIVED_AT]
         )
 
-    async def ask(self, project_id: str, path: str, body: SamplingParameters) -> bytes:
+    async def ask(self, project_id: str, body: GatewayRequest) -> bytes:
         """Returns the whole answer to a request that the service itself makes for a project.
 
         Raises:
@@ -72,11 +70,11 @@ class Gateway:
         """
         target = await self._targets.get((project_id, body.model))
         served = target.model_for(body.user)
-        content = upstream_body(body, served.name, project_id)
+        content = body.for_engine(served.name, project_id)
 
         async def send(replica: Replica) -> bytes:
             async with replica.awaiting_first_byte():
-                upstream = await replica.connection.post(path, content)
+                upstream = await replica.connection.post(body.path, content)
                 try:
                     return await replica.connection.read_all(upstream)
                 finally:

@@ -84,7 +84,7 @@ async def create_chat_completion(
     body: ChatCompletionRequest, request: Request, project_id: Caller
 ) -> Response:
     """Answers a conversation with a base model, a fine-tuned model or a checkpoint."""
-    return await _gateway(request).answer(request.scope, project_id, "/v1/chat/completions", body)
+    return await _gateway(request).answer(request.scope, project_id, body)
 
 
 @router.post("/completions", response_class=Response, responses=_ANSWER)
@@ -94,7 +94,7 @@ async def create_completion(body: CompletionRequest, request: Request, project_i
         raise InvalidRequestError(
             "'echo' with 'logprobs' is not supported.", code="unsupported_parameter", param="echo"
         )
-    return await _gateway(request).answer(request.scope, project_id, "/v1/completions", body)
+    return await _gateway(request).answer(request.scope, project_id, body)
 
 
 def _name(dependency: object) -> str:

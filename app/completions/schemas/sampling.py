@@ -1,0 +1,109 @@
+"""What requests for completions have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Tokens = Annotated[int, Field(ge=1, strict=True)]
+Choices = Annotated[int, Field(ge=1, le=16, strict=True)]
+Stop = str | Annotated[list[str], Field(max_length=16)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
+
+
+class JsonSchema(BaseModel):
+    """The schema that an answer must fit."""
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """The shape of the answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    include_usage: bool | None = None
+
+
+class GatewayRequest(BaseModel):
+    """What every request to the gateway has, whatever its route."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: ClassVar[str]
+    """The route, which is the same here and at the engine."""
+
+    model: Annotated[str, Field(min_length=1, max_length=255)]
+    stream: bool | None = None
+
+    # OpenAI's fields that are accepted and not passed on.
+    user: Annotated[str | None, Field(exclude=True)] = None
+    metadata: Annotated[dict[str, Any] | None, Field(exclude=True)] = None
+    store: Annotated[bool | None, Field(exclude=True)] = None
+    service_tier: Annotated[str | None, Field(exclude=True)] = None
+    prompt_cache_key: Annotated[str | None, Field(exclude=True)] = None
+    safety_identifier: Annotated[str | None, Field(exclude=True)] = None
+
+    @property
+    def hides_usage(self) -> bool:
+        """Whether the event of a stream that only states the usage is kept from the client."""
+        return False
+
+    def for_engine(self, model: str, project_id: str) -> bytes:
+        """Returns the request body for the engine: the allowed fields, and those that clients may not set."""
+        fixed = orjson.dumps({"model": model, "cache_salt": project_id, **self._set_by_gateway()})
+        allowed = self.model_dump_json(
+            exclude={"model"}, exclude_unset=True, exclude_none=True, by_alias=True
+        )
+        return fixed[:-1] + b"," + allowed.encode()[1:]  # never empty, since a prompt is required
+
+    def _set_by_gateway(self) -> dict[str, Any]:
+        return {}
+
+
+class SamplingParameters(GatewayRequest):
+    """The parameters that both kinds of completion share."""
+
+    stream_options: Annotated[StreamOptions | None, Field(exclude=True)] = None
+    max_tokens: Tokens | None = None
+    temperature: Temperature | None = None
+    top_p: Probability | None = None
+    n: Choices | None = None
+    stop: Stop | None = None
+    seed: Seed | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None
+    ) = None
+
+    # vLLM's own fields, which OpenAI's client sends with `extra_body`.
+    top_k: Annotated[int, Field(ge=-1, strict=True)] | None = None
+    min_p: Probability | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, strict=True)] | None = None
+
+    @property
+    def hides_usage(self) -> bool:
+        """Whether the client did not ask for the event that states the usage, as engines always are."""
+        return not (self.stream_options and self.stream_options.include_usage)
+
+    def _set_by_gateway(self) -> dict[str, Any]:
+        return {"stream_options": {"include_usage": True}} if self.stream else {}
