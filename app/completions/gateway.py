@@ -50,10 +50,12 @@ class Gateway:
 
         Raises:
             NotFoundError: the project has no such model or alias.
+            InvalidRequestError: the model's base does not support what the request asks for.
         """
         key = (project_id, body.model)
         target = await self._targets.get(key)
         served = target.model_for(body.user)
+        body.check(served.base)
         add_usage = partial(self._usage.count, project_id, served.name, alias=target.alias)
         look_up_now = partial(self._targets.look_up_now, key)
         return CompletionResponse(
@@ -66,10 +68,12 @@ class Gateway:
         Raises:
             NotFoundError: the project has no such model or alias.
             UnavailableError: no engine is ready, or none answered.
-            InvalidRequestError: the engine refused the request.
+            InvalidRequestError: the model's base does not support what the request asks for, or the engine
+                refused it.
         """
         target = await self._targets.get((project_id, body.model))
         served = target.model_for(body.user)
+        body.check(served.base)
         content = body.for_engine(served.name, project_id)
 
         async def send(replica: Replica) -> bytes:

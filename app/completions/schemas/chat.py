@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
+from typing_extensions import override
 
 from app.completions.schemas.sampling import ResponseFormat, SamplingParameters, Tokens
-from app.completions.schemas.tools import NamedTool, Tool, ToolCall
+from app.completions.schemas.tools import NamedTool, Tool, ToolCall, check_tool_support
+from app.core.settings import BaseModelEntry
 
 
 class TextPart(BaseModel):
@@ -44,3 +46,8 @@ class ChatCompletionRequest(SamplingParameters):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+
+    @override
+    def check(self, base: BaseModelEntry) -> None:
+        if self.tools and self.tool_choice != "none":
+            check_tool_support(base)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.core.settings import BaseModelEntry
+
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -65,6 +67,13 @@ class GatewayRequest(BaseModel):
     def hides_usage(self) -> bool:
         """Whether the event of a stream that only states the usage is kept from the client."""
         return False
+
+    def check(self, base: BaseModelEntry) -> None:
+        """Checks that a base model supports what the request asks for.
+
+        Raises:
+            InvalidRequestError: it does not; the message says what to set in the base's catalogue entry.
+        """
 
     def for_engine(self, model: str, project_id: str) -> bytes:
         """Returns the request body for the engine: the allowed fields, and those that clients may not set."""

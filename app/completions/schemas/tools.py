@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from app.core.errors import InvalidRequestError
+from app.core.settings import BaseModelEntry
+
 
 class FunctionCall(BaseModel):
     """The function that a tool call names, its arguments as a JSON string."""
@@ -57,3 +60,27 @@ class NamedTool(BaseModel):
 
     type: Literal["function"]
     function: NamedFunction
+
+
+def check_tool_support(base: BaseModelEntry) -> None:
+    """Check that a base model can call tools.
+
+    Raises:
+        InvalidRequestError: its catalogue entry has no tool parser, or its chat template shows no tools.
+    """
+    if base.tool_parser is None:
+        raise InvalidRequestError(
+            f"'{base.name}' cannot call tools, because its entry in the catalogue of base models has no "
+            "'tool_parser'. Set it in TOQUE_BASE_MODELS, or add the base model with `toque models add … "
+            "--tool-parser PARSER`.",
+            code="unsupported_parameter",
+            param="tools",
+        )
+    if base.chat_template is not None and "tools" not in base.chat_template:
+        raise InvalidRequestError(
+            f"'{base.name}' cannot call tools, because its chat template does not show them to the model. "
+            "Set a 'chat_template' with `tools` in its entry in TOQUE_BASE_MODELS, or add the base model "
+            "with `toque models add … --chat-template FILE`.",
+            code="unsupported_parameter",
+            param="tools",
+        )

@@ -39,7 +39,7 @@ from app.models.adapters.validation import (
     describe_adapter,
     module_shapes,
 )
-from app.models.catalogue import Catalogue, is_prepared, reading_files
+from app.models.catalogue import Catalogue, is_prepared, reading_files, with_template
 from app.models.serving_support import adapted, has_experts
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
@@ -50,8 +50,14 @@ class ServedModel:
     """A model that can be asked: its served name, and the base whose engine holds it."""
 
     name: str
-    base_model: str
+    base: BaseModelEntry
+    """With the chat template that is used, where that is on this machine."""
     is_base: bool
+
+    @property
+    def base_model(self) -> str:
+        """The base's name in the catalogue."""
+        return self.base.name
 
 
 def served_name(session: Session, project_id: str, base: str, suffix: str | None, adapter_id: str) -> str:
@@ -248,15 +254,16 @@ def resolve_model(session: Session, settings: Settings, project_id: str, name: s
     """Return the model that a request's `model` names.
 
     Raises:
-        NotFoundError: no base model, adapter or checkpoint of this project has that name.
+        NotFoundError: no base model, adapter or checkpoint of this project has that name, or its base has
+            left the catalogue.
         FailedDependencyError: the adapter is quarantined.
     """
     adapter = _find_adapter(session, project_id, name)
     if adapter is not None:
         _refuse_quarantined(adapter, "model")
-        return ServedModel(adapter.name, adapter.base_model, is_base=False)
-    base = Catalogue.read_for(session, settings, name).get(name)
-    return ServedModel(base.name, base.name, is_base=True)
+    base_name = adapter.base_model if adapter else name
+    base = with_template(settings, Catalogue.read_for(session, settings, base_name).get(base_name))
+    return ServedModel(adapter.name if adapter else base.name, base, is_base=adapter is None)
 
 
 def get_adapter(session: Session, settings: Settings, project_id: str, name: str) -> Adapter | None:

@@ -8,6 +8,7 @@ from app.models.catalogue.prepared import (
     prepared_base,
     reading_files,
     template_options,
+    with_template,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "prepared_base",
     "reading_files",
     "template_options",
+    "with_template",
 ]

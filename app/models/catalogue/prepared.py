@@ -9,7 +9,7 @@ from pathlib import Path
 
 from app.core.errors import UnavailableError
 from app.core.settings import BaseModelEntry, Settings
-from app.datasets.chat_template import ChatTemplate, TemplateOptions
+from app.datasets.chat_template import ChatTemplate, TemplateOptions, read_source
 from app.datasets.validation import PreparedBase
 from app.models.catalogue.catalogue import Catalogue
 from app.models.token_mixing import read_config
@@ -58,6 +58,16 @@ def template_options(entry: BaseModelEntry) -> TemplateOptions:
     return TemplateOptions(entry.chat_template, entry.chat_template_kwargs)
 
 
+def with_template(settings: Settings, entry: BaseModelEntry) -> BaseModelEntry:
+    """Return the entry with the chat template that is used written out, where it is on this machine.
+
+    It is None where the base has no template, or is prepared on other machines only.
+    """
+    if entry.chat_template is not None or not is_prepared(settings, entry):
+        return entry
+    return entry.model_copy(update={"chat_template": _own_template(settings.base_model_dir(entry))})
+
+
 def prepared_base(settings: Settings, catalogue: Catalogue, name: str | None = None) -> PreparedBase | None:
     """The base whose tokens a check counts: the one that is named, or the catalogue's first that is prepared.
 
@@ -72,6 +82,14 @@ def prepared_base(settings: Settings, catalogue: Catalogue, name: str | None = N
         return None
     folder = str(settings.base_model_dir(entry))
     return PreparedBase(entry.name, folder, entry.context, template_options(entry))
+
+
+@lru_cache(maxsize=64)
+def _own_template(folder: Path) -> str | None:
+    try:
+        return read_source(folder, TemplateOptions())
+    except (OSError, ValueError):
+        return None  # its engine does not start either, and says why
 
 
 @lru_cache(maxsize=8)

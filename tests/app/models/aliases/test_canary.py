@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.core.settings import BaseModelEntry
 from app.models.adapters.service import ServedModel
 from app.models.aliases.target import Target, WeightedModel
 
 
 def target(**weights: float) -> Target:
+    base = BaseModelEntry(name="base", source="owner/base")
     models = (
-        WeightedModel(ServedModel(name, "base", is_base=False), weight) for name, weight in weights.items()
+        WeightedModel(ServedModel(name, base, is_base=False), weight) for name, weight in weights.items()
     )
     return Target("house-style:production", tuple(models))
 
