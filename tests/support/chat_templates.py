@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
+from app.core.chat_templates import read_chat_template
+
 CHATML = """
 {%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
@@ -295,6 +297,7 @@ TEMPLATES: dict[str, TemplateKind] = {
         "<|end|>",
         takes_white_space=True,
     ),
+    "smollm2": TemplateKind(read_chat_template("smollm2"), _IM, "<|im_end|>", has_tools=True, splits="words"),
     "thinking": TemplateKind(
         THINKING,
         _THINKING,

@@ -55,7 +55,7 @@ def chat_template(settings: Settings, entry: BaseModelEntry) -> ChatTemplate | N
 
 def template_options(entry: BaseModelEntry) -> TemplateOptions:
     """Return what the entry changes in its base model's chat template."""
-    return TemplateOptions(entry.chat_template, entry.chat_template_kwargs)
+    return TemplateOptions(entry.chat_template_source, entry.chat_template_kwargs)
 
 
 def with_template(settings: Settings, entry: BaseModelEntry) -> BaseModelEntry:

@@ -334,6 +334,7 @@ BY_TURN = [
     "chatml",
     "headers",
     "folded system",
+    "smollm2",
     "role tags",
     "thinking",
     "thinking disabled",
