@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-from anyio import to_thread
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.comparisons import few_shot, grading, models, queue
-from app.comparisons.batch_writer import BatchWriter, Row
 from app.comparisons.chat_client import ChatClient, prompt
 from app.comparisons.external import Endpoint
 from app.comparisons.graders.base import JudgeRequest
 from app.comparisons.graders.registry import parse_grader
 from app.comparisons.plan import Plan
 from app.comparisons.questions import Question
+from app.core.batch_writer import BatchWriter, Row
 from app.core.child_process import run_in_child
 from app.core.database import Database
 from app.core.errors import InvalidRequestError
-from app.core.lease import Lease, async_database_retrying, async_heartbeat
+from app.core.lease import Lease, async_heartbeat
+from app.core.lease_runner import LeasedTransactions
 from app.files.models import File
 from app.storage.base import Storage
 
@@ -55,6 +55,7 @@ class Attempt:
         self._chat_client = chat_client
         self._id = comparison.id
         self._lease = lease
+        self._transactions = LeasedTransactions(database, lease)
         self._plan = Plan.model_validate(comparison.plan)
         self._api_keys: Mapping[str, str] = comparison.api_keys or {}
         self._lease_seconds = lease_seconds
@@ -69,12 +70,12 @@ class Attempt:
             LeaseLostError: the comparison was cancelled, or another process has claimed it.
         """
         async with async_heartbeat(_RENEW_SECONDS, self._renew):
-            self._questions = await self._read(self._find_questions)
+            self._questions = await self._transactions.read(self._find_questions)
             await self._choose_examples()
             await self._ask()
             await self._ask_judges()
             results, scores = await self._grade()
-            await self._write(queue.succeed, results, scores)
+            await self._transactions.write(queue.succeed, results, scores)
 
     def _renew(self) -> None:
         with self._database.writer() as session:
@@ -96,7 +97,7 @@ class Attempt:
         held_out = self._questions[: self._plan.questions]
         for place, candidate in enumerate(self._plan.candidates):
             if candidate.file and candidate.examples and candidate.selection:
-                path = await self._read(self._find_path, candidate.file)
+                path = await self._transactions.read(self._find_path, candidate.file)
                 self._choices[place] = await run_in_child(
                     few_shot.choose_examples,
                     path,
@@ -108,7 +109,7 @@ class Attempt:
 
     async def _ask(self) -> None:
         """Ask what has no answer yet."""
-        answered = await self._read(self._find_answered)
+        answered = await self._transactions.read(self._find_answered)
         self._done = len(answered)
         answers = BatchWriter(self._record_answers)
 
@@ -161,7 +162,10 @@ class Attempt:
         held_out, general = (parse_grader(document) for document in (plan.grader, plan.general_grader))
         if not any(grader.judge_requests(self._questions[0], "") for grader in (held_out, general)):
             return
-        answers, judged = await self._read(self._find_texts), await self._read(self._find_judged)
+        answers, judged = (
+            await self._transactions.read(self._find_texts),
+            await self._transactions.read(self._find_judged),
+        )
         calls: list[JudgeCall] = []
         for (place, number), text in answers:
             grader = held_out if number < plan.questions else general
@@ -171,7 +175,7 @@ class Attempt:
                 for turn, request in enumerate(requests)
                 if (place, number, turn) not in judged
             ]
-        judgements = BatchWriter(lambda rows: self._write(queue.record_judgements, rows))
+        judgements = BatchWriter(lambda rows: self._transactions.write(queue.record_judgements, rows))
 
         async def ask(call: JudgeCall) -> None:
             (place, number), turn, request = call
@@ -196,7 +200,7 @@ class Attempt:
                 tasks.create_task(ask_in_turn())
 
     async def _record_answers(self, rows: list[Row]) -> None:
-        await self._write(queue.record_answers, rows, self._done + len(rows))
+        await self._transactions.write(queue.record_answers, rows, self._done + len(rows))
         self._done += len(rows)
 
     def _find_questions(self, session: Session) -> list[Question]:
@@ -230,19 +234,3 @@ class Attempt:
         judged = select(judgement.candidate, judgement.question, judgement.turn)
         rows = session.execute(judged.where(judgement.comparison_id == self._id))
         return {(place, number, turn) for place, number, turn in rows}
-
-    async def _read(self, read: Callable[..., T], *arguments: Any) -> T:
-        def transaction() -> T:
-            with self._database.reader() as session:
-                return read(session, *arguments)
-
-        return await async_database_retrying()(to_thread.run_sync, transaction)
-
-    async def _write(self, change: Callable[..., None], *values: Any) -> None:
-        """Run one transaction, fenced by the lease."""
-
-        def transaction() -> None:
-            with self._database.writer() as session:
-                change(session, self._lease, *values)
-
-        await async_database_retrying()(to_thread.run_sync, transaction)

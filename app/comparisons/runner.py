@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable
 from functools import partial
 
-from anyio import BrokenWorkerProcess, to_thread
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
+from anyio import BrokenWorkerProcess
 
 from app.comparisons import queue
 from app.comparisons.attempt import Attempt
@@ -20,6 +16,7 @@ from app.completions.gateway import Gateway
 from app.core.database import Database
 from app.core.errors import ToqueError
 from app.core.lease import Lease, LeaseLostError
+from app.core.lease_runner import LeaseRunner
 from app.core.settings import Settings
 from app.storage.base import Storage
 
@@ -37,50 +34,19 @@ class Runner:
         self._storage = storage
         self._gateway = gateway
         self._external = ExternalEndpoints(settings)
-        self._lease_seconds = 3 * settings.heartbeat_seconds
-        self._poll_seconds = settings.poll_seconds
+        self._leases = LeaseRunner(settings, database, queue, self._execute, most=_MAX_RUNNING)
 
     async def run(self) -> None:
         """Claim and run comparisons until cancelled; the unfinished ones then go back to the queue."""
-        free = asyncio.Semaphore(_MAX_RUNNING)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                while True:
-                    await free.acquire()
-                    comparison = await self._claim()
-                    task = tasks.create_task(self._run(comparison))
-                    task.add_done_callback(lambda _: free.release())
+            await self._leases.run()
         finally:
             await self._external.close()
 
-    async def _claim(self) -> Comparison:
-        """Claim the next comparison, waiting until there is one."""
-        while True:
-            try:
-                if (comparison := await to_thread.run_sync(self._claim_next)) is not None:
-                    return comparison
-            except SQLAlchemyError as error:
-                log.warning("cannot claim a comparison: %s", type(error).__name__)
-            await asyncio.sleep(self._poll_seconds)
-
-    def _claim_next(self) -> Comparison | None:
-        with self._database.reader() as session:
-            if not queue.has_claimable(session):
-                return None
-        with self._database.writer() as session:
-            return queue.claim_next(session, self._lease_seconds)
-
-    async def _run(self, comparison: Comparison) -> None:
-        lease = queue.LEASES.lease_of(comparison)
-        try:
-            await self._execute(comparison, lease)
-        except asyncio.CancelledError:  # this process ends
-            await self._write(queue.release, lease)
-            raise
-
     async def _execute(self, comparison: Comparison, lease: Lease) -> None:
         chat_client = ChatClient(self._gateway, self._external, comparison.project_id)
-        attempt = Attempt(self._database, self._storage, chat_client, comparison, lease, self._lease_seconds)
+        lease_seconds = self._leases.lease_seconds
+        attempt = Attempt(self._database, self._storage, chat_client, comparison, lease, lease_seconds)
         try:
             await attempt.run()
         except* LeaseLostError as lost:
@@ -96,19 +62,7 @@ class Runner:
             await self._fail(lease, "internal_error", "An internal error; the service's log has it.")
 
     async def _fail(self, lease: Lease, code: str, message: str) -> None:
-        await self._write(partial(queue.fail, code=code, message=message), lease)
-
-    async def _write(self, change: Callable[[Session, Lease], None], lease: Lease) -> None:
-        """Run one transaction; if it fails, the lease expires and another process continues."""
-
-        def transaction() -> None:
-            with self._database.writer() as session:
-                change(session, lease)
-
-        try:
-            await to_thread.run_sync(transaction)
-        except (LeaseLostError, SQLAlchemyError) as error:
-            log.warning("%s is left to expire: %s", lease.id, error)
+        await self._leases.write(partial(queue.fail, code=code, message=message), lease)
 
 
 def _first(group: ExceptionGroup[ToqueError]) -> ToqueError:
