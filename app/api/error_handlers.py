@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,11 +14,9 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
 from app.core.errors import ConflictError, ErrorBody, InvalidRequestError, ToqueError, UnavailableError
+from app.core.validation_errors import validation_error
 
 log = logging.getLogger("toque.errors")
-
-_LONGEST_PARAM = 255
-"""The most characters of a path that are quoted, since a client chooses some of its parts."""
 
 
 def error_response(error: ToqueError) -> Response:
@@ -47,23 +44,7 @@ async def _on_toque_error(_request: Request, error: Exception) -> Response:
 
 async def _on_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    first: dict[str, Any] = error.errors()[0]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", "")
-        return error_response(
-            InvalidRequestError(f"The body is not valid JSON: {reason}", code="invalid_json")
-        )
-    path = _param_path(first["loc"], error.body)[:_LONGEST_PARAM]
-    code = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}.get(
-        first["type"]
-    )
-    subject = f"Invalid value for '{path}'" if path else "Invalid request"
-    if first["type"] == "missing":
-        subject = f"Missing required parameter '{path}'" if path else "The request has no body"
-    elif first["type"] == "extra_forbidden":
-        subject = f"Unknown parameter '{path}'"
-    message = f"{subject}: {first['msg']}." if code is None else f"{subject}."
-    return error_response(InvalidRequestError(message, code=code or "invalid_value", param=path or None))
+    return error_response(validation_error(error.errors()[0], error.body))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -115,29 +96,6 @@ async def _on_unencodable_text(_request: Request, _error: Exception) -> Response
 async def _on_unexpected(_request: Request, error: Exception) -> Response:
     log.exception("unexpected error", exc_info=error)
     return error_response(ToqueError("An internal error; the service's log has it under this request's id."))
-
-
-def _param_path(location: tuple[int | str, ...], body: Any) -> str:
-    """Write `("body", "messages", 0, "role")` as `messages[0].role`.
-
-    In a union, pydantic's location also names the branch, by its own name or by the object's `type`. That is
-    no place in the body, so it is left out.
-    """
-    path, place = "", body
-    for position, part in enumerate(location[1:], start=2):
-        if isinstance(part, int) and isinstance(place, list):
-            path += f"[{part}]"
-            place = cast("list[Any]", place)[part]
-        elif isinstance(part, str) and isinstance(place, dict):
-            known = cast("dict[str, Any]", place)
-            is_branch = known.get("type") == part and not isinstance(known.get(part), dict | list)
-            if position < len(location) and (part not in known or is_branch):
-                continue
-            path += f".{part}" if path else part
-            place = known.get(part)
-        elif location[0] != "body" and position == 2:
-            path = str(part)
-    return path
 
 
 def _envelope(body: ErrorBody, status: int, headers: Mapping[str, str] | None) -> Response:

@@ -18,6 +18,11 @@ from app.models.aliases import resolution
 from app.models.aliases.target import Target
 from app.usage.aggregator import UsageAggregator
 
+_AFTER_OTHERS = b'{"priority":1,'
+"""The beginning of a request that the engine answers after those without a priority."""
+_BACKGROUND_SECONDS = 24 * 3600.0
+"""How long an engine may be silent about a request in the background, while it answers others."""
+
 
 class Gateway:
     """The state that all completions of this process share."""
@@ -62,8 +67,19 @@ class Gateway:
             self._replicas, add_usage, served, look_up_now, project_id, body, scope[ARRIVED_AT]
         )
 
-    async def ask(self, project_id: str, body: GatewayRequest) -> bytes:
+    async def resolve(self, project_id: str, name: str) -> Target:
+        """Returns the models that the project means by this name.
+
+        Raises:
+            NotFoundError: the project has no such model or alias.
+            FailedDependencyError: the model is quarantined.
+        """
+        return await self._targets.get((project_id, name))
+
+    async def ask(self, project_id: str, body: GatewayRequest, *, in_background: bool = False) -> bytes:
         """Returns the whole answer to a request that the service itself makes for a project.
+
+        Nobody waits for the answer to a request in the background: engines answer all others first.
 
         Raises:
             NotFoundError: the project has no such model or alias.
@@ -71,14 +87,19 @@ class Gateway:
             InvalidRequestError: the model's base does not support what the request asks for, or the engine
                 refused it.
         """
-        target = await self._targets.get((project_id, body.model))
+        target = await self.resolve(project_id, body.model)
         served = target.model_for(body.user)
         body.check(served.base)
         content = body.for_engine(served.name, project_id)
 
         async def send(replica: Replica) -> bytes:
+            postponed = in_background and replica.has_priorities
             async with replica.awaiting_first_byte():
-                upstream = await replica.connection.post(body.path, content)
+                upstream = await replica.connection.post(
+                    body.path,
+                    _AFTER_OTHERS + content[1:] if postponed else content,
+                    read_timeout=_BACKGROUND_SECONDS if in_background else None,
+                )
                 try:
                     return await replica.connection.read_all(upstream)
                 finally:

@@ -50,9 +50,13 @@ _turns = count()
 class Replica:
     """One engine as this gateway sees it."""
 
-    def __init__(self, replica_id: str, address: EngineAddress, read_timeout: float) -> None:
+    def __init__(
+        self, replica_id: str, address: EngineAddress, read_timeout: float, *, has_priorities: bool
+    ) -> None:
         self.id = replica_id
         self.address = address
+        self.has_priorities = has_priorities
+        """Whether the engine is ours, and lets requests with a `priority` wait for those without."""
         self.connection = VllmConnection(address.url, address.api_key.get_secret_value(), read_timeout)
         self.in_flight = 0
         self.is_down = False
@@ -236,7 +240,12 @@ class Replicas:
                 self._leaving.append(self._by_id.pop(replica_id))  # its streams may finish
         for replica_id, address in found.items():
             if replica_id not in self._by_id:
-                self._by_id[replica_id] = Replica(replica_id, address, self._settings.upstream_timeout)
+                self._by_id[replica_id] = Replica(
+                    replica_id,
+                    address,
+                    self._settings.upstream_timeout,
+                    has_priorities=replica_id not in self._configured,
+                )
         done = [replica for replica in self._leaving if not replica.in_flight]
         self._leaving = [replica for replica in self._leaving if replica.in_flight]
         for replica in done:

@@ -37,15 +37,17 @@ class VllmConnection:
     def __init__(self, url: str, api_key: str, read_timeout: float) -> None:
         self.url = url
         self.api_key = api_key
-        self._timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_SECONDS, sock_read=read_timeout
-        )
+        self._timeout = _timeout(read_timeout)
         self._session: aiohttp.ClientSession | None = None
         self._base = "http://engine" if url.startswith("unix:") else url.rstrip("/")
         self._urls: dict[str, URL] = {}
 
-    async def post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
+    async def post(
+        self, path: str, body: bytes, *, read_timeout: float | None = None
+    ) -> aiohttp.ClientResponse:
         """Sends a request, and returns the response once its headers are there; the caller closes it.
+
+        `read_timeout` is the longest silence in seconds, if it is another than that of the connection.
 
         Raises:
             RetryableError: the engine is unreachable, sent no byte of an answer, or has no such model.
@@ -54,7 +56,10 @@ class VllmConnection:
         """
         with _translate_errors():
             answer = await self._open_session().post(
-                self._url(path), data=body, headers={"content-type": "application/json"}
+                self._url(path),
+                data=body,
+                headers={"content-type": "application/json"},
+                timeout=self._timeout if read_timeout is None else _timeout(read_timeout),
             )
         if answer.status == 200:
             return answer
@@ -146,6 +151,10 @@ class VllmConnection:
         if url is None:
             url = self._urls[path] = URL(self._base + path)
         return url
+
+
+def _timeout(read_timeout: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=read_timeout)
 
 
 def broken_off() -> UnavailableError:
