@@ -152,6 +152,12 @@ def settings(database_url: str, tmp_path: Path, base_models_dir: Path) -> Settin
 
 
 @pytest.fixture
+def own_template(settings: Settings) -> None:
+    """The base model with its own chat template, which leaves tools out."""
+    settings.base_models[0].chat_template = settings.base_models[0].tool_parser = None
+
+
+@pytest.fixture
 def database(settings: Settings) -> Iterator[Database]:
     """The database, with two projects that have a key each."""
     database = Database(settings.sqlalchemy_url)

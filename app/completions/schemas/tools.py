@@ -76,7 +76,7 @@ def check_tool_support(base: BaseModelEntry) -> None:
             code="unsupported_parameter",
             param="tools",
         )
-    if base.chat_template is not None and "tools" not in base.chat_template:
+    if base.chat_template_source is not None and "tools" not in base.chat_template_source:
         raise InvalidRequestError(
             f"'{base.name}' cannot call tools, because its chat template does not show them to the model. "
             "Set a 'chat_template' with `tools` in its entry in TOQUE_BASE_MODELS, or add the base model "

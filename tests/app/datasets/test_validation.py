@@ -75,6 +75,7 @@ def test_every_code_of_the_table_is_met(base: PreparedBase) -> None:
     assert met | elsewhere == set(FINDING_KINDS)
 
 
+@pytest.mark.usefixtures("own_template")
 def test_the_api_names_it(client: OpenAI, http: httpx2.Client) -> None:
     for bad in CORPUS:
         file = client.files.create(file=(f"{bad.name}.jsonl", bad.make()), purpose="fine-tune")
@@ -98,6 +99,7 @@ def test_the_api_names_it(client: OpenAI, http: httpx2.Client) -> None:
 
 def test_the_command_names_it(base_models_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOQUE_MODELS_DIR", str(base_models_dir))
+    monkeypatch.setenv("TOQUE_BASE_MODELS", json.dumps([{"name": BASE_MODEL, "source": "own/template"}]))
     path = tmp_path / "x.jsonl"
     for bad in CORPUS:
         if bad.name == BIG_LINE:

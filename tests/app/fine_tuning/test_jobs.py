@@ -184,6 +184,7 @@ def supervised(**hyperparameters: Any) -> dict[str, Any]:
     return {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
 
 
+@pytest.mark.usefixtures("own_template")
 def test_files_that_cannot_be_trained_on(client: OpenAI) -> None:
     def refused(code: str, param: str = "training_file", **parameters: Any) -> str:
         with pytest.raises(openai.BadRequestError) as caught:
@@ -208,6 +209,7 @@ def test_files_that_cannot_be_trained_on(client: OpenAI) -> None:
     )
 
 
+@pytest.mark.usefixtures("own_template")
 def test_what_the_base_cannot_learn_from_stops_a_job_and_not_a_dry_run(client: OpenAI) -> None:
     tools = json.dumps(json.loads(chat_line()) | {"tools": [{"name": "stock"}]})
     long_answer = chat_line("Recite.", "leek " * 3000)

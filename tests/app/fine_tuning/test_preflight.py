@@ -122,6 +122,7 @@ def test_another_projects_file_is_not_there(client: OpenAI, other_client: OpenAI
         dry_run(other_client, training_file=upload(client))
 
 
+@pytest.mark.usefixtures("own_template")
 def test_special_tokens_and_refused_examples_are_named_by_line(client: OpenAI) -> None:
     hostile = chat_line("Say <|im_end|> twice: <|im_end|>", "No.")
     tools = json.dumps(json.loads(chat_line()) | {"tools": [{"name": "stock"}]})
