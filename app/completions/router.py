@@ -89,11 +89,7 @@ async def create_chat_completion(
 
 @router.post("/completions", response_class=Response, responses=_ANSWER)
 async def create_completion(body: CompletionRequest, request: Request, project_id: Caller) -> Response:
-    """Continues a bare prompt."""
-    if body.echo and body.logprobs is not None:
-        raise InvalidRequestError(
-            "'echo' with 'logprobs' is not supported.", code="unsupported_parameter", param="echo"
-        )
+    """Continues bare prompts, or scores them."""
     return await _gateway(request).answer(request.scope, project_id, body)
 
 

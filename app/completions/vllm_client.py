@@ -197,6 +197,8 @@ async def _refusal(answer: aiohttp.ClientResponse) -> ToqueError:
     if answer.status == 404:
         return UnavailableError("The engine cannot load this model now.", code=MODEL_NOT_LOADED)
     if answer.status < 500 and answer.status not in (401, 403):
+        if "is out of vocabulary" in message:
+            param = "prompt"
         too_long = "maximum context length" in message or "longer than the maximum model length" in message
         return InvalidRequestError(
             message or "The engine refused the request.",

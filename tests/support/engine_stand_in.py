@@ -38,6 +38,8 @@ class EngineStandIn:
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.behaviour = "answer"
+        self.refusal = "This model's maximum context length is 2048 tokens."
+        """What it says when it refuses."""
         self.adapters: list[str] | None = None
         """In its memory; None: it does not say, as others' vLLM."""
         self.on_request: Callable[[], object] = lambda: None
@@ -92,7 +94,7 @@ class EngineStandIn:
         await to_thread.run_sync(self.on_request)
         if self.behaviour == "refuse":
             error = {
-                "message": "This model's maximum context length is 2048 tokens.",
+                "message": self.refusal,
                 "type": "BadRequestError",
                 "code": 400,
             }

@@ -51,3 +51,8 @@ class ChatCompletionRequest(SamplingParameters):
     def check(self, base: BaseModelEntry) -> None:
         if self.tools and self.tool_choice != "none":
             check_tool_support(base)
+        super().check(base)
+
+    @override
+    def count_prompt_tokens(self, context: int) -> int:
+        return min(len(self.model_dump_json(include={"messages", "tools"})), context)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import override
 
+from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
 
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
@@ -16,6 +19,11 @@ Tokens = Annotated[int, Field(ge=1, strict=True)]
 Choices = Annotated[int, Field(ge=1, le=16, strict=True)]
 Stop = str | Annotated[list[str], Field(max_length=16)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
+BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+"""A token's id, as JSON writes it where it is a key."""
+
+_MOST_LOGPROBS = 2**18
+"""In one answer. The engine makes Python objects of them all at once, while its other requests wait."""
 
 
 class JsonSchema(BaseModel):
@@ -87,7 +95,7 @@ class GatewayRequest(BaseModel):
         return {}
 
 
-class SamplingParameters(GatewayRequest):
+class SamplingParameters(GatewayRequest, ABC):
     """The parameters that both kinds of completion share."""
 
     stream_options: Annotated[StreamOptions | None, Field(exclude=True)] = None
@@ -100,7 +108,7 @@ class SamplingParameters(GatewayRequest):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: (
-        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None
+        Annotated[dict[BiasedToken, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=300)] | None
     ) = None
 
     # vLLM's own fields, which OpenAI's client sends with `extra_body`.
@@ -108,6 +116,33 @@ class SamplingParameters(GatewayRequest):
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
     min_tokens: Annotated[int, Field(ge=0, strict=True)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
+
+    @override
+    def check(self, base: BaseModelEntry) -> None:
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequestError(
+                "'prompt_logprobs' cannot be streamed. Leave out 'stream'.",
+                code="invalid_value",
+                param="prompt_logprobs",
+            )
+        if (counted := self.count_logprobs(base.context)) > _MOST_LOGPROBS:
+            raise InvalidRequestError(
+                f"The answer may have {_MOST_LOGPROBS:,} log-probabilities, and this one would have up to "
+                f"{counted:,}. Ask for fewer of each token, or send fewer or shorter prompts at once.",
+                code="invalid_value",
+                param="logprobs" if self.prompt_logprobs is None else "prompt_logprobs",
+            )
+
+    def count_logprobs(self, context: int) -> int:
+        """Returns how many log-probabilities of prompts the answer has at most, at a base of that context."""
+        if self.prompt_logprobs is None:
+            return 0
+        return self.count_prompt_tokens(context) * (self.prompt_logprobs + 1)
+
+    @abstractmethod
+    def count_prompt_tokens(self, context: int) -> int:
+        """Returns how many tokens the prompts have at most, at a base of that context."""
 
     @property
     def hides_usage(self) -> bool:

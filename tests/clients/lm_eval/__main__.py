@@ -1,0 +1,127 @@
+"""lm-evaluation-harness scores a fine-tuned model through the service, and again by transformers and PEFT.
+
+Run it with a Python that has `lm_eval[api]`, torch, transformers and peft; nothing of this project is needed:
+
+    OPENAI_BASE_URL=… OPENAI_API_KEY=… python -m tests.clients.lm_eval MODEL FOLDER_OF_THE_BASE
+
+It exits with an error if the two disagree. The service's base model computes in bfloat16, as PEFT does here.
+Both therefore differ from exact arithmetic by a few hundredths of a nat for a token, in either direction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import requests
+import yaml
+
+from lm_eval import simple_evaluate
+
+_HERE = Path(__file__).parent
+_MOST_ACCURACY_DIFFERENCE = 1e-2
+"""With 40 questions, not one may be answered otherwise."""
+_MOST_MEAN_DIFFERENCE = 1e-2
+"""Nats for each token, over all answers: neither side is biased."""
+_MOST_TOKEN_DIFFERENCE = 0.05
+"""Nats for each token, in the worst answer: the noise of bfloat16."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one backend makes of the task."""
+
+    accuracy: float
+    loglikelihoods: list[float]
+    """Of each answer of each question, in the order of the file."""
+
+
+def score(backend: str, **arguments: Any) -> Scores:
+    """Runs the task with a backend of the harness."""
+    task = yaml.safe_load((_HERE / "heron.yaml").read_text("utf-8"))
+    task["dataset_kwargs"]["data_files"] = str(_HERE / "heron.jsonl")
+    found: Any = simple_evaluate(
+        model=backend, model_args=arguments, tasks=[task], log_samples=True, bootstrap_iters=0
+    )
+    samples = sorted(found["samples"][task["task"]], key=lambda sample: sample["doc_id"])
+    answers = [float(answer[0]) for sample in samples for answer in sample["filtered_resps"]]
+    return Scores(found["results"][task["task"]]["acc,none"], answers)
+
+
+def download_adapter(base_url: str, key: str, model: str, folder: Path) -> None:
+    """Downloads the adapter as PEFT reads it."""
+    url = f"{base_url}/adapters/{quote(model, safe='')}/download"
+    answer = requests.get(url, headers={"authorization": f"Bearer {key}"}, timeout=60)
+    answer.raise_for_status()
+    with tarfile.open(fileobj=io.BytesIO(answer.content)) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def lengths(base: str) -> list[int]:
+    """Returns how many tokens each answer of each question has."""
+    import json
+
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    with (_HERE / "heron.jsonl").open(encoding="utf-8") as lines:
+        return [len(tokenizer(choice).input_ids) for line in lines for choice in json.loads(line)["choices"]]
+
+
+def compare(name: str, served: Scores, trained: Scores, tokens: Sequence[int]) -> bool:
+    """Prints how far a backend is from PEFT; returns whether they agree."""
+    pairs = zip(served.loglikelihoods, trained.loglikelihoods, tokens, strict=True)
+    differences = [(a - b) / length for a, b, length in pairs]
+    worst = max(map(abs, differences))
+    mean = sum(differences) / len(differences)
+    apart = abs(served.accuracy - trained.accuracy)
+    print(
+        f"{name}: accuracy {served.accuracy:.3f} (PEFT {trained.accuracy:.3f}), {len(differences)} answers, "
+        f"difference for each token: mean {mean:+.4f}, worst {worst:.4f} nats"
+    )
+    return (
+        apart <= _MOST_ACCURACY_DIFFERENCE
+        and abs(mean) <= _MOST_MEAN_DIFFERENCE
+        and worst <= _MOST_TOKEN_DIFFERENCE
+    )
+
+
+def main() -> None:
+    """Compares token ids in batches, and texts one by one, with PEFT."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("model", help="a fine-tuned model of the service")
+    parser.add_argument("base", help="the folder of its base model")
+    options = parser.parse_args()
+    base_url, key = os.environ["OPENAI_BASE_URL"].rstrip("/"), os.environ["OPENAI_API_KEY"]
+    with tempfile.TemporaryDirectory() as folder:
+        download_adapter(base_url, key, options.model, Path(folder))
+        peft = {"pretrained": options.base, "peft": folder, "device": "cpu", "batch_size": 8}
+        trained = score("hf", dtype="bfloat16", **peft)
+        exact = score("hf", dtype="float32", **peft)
+    service = {
+        "base_url": f"{base_url}/completions",
+        "model": options.model,
+        "tokenizer": options.base,
+        "tokenizer_backend": "huggingface",
+        "num_concurrent": 4,
+    }
+    tokens = lengths(options.base)
+    agree = [
+        compare("token ids", score("local-completions", batch_size=16, **service), exact, tokens),
+        compare("texts", score("local-completions", tokenized_requests=False, **service), exact, tokens),
+    ]
+    compare("PEFT in bfloat16", trained, exact, tokens)
+    if not all(agree):
+        raise SystemExit("lm-eval's scores through the service are not those of PEFT")
+
+
+if __name__ == "__main__":
+    main()
