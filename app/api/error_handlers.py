@@ -44,7 +44,7 @@ async def _on_toque_error(_request: Request, error: Exception) -> Response:
 
 async def _on_validation_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return error_response(validation_error(error.errors()[0], error.body))
+    return error_response(validation_error(error.errors(), error.body))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

@@ -27,6 +27,7 @@ from app.files.checker import Checker
 from app.files.router import router as files_router
 from app.fine_tuning import training_files
 from app.fine_tuning.router import router as fine_tuning_router
+from app.graders.router import router as graders_router
 from app.models.adapters.router import adapters_router, models_router
 from app.models.aliases.router import models_router as aliased_models_router
 from app.models.aliases.router import router as aliases_router
@@ -85,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         aliased_models_router,
         aliases_router,
         comparisons_router,
+        graders_router,
         promotion_router,
         usage_router,
         health.router,

@@ -33,7 +33,9 @@ def authenticate(session: Session, secret: str | None) -> ApiKey:
     known = select(ApiKey).where(ApiKey.key_sha256 == _digest(secret), ApiKey.revoked_at.is_(None))
     key = session.scalar(known)
     if key is None:
-        raise AuthenticationError("The API key is not valid, or was revoked.", code="invalid_api_key")
+        raise AuthenticationError(
+            "The API key is not valid, or was revoked.", code="invalid_api_key", is_rejected=True
+        )
     return key
 
 

@@ -35,7 +35,6 @@ JudgeCall = tuple[Ask, int, JudgeRequest]
 
 _RENEW_SECONDS = 1.0
 """The heartbeat's interval; a cancellation is noticed no later than this."""
-_JUDGE_TOKENS = 512
 
 
 class Attempt:
@@ -179,9 +178,7 @@ class Attempt:
 
         async def ask(call: JudgeCall) -> None:
             (place, number), turn, request = call
-            reply = await self._chat_client.ask(
-                request.model, request.messages, max_tokens=_JUDGE_TOKENS, temperature=0.0
-            )
+            reply = await self._chat_client.ask(request.model, request.messages, **request.fields)
             key = {"candidate": place, "question": number, "turn": turn}
             await judgements.add(key | msgspec.to_builtins(reply))
 

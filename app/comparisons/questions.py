@@ -32,6 +32,8 @@ class Question(msgspec.Struct, frozen=True):
     tools: list[dict[str, Any]] | None = None
     metadata: dict[str, str] = {}
     """The line's own metadata, for results by slice."""
+    item: dict[str, Any] | None = None
+    """What templates call `item`, where it is not made of the other fields."""
 
 
 class _Metadata(msgspec.Struct):

@@ -54,10 +54,15 @@ class InvalidRequestError(ToqueError):
 
 
 class AuthenticationError(ToqueError):
-    """401: no key, or one that is not valid."""
+    """401: no key, or one that is not valid. Its challenge is that of RFC 6750, section 3."""
 
     status = 401
     type = "invalid_request_error"
+
+    def __init__(self, message: str, *, code: str, is_rejected: bool = False) -> None:
+        super().__init__(message, code=code)
+        reason = ', error="invalid_token"' if is_rejected else ""
+        self.headers["www-authenticate"] = f'Bearer realm="toque"{reason}'
 
 
 class PermissionDeniedError(ToqueError):

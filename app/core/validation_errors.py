@@ -2,55 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from app.core.errors import InvalidRequestError
 
 _LONGEST_PARAM = 255
 """The most characters of a path that are quoted, since a client chooses some of its parts."""
-_CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+_MOST_PROBLEMS = 100
+"""The most problems of a request that are looked at."""
 
 
-def validation_error(problem: Mapping[str, Any], body: Any) -> InvalidRequestError:
-    """Return the error for one of pydantic's, whose location begins with `body` or the like.
+def validation_error(problems: Sequence[Mapping[str, Any]], body: Any) -> InvalidRequestError:
+    """Return the error for what pydantic found, whose locations begin with `body` or the like.
+
+    It tells of the first problem. But where a field may have several forms, each form that it does not have is
+    a problem, and the one that is found deepest in the field says most.
 
     Args:
-        problem: an item of what pydantic's `ValidationError.errors` returns.
+        problems: what pydantic's `ValidationError.errors` returns.
         body: the request's body as parsed JSON; None if it is not JSON.
     """
-    if problem["type"] == "json_invalid":
-        reason = problem.get("ctx", {}).get("error", "")
-        return InvalidRequestError(f"The body is not valid JSON: {reason}", code="invalid_json")
-    path = _param_path(problem["loc"], body)[:_LONGEST_PARAM]
-    code = _CODES.get(problem["type"])
-    subject = f"Invalid value for '{path}'" if path else "Invalid request"
-    if problem["type"] == "missing":
-        subject = f"Missing required parameter '{path}'" if path else "The request has no body"
-    elif problem["type"] == "extra_forbidden":
-        subject = f"Unknown parameter '{path}'"
-    message = f"{subject}: {problem['msg']}." if code is None else f"{subject}."
-    return InvalidRequestError(message, code=code or "invalid_value", param=path or None)
+    problems = problems[:_MOST_PROBLEMS]
+    paths = [_param_path(problem, body)[:_LONGEST_PARAM] for problem in problems]
+    deepest = 0
+    for place, path in enumerate(paths):
+        is_within = path.startswith((f"{paths[0]}.", f"{paths[0]}["))
+        if is_within and _depth(path) > _depth(paths[deepest]):
+            deepest = place
+    return _error(problems[deepest], paths[deepest])
 
 
-def _param_path(location: tuple[int | str, ...], body: Any) -> str:
-    """Write `("body", "messages", 0, "role")` as `messages[0].role`.
+def _error(problem: Mapping[str, Any], path: str) -> InvalidRequestError:
+    code = "invalid_value"
+    match problem["type"]:
+        case "json_invalid":
+            reason = problem.get("ctx", {}).get("error", "")
+            return InvalidRequestError(f"The body is not valid JSON: {reason}", code="invalid_json")
+        case "missing" | "union_tag_not_found":
+            code = "missing_required_parameter"
+            message = f"Missing required parameter '{path}'." if path else "The request has no body."
+        case "extra_forbidden":
+            code = "unknown_parameter"
+            message = f"Unknown parameter '{path}'."
+        case "union_tag_invalid":
+            tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+            message = f"Invalid value for '{path}': {tag!r:.80} is none of {known}."
+        case _:
+            subject = f"Invalid value for '{path}'" if path else "Invalid request"
+            message = f"{subject}: {problem['msg'].removeprefix('Value error, ')}."
+    return InvalidRequestError(message, code=code, param=path or None)
+
+
+def _depth(path: str) -> int:
+    return path.count(".") + path.count("[")
+
+
+def _param_path(problem: Mapping[str, Any], body: Any) -> str:
+    """Write the location `("body", "messages", 0, "role")` as `messages[0].role`.
 
     In a union, pydantic's location also names the branch, by its own name or by the object's `type`. That is
     no place in the body, so it is left out.
     """
+    kind, *location = problem["loc"]
+    if kind != "body":
+        return str(location[0]) if location else ""
     path, place = "", body
-    for position, part in enumerate(location[1:], start=2):
+    for position, part in enumerate(location, start=1):
+        is_last = position == len(location)
         if isinstance(part, int) and isinstance(place, list):
+            items = cast("list[Any]", place)
             path += f"[{part}]"
-            place = cast("list[Any]", place)[part]
+            place = items[part] if part < len(items) else None
         elif isinstance(part, str) and isinstance(place, dict):
             known = cast("dict[str, Any]", place)
             is_branch = known.get("type") == part and not isinstance(known.get(part), dict | list)
-            if position < len(location) and (part not in known or is_branch):
+            if not is_last and (part not in known or is_branch):
+                continue
+            if part not in known and problem["type"] != "missing":
                 continue
             path += f".{part}" if path else part
             place = known.get(part)
-        elif location[0] != "body" and position == 2:
-            path = str(part)
+    if problem["type"].startswith("union_tag_") and isinstance(place, dict):
+        discriminator = str(problem["ctx"]["discriminator"])
+        if discriminator.startswith("'"):  # a field's name; a function's has no quotes
+            path = f"{path}.{discriminator[1:-1]}".removeprefix(".")
     return path

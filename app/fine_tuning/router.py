@@ -22,7 +22,16 @@ router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"], response
 _METADATA: TypeAdapter[dict[str, str]] = TypeAdapter(Metadata)
 
 
-async def _metadata_filter(request: Request) -> dict[str, str]:
+async def _metadata_filter(request: Request) -> dict[str, str] | None:
+    whole = request.query_params.get("metadata")
+    if whole == "null":
+        return None
+    if whole is not None:
+        raise InvalidRequestError(
+            "Write 'metadata[key]=value', or 'metadata=null' for jobs without metadata.",
+            code="invalid_value",
+            param="metadata",
+        )
     given = {
         name.removeprefix("metadata[").removesuffix("]"): value
         for name, value in request.query_params.items()
@@ -39,8 +48,8 @@ async def _metadata_filter(request: Request) -> dict[str, str]:
 
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
-MetadataFilter = Annotated[dict[str, str], Depends(_metadata_filter)]
-"""The pairs of `metadata[key]=value` in the query."""
+MetadataFilter = Annotated[dict[str, str] | None, Depends(_metadata_filter)]
+"""The pairs of `metadata[key]=value` in the query, or None for `metadata=null`."""
 
 
 @router.post("")
@@ -70,7 +79,8 @@ def list_jobs(
     after: str | None = None,
     limit: Limit = 20,
 ) -> Page[JobObject]:
-    """The project's jobs, newest first; `metadata[key]=value` keeps those that carry it."""
+    """The project's jobs, newest first: with `metadata[key]=value` those that have the pair, with
+    `metadata=null` those without metadata."""
     jobs, has_more = service.list_jobs(
         session, context.project_id, metadata=metadata, after=after, limit=limit
     )

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import Text, cast, func, select
 from sqlalchemy.orm import Session, selectinload
 
 from app.context import Context
@@ -203,12 +203,18 @@ def get_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
 
 
 def list_jobs(
-    session: Session, project_id: str, *, metadata: dict[str, str], after: str | None, limit: int
+    session: Session, project_id: str, *, metadata: dict[str, str] | None, after: str | None, limit: int
 ) -> tuple[Sequence[FineTuningJob], bool]:
-    """Return a page of the project's jobs, newest first, and whether more follow."""
+    """Return a page of the project's jobs, newest first, and whether more follow.
+
+    They have all pairs of `metadata`, or no metadata at all if it is None.
+    """
     files = selectinload(FineTuningJob.training_file), selectinload(FineTuningJob.validation_file)
     query = select(FineTuningJob).where(FineTuningJob.project_id == project_id).options(*files)
-    for key, value in metadata.items():
+    if metadata is None:
+        # An empty object, like none at all, is no metadata.
+        query = query.where(func.coalesce(cast(FineTuningJob.job_metadata, Text), "{}").in_(("{}", "null")))
+    for key, value in (metadata or {}).items():
         query = query.where(FineTuningJob.job_metadata[key].as_string() == value)
     return fetch_page(
         session,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +18,16 @@ from app.core.errors import InvalidRequestError
 
 MAX_WEIGHT = 1_000_000_000
 """The largest weight that a setting may have, so that no sum of weights overflows."""
+JUDGE_TOKENS = 512
+"""The most tokens of a judge's reply, unless its request says otherwise."""
+GradeError = Literal[
+    "formula_parse_error",
+    "sample_parse_error",
+    "invalid_variable_error",
+    "other_error",
+    "model_grader_parse_error",
+]
+"""Why there is no score, by the names that OpenAI's graders have for it."""
 
 
 class Grade(msgspec.Struct, frozen=True):
@@ -28,14 +38,28 @@ class Grade(msgspec.Struct, frozen=True):
     took too long."""
     detail: str = ""
     """One line for a person to read."""
+    error: GradeError | None = None
+    reward: float | None = None
+    """The score on the grader's own scale, where that is not 0 to 1."""
+    parts: dict[str, float] = {}
+    """The rewards of the graders that this one combines, by their names."""
 
 
 class JudgeRequest(msgspec.Struct, frozen=True):
-    """One request to a judge, to be sent with temperature 0 and room for a few hundred tokens."""
+    """One request to a judge, to be sent with temperature 0 and room for `JUDGE_TOKENS`."""
 
     model: str
     """Served name of the judge."""
     messages: list[dict[str, Any]]
+    parameters: dict[str, Any] = {}
+    """Fields of the chat completion that replace these two, or come in addition."""
+    path: str = ""
+    """Where in the grader's document the judge is described, such as `.graders.tone`."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields of the chat completion besides the model and the messages."""
+        return {"max_tokens": JUDGE_TOKENS, "temperature": 0.0} | self.parameters
 
 
 class Grader(BaseModel, ABC):
@@ -68,7 +92,7 @@ class Grader(BaseModel, ABC):
         """
 
     def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:  # noqa: ARG002
-        """Return the requests whose replies `grade` needs; only a `model` grader has any."""
+        """Return the requests whose replies `grade` needs; only graders that ask a model have any."""
         return []
 
 

@@ -34,14 +34,14 @@ class TextSimilarity(TextGrader):
 
     @override
     def misfit(self, reference: str) -> str | None:
-        if self.metric == "rouge_l" and not _rouge_words(reference):
+        if self.metric == "rouge_l" and not rouge_words(reference):
             return "has no Latin letters or digits, which are all that rouge_l reads; take metric 'ratio'"
         return None
 
 
 def rouge_l(reference: str, answer: str) -> float:
     """Return ROUGE-L's F measure (Lin, 2004); words are read as `rouge-score` does without stemming."""
-    wanted, given = _rouge_words(reference), _rouge_words(answer)
+    wanted, given = rouge_words(reference), rouge_words(answer)
     common = LCSseq.similarity(wanted, given)
     if not common:
         return 0.0
@@ -49,5 +49,6 @@ def rouge_l(reference: str, answer: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _rouge_words(text: str) -> list[str]:
+def rouge_words(text: str) -> list[str]:
+    """Return the words of a text as ROUGE counts them: of Latin letters and digits, in lower case."""
     return re.findall(r"[a-z0-9]+", text.lower())

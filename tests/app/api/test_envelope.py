@@ -144,3 +144,13 @@ def test_keys_end_when_they_are_revoked(service: Service, database) -> None:
             auth_service.revoke_key(session, key_id)
     with service.http(OTHER_KEY) as http:
         assert_envelope(http.get("/v1/models"), 401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/chat/completions", "/v1/fine_tuning/alpha/graders/run"])
+def test_a_401_has_the_challenge_of_rfc_6750(service: Service, path: str) -> None:
+    method = "GET" if path == "/v1/models" else "POST"
+    with service.http(None) as http:
+        missing = http.request(method, path)
+        wrong = http.request(method, path, headers={"authorization": "Bearer sk-wrong"})
+    assert missing.headers["www-authenticate"] == 'Bearer realm="toque"'
+    assert wrong.headers["www-authenticate"] == 'Bearer realm="toque", error="invalid_token"'
