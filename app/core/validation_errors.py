@@ -16,7 +16,7 @@ _MOST_PROBLEMS = 100
 def validation_error(problems: Sequence[Mapping[str, Any]], body: Any) -> InvalidRequestError:
     """Return the error for what pydantic found, whose locations begin with `body` or the like.
 
-    It tells of the first problem. But where a field may have several forms, each form that it does not have is
+    It tells of the first problem. But where a field may have several forms, each that it does not have is
     a problem, and the one that is found deepest in the field says most.
 
     Args:
