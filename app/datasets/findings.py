@@ -86,7 +86,8 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
     "empty_completion": _error("Write what follows the prompt."),
     "unsupported_content": _error("Keep the text parts only; images, audio and files cannot be learnt here."),
     "invalid_tool_call": _error(
-        "'arguments' is a string that holds a JSON object; only the assistant calls."
+        "'arguments' is a string that holds a JSON object; only the assistant calls, and once in a turn "
+        "where 'parallel_tool_calls' is false."
     ),
     "unknown_tool": _error("Describe the tool in 'tools', or correct its name."),
     "unknown_tool_call": _error("Give the tool turn the id of the call that it answers."),
@@ -105,7 +106,10 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
     "special_token_in_content": _warning(
         "The base's control tokens in a text end turns early; take them out."
     ),
-    "tools_not_supported": _error("Choose a base model whose chat template has tools."),
+    "tools_not_supported": _error(
+        "Choose a base model whose chat template has tools, or set such a 'chat_template' in its "
+        "catalogue entry."
+    ),
     "template_refused": _error("Change the conversation as the template asks, or choose another base."),
     "reasoning_not_supported": _error(
         "Remove the thoughts, or choose a base whose chat template writes them."

@@ -2,14 +2,15 @@
 
 Formats: https://platform.openai.com/docs/guides/supervised-fine-tuning#formatting-your-data and
 https://platform.openai.com/docs/guides/direct-preference-optimization. Lines in the ShareGPT and Alpaca
-formats become chat examples (see `app.datasets.foreign_formats`), so that every reader gets the same example.
+formats become chat examples (see `app.datasets.foreign_formats`), and OpenAI's older functions become tools
+(see `app.datasets.legacy_functions`), so that every reader gets the same example.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from app.datasets import foreign_formats
+from app.datasets import foreign_formats, legacy_functions
 from app.datasets.decoding import decode_as, describe_error
 from app.datasets.rules import check_chat, check_preference
 from app.datasets.strict_json import find_flaw
@@ -102,14 +103,8 @@ def _decode_any(line: bytes) -> tuple[Format, Example]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ExampleError("invalid_json", f"is not valid JSON: {describe_error(error)}") from None
 
-    if "messages" in fields:
-        chat = decode_as(_chat_decoder, line)
-        check_chat(chat)
-        return "chat", chat
-    if "preferred_output" in fields or "non_preferred_output" in fields:
-        pair = decode_as(_preference_decoder, line)
-        check_preference(pair)
-        return "preference", pair
+    if "messages" in fields or "preferred_output" in fields or "non_preferred_output" in fields:
+        return _decode_openai(line, is_chat="messages" in fields)
     if "prompt" in fields and "completion" in fields:
         completion = decode_as(_completion_decoder, line)
         if not completion.completion.strip():
@@ -123,3 +118,18 @@ def _decode_any(line: bytes) -> tuple[Format, Example]:
         f"'non_preferred_output' (preference); it has "
         f"{', '.join(repr(name[:40]) for name in list(fields)[:5]) or 'no fields'}",
     )
+
+
+def _decode_openai(line: bytes, *, is_chat: bool) -> tuple[Format, Example]:
+    newer = legacy_functions.modernise(line)
+    try:
+        if is_chat:
+            chat = decode_as(_chat_decoder, newer or line)
+            check_chat(chat)
+            return "chat", chat
+        pair = decode_as(_preference_decoder, newer or line)
+        check_preference(pair)
+        return "preference", pair
+    except ExampleError as error:
+        pointer = legacy_functions.older_pointer(error.pointer) if newer else error.pointer
+        raise ExampleError(error.code, error.message, pointer) from None

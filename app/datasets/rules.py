@@ -12,7 +12,14 @@ from typing import Any, NamedTuple, cast
 
 import msgspec
 
-from app.datasets.types import ChatExample, ExampleError, Message, PreferenceExample, Role
+from app.datasets.types import (
+    ChatExample,
+    ExampleError,
+    Message,
+    PreferenceExample,
+    PreferenceInput,
+    Role,
+)
 
 
 def check_chat(chat: ChatExample) -> None:
@@ -26,7 +33,7 @@ def check_chat(chat: ChatExample) -> None:
         raise ExampleError("no_messages", "has no messages", "/messages")
     _check_turns(messages, "/messages")
     if chat.tools is not None or any(message.tool_calls or message.role == "tool" for message in messages):
-        _check_tools(messages, chat.tools)
+        _check_tools(chat, "", [("/messages", messages)])
     last = messages[-1]
     if last.role != "assistant":
         if not any(message.role == "assistant" for message in messages):
@@ -69,9 +76,8 @@ def check_preference(pair: PreferenceExample) -> None:
             raise ExampleError(
                 "no_assistant_turn", f"has a {name} that does not end with an assistant turn", f"/{name}"
             )
-    if [(turn.text, turn.thoughts) for turn in pair.preferred_output] == [
-        (turn.text, turn.thoughts) for turn in pair.non_preferred_output
-    ] and not (any(turn.tool_calls for turn in [*pair.preferred_output, *pair.non_preferred_output])):
+        _check_tools(pair.input, "/input", [("/input/messages", pair.input.messages), (f"/{name}", output)])
+    if _said(pair.preferred_output) == _said(pair.non_preferred_output):
         raise ExampleError(
             "equal_outputs", "has two equal answers: there is nothing to prefer", "/non_preferred_output"
         )
@@ -144,25 +150,53 @@ def _check_thoughts(message: Message, place: str) -> None:
         )
 
 
-def _check_tools(messages: Sequence[Message], tools: list[dict[str, Any]] | None) -> None:
-    """Checks that every call names a described tool, and that every tool turn answers a call before it."""
-    known = {_tool_name(tool, f"/tools/{index}") for index, tool in enumerate(tools or ())}
+def _said(output: Sequence[Message]) -> list[tuple[Any, ...]]:
+    """Returns what an answer says and calls, whatever the ids of its calls."""
+    return [
+        (
+            turn.text,
+            turn.thoughts,
+            [(call.function.name, call.function.arguments) for call in turn.tool_calls or ()],
+        )
+        for turn in output
+    ]
+
+
+def _check_tools(
+    owner: ChatExample | PreferenceInput, place: str, parts: Sequence[tuple[str, Sequence[Message]]]
+) -> None:
+    """Checks that every call names a described tool, and that every tool turn answers a call before it.
+
+    Args:
+        owner: has the descriptions.
+        place: the pointer to the owner.
+        parts: the turns in their order, each part with its pointer.
+    """
+    known = {_tool_name(tool, f"{place}/tools/{index}") for index, tool in enumerate(owner.tools or ())}
     called: set[str] = set()
-    for position, message in enumerate(messages):
-        for index, call in enumerate(message.tool_calls or ()):
-            if call.function.name not in known:
+    for pointer, messages in parts:
+        for position, message in enumerate(messages):
+            calls = message.tool_calls or []
+            for index, call in enumerate(calls):
+                if call.function.name not in known:
+                    raise ExampleError(
+                        "unknown_tool",
+                        f"calls the tool {call.function.name[:40]!r}, which is not among its 'tools'",
+                        f"{pointer}/{position}/tool_calls/{index}/function/name",
+                    )
+                called.add(call.id)
+            if len(calls) > 1 and owner.parallel_tool_calls is False:
                 raise ExampleError(
-                    "unknown_tool",
-                    f"calls the tool {call.function.name[:40]!r}, which is not among its 'tools'",
-                    f"/messages/{position}/tool_calls/{index}/function/name",
+                    "invalid_tool_call",
+                    "has several calls in one turn, and 'parallel_tool_calls' is false",
+                    f"{pointer}/{position}/tool_calls",
                 )
-            called.add(call.id)
-        if message.role == "tool" and message.tool_call_id not in called:
-            raise ExampleError(
-                "unknown_tool_call",
-                "has a tool turn whose 'tool_call_id' is no call before it",
-                f"/messages/{position}/tool_call_id",
-            )
+            if message.role == "tool" and message.tool_call_id not in called:
+                raise ExampleError(
+                    "unknown_tool_call",
+                    "has a tool turn whose 'tool_call_id' is no call before it",
+                    f"{pointer}/{position}/tool_call_id",
+                )
 
 
 def _tool_name(tool: dict[str, Any], place: str) -> str:

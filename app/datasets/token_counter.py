@@ -279,3 +279,5 @@ def _texts(example: Example) -> Iterator[tuple[str, str]]:
             if message.thoughts:
                 name = "reasoning" if message.reasoning is not None else "reasoning_content"
                 yield f"{place}/{index}/{name}", message.thoughts
+            for number, call in enumerate(message.tool_calls or ()):
+                yield f"{place}/{index}/tool_calls/{number}/function/arguments", call.function.arguments

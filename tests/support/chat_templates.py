@@ -226,6 +226,8 @@ class TemplateKind:
     """The text of `bos_token`."""
     variables: dict[str, Any] = field(default_factory=dict[str, Any])
     has_tools: bool = False
+    has_parallel_calls: bool = False
+    """Whether one turn may have several calls."""
     thoughts: tuple[str, ...] = ()
     """Where an answer's thoughts may be: "reasoning", "reasoning_content" or "inline"."""
     takes_white_space: bool = False
@@ -297,12 +299,20 @@ TEMPLATES: dict[str, TemplateKind] = {
         "<|end|>",
         takes_white_space=True,
     ),
-    "smollm2": TemplateKind(read_chat_template("smollm2"), _IM, "<|im_end|>", has_tools=True, splits="words"),
+    "smollm2": TemplateKind(
+        read_chat_template("smollm2"),
+        _IM,
+        "<|im_end|>",
+        has_tools=True,
+        has_parallel_calls=True,
+        splits="words",
+    ),
     "thinking": TemplateKind(
         THINKING,
         _THINKING,
         "<|im_end|>",
         has_tools=True,
+        has_parallel_calls=True,
         thoughts=("reasoning", "reasoning_content", "inline"),
     ),
     "thinking disabled": TemplateKind(

@@ -214,6 +214,7 @@ def bad_examples() -> Iterator[BadFile]:
         "unknown_tool_call",
         "/messages/2/tool_call_id",
     )
+    yield from _calls()
     yield in_line_4(
         "a completion is a number", '{"prompt": "x", "completion": 1}', "invalid_field", "/completion"
     )
@@ -248,6 +249,94 @@ def bad_examples() -> Iterator[BadFile]:
     yield in_line_4("ShareGPT, unknown", json.dumps(sharegpt), "unknown_role", "/conversations/0/from")
     alpaca = {"instruction": "i", "input": "", "output": ""}
     yield in_line_4("Alpaca, empty", json.dumps(alpaca), "empty_content", "/output")
+
+
+def _calls() -> Iterator[BadFile]:
+    """Lines whose calls are wrong together with other fields, and those in other forms."""
+    two = {"role": "assistant", "tool_calls": [CALL, CALL | {"id": "c2"}]}
+    yield in_line_4(
+        "parallel calls",
+        chat(USER, two, tools=[TOOL], parallel_tool_calls=False),
+        "invalid_tool_call",
+        "/messages/1/tool_calls",
+    )
+    call = {"role": "assistant", "function_call": CALL["function"]}
+    functions = [TOOL["function"]]
+    for name, line, code, pointer in (
+        (
+            "both calls",
+            chat(USER, call | _call(), tools=[TOOL]),
+            "invalid_tool_call",
+            "/messages/1/function_call",
+        ),
+        ("both tools", chat(USER, call, functions=functions, tools=[TOOL]), "invalid_field", "/functions"),
+        ("functions are an object", chat(USER, ANSWER, functions={}), "invalid_field", "/functions"),
+        ("a function is a text", chat(USER, ANSWER, functions=["x"]), "invalid_field", "/functions/0"),
+        ("no such function", chat(USER, call), "unknown_tool", "/messages/1/function_call/name"),
+        (
+            "a function's arguments",
+            chat(USER, {"role": "assistant", "function_call": {"name": "stock", "arguments": "3"}}),
+            "invalid_tool_call",
+            "/messages/1/function_call/arguments",
+        ),
+        (
+            "a function call is a text",
+            chat(USER, {"role": "assistant", "function_call": "auto"}, functions=functions),
+            "invalid_field",
+            "/messages/1/function_call",
+        ),
+        (
+            "another function's result",
+            chat(USER, call, {"role": "function", "name": "x", "content": "3"}, ANSWER, functions=functions),
+            "unknown_tool_call",
+            "/messages/2/name",
+        ),
+        (
+            "a result of nothing",
+            chat(USER, {"role": "function", "name": "stock", "content": "3"}, ANSWER),
+            "unknown_tool_call",
+            "/messages/1/name",
+        ),
+    ):
+        yield in_line_4(name, line, code, pointer)
+    turn = {"from": "function_call", "value": "stock()"}
+    for name, line, code, pointer in (
+        ("ShareGPT, no call", {"conversations": [turn]}, "invalid_tool_call", "/conversations/0/value"),
+        ("ShareGPT, tools", {"conversations": [], "tools": "stock"}, "invalid_field", "/tools"),
+        (
+            "ShareGPT, no such tool",
+            {
+                "system": "s",
+                "conversations": [
+                    {"from": "human", "value": "x"},
+                    turn | {"value": json.dumps({"name": "stock", "arguments": {}})},
+                ],
+            },
+            "unknown_tool",
+            "/conversations/1/value",
+        ),
+        (
+            "ShareGPT, no call before",
+            {"conversations": [{"from": "observation", "value": "3"}, {"from": "gpt", "value": "x"}]},
+            "unknown_tool_call",
+            "/conversations/0/value",
+        ),
+    ):
+        yield in_line_4(name, json.dumps(line), code, pointer)
+    pair = {"preferred_output": [call], "non_preferred_output": [ANSWER]}
+    yield in_line_4(
+        "a pair's function",
+        json.dumps({"input": {"messages": [USER]}} | pair),
+        "unknown_tool",
+        "/preferred_output/0/function_call/name",
+    )
+    equal = {"preferred_output": [_call()], "non_preferred_output": [_call(id="c9")]}
+    yield in_line_4(
+        "equal calls",
+        json.dumps({"input": {"messages": [USER], "tools": [TOOL]}} | equal),
+        "equal_outputs",
+        "/non_preferred_output",
+    )
 
 
 def bad_files() -> Iterator[BadFile]:

@@ -17,17 +17,13 @@ from transformers import PreTrainedTokenizerFast
 
 from app.datasets.chat_template import ChatTemplate, TemplateOptions, TokenizedExample
 from app.datasets.formats import parse_line
-from app.datasets.template_segments import SAMPLE_TEXTS
 from app.datasets.token_counter import TokenCounter, TokenCounts
 from app.datasets.types import ChatExample, ExampleError, PreferenceExample
 from app.fine_tuning.methods import METHODS
 from tests.support.chat_templates import FOLDED_SYSTEM, OPENED_THOUGHTS, TEMPLATES, TemplateKind
+from tests.support.conversations import TOOLS, conversations, texts
 
 Turn = dict[str, Any]
-TOOLS = [
-    {"type": "function", "function": {"name": "stock", "parameters": {"type": "object", "properties": {}}}},
-    {"function": {"description": "Orders.", "name": "order", "strict": True}},
-]
 # As vLLM gives them to the template.
 TOOLS_AS_SERVED = [
     {
@@ -43,7 +39,6 @@ TOOLS_AS_SERVED = [
         "function": {"name": "order", "description": "Orders.", "parameters": None, "strict": True},
     },
 ]
-EDGES = ["", " ", "\n", "\n\n", "  \n", "\u0301", "!"]
 
 
 def template_of(kind: TemplateKind) -> ChatTemplate:
@@ -54,47 +49,6 @@ def transformers_of(kind: TemplateKind) -> PreTrainedTokenizerFast:
     reference = PreTrainedTokenizerFast(tokenizer_object=kind.tokenizer(), **kind.special_tokens())
     reference.chat_template = kind.source
     return reference
-
-
-def texts(kind: TemplateKind) -> st.SearchStrategy[str]:
-    plain = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=12)
-    inner = plain | st.sampled_from([*SAMPLE_TEXTS, *kind.control_tokens, "Leek.", "a</think>b"])
-    edges = st.sampled_from(EDGES)
-    return st.tuples(edges, inner, edges).map("".join).filter(lambda text: bool(text.strip()))
-
-
-@st.composite
-def conversations(draw: st.DrawFn, kind: TemplateKind) -> dict[str, Any]:
-    """A line of a training file."""
-    text = texts(kind)
-    messages: list[Turn] = []
-    if draw(st.booleans()):
-        messages.append({"role": draw(st.sampled_from(["system", "developer"])), "content": draw(text)})
-    uses_tools = kind.has_tools and draw(st.booleans())
-    for _ in range(draw(st.integers(1, 3))):
-        messages.append({"role": "user", "content": draw(text)})
-        for number in range(draw(st.integers(0, 2)) if uses_tools else 0):
-            function = {"name": "stock", "arguments": json.dumps({"item": draw(text)})}
-            call = {"id": f"call-{number}", "type": "function", "function": function}
-            content = draw(st.sampled_from([None, ""]) | text)
-            messages.append(draw(answers(kind, {"content": content, "tool_calls": [call]})))
-            messages.append({"role": "tool", "tool_call_id": call["id"], "content": draw(text)})
-        messages.append(draw(answers(kind, {"content": draw(text)})))
-    if not any(turn["role"] == "assistant" and turn.get("weight") != 0 for turn in messages):
-        messages[-1].pop("weight")
-    return {"messages": messages} | ({"tools": TOOLS} if uses_tools else {})
-
-
-@st.composite
-def answers(draw: st.DrawFn, kind: TemplateKind, fields: Turn) -> Turn:
-    turn = {"role": "assistant"} | fields
-    where = draw(st.sampled_from([None, *kind.thoughts]))
-    if where == "inline" and turn["content"]:
-        turn["content"] = f"<think>{draw(texts(kind))}</think>{turn['content']}"
-    elif where is not None and where != "inline":
-        turn[where] = draw(texts(kind))
-    weight = draw(st.sampled_from([None, 0, 1]))
-    return turn if weight is None else turn | {"weight": weight}
 
 
 def as_served(kind: TemplateKind, messages: list[Turn]) -> list[Turn]:
@@ -110,16 +64,12 @@ def as_served(kind: TemplateKind, messages: list[Turn]) -> list[Turn]:
             if name in turn:
                 one |= {"reasoning": turn[name], "reasoning_content": turn[name]}
         if "tool_calls" in turn:
-            [call] = turn["tool_calls"]
-            arguments = json.loads(call["function"]["arguments"])
-            name = {"name": call["function"]["name"]}
             # vLLM sorts the fields of the calls that the model reads; it writes the name first.
-            function = (
-                name | {"arguments": arguments}
-                if number == len(messages)
-                else {"arguments": arguments} | name
-            )
-            one["tool_calls"] = [call | {"function": function}]
+            order = ("name", "arguments") if number == len(messages) else ("arguments", "name")
+            one["tool_calls"] = []
+            for call in turn["tool_calls"]:
+                function = call["function"] | {"arguments": json.loads(call["function"]["arguments"])}
+                one["tool_calls"].append(call | {"function": {field: function[field] for field in order}})
         served.append(one)
     return served
 

@@ -8,17 +8,23 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from app.core.chat_templates import read_chat_template
 from app.datasets.chat_template import ChatTemplate, TemplateOptions
 from app.datasets.formats import parse_line
 from app.datasets.jinja_template import template_tools
 from app.datasets.types import ChatExample
 from tests.support.chat_templates import TEMPLATES
+from tests.support.conversations import arguments, texts
 from workers.inference.vllm_process import template_arguments
 from workers.training.parity import requested
 
 CALL = {"id": "1", "type": "function", "function": {"name": "stock", "arguments": '{"item": "leek"}'}}
+ORDER = {"id": "2", "type": "function", "function": {"name": "order", "arguments": '{"n":1.0,"to":["é"]}'}}
 LINE = {
     "tools": [{"name": "stock"}, {"type": "function", "function": {"strict": True, "name": "order"}}],
     "messages": [
@@ -27,6 +33,8 @@ LINE = {
         {"role": "user", "name": "ada", "content": "Soup?"},
         {"role": "assistant", "reasoning_content": "Look.", "tool_calls": [CALL]},
         {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "Three."}]},
+        {"role": "assistant", "content": "At once.", "tool_calls": [CALL, ORDER]},
+        {"role": "tool", "tool_call_id": "2", "content": "Done."},
         {"role": "assistant", "reasoning": "Hm.", "content": "Leek.", "weight": 0},
         {"role": "user", "content": "And then?"},
         {"role": "assistant", "content": "Pie."},
@@ -42,7 +50,11 @@ SHOWS_PARTS = SHOWS_ALL.replace("m.content,", "'' if m.content is string else m.
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # what vLLM imports is not ours
-@pytest.mark.parametrize("source", [SHOWS_ALL, f"{SHOWS_ALL}'developer'", SHOWS_PARTS])
+@pytest.mark.parametrize(
+    "source",
+    [SHOWS_ALL, f"{SHOWS_ALL}'developer'", SHOWS_PARTS, read_chat_template("smollm2")],
+    ids=["text", "developer", "parts", "smollm2"],
+)
 def test_messages_and_tools_are_those_of_vllm(source: str) -> None:
     from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest
     from vllm.renderers import hf
@@ -88,3 +100,38 @@ def test_vllm_is_given_the_template_of_the_catalogue(tmp_path: Path) -> None:
         assert Path(parsed.chat_template).read_text() == (options.chat_template or own)
         assert parsed.default_chat_template_kwargs == options.chat_template_kwargs
         assert parsed.chat_template_content_format == ("openai" if options.chat_template else "string")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_calls_are_learnt_in_the_form_that_vllm_parses() -> None:
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.tool_parsers.hermes_tool_parser import Hermes2ProToolParser
+
+    kind = TEMPLATES["smollm2"]
+    template = ChatTemplate(kind.source, kind.tokenizer(), kind.special_tokens())
+    reference = PreTrainedTokenizerFast(tokenizer_object=kind.tokenizer(), **kind.special_tokens())
+    request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": "x"}]})
+
+    @given(texts(kind), st.lists(arguments(kind), min_size=1, max_size=3), st.none() | texts(kind))
+    @hypothesis_settings(max_examples=100, deadline=None)
+    def check(question: str, given_arguments: list[str], content: str | None) -> None:
+        assume(content is None or "<|im_end|>" not in content)
+        functions = [{"name": "stock", "arguments": each} for each in given_arguments]
+        calls = [
+            {"id": str(number), "type": "function", "function": each} for number, each in enumerate(functions)
+        ]
+        answer = {"role": "assistant", "content": content, "tool_calls": calls}
+        line = {"messages": [{"role": "user", "content": question}, answer], "tools": [{"name": "stock"}]}
+        [sequence] = template.tokenize(parse_line(json.dumps(line).encode()))
+        marked = zip(sequence.input_ids, sequence.target_mask, strict=True)
+        learnt = reference.decode([token for token, is_target in marked if is_target])
+        assert learnt.endswith("</tool_call><|im_end|>")
+        parsed = Hermes2ProToolParser(reference).extract_tool_calls(
+            learnt.removesuffix("<|im_end|>"), request
+        )
+        assert [(call.function.name, json.loads(call.function.arguments)) for call in parsed.tool_calls] == [
+            ("stock", json.loads(each)) for each in given_arguments
+        ]
+        assert (parsed.content or "").rstrip() == (content or "").rstrip()
+
+    check()
