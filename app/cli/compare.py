@@ -23,6 +23,7 @@ from app.cli.client import (
 from app.cli.compare_report import answer_or_error, print_comparison, write_junit
 from app.cli.comparison_progress import await_comparison
 from app.cli.output import AsJson, fail, moment, print_json, print_json_line, print_table, stderr, stdout
+from app.comparisons.report.documents import reference_text
 from app.core.control_characters import visible
 
 if TYPE_CHECKING:
@@ -237,7 +238,7 @@ def items(comparison_id: ComparisonId, base_url: BaseUrl = DEFAULT_BASE_URL, as_
             continue
         asked = f"line {item['line']}: {item['messages'][-1].get('content')}"
         stdout.print(visible(asked), soft_wrap=True, style="bold")
-        stdout.print(visible(f"  reference: {item['reference']}"), soft_wrap=True)
+        stdout.print(visible(f"  reference: {reference_text(item)}"), soft_wrap=True)
         for answer in item["answers"]:
             score = "-" if answer["score"] is None else f"{answer['score']:.2f}"
             answered = f"  {score}  {answer['candidate']}: {answer_or_error(answer)}"

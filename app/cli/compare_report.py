@@ -8,6 +8,7 @@ from typing import Any
 
 from app.cli.junit import xml_text
 from app.cli.output import print_fields, print_table, stdout
+from app.comparisons.report.documents import given_text, reference_text
 from app.comparisons.report.figures import percent
 from app.core.control_characters import visible
 
@@ -53,7 +54,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
 def answer_or_error(answer: dict[str, Any]) -> str:
     """Return the answer's text, and why it failed or was not graded."""
     error = f"({answer['error']})" if answer["error"] else ""
-    return error if answer["text"] is None else f"{answer['text']} {error}".rstrip()
+    said = given_text(answer)
+    return error if said is None else f"{said} {error}".rstrip()
 
 
 def write_junit(path: Path, comparison: dict[str, Any], items: Sequence[dict[str, Any]]) -> None:
@@ -100,6 +102,6 @@ def _wrong(candidate: str, items: Sequence[dict[str, Any]]) -> list[str]:
     ]
     return [
         f"{item['file']} line {item['line']}\nQuestion: {item['messages'][-1].get('content')}\n"
-        f"Expected: {item['reference']}\nAnswer:   {answer_or_error(answer)}"
+        f"Expected: {reference_text(item)}\nAnswer:   {answer_or_error(answer)}"
         for item, answer in wrong[:_MOST_QUESTIONS]
     ]

@@ -12,6 +12,7 @@ from urllib.parse import quote
 from app.cli.client import get_object
 from app.cli.compare_report import answer_or_error
 from app.cli.junit import xml_text
+from app.comparisons.report.documents import reference_text
 from app.comparisons.report.figures import percent
 from app.core.control_characters import visible
 
@@ -87,7 +88,7 @@ def failed_questions(client: OpenAI, outcome: Outcome) -> list[FailedQuestion]:
                 failed.append(
                     FailedQuestion(
                         _short(_last_text(item["messages"])),
-                        _short(item["reference"]),
+                        _short(reference_text(item)),
                         _short(answer_or_error(answer)),
                         answer["score"] or 0.0,
                     )

@@ -126,6 +126,7 @@ class Attempt:
                 if candidate.base_url
                 else None,
                 tools=question.tools,
+                parallel_tool_calls=question.parallel_tool_calls,
                 max_tokens=self._plan.max_tokens,
                 temperature=self._plan.temperature,
                 seed=self._plan.seed,
@@ -180,7 +181,9 @@ class Attempt:
             (place, number), turn, request = call
             reply = await self._chat_client.ask(request.model, request.messages, **request.fields)
             key = {"candidate": place, "question": number, "turn": turn}
-            await judgements.add(key | msgspec.to_builtins(reply))
+            judged: Row = msgspec.to_builtins(reply)
+            del judged["tool_calls"]  # a judge has no tools
+            await judgements.add(key | judged)
 
         await self._in_flight(calls, ask)
 

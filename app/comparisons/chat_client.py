@@ -44,6 +44,7 @@ class Reply(msgspec.Struct, frozen=True):
     input_tokens: int = 0
     output_tokens: int = 0
     seconds: float | None = None
+    tool_calls: list[dict[str, Any]] | None = None
 
 
 class ChatClient:
@@ -142,11 +143,18 @@ def _reply(content: bytes, seconds: float) -> Reply:
     try:
         answer: Any = orjson.loads(content)
         message = answer["choices"][0]["message"]
-        text = answer_text(message.get("content"), message.get("tool_calls"))
+        calls = [_call(call) for call in message.get("tool_calls") or ()]
+        text = answer_text(message.get("content"), calls)
         tokens = [_tokens(answer.get("usage"), name) for name in ("prompt_tokens", "completion_tokens")]
     except (ValueError, LookupError, TypeError, AttributeError):
         return Reply(None, "What came back is no chat completion.")
-    return Reply(storable(text), None, tokens[0], tokens[1], seconds)
+    return Reply(storable(text), None, tokens[0], tokens[1], seconds, calls or None)
+
+
+def _call(call: Any) -> dict[str, Any]:
+    """Return a call of an answer with what is stored of it."""
+    function = {name: storable(str(call["function"][name])) for name in ("name", "arguments")}
+    return {"id": storable(str(call.get("id") or "")), "type": "function", "function": function}
 
 
 def _tokens(usage: Any, name: str) -> int:

@@ -76,7 +76,7 @@ def _grade(
         score, error = None, row.error
         if row.text is not None:
             grader = held_out if row.question < plan.questions else general
-            grade = grader.grade(questions[row.question], row.text, replies[ask])
+            grade = grader.grade(questions[row.question], row.text, replies[ask], row.tool_calls or ())
             score, error = grade.score, grade.detail if grade.score is None else None
         graded[ask] = Answer(row.text, score, error, row.input_tokens, row.output_tokens, row.seconds)
     return graded

@@ -77,6 +77,8 @@ class Answer(Base):
     candidate: Mapped[int] = mapped_column(primary_key=True)
     """The candidate's place in the plan."""
     text: Mapped[str | None] = mapped_column(Text)
+    tool_calls: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
+    """Its tool calls, as a chat completion has them."""
     error: Mapped[str | None] = mapped_column(Text)
     """Why there is no answer, or no score."""
     score: Mapped[float | None]

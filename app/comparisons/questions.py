@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import unicodedata
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
+from app.comparisons.tool_calls import calls_json
 from app.core.errors import InvalidRequestError
 from app.datasets.formats import parse_line
 from app.datasets.request_file import read_request_file
@@ -30,6 +30,8 @@ class Question(msgspec.Struct, frozen=True):
     """The answer that candidates' answers are compared with, as `answer_text` writes it."""
     reference_tool_calls: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
+    """The functions that every candidate may call, in OpenAI's form."""
+    parallel_tool_calls: bool | None = None
     metadata: dict[str, str] = {}
     """The line's own metadata, for results by slice."""
     item: dict[str, Any] | None = None
@@ -98,7 +100,7 @@ def answer_text(content: Any, tool_calls: Sequence[dict[str, Any]] | None) -> st
     text = answer.lstrip() if ends_thoughts else text
     if text.strip() or not tool_calls:
         return text
-    return msgspec.json.encode([_call(call) for call in tool_calls], order="sorted").decode()
+    return calls_json(tool_calls)
 
 
 def _question(number: int, line: bytes, param: str) -> Question:
@@ -106,9 +108,7 @@ def _question(number: int, line: bytes, param: str) -> Question:
         example = parse_line(line)
         if not isinstance(example, ChatExample):
             raise ExampleError("unknown_format", "is no chat; a question has 'messages'", "/messages")
-        fields = msgspec.json.decode(line)
-        # Lines in other formats have no 'messages' until they are converted.
-        turns: list[dict[str, Any]] = fields.get("messages") or msgspec.to_builtins(example.messages)
+        turns: list[dict[str, Any]] = msgspec.to_builtins(example.messages)
         messages = [_asked(turn) for turn in turns]
         if len(messages) == 1:
             raise ExampleError("no_question", "has an answer, and no question before it", "/messages")
@@ -119,7 +119,8 @@ def _question(number: int, line: bytes, param: str) -> Question:
             messages=messages[:-1],
             reference=answer_text(answer.get("content"), calls),
             reference_tool_calls=calls,
-            tools=example.tools or None,
+            tools=[_tool(tool) for tool in example.tools] if example.tools else None,
+            parallel_tool_calls=example.parallel_tool_calls if example.tools else None,
             metadata=_metadata(line),
         )
     except ExampleError as error:
@@ -131,6 +132,14 @@ def _question(number: int, line: bytes, param: str) -> Question:
 def _asked(message: dict[str, Any]) -> dict[str, Any]:
     """Return the turn as a request takes it: `weight` is for training only."""
     return {key: value for key, value in message.items() if key != "weight" and value is not None}
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool as a request takes it; a line may describe the function alone."""
+    function: dict[str, Any] = tool.get("function", tool)
+    fields = ("name", "description", "parameters", "strict")
+    described = {name: function[name] for name in fields if function.get(name) is not None}
+    return {"type": "function", "function": described}
 
 
 def _metadata(line: bytes) -> dict[str, str]:
@@ -164,14 +173,3 @@ def _text(message: dict[str, Any]) -> str:
         ]
         return "".join(str(part.get("text") or "") for part in parts)
     return content if isinstance(content, str) else ""
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    function = cast("dict[str, Any]", call.get("function") or {})
-    arguments: Any = function.get("arguments")
-    if isinstance(arguments, str):
-        with contextlib.suppress(
-            msgspec.DecodeError, RecursionError
-        ):  # arguments that are not JSON stay as they are
-            arguments = msgspec.json.decode(arguments)
-    return {"name": function.get("name"), "arguments": arguments}

@@ -283,6 +283,9 @@ class ItemAnswer(BaseModel):
 
     candidate: str
     text: str | None
+    """The answer's text or, if it has none, its tool calls as JSON."""
+    tool_calls: list[dict[str, Any]] | None
+    """The answer's tool calls, as a chat completion has them."""
     score: float | None
     """The grade; null until all is graded. A question with an error counts as 0."""
     error: str | None
@@ -302,6 +305,7 @@ class ItemObject(Identified):
     messages: list[dict[str, Any]]
     """The conversation up to the answer."""
     reference: str
+    reference_tool_calls: list[dict[str, Any]] | None
     metadata: dict[str, str]
     answers: list[ItemAnswer]
 
@@ -318,12 +322,14 @@ class ItemObject(Identified):
             line=question.line,
             messages=question.messages,
             reference=question.reference,
+            reference_tool_calls=question.reference_tool_calls,
             metadata=question.metadata,
             answers=[
                 ItemAnswer(
                     candidate=plan.all_candidates[answer.candidate].name
                     or plan.all_candidates[answer.candidate].model,
                     text=answer.text,
+                    tool_calls=answer.tool_calls,
                     score=answer.score,
                     error=answer.error,
                     input_tokens=answer.input_tokens,

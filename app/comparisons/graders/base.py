@@ -71,7 +71,13 @@ class Grader(BaseModel, ABC):
     """The name by which requests choose the grader: a `Literal` in each grader."""
 
     @abstractmethod
-    def grade(self, question: Question, answer: str, replies: Sequence[str | None] = ()) -> Grade:
+    def grade(
+        self,
+        question: Question,
+        answer: str,
+        replies: Sequence[str | None] = (),
+        tool_calls: Sequence[dict[str, Any]] = (),
+    ) -> Grade:
         """Return how good an answer is.
 
         This may take a tenth of a second where a pattern backtracks, so it does not belong on an event loop.
@@ -80,6 +86,7 @@ class Grader(BaseModel, ABC):
             question: the question, with the reference that the answer is compared with.
             answer: the answer, as `questions.answer_text` makes it from the assistant's turn.
             replies: the judges' replies to `judge_requests`, in the same order; None for one that failed.
+            tool_calls: the answer's tool calls, as a chat completion has them.
         """
 
     @abstractmethod
@@ -108,7 +115,13 @@ class TextGrader(Grader):
         return None
 
     @override
-    def grade(self, question: Question, answer: str, replies: Sequence[str | None] = ()) -> Grade:
+    def grade(
+        self,
+        question: Question,
+        answer: str,
+        replies: Sequence[str | None] = (),
+        tool_calls: Sequence[dict[str, Any]] = (),
+    ) -> Grade:
         return self.grade_text(question.reference, answer)
 
     @override

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -30,11 +30,17 @@ class Combination(Grader):
         """Return the score that follows from the scores of `graders`, in their order."""
 
     @override
-    def grade(self, question: Question, answer: str, replies: Sequence[str | None] = ()) -> Grade:
+    def grade(
+        self,
+        question: Question,
+        answer: str,
+        replies: Sequence[str | None] = (),
+        tool_calls: Sequence[dict[str, Any]] = (),
+    ) -> Grade:
         grades: list[Grade] = []
         for part in self.graders:
             count = len(part.judge_requests(question, answer))
-            grades.append(part.grade(question, answer, replies[:count]))
+            grades.append(part.grade(question, answer, replies[:count], tool_calls))
             replies = replies[count:]
         detail = "; ".join(
             f"{part.type} {'failed' if grade.score is None else format(grade.score, '.3g')}"

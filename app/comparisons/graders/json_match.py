@@ -135,9 +135,9 @@ class JsonMatch(TextGrader):
 
     def _compare(self, wanted: Any, given: Any) -> Grade:
         if self.fields is None:
-            right = _equal(wanted, given)
+            right = equal_values(wanted, given)
             return Grade(float(right), "" if right else "differs from the reference")
-        wrong = [path for path in self.fields if not _equal(_at(wanted, path), _at(given, path))]
+        wrong = [path for path in self.fields if not equal_values(_at(wanted, path), _at(given, path))]
         lost = sum(self.fields[path] for path in wrong)
         detail = f"wrong: {', '.join(wrong)}"[:300] if wrong else ""
         return Grade(1 - lost / sum(self.fields.values()) if len(wrong) < len(self.fields) else 0.0, detail)
@@ -174,7 +174,7 @@ def _item(values: list[Any], step: str) -> Any:
     return values[position] if position < len(values) else _MISSING
 
 
-def _equal(one: Any, other: Any) -> bool:
+def equal_values(one: Any, other: Any) -> bool:
     """Return whether two JSON values are equal: 1 equals 1.0, and neither equals true.
 
     The pending pairs are kept in a list, since answers may be nested deeper than Python recurses.

@@ -70,7 +70,13 @@ class ModelGrader(Grader):
         ]
 
     @override
-    def grade(self, question: Question, answer: str, replies: Sequence[str | None] = ()) -> Grade:
+    def grade(
+        self,
+        question: Question,
+        answer: str,
+        replies: Sequence[str | None] = (),
+        tool_calls: Sequence[dict[str, Any]] = (),
+    ) -> Grade:
         """Return the grade in the judge's replies; there is no score unless every reply is as requested."""
         needed = 1 if self.mode == "score" else 2
         marks: list[float] = []

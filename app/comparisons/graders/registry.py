@@ -26,6 +26,7 @@ from app.comparisons.graders.normalized_match import NormalizedMatch
 from app.comparisons.graders.numeric import Numeric
 from app.comparisons.graders.regex_match import RegexMatch
 from app.comparisons.graders.text_similarity import TextSimilarity
+from app.comparisons.graders.tool_calls import ToolCalls
 
 MAX_DEPTH = 5
 """How deep combinations may be nested."""
@@ -45,6 +46,7 @@ AnyGrader = Annotated[
     | LabelF1
     | TextSimilarity
     | Numeric
+    | ToolCalls
     | ModelGrader
     | AllOf
     | AnyOf

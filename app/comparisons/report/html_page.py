@@ -14,7 +14,14 @@ from typing import Any, cast
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.comparisons.report import figures
-from app.comparisons.report.documents import TITLES, read_results, shortened, turn_text
+from app.comparisons.report.documents import (
+    TITLES,
+    given_text,
+    message_text,
+    read_results,
+    reference_text,
+    shortened,
+)
 from app.comparisons.report.losses import (
     Document,
     general_losses,
@@ -92,7 +99,9 @@ def _template() -> Any:
         "seconds": figures.seconds,
         "p": figures.p_value,
         "short": _short,
-        "turn": turn_text,
+        "turn": message_text,
+        "reference": reference_text,
+        "given": given_text,
     }
     return environment.get_template("page.html.jinja")
 

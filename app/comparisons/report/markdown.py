@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from app.comparisons.report.documents import TITLES, read_results, shortened, turn_text
+from app.comparisons.report.documents import TITLES, message_text, read_results, shortened
 from app.comparisons.report.figures import interval, p_value, percent, seconds, signed_points
 from app.comparisons.report.losses import Document, Loss, general_losses
 from app.comparisons.results import CandidateResult, ComparisonResults, PairResult
@@ -107,7 +107,7 @@ def _loss_table(losses: Sequence[Loss]) -> list[str]:
         "| question | base | score | fine-tuned | score |",
         "|---|---|--:|---|--:|",
         *(
-            f"| {_cell(turn_text(loss.item['messages'][-1]))} "
+            f"| {_cell(message_text(loss.item['messages'][-1]))} "
             f"| {_cell(_answer_or_error(loss.other))} | {_score(loss.other)} "
             f"| {_cell(_answer_or_error(loss.tuned))} | {_score(loss.tuned)} |"
             for loss in losses
