@@ -6,11 +6,12 @@ PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo serve test test-quick test-bases lint generated lock bench-train bench-api bench-queue \
+.PHONY: help install demo demo-tools serve test test-quick test-bases lint generated lock bench-train bench-api bench-queue \
   bench-bases bench-serving bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
+	@echo "make demo-tools        the same with function calls: does the model call the right ones?"
 	@echo "make serve             run the service on port 8000"
 	@echo "make test              lint, types, contracts and all tests (PROCESSES=2)"
 	@echo "make test-quick        lint, types, contracts and the unit tests, in a minute or two"
@@ -51,6 +52,10 @@ install: .venv/.installed
 demo: install
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/toque demo
+
+demo-tools: install
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/toque demo --tools
 
 serve: install
 	$(BIN)/toque serve

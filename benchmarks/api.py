@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from app.core.settings import Settings
-from app.demo.dataset import TRAINING_FILE
+from app.demo.house_style import TRAINING_FILE
 from app.demo.service import running_service
 from app.models.catalogue import Catalogue
 

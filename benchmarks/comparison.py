@@ -38,7 +38,7 @@ from app.comparisons.chat_client import prompt
 from app.comparisons.few_shot import choose_examples
 from app.comparisons.plan import Candidate
 from app.comparisons.questions import read_questions
-from app.demo.dataset import HELDOUT_FILE, STYLE_GUIDE, TRAINING_FILE
+from app.demo.house_style import HELDOUT_FILE, STYLE_GUIDE, TRAINING_FILE
 from benchmarks.serving.deployment import API_KEY, Deployment, create_deployment
 from benchmarks.serving.engines import running_vllm
 from benchmarks.serving.measurements import progress

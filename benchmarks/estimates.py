@@ -32,7 +32,7 @@ from app.auth import service as auth_service
 from app.core.database import Database
 from app.core.migrations import upgrade
 from app.core.settings import Settings
-from app.demo.dataset import STYLE_GUIDE
+from app.demo.house_style import STYLE_GUIDE
 from app.fine_tuning.models import FineTuningJob, TrainingSpeed
 from app.models.catalogue import Catalogue
 

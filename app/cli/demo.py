@@ -6,51 +6,38 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.text import Text
 
 from app.cli.catalogue import read_catalogue
 from app.cli.client import list_objects, post_object
-from app.cli.compare_report import print_comparison
+from app.cli.compare_report import answer_or_error, print_comparison
 from app.cli.comparison_progress import await_comparison
 from app.cli.job_progress import TrainingBar, follow
 from app.cli.output import fail, stderr, stdout
 from app.cli.promote import ask_gate, print_promotion
 from app.cli.settings import read_settings
 from app.core.control_characters import visible
-from app.demo.dataset import (
-    EXAMPLES_PROMPT,
-    HELDOUT_FILE,
-    TRAINING_FILE,
-    Question,
-    choose_examples,
-    guided_prompt,
-    load_questions,
-    to_jsonl,
-)
+from app.demo.demonstration import Demonstration
+from app.demo.house_style import HOUSE_STYLE
+from app.demo.kitchen.calls import KITCHEN
 from app.demo.service import ServiceProcess, running_service
 
 if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.fine_tuning import FineTuningJob
 
-ALIAS = "house-style:production"
-RULES = {"min_score": 0.8, "beats": ["base", "prompted"]}
-GUIDED_EXAMPLES = 8
-MOST_EXAMPLES = 41
-"""The most examples that fit the base model's context."""
-MAX_ANSWER_TOKENS = 32
-"""Enough for the longest correct answer, which has 25 tokens."""
-EPOCHS = 3
 SEED = 7
 SHOWN_QUESTIONS = 3
 
 
 def demo(
+    tools: Annotated[
+        bool, typer.Option("--tools", help="Show function calls: a kitchen's timers, oven and shopping list.")
+    ] = False,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -62,9 +49,10 @@ def demo(
 ) -> None:
     """Train a custom model on the demo's data, compare it with prompting, and promote it if it is better.
 
-    Example: toque demo --data-dir toque-demo
+    Example: toque demo --tools --data-dir toque-demo
     """
     started = time.monotonic()
+    shown = KITCHEN if tools else HOUSE_STYLE
     settings = read_settings()
     with tempfile.TemporaryDirectory(prefix="toque-demo-") as temporary:
         folder = (data_dir or Path(temporary)).absolute()
@@ -73,16 +61,16 @@ def demo(
             _await_ready(service)
             _title("1. A dataset goes in, a custom model comes out")
             base = read_catalogue(settings).engine_base.name
-            job = _train(client, base)
+            job = _train(client, base, shown)
             _title("2. The same held-out questions to the base model, to prompts, and to the custom model")
-            comparison = _compare(client, base, job)
+            comparison = _compare(client, base, job, shown)
             _print_answers(list_objects(client, f"/comparisons/{comparison['id']}/items"))
             if data_dir is not None:
                 report = client.get(f"/comparisons/{comparison['id']}/report", cast_to=str)
                 (folder / "report.html").write_text(report, "utf-8")
                 stdout.print(f"\nThe report: {folder / 'report.html'}")
-            _title(f"3. The gate: may {ALIAS} point to it?")
-            promotion = _promote(client, job, comparison)
+            _title(f"3. The gate: may {shown.alias} point to it?")
+            promotion = _promote(client, job, comparison, shown)
         summary = _summary(job, comparison, promotion)
     summary["total_seconds"] = round(time.monotonic() - started, 1)
     sys.stdout.write(json.dumps(summary) + "\n")
@@ -98,16 +86,16 @@ def _await_ready(service: ServiceProcess) -> None:
         fail(str(error))
 
 
-def _train(client: OpenAI, base_model: str) -> FineTuningJob:
+def _train(client: OpenAI, base_model: str, shown: Demonstration) -> FineTuningJob:
     """Uploads the data, creates a job and follows it, like any script for OpenAI's API."""
-    file = client.files.create(file=TRAINING_FILE, purpose="fine-tune")
+    file = client.files.create(file=shown.training_file, purpose="fine-tune")
     stdout.print(f"uploaded {file.filename} ({file.bytes:,} bytes) as {file.id}")
     job = client.fine_tuning.jobs.create(
         model=base_model,
         training_file=file.id,
-        suffix="larkspoon",
+        suffix=shown.suffix,
         seed=SEED,
-        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": EPOCHS}}},
+        method=cast("Any", {"type": "supervised", "supervised": {"hyperparameters": shown.hyperparameters}}),
     )
     with TrainingBar() as bar:
         outcome = follow(client, job, None, bar.show)
@@ -118,46 +106,22 @@ def _train(client: OpenAI, base_model: str) -> FineTuningJob:
     return job
 
 
-def _compare(client: OpenAI, base_model: str, job: FineTuningJob) -> dict[str, Any]:
+def _compare(client: OpenAI, base_model: str, job: FineTuningJob, shown: Demonstration) -> dict[str, Any]:
     """Compares the base model alone, with the best prompts that we could write, and the custom model."""
-    training = load_questions(TRAINING_FILE)
 
-    def upload(name: str, examples: Sequence[Question]) -> str:
-        return client.files.create(file=(name, to_jsonl(examples)), purpose="evals").id
+    def upload(name: str, content: bytes) -> str:
+        return client.files.create(file=(name, content), purpose="evals").id
 
-    few = upload("few.jsonl", choose_examples(training, GUIDED_EXAMPLES))
-    many = upload("many.jsonl", choose_examples(training, MOST_EXAMPLES))
     request = {
-        "name": "Is fine-tuning worth it here?",
-        "file": client.files.create(file=HELDOUT_FILE, purpose="evals").id,
+        "name": shown.title,
+        "file": client.files.create(file=shown.heldout_file, purpose="evals").id,
         "model": base_model,
-        "grader": "exact_match",
-        "max_tokens": MAX_ANSWER_TOKENS,
+        "grader": shown.grader,
+        "max_tokens": shown.max_answer_tokens,
         "seed": SEED,
         "candidates": [
             {"type": "base", "name": "base alone"},
-            {
-                "type": "few_shot",
-                "name": f"base + style guide + {GUIDED_EXAMPLES} examples",
-                "system": guided_prompt(),
-                "examples": GUIDED_EXAMPLES,
-                "file": few,
-            },
-            {
-                "type": "few_shot",
-                "name": f"base + {MOST_EXAMPLES} examples",
-                "system": EXAMPLES_PROMPT,
-                "examples": MOST_EXAMPLES,
-                "file": many,
-            },
-            {
-                "type": "few_shot",
-                "name": f"base + {GUIDED_EXAMPLES} nearest examples",
-                "system": EXAMPLES_PROMPT,
-                "examples": GUIDED_EXAMPLES,
-                "file": job.training_file,
-                "selection": "nearest",
-            },
+            *shown.prompted(upload),
             {"type": "model", "name": "fine-tuned", "model": job.fine_tuned_model},
         ],
     }
@@ -174,18 +138,20 @@ def _print_answers(items: list[dict[str, Any]]) -> None:
         stdout.print(Text.assemble("\n", ("customer  ", "bold"), visible(item["messages"][-1]["content"])))
         for answer in item["answers"]:
             mark = ("✓ ", "green") if answer["score"] == 1 else ("✗ ", "red")
-            said = visible(answer["text"] or answer["error"] or "").strip()
+            said = visible(answer_or_error(answer)).strip().replace("\n", "  ")
             stdout.print(Text.assemble((f"{answer['candidate']:<34}", "bold"), mark, said), soft_wrap=True)
 
 
-def _promote(client: OpenAI, job: FineTuningJob, comparison: dict[str, Any]) -> dict[str, Any]:
+def _promote(
+    client: OpenAI, job: FineTuningJob, comparison: dict[str, Any], shown: Demonstration
+) -> dict[str, Any]:
     request = {
         "model": job.fine_tuned_model,
         "comparison": comparison["id"],
-        "rules": RULES,
+        "rules": shown.rules,
         "reason": "the demo's gate",
     }
-    promotion = ask_gate(client, ALIAS, request)
+    promotion = ask_gate(client, shown.alias, request)
     print_promotion(promotion)
     return promotion
 
@@ -207,7 +173,7 @@ def _summary(job: FineTuningJob, comparison: dict[str, Any], promotion: dict[str
         "verdict": comparison["verdict"]["code"],
         "comparison": comparison["id"],
         "promoted": promotion["promoted"],
-        "alias": ALIAS,
+        "alias": promotion["alias"],
         "model": job.fine_tuned_model,
         "trained_tokens": job.trained_tokens,
         "train_seconds": job.finished_at - job.created_at,

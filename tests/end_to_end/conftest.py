@@ -13,7 +13,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from app.demo.dataset import HELDOUT_FILE, TRAINING_FILE, load_questions
+from app.demo.house_style import HELDOUT_FILE, TRAINING_FILE, load_questions
 from tests.support.deployment import PRODUCT, Deployment, Trained, descendants, start
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until

@@ -15,7 +15,7 @@ import pytest
 from junitparser import JUnitXml
 from openai import OpenAI
 
-from app.demo.dataset import HELDOUT_FILE
+from app.demo.house_style import HELDOUT_FILE
 from tests.support.deployment import KEY, PRODUCT, Deployment, Trained, ask, descendants
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until

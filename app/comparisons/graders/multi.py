@@ -86,12 +86,18 @@ class Multi(Grader):
         ]
 
     @override
-    def grade(self, question: Question, answer: str, replies: Sequence[str | None] = ()) -> Grade:
+    def grade(
+        self,
+        question: Question,
+        answer: str,
+        replies: Sequence[str | None] = (),
+        tool_calls: Sequence[dict[str, Any]] = (),
+    ) -> Grade:
         rewards: dict[str, float] = {}
         failed: Grade | None = None
         for names, _, part in _parts(self.graders):
             count = len(part.judge_requests(question, answer))
-            grade = part.grade(question, answer, replies[:count])
+            grade = part.grade(question, answer, replies[:count], tool_calls)
             replies = replies[count:]
             if grade.score is None:
                 failed = failed or Grade(None, f"{names[0]}: {grade.detail}", grade.error)

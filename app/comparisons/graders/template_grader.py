@@ -38,7 +38,13 @@ class TemplateGrader(Grader):
         """Return all templates of the grader."""
 
     @override
-    def grade(self, question: Question, answer: str, replies: Sequence[str | None] = ()) -> Grade:
+    def grade(
+        self,
+        question: Question,
+        answer: str,
+        replies: Sequence[str | None] = (),
+        tool_calls: Sequence[dict[str, Any]] = (),
+    ) -> Grade:
         try:
             return self.grade_values(TemplateValues(question, answer), replies)
         except TemplateError as error:

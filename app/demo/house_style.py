@@ -1,4 +1,4 @@
-"""The demo's files, and the best prompts that we could write from them.
+"""The demo of a house style: the help desk's files, and the best prompts that we could write from them.
 
 Of a dozen prompts tried on training questions these two did best: the style guide with a few examples (more
 examples beside it, or the guide in the user's turn, did worse), and as many examples as the context holds.
@@ -13,11 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.demo.demonstration import Candidate, Demonstration, Upload
+
 FOLDER = Path(__file__).parent
 TRAINING_FILE = FOLDER / "training.jsonl"
 HELDOUT_FILE = FOLDER / "heldout.jsonl"
 STYLE_GUIDE = FOLDER / "style_guide.md"
 EXAMPLES_PROMPT = "You are the Larkspoon help desk. Answer with one line in the house format."
+
+GUIDED_EXAMPLES = 8
+MOST_EXAMPLES = 41
+"""The most examples that fit the base model's context."""
 
 Turn = dict[str, str]
 
@@ -69,3 +75,46 @@ def to_jsonl(examples: Sequence[Question]) -> bytes:
         for example in examples
     ]
     return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in answered).encode()
+
+
+def prompted(upload: Upload) -> list[Candidate]:
+    """Returns the style guide with examples, as many examples as fit, and those most like the question."""
+    training = load_questions(TRAINING_FILE)
+    return [
+        {
+            "type": "few_shot",
+            "name": f"base + style guide + {GUIDED_EXAMPLES} examples",
+            "system": guided_prompt(),
+            "examples": GUIDED_EXAMPLES,
+            "file": upload("few.jsonl", to_jsonl(choose_examples(training, GUIDED_EXAMPLES))),
+        },
+        {
+            "type": "few_shot",
+            "name": f"base + {MOST_EXAMPLES} examples",
+            "system": EXAMPLES_PROMPT,
+            "examples": MOST_EXAMPLES,
+            "file": upload("many.jsonl", to_jsonl(choose_examples(training, MOST_EXAMPLES))),
+        },
+        {
+            "type": "few_shot",
+            "name": f"base + {GUIDED_EXAMPLES} nearest examples",
+            "system": EXAMPLES_PROMPT,
+            "examples": GUIDED_EXAMPLES,
+            "file": upload("all.jsonl", TRAINING_FILE.read_bytes()),
+            "selection": "nearest",
+        },
+    ]
+
+
+HOUSE_STYLE = Demonstration(
+    title="Is fine-tuning worth it here?",
+    training_file=TRAINING_FILE,
+    heldout_file=HELDOUT_FILE,
+    suffix="larkspoon",
+    hyperparameters={"n_epochs": 3},
+    grader="exact_match",
+    max_answer_tokens=32,  # the longest correct answer has 25
+    alias="house-style:production",
+    rules={"min_score": 0.8, "beats": ["base", "prompted"]},
+    prompted=prompted,
+)
