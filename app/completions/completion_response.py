@@ -12,10 +12,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.completions.engine_refusals import MODEL_NOT_LOADED
 from app.completions.event_stream import EventStream, usage_of
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import GatewayRequest
-from app.completions.vllm_client import MODEL_NOT_LOADED, broken_off
+from app.completions.vllm_client import broken_off
 from app.core.errors import InvalidRequestError, ToqueError
 from app.models.adapters.service import ServedModel
 

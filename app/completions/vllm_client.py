@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
 
 import aiohttp
 import orjson
 from yarl import URL
 
-from app.core.errors import InvalidRequestError, ToqueError, UnavailableError
+from app.completions.engine_refusals import MODEL_NOT_LOADED, translate_refusal
+from app.core.errors import ToqueError, UnavailableError
 
-MODEL_NOT_LOADED = "model_not_loaded"
 _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 2.0
 _KEEP_ALIVE_SECONDS = 3.0
@@ -63,8 +62,8 @@ class VllmConnection:
             )
         if answer.status == 200:
             return answer
-        refusal = await _refusal(answer)
-        if answer.status in (401, 403, 404):
+        refusal = await _refusal(answer, body)
+        if refusal.body.code == MODEL_NOT_LOADED or answer.status in (401, 403):
             raise RetryableError(refusal)
         raise refusal
 
@@ -184,25 +183,12 @@ def unreachable() -> UnavailableError:
     return UnavailableError(message, code="engine_unavailable")
 
 
-async def _refusal(answer: aiohttp.ClientResponse) -> ToqueError:
-    """Translates vLLM's error response into an error of ours."""
+async def _refusal(answer: aiohttp.ClientResponse, request: bytes) -> ToqueError:
+    """Returns the error for an answer whose status is not 200."""
     try:
-        content: Any = orjson.loads(await answer.read())
-        error = content.get("error", content)
-        message, param = str(error.get("message", "")), error.get("param")
-    except (ValueError, AttributeError, aiohttp.ClientError):
-        message, param = "", None
+        content = await answer.read()
+    except aiohttp.ClientError:
+        content = b""
     finally:
         answer.release()
-    if answer.status == 404:
-        return UnavailableError("The engine cannot load this model now.", code=MODEL_NOT_LOADED)
-    if answer.status < 500 and answer.status not in (401, 403):
-        if "is out of vocabulary" in message:
-            param = "prompt"
-        too_long = "maximum context length" in message or "longer than the maximum model length" in message
-        return InvalidRequestError(
-            message or "The engine refused the request.",
-            code="context_length_exceeded" if too_long else "invalid_value",
-            param=param if isinstance(param, str) else None,
-        )
-    return UnavailableError("The engine failed on this request.", code="engine_error")
+    return translate_refusal(answer.status, content, request)

@@ -40,6 +40,8 @@ class EngineStandIn:
         self.behaviour = "answer"
         self.refusal = "This model's maximum context length is 2048 tokens."
         """What it says when it refuses."""
+        self.refused: str | None = None
+        """The parameter that it names when it refuses."""
         self.adapters: list[str] | None = None
         """In its memory; None: it does not say, as others' vLLM."""
         self.on_request: Callable[[], object] = lambda: None
@@ -93,11 +95,7 @@ class EngineStandIn:
         self.bodies.append(body)
         await to_thread.run_sync(self.on_request)
         if self.behaviour == "refuse":
-            error = {
-                "message": self.refusal,
-                "type": "BadRequestError",
-                "code": 400,
-            }
+            error = {"message": self.refusal, "type": "BadRequestError", "param": self.refused, "code": 400}
             return JSONResponse({"error": error}, 400)
         if self.behaviour == "unknown":
             return JSONResponse({"error": {"message": "The model does not exist.", "code": 404}}, 404)

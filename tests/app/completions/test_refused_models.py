@@ -76,6 +76,20 @@ def test_the_first_request_learns_of_the_quarantine(
     assert len(engine.bodies) == asked
 
 
+def test_a_model_that_cannot_be_loaded_now_may_be_asked_again(
+    http: httpx2.Client,
+    database: Database,
+    engine: EngineStandIn,
+) -> None:
+    engine.behaviour = "refuse"
+    engine.refusal = f"LoRA adapter '{NAMES['bad']}' was found but could not be loaded."
+    status, error, response = ask(http, NAMES["bad"])
+    assert (status, error["code"]) == (503, "model_not_loaded")
+    assert int(response.headers["retry-after"]) > 0
+    engine.on_request = quarantining(database)
+    assert ask(http, NAMES["bad"])[:2][1]["code"] == "model_quarantined"
+
+
 def test_a_bad_request_stays_one(
     http: httpx2.Client,
     database: Database,
