@@ -11,6 +11,8 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
 
+from app.batches.models import FINAL_STATUSES as ENDED_BATCHES
+from app.batches.models import Batch
 from app.core.database import Database, advisory_lock
 from app.files.models import File
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
@@ -93,7 +95,7 @@ def _wanted_keys(session: Session, before: float) -> set[str]:
 
 
 def _needed(before: float) -> ColumnElement[bool]:
-    """The condition for files that existed after `before`, or that an unfinished job may still read."""
+    """The condition for files that existed after `before`, or that unfinished jobs or batches may read."""
     unfinished = FineTuningJob.status.not_in(FINAL_STATUSES)
     kept = and_(
         or_(File.deleted_at.is_(None), File.deleted_at > before),
@@ -101,6 +103,7 @@ def _needed(before: float) -> ColumnElement[bool]:
     )
     return or_(
         kept,
+        File.id.in_(select(Batch.input_file_id).where(Batch.status.not_in(ENDED_BATCHES))),
         *(
             File.id.in_(select(named).where(unfinished, named.is_not(None)))
             for named in (

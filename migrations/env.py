@@ -3,6 +3,7 @@
 from alembic import context
 
 from app.auth import models as _auth  # noqa: F401
+from app.batches import models as _batches  # noqa: F401
 from app.comparisons import models as _comparisons  # noqa: F401
 from app.completions import models as _completions  # noqa: F401
 from app.core import idempotency as _creations  # noqa: F401

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from app.api.metrics import Metrics
+from app.batches import service as batches_service
 from app.completions import service as completions_service
 from app.completions.replicas import Replicas
 from app.core import migrations
@@ -68,6 +69,7 @@ def metrics(request: Request, session: ReadSession, settings: SettingsDep) -> Re
     registry = cast("Metrics", request.app.state.metrics)
     content = registry.exposition(
         jobs=fine_tuning_service.count_by_status(session),
+        batches=batches_service.count_by_status(session),
         workers=worker_registry.with_ages(session),
         heartbeat_seconds=settings.heartbeat_seconds,
         engines=_replicas(request).count_ready(),

@@ -15,9 +15,12 @@ from app.api.error_handlers import install_error_handlers
 from app.api.metrics import Metrics
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import describe
+from app.batches.router import router as batches_router
+from app.batches.runner import Runner as BatchRunner
 from app.comparisons import service as comparisons_service
 from app.comparisons.router import router as comparisons_router
 from app.comparisons.runner import Runner
+from app.completions.background import BackgroundLoad
 from app.completions.gateway import Gateway
 from app.completions.replicas import Replicas
 from app.completions.router import router as completions_router
@@ -54,9 +57,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         replicas = app.state.replicas = Replicas(settings, app.state.database)
         gateway = app.state.gateway = Gateway(settings, app.state.database, replicas, usage)
         runner = Runner(settings, app.state.database, app.state.storage, gateway)
+        background_load = BackgroundLoad(replicas)
+        batch_runner = BatchRunner(settings, app.state.database, app.state.storage, gateway, background_load)
         admit = partial(training_files.admit_waiting, app.state.database, app.state.storage, settings)
         checker = app.state.checker = Checker(settings, app.state.database, app.state.storage, admit)
-        background = [asyncio.create_task(part.run()) for part in (replicas, usage, runner, checker)]
+        parts = (replicas, usage, background_load, runner, batch_runner, checker)
+        background = [asyncio.create_task(part.run()) for part in parts]
         try:
             yield
         finally:
@@ -87,6 +93,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         aliases_router,
         comparisons_router,
         graders_router,
+        batches_router,
         promotion_router,
         usage_router,
         health.router,

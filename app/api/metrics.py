@@ -32,6 +32,7 @@ class Metrics:
             registry=self._registry,
         )
         self._jobs = Gauge("toque_jobs", "Fine-tuning jobs by status", ["status"], registry=self._registry)
+        self._batches = Gauge("toque_batches", "Batches by status", ["status"], registry=self._registry)
         self._workers = Gauge("toque_workers", "Workers with a recent heartbeat", registry=self._registry)
         self._worker_info = Gauge(
             "toque_worker_info",
@@ -63,6 +64,7 @@ class Metrics:
     def exposition(
         self,
         jobs: Mapping[str, int],
+        batches: Mapping[str, int],
         workers: Sequence[tuple[Worker, float]],
         heartbeat_seconds: float,
         engines: Mapping[str, int],
@@ -71,9 +73,10 @@ class Metrics:
 
         `workers` are all that there are, each with the age of its last heartbeat in seconds.
         """
-        self._jobs.clear()
-        for status, count in jobs.items():
-            self._jobs.labels(status).set(count)
+        for gauge, counts in ((self._jobs, jobs), (self._batches, batches)):
+            gauge.clear()
+            for status, count in counts.items():
+                gauge.labels(status).set(count)
         self._workers.set(sum(is_alive(age, heartbeat_seconds) for _, age in workers))
         for gauge in (self._worker_info, self._worker_memory, self._worker_age):
             gauge.clear()

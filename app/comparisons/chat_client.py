@@ -11,27 +11,23 @@ from typing import Any, cast
 import msgspec
 import orjson
 from pydantic import ValidationError
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from app.comparisons.external import Endpoint, EndpointAwayError, ExternalEndpoints
 from app.comparisons.plan import Candidate
 from app.comparisons.questions import Question, answer_text
 from app.completions.gateway import Gateway
+from app.completions.retrying import BACK_OFF, TRIES, is_hopeless
 from app.completions.schemas import ChatCompletionRequest
 from app.core.database import DATABASE_AWAY
 from app.core.errors import ToqueError, UnavailableError
 
-_TRIES = 6
-_LONGEST_PAUSE = 5.0
 _LONGEST_WISH = 60.0
 """The longest pause between two requests, in seconds, that an external endpoint can ask for."""
 _LONGEST_SILENCE = 600.0
 """The time in seconds after which an external endpoint that answers nothing is given up."""
 _LONGEST_WAIT = 1800.0
 """The time in seconds after which one question to an external endpoint is given up."""
-_WAITED_FOR = {"engine_unavailable"}
-"""Errors that pass by themselves, however long that takes; others may be caused by the request."""
-_BACK_OFF = wait_exponential_jitter(multiplier=0.2, max=_LONGEST_PAUSE, jitter=0.2)
 _MOST_ERROR_CHARACTERS = 1000
 _SYSTEM_ROLES = ("system", "developer")
 
@@ -112,14 +108,11 @@ class ChatClient:
 
     def _is_hopeless(self, endpoint: Endpoint | None, state: RetryCallState) -> bool:
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, DATABASE_AWAY):
-            return False
-        if endpoint is not None and isinstance(error, EndpointAwayError):
-            silence = time.monotonic() - self._away_since.get(endpoint.base_url, time.monotonic())
-            waited_for = silence < _LONGEST_SILENCE and (state.seconds_since_start or 0.0) < _LONGEST_WAIT
-        else:
-            waited_for = isinstance(error, ToqueError) and error.body.code in _WAITED_FOR
-        return not waited_for and state.attempt_number >= _TRIES
+        if endpoint is None or not isinstance(error, EndpointAwayError):
+            return is_hopeless(state)
+        silence = time.monotonic() - self._away_since.get(endpoint.base_url, time.monotonic())
+        waited_for = silence < _LONGEST_SILENCE and (state.seconds_since_start or 0.0) < _LONGEST_WAIT
+        return not waited_for and state.attempt_number >= TRIES
 
 
 def prompt(
@@ -168,4 +161,4 @@ def _pause(state: RetryCallState) -> float:
     """Return the pause before the next try: longer each time, or what an external endpoint asks for."""
     error = state.outcome.exception() if state.outcome else None
     wish = error.pause if isinstance(error, EndpointAwayError) else 0.0
-    return max(_BACK_OFF(state), min(wish, _LONGEST_WISH))
+    return max(BACK_OFF(state), min(wish, _LONGEST_WISH))

@@ -40,6 +40,8 @@ _STOP_SECONDS = 10.0
 _PROBE_SECONDS = 5.0
 _COMPLETION_SECONDS = 10.0
 _PLUGINS = ("toque_lora_resolver", "toque_lora_kernels")
+_SCHEDULERS = {"cpu": "InteractiveFirstScheduler", "cuda": "AsyncInteractiveFirstScheduler"}
+"""By kind of device, where vLLM itself chooses between a plain and an asynchronous scheduler."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""
 _CACHED_LORAS = 16
@@ -172,6 +174,8 @@ class Vllm:
             f"--max-cpu-loras={max(_CACHED_LORAS, settings.engine_max_loras)}",
             "--middleware=workers.inference.resident_adapters.ResidentAdapters",
             "--middleware=workers.inference.allowlist.Allowlist",  # the last one given is the outermost
+            "--scheduling-policy=priority",
+            f"--scheduler-cls=workers.inference.scheduler.{_SCHEDULERS[device.kind]}",
             "--disable-fastapi-docs",
             "--disable-uvicorn-access-log",
             "--uvicorn-log-level=warning",

@@ -82,6 +82,7 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
     adapter = project | {"job_id": "ftjob-done", "base_model": BASE_MODEL, "created_at": now - 600}
     reply = {"comparison_id": "cmp_1", "question": 0, "candidate": 0, "text": "Leek."}
     reply |= {"input_tokens": 5, "output_tokens": 2, "seconds": 0.1}
+    tokens = {"input_tokens": 5, "cached_tokens": 0, "output_tokens": 2, "reasoning_tokens": 0}
     event = {"job_id": "ftjob-done", "created_at": now - 600, "level": "info"}
     return {
         "projects": [{"id": "proj_1", "name": "default", "created_at": now - 1000}],
@@ -196,6 +197,14 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
         ],
         "comparison_answers": [reply],
         "comparison_judgements": [reply | {"turn": 0}],
+        "batches": [
+            project
+            | {"id": "batch_1", "endpoint": "/v1/chat/completions", "input_file_id": "file-1"}
+            | {"status": "in_progress", "total": 1, "completed": 1, "failed": 0}
+            | tokens
+            | {"created_at": now - 400, "expires_at": now + 86_000, "lease_epoch": 1}
+        ],
+        "batch_answers": [{"batch_id": "batch_1", "number": 1, "line": b"{}\n", "failed": False} | tokens],
         "aliases": [
             project
             | {"id": "alias_1", "name": "soup:live", "split": [{"model": MODEL, "weight": 1.0}], "version": 1}

@@ -1,0 +1,140 @@
+"""The queue of batches: how an API process claims one, records its progress, and ends it.
+
+A batch is leased (`app.core.lease`) while `lease_until` is set, whatever its status. One that is cancelled or
+overdue is taken from the process that works on it, and whoever claims it next publishes what was answered.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import and_, case, delete, func, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session, aliased
+
+from app.batches.models import FINAL_STATUSES, Batch, BatchAnswer
+from app.core.database import database_now
+from app.core.lease import Lease, LeaseTable
+
+LEASES = LeaseTable(
+    Batch,
+    key=Batch.id,
+    epoch=Batch.lease_epoch,
+    until=Batch.lease_until,
+    held=Batch.lease_until.is_not(None),
+    status=Batch.status,
+)
+_OVERDUE = and_(Batch.status == "in_progress", Batch.expires_at <= database_now())
+_CLAIMABLE = and_(
+    Batch.status.not_in(FINAL_STATUSES), or_(Batch.lease_until.is_(None), LEASES.expired, _OVERDUE)
+)
+_ANSWERS_A_DELETION = 1000
+
+
+def has_claimable(session: Session) -> bool:
+    """Whether there is a batch to claim; an idle process asks this first, as it takes no lock."""
+    return session.scalar(select(Batch.id).where(_CLAIMABLE).limit(1)) is not None
+
+
+def claim_next(session: Session, lease_seconds: float) -> Batch | None:
+    """Lease the oldest batch of the project with the fewest leased ones; None when there is none.
+
+    The status of one that is overdue becomes `finalizing`: it is asked no further.
+    """
+    other = aliased(Batch)
+    leased_of_project = (
+        select(func.count())
+        .where(other.project_id == Batch.project_id, other.lease_until > database_now())
+        .scalar_subquery()
+    )
+    next_batch = (
+        select(Batch.id)
+        .where(_CLAIMABLE)
+        .order_by(leased_of_project, Batch.created_at, Batch.id)
+        .limit(1)
+        .with_for_update(skip_locked=True, of=Batch)
+    )
+    overdue = {
+        "status": case((_OVERDUE, "finalizing"), else_=Batch.status),
+        "finalizing_at": case((_OVERDUE, time.time()), else_=Batch.finalizing_at),
+    }
+    return session.scalar(LEASES.claim(next_batch, lease_seconds, **overdue))
+
+
+def begin(session: Session, lease: Lease, *, model: str, total: int) -> None:
+    """Record that the file is valid, and that its requests are asked from now on.
+
+    Raises:
+        LeaseLostError: this process has lost its lease.
+    """
+    LEASES.update(session, lease, status="in_progress", in_progress_at=time.time(), model=model, total=total)
+
+
+def fail(session: Session, lease: Lease, errors: list[dict[str, Any]]) -> None:
+    """End the batch, since its file is not valid.
+
+    Raises:
+        LeaseLostError: this process has lost its lease.
+    """
+    LEASES.release(session, lease, status="failed", failed_at=time.time(), errors=errors)
+
+
+def record_answers(
+    session: Session, lease: Lease, answers: Sequence[dict[str, Any]], sums: dict[str, int]
+) -> None:
+    """Record answers, and the sums of all answers that there are now.
+
+    Raises:
+        LeaseLostError: this process has lost its lease.
+    """
+    LEASES.update(session, lease, **sums)
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    # A commit may have succeeded although the connection broke.
+    session.execute(
+        insert(BatchAnswer).on_conflict_do_nothing(), [{"batch_id": lease.id} | answer for answer in answers]
+    )
+
+
+def finalize(session: Session, lease: Lease) -> None:
+    """Record that all has been asked, and the output is being written.
+
+    Raises:
+        LeaseLostError: this process has lost its lease.
+    """
+    LEASES.update(session, lease, status="finalizing", finalizing_at=time.time())
+
+
+def end(session: Session, lease: Lease, status: str, **files: str | None) -> None:
+    """End the batch with a final status.
+
+    Raises:
+        LeaseLostError: this process has lost its lease.
+    """
+    LEASES.release(session, lease, **{"status": status, f"{status}_at": time.time(), **files})
+
+
+def release(session: Session, lease: Lease) -> None:
+    """Give the batch back to the queue, so that another process continues it.
+
+    Raises:
+        LeaseLostError: this process has lost its lease.
+    """
+    LEASES.release(session, lease)
+
+
+def delete_published(session: Session) -> bool:
+    """Delete some answers of batches that have ended; return whether there may be more."""
+    ended = select(Batch.id).where(Batch.id == BatchAnswer.batch_id, Batch.status.in_(FINAL_STATUSES))
+    found = session.execute(
+        select(BatchAnswer.batch_id, BatchAnswer.number).where(ended.exists()).limit(_ANSWERS_A_DELETION)
+    ).all()
+    by_batch: dict[str, list[int]] = {}
+    for batch_id, number in found:
+        by_batch.setdefault(batch_id, []).append(number)
+    for batch_id, numbers in by_batch.items():
+        session.execute(
+            delete(BatchAnswer).where(BatchAnswer.batch_id == batch_id, BatchAnswer.number.in_(numbers))
+        )
+    return len(found) == _ANSWERS_A_DELETION

@@ -1,0 +1,70 @@
+"""Runs batches in the API processes: each claims the next that is waiting or whose process has died."""
+
+from __future__ import annotations
+
+import logging
+
+from anyio import to_thread
+
+from app.batches import queue
+from app.batches.attempt import Attempt
+from app.batches.models import Batch
+from app.completions.background import BackgroundLoad
+from app.completions.gateway import Gateway
+from app.context import Context
+from app.core.database import Database
+from app.core.errors import ToqueError
+from app.core.lease import Lease, LeaseLostError, async_database_retrying
+from app.core.lease_runner import LeaseRunner
+from app.core.settings import Settings
+from app.storage.base import Storage
+
+log = logging.getLogger("toque.batches")
+
+_MAX_RUNNING = 8
+"""Batches that one process runs at once, so that a long one does not hold up the others."""
+
+
+class Runner:
+    """Claims and runs the batches of one API process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        storage: Storage,
+        gateway: Gateway,
+        background: BackgroundLoad,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._storage = storage
+        self._gateway = gateway
+        self._background = background
+        self._leases = LeaseRunner(settings, database, queue, self._execute, most=_MAX_RUNNING)
+
+    async def run(self) -> None:
+        """Claim and run batches until cancelled; the unfinished ones then go back to the queue."""
+        await self._leases.run()
+
+    async def _execute(self, batch: Batch, lease: Lease) -> None:
+        context = Context(batch.project_id, self._settings, self._storage)
+        seconds = self._leases.lease_seconds
+        attempt = Attempt(self._database, context, self._gateway, self._background, batch, lease, seconds)
+        try:
+            await attempt.run()
+            await self._delete_published()
+        except* LeaseLostError as lost:
+            log.info("%s: %s", batch.id, lost.exceptions[0])
+        except* (ToqueError, OSError) as group:  # no space is left, or the storage is away
+            log.warning("%s waits until its lease expires: %s", batch.id, group.exceptions[0])
+        except* Exception:
+            log.exception("%s waits until its lease expires", batch.id)
+
+    async def _delete_published(self) -> None:
+        def delete() -> bool:
+            with self._database.writer() as session:
+                return queue.delete_published(session)
+
+        while await async_database_retrying()(to_thread.run_sync, delete):
+            pass

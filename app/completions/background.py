@@ -1,0 +1,58 @@
+"""How many requests in the background are sent to the engines of a base model at once.
+
+An engine computes as many sequences as fit into its cache and its batch. That depends on the model, the
+device and the requests, so the engines are asked: so many requests are in flight that a few wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+
+from anyio import CapacityLimiter
+
+from app.completions.replicas import Replica, Replicas
+
+log = logging.getLogger("toque.background")
+
+_LOOK_SECONDS = 1.0
+_FIRST = 16
+"""Requests in flight at one engine until it has been asked."""
+_MOST = 1024
+"""The most requests in flight at one engine; what vLLM computes at once by default on a large GPU."""
+_LEAST_WAITING = 4
+_LOAD = re.compile(r"^vllm:num_requests_(running|waiting)\{.*\} (\S+)", re.M)
+
+
+class BackgroundLoad:
+    """The limits of this process, one for each base model."""
+
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
+        self._limiters: dict[str, CapacityLimiter] = {}
+
+    def limiter(self, base_model: str) -> CapacityLimiter:
+        """Return what requests of all batches for the base model take turns by."""
+        if base_model not in self._limiters:
+            self._limiters[base_model] = CapacityLimiter(_FIRST)
+        return self._limiters[base_model]
+
+    async def run(self) -> None:
+        """Adjust the limits until cancelled."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for base_model, limiter in self._limiters.items():
+                if limiter.borrowed_tokens:
+                    limits = [await self._limit(each) for each in self._replicas.ready(base_model)]
+                    limiter.total_tokens = sum(limits) or _FIRST
+
+    async def _limit(self, replica: Replica) -> int:
+        """Return how many requests shall be in flight at the engine: as many as it computes, and a few."""
+        try:
+            load = {kind: float(count) for kind, count in _LOAD.findall(await replica.connection.metrics())}
+        except (TimeoutError, ConnectionError, ValueError):
+            return max(_FIRST, replica.in_flight)  # it is busy, or does not say
+        waiting = int(load.get("waiting", 0))
+        wanted = _LEAST_WAITING + int(load.get("running", 0)) // 4
+        return min(_MOST, max(_FIRST, replica.in_flight + wanted - waiting))
