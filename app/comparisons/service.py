@@ -130,7 +130,6 @@ def cancel_comparison(session: Session, project_id: str, comparison_id: str) -> 
         raise ConflictError(
             f"The comparison is {comparison.status}; it cannot become cancelled.",
             code=f"comparison_{comparison.status}",
-            param="status",
         )
     comparison.status = "cancelled"
     comparison.finished_at = time.time()

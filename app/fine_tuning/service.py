@@ -334,9 +334,7 @@ def _move(session: Session, project_id: str, job_id: str, status: str, message: 
     if job.status == status:
         return job
     if status not in ALLOWED_MOVES[job.status]:
-        raise ConflictError(
-            f"The job is {job.status}; it cannot become {status}.", code=f"job_{job.status}", param="status"
-        )
+        raise ConflictError(f"The job is {job.status}; it cannot become {status}.", code=f"job_{job.status}")
     job.status = status
     job.lease_until = job.worker_id = job.estimated_finish = None
     queue.add_event(session, job.id, message, level="warn")

@@ -277,9 +277,7 @@ def _assemble(
 
 def _over(upload: Upload) -> ConflictError:
     status = "expired" if upload.has_expired else upload.status
-    return ConflictError(
-        f"The upload is {status}; nothing can be changed any more.", code=f"upload_{status}", param="status"
-    )
+    return ConflictError(f"The upload is {status}; nothing can be changed any more.", code=f"upload_{status}")
 
 
 def _too_large(settings: Settings, param: str) -> TooLargeError:
