@@ -7,16 +7,14 @@ import time
 from collections.abc import Awaitable, Callable
 
 import aiohttp
-import orjson
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.completions.answers import EventStream
 from app.completions.engine_refusals import MODEL_NOT_LOADED
-from app.completions.event_stream import EventStream, usage_of
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import GatewayRequest
-from app.completions.vllm_client import broken_off
 from app.core.errors import InvalidRequestError, ToqueError
 from app.models.adapters.service import ServedModel
 
@@ -50,7 +48,7 @@ class CompletionResponse(Response):
         self._path = body.path
         self._body = body.for_engine(served.name, project_id)
         self._streams = bool(body.stream)
-        self._hides_usage = body.hides_usage
+        self._answer = body.new_answer()
         self._arrived = arrived
         self._has_started = False
 
@@ -110,55 +108,47 @@ class CompletionResponse(Response):
                 (b"x-toque-replica", replica.id.encode()),
                 (b"x-toque-queue-ms", b"%.1f" % (queued * 1000)),
             ]
-            if self._streams:
-                await self._send_stream(send, headers, upstream, content)
-            else:
-                await self._send_whole(send, headers, content)
+            try:
+                if self._streams:
+                    await self._send_stream(send, headers, upstream, content)
+                else:
+                    await self._send_whole(send, headers, content)
+            finally:
+                if self._has_started:
+                    self._add_usage(self._answer.prompt_tokens, self._answer.completion_tokens)
         finally:
             if upstream is not None:
                 upstream.close()  # stops the engine's work on an unfinished answer
 
     async def _send_whole(self, send: Send, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
-        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-        self._count(usage_in(content))
+        whole = self._answer.whole(content)
+        headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(whole))]
         await self._start(send, headers)
-        await send({"type": "http.response.body", "body": content})
+        await send({"type": "http.response.body", "body": whole})
 
     async def _send_stream(
         self,
         send: Send,
         headers: list[tuple[bytes, bytes]],
         upstream: aiohttp.ClientResponse,
-        content: bytes,
+        received: bytes,
     ) -> None:
-        events = EventStream(hide_usage=self._hides_usage)
+        events = EventStream(self._answer)
+        passed = events.forward(received)  # before the response starts: another replica may still be asked
         await self._start(send, headers + _STREAM_HEADERS)
-        try:
-            while content:
-                if passed := events.forward(content):
-                    await send({"type": "http.response.body", "body": passed, "more_body": True})
-                content = await upstream.content.readany()
-            last = events.rest
-        except aiohttp.ClientError:  # too late to ask another replica or to send an error status
-            last = b"data: " + orjson.dumps({"error": broken_off().body.model_dump()}) + b"\n\n"
-        finally:
-            self._count(events.usage)
-        await send({"type": "http.response.body", "body": last})
+        while received:
+            if passed:
+                await send({"type": "http.response.body", "body": passed, "more_body": True})
+            try:
+                received = await upstream.content.readany()
+            except aiohttp.ClientError:
+                received = b""
+            passed = events.forward(received)
+        await send({"type": "http.response.body", "body": b"" if events.has_ended else events.break_off()})
 
     async def _start(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._has_started = True
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-
-    def _count(self, usage: tuple[int, int] | None) -> None:
-        self._add_usage(*(usage or (0, 0)))
-
-
-def usage_in(content: bytes) -> tuple[int, int] | None:
-    """Returns the prompt and completion tokens that a whole answer states, if it does."""
-    try:
-        return usage_of(orjson.loads(content))
-    except orjson.JSONDecodeError:
-        return None
 
 
 def _with_same_replica(error: ToqueError, other: ToqueError) -> ToqueError:

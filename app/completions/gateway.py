@@ -7,7 +7,7 @@ from functools import partial
 from starlette.types import Scope
 
 from app.auth import service as auth_service
-from app.completions.completion_response import CompletionResponse, usage_in
+from app.completions.completion_response import CompletionResponse
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import GatewayRequest
 from app.completions.stale_while_revalidate import StaleWhileRevalidate
@@ -91,6 +91,7 @@ class Gateway:
         served = target.model_for(body.user)
         body.check(served.base)
         content = body.for_engine(served.name, project_id)
+        answer = body.new_answer()
 
         async def send(replica: Replica) -> bytes:
             postponed = in_background and replica.has_priorities
@@ -101,13 +102,14 @@ class Gateway:
                     read_timeout=_BACKGROUND_SECONDS if in_background else None,
                 )
                 try:
-                    return await replica.connection.read_all(upstream)
+                    return answer.whole(await replica.connection.read_all(upstream))
                 finally:
                     upstream.close()  # stops the engine's work on an unfinished answer
 
-        answer = await self._replicas.ask(served.base_model, served.name, send)
-        self._usage.count(project_id, served.name, *(usage_in(answer) or (0, 0)), alias=target.alias)
-        return answer
+        whole = await self._replicas.ask(served.base_model, served.name, send)
+        tokens = answer.prompt_tokens, answer.completion_tokens
+        self._usage.count(project_id, served.name, *tokens, alias=target.alias)
+        return whole
 
     def _find_project(self, secret: str) -> str:
         with self._database.reader() as session:

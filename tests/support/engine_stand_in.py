@@ -110,12 +110,17 @@ class EngineStandIn:
             return StreamingResponse(self._chunks(body), media_type="text/event-stream")
         if self.behaviour == "break":
             return StreamingResponse(self._half(), headers={"content-length": "100"})
-        message = {"role": "assistant", "content": "Leek."}
-        choice = {"index": 0, "message": message, "text": "Leek.", "finish_reason": "stop"}
-        return JSONResponse(self._envelope(body, "chat.completion", [choice]) | {"usage": USAGE})
+        message = {"role": "assistant", "content": "Leek.", "refusal": None, "annotations": None}
+        text: dict[str, Any] = {"text": "Leek."} if "prompt" in body else {"message": message}
+        choice = {"index": 0, **text, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
+        beyond = {"service_tier": None, "prompt_token_ids": None, "kv_transfer_params": None}
+        return JSONResponse(self._envelope(body, "", [choice]) | {"usage": USAGE} | beyond)
 
-    def _envelope(self, body: dict[str, Any], kind: str, choices: list[Any]) -> dict[str, Any]:
-        return {"id": "c", "object": kind, "created": 1, "model": body["model"], "choices": choices}
+    def _envelope(self, body: dict[str, Any], part: str, choices: list[Any]) -> dict[str, Any]:
+        prefix, kind = (
+            ("cmpl", "text_completion") if "prompt" in body else ("chatcmpl", f"chat.completion{part}")
+        )
+        return {"id": f"{prefix}-1", "object": kind, "created": 1, "model": body["model"], "choices": choices}
 
     async def _half(self) -> AsyncIterator[str]:
         yield '{"id": '
@@ -127,8 +132,9 @@ class EngineStandIn:
                 raise ConnectionError("the engine dies")
             count = 10_000 if self.behaviour == "endless" else 3
             for number in range(count):
-                delta = {"index": 0, "delta": {"content": f"{number} "}, "finish_reason": None}
-                yield self._event(self._envelope(body, "chat.completion.chunk", [delta]))
+                text = {"text": f"{number} "} if "prompt" in body else {"delta": {"content": f"{number} "}}
+                choice = {"index": 0, **text, "logprobs": None, "finish_reason": None, "token_ids": None}
+                yield self._event(self._envelope(body, ".chunk", [choice]))
                 self.chunks_sent += 1
                 if self.behaviour == "break":
                     raise ConnectionError("the engine dies")
@@ -136,7 +142,7 @@ class EngineStandIn:
                     await asyncio.Event().wait()
                 await asyncio.sleep(0.01)
             if body.get("stream_options", {}).get("include_usage"):
-                yield self._event(self._envelope(body, "chat.completion.chunk", []) | {"usage": USAGE})
+                yield self._event(self._envelope(body, ".chunk", []) | {"usage": USAGE})
             yield "data: [DONE]\n\n"
         except asyncio.CancelledError:
             self.disconnected.set()

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field
 from typing_extensions import override
 
+from app.completions.answers import ChatAnswer
 from app.completions.schemas.sampling import ResponseFormat, SamplingParameters, Tokens
 from app.completions.schemas.tools import NamedTool, Tool, ToolCall, check_tool_support
 from app.core.settings import BaseModelEntry
@@ -56,3 +57,7 @@ class ChatCompletionRequest(SamplingParameters):
     @override
     def count_prompt_tokens(self, context: int) -> int:
         return min(len(self.model_dump_json(include={"messages", "tools"})), context)
+
+    @override
+    def new_answer(self) -> ChatAnswer:
+        return ChatAnswer(include_usage=self.includes_usage, prompt_logprobs=self.prompt_logprobs is not None)

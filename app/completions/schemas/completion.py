@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 from typing_extensions import override
 
+from app.completions.answers import CompletionAnswer
 from app.completions.schemas.prompts import Prompt, most_tokens, one_by_one
 from app.completions.schemas.sampling import SamplingParameters
 from app.core.errors import InvalidRequestError
@@ -97,3 +98,9 @@ class CompletionRequest(SamplingParameters):
                     code="context_length_exceeded",
                     param="prompt",
                 )
+
+    @override
+    def new_answer(self) -> CompletionAnswer:
+        return CompletionAnswer(
+            include_usage=self.includes_usage, prompt_logprobs=self.prompt_logprobs is not None
+        )

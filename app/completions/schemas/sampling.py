@@ -9,6 +9,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import override
 
+from app.completions.answers import Answer
 from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
 
@@ -52,7 +53,7 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class GatewayRequest(BaseModel):
+class GatewayRequest(BaseModel, ABC):
     """What every request to the gateway has, whatever its route."""
 
     model_config = ConfigDict(extra="forbid")
@@ -71,10 +72,9 @@ class GatewayRequest(BaseModel):
     prompt_cache_key: Annotated[str | None, Field(exclude=True)] = None
     safety_identifier: Annotated[str | None, Field(exclude=True)] = None
 
-    @property
-    def hides_usage(self) -> bool:
-        """Whether the event of a stream that only states the usage is kept from the client."""
-        return False
+    @abstractmethod
+    def new_answer(self) -> Answer:
+        """Returns the answer, for an engine to fill, in the shape that this request asks for."""
 
     def check(self, base: BaseModelEntry) -> None:
         """Checks that a base model supports what the request asks for.
@@ -145,9 +145,9 @@ class SamplingParameters(GatewayRequest, ABC):
         """Returns how many tokens the prompts have at most, at a base of that context."""
 
     @property
-    def hides_usage(self) -> bool:
-        """Whether the client did not ask for the event that states the usage, as engines always are."""
-        return not (self.stream_options and self.stream_options.include_usage)
+    def includes_usage(self) -> bool:
+        """Whether a stream is to state the usage at its end."""
+        return bool(self.stream_options and self.stream_options.include_usage)
 
     def _set_by_gateway(self) -> dict[str, Any]:
         return {"stream_options": {"include_usage": True}} if self.stream else {}

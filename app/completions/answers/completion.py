@@ -1,0 +1,45 @@
+"""Answers of `POST /v1/completions`: `CreateCompletionResponse`, whose chunks have the same shape."""
+
+from __future__ import annotations
+
+from types import NoneType
+
+import msgspec
+from msgspec import UNSET, Raw, Struct, UnsetType, field
+from typing_extensions import override
+
+from app.completions.answers.sampling import Completion, SampledAnswer
+
+
+class Logprobs(Struct):
+    """The log-probabilities of a text's tokens. The first token of an echoed prompt has none."""
+
+    text_offset: list[int]
+    token_logprobs: list[float | None]
+    tokens: list[str]
+    top_logprobs: list[dict[str, float] | None]
+
+
+class Choice(Struct, omit_defaults=True):
+    """One of the `n` answers to a prompt, or what is new of it; `prompt_logprobs` is an extra.
+
+    A default that comes from a factory is written, unlike the others, and so stands for a required null.
+    """
+
+    index: int
+    text: str
+    logprobs: Logprobs | None = field(default_factory=NoneType)
+    finish_reason: str | None = field(default_factory=NoneType)
+    prompt_logprobs: Raw | UnsetType = UNSET
+
+
+class CompletionAnswer(SampledAnswer[Choice, Choice]):
+    """The text that continues a prompt."""
+
+    wholes = chunks = msgspec.json.Decoder(Completion[Choice])
+
+    @override
+    def shape_choice(self, choice: Choice) -> None:
+        """Leaves out the prompt's log-probabilities, which engines always state with `echo`, if not asked."""
+        if not self._prompt_logprobs:
+            choice.prompt_logprobs = UNSET

@@ -1,0 +1,58 @@
+"""Forwards server-sent events as they arrive, each in the shape that its answer gives it."""
+
+from __future__ import annotations
+
+import orjson
+
+from app.completions.answers.answer import Answer
+from app.completions.vllm_client import RetryableError, broken_off
+from app.core.errors import ToqueError
+
+_END = b"\n\n"
+
+
+class EventStream:
+    """The stream of one answer. It breaks if the engine fails, or stops before the last event."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._incomplete = b""
+        self._has_begun = False
+        self.has_ended = False
+        """Whether the client has got the last event, or an error in its place; nothing is sent after it."""
+
+    def forward(self, received: bytes) -> bytes:
+        """Returns the bytes to send on to the client, from every event that is complete by now.
+
+        Raises:
+            RetryableError: the engine failed at once, before the client has seen anything of the answer.
+        """
+        *events, self._incomplete = (self._incomplete + received).split(_END)
+        passed = b""
+        try:
+            for event in events:
+                passed += self._shape(event)
+        except RetryableError as error:
+            if not self._has_begun and not passed:
+                raise
+            passed += self._end_with(error.error)
+        self._has_begun = True
+        return passed
+
+    def break_off(self) -> bytes:
+        """Returns the event that tells the client that nothing more comes."""
+        return self._end_with(broken_off())
+
+    def _shape(self, event: bytes) -> bytes:
+        if self.has_ended:
+            return b""
+        _, is_data, data = event.partition(b"data: ")
+        if not is_data or event.startswith(b":"):
+            return event + _END  # a comment, which keeps the connection open
+        shaped = self._answer.event(data)
+        self.has_ended = self._answer.has_ended
+        return shaped
+
+    def _end_with(self, error: ToqueError) -> bytes:
+        self.has_ended = True
+        return b"data: " + orjson.dumps({"error": error.body.model_dump()}) + _END
