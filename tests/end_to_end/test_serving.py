@@ -12,13 +12,18 @@ from typing import Any
 
 import aiohttp
 import pytest
+from openai import OpenAI
 from sqlalchemy import select
 
 from app.completions.models import Engine as EngineRow
 from app.completions.vllm_client import VllmConnection
 from app.core.database import Database
 from app.core.settings import Settings
+from app.datasets.formats import parse_line
+from app.datasets.types import ChatExample
+from app.demo.kitchen.calls import KITCHEN
 from app.models.adapters.models import Adapter
+from app.models.catalogue import chat_template
 from tests.support.deployment import Deployment
 from tests.support.job_rows import add_job
 from tests.support.service import BASE_MODEL
@@ -136,6 +141,25 @@ async def test_what_is_served_is_what_was_trained(serving: Serving) -> None:
     for (name, prompt), scores in zip(asked, served, strict=True):
         folder = serving.settings.storage_root / name if name in ADAPTERS else None
         assert_near(scores, peft_logprobs(serving.base, folder, prompt))
+
+
+async def test_conversations_with_tools_are_read_as_in_training(serving: Serving, client: OpenAI) -> None:
+    template = chat_template(serving.settings, serving.settings.base_models[0])
+    assert template is not None
+    row = serving.row()
+    connection = VllmConnection(row.url, row.api_key, 60)
+    for line in KITCHEN.training_file.read_bytes().splitlines()[:5]:
+        chat, sent = parse_line(line), json.loads(line)
+        assert isinstance(chat, ChatExample)
+        [trained] = template.tokenize(chat)
+        asked = {"model": BASE_MODEL, "messages": sent["messages"][:-1], "tools": sent["tools"]}
+        answer = await connection.post("/tokenize", json.dumps(asked).encode())
+        tokens: list[int] = json.loads(await connection.read_all(answer))["tokens"]
+        assert tokens == trained.input_ids[: len(tokens)]
+        assert trained.target_mask[len(tokens) - 1 : len(tokens) + 1] == [False, True]
+        said = client.chat.completions.create(**asked, max_tokens=1)
+        assert said.usage is not None and said.usage.prompt_tokens == len(tokens)
+    await connection.close()
 
 
 async def test_base_answers_are_the_same_beside_adapters(serving: Serving) -> None:
