@@ -56,7 +56,9 @@ _ENTRY_OPTIONS: dict[str, Any] = {
     "chat_template": Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="A Jinja chat template to train and serve it with instead of its own."
+            metavar="FILE",
+            help="A Jinja chat template to train and serve it with instead of its own, or `smollm2`, which "
+            "adds tools to SmolLM2's.",
         ),
     ],
     "chat_template_kwargs": Annotated[

@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.base_models.available import available_models
 from app.base_models.known import find_known
+from app.core import chat_templates
 from app.core.errors import ToqueError
 from app.core.settings import BaseModelEntry, Settings
 from app.models.catalogue import Catalogue
@@ -79,6 +80,8 @@ def _add(chosen: argparse.Namespace) -> None:
 
 
 def _read_template(file: Path) -> str:
+    if str(file) in chat_templates.NAMES:
+        return str(file)
     try:
         return file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:

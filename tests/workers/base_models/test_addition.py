@@ -57,6 +57,9 @@ def test_a_folder(settings: Settings, client: OpenAI, tiny: Path) -> None:
     assert [model.id for model in client.models.list()] == [BASE_MODEL, "tiny-qwen3"]
     code, said = models(settings, "add", str(tiny))
     assert (code, "has a base model 'tiny-qwen3' already" in said) == (1, True)
+    code, said = models(settings, "add", str(tiny), "--name", "smol", "--chat-template", "smollm2")
+    assert code == 0, said
+    assert Catalogue.load(settings).get("smol").chat_template == "smollm2"
     code, said = models(settings, "add", str(tiny), "--name", "long", "--context", "4096")
     assert (code, "--context must be from 64 to 2,048" in said) == (1, True)
     code, said = models(settings, "add", str(tiny), "--name", "other", "--tool-parser", "hermès")
@@ -68,7 +71,8 @@ def test_a_folder(settings: Settings, client: OpenAI, tiny: Path) -> None:
     template.write_text("{% for")
     code, said = models(settings, "add", str(tiny), "--name", "other", "--chat-template", str(template))
     assert (code, "the chat template does not render a greeting" in said) == (1, True)
-    assert models(settings, "remove", "tiny-qwen3")[0] == 0
+    for name in ("smol", "tiny-qwen3"):
+        assert models(settings, "remove", name)[0] == 0
     assert [model.id for model in client.models.list()] == [BASE_MODEL]
 
 
