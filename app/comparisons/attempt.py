@@ -160,7 +160,7 @@ class Attempt:
         """Ask the judges about answers that they have not judged yet."""
         plan = self._plan
         held_out, general = (parse_grader(document) for document in (plan.grader, plan.general_grader))
-        if not any(grader.judge_requests(self._questions[0], "") for grader in (held_out, general)):
+        if not held_out.has_judges and not general.has_judges:
             return
         answers, judged = (
             await self._transactions.read(self._find_texts),

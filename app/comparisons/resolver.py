@@ -6,11 +6,11 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 from sqlalchemy.orm import Session
 
 from app.comparisons.external import allowed_endpoint
+from app.comparisons.graders.judges import rename_judges
 from app.comparisons.graders.registry import parse_grader
 from app.comparisons.input_files import ExamplePool, InputFiles, ValidatedFiles
 from app.comparisons.plan import Candidate, Plan
@@ -347,18 +347,7 @@ class _Resolver:
     def _grader(self, document: GraderDocument, param: str) -> GraderDocument:
         """Return the grader, with its judges under their permanent names."""
         parse_grader(document, param=param)
-        return self._with_judges(document, param)
-
-    def _with_judges(self, document: GraderDocument, param: str) -> GraderDocument:
-        if isinstance(document, str):
-            return document
-        if document["type"] == "model":
-            return document | {"model": self._resolve(document["model"], f"{param}.model")}
-        if "graders" not in document:
-            return document
-        parts = cast("list[Any]", document["graders"])
-        resolved = [self._with_judges(part, f"{param}.graders[{place}]") for place, part in enumerate(parts)]
-        return document | {"graders": resolved}
+        return rename_judges(document, self._resolve, param=param)
 
     def _resolve(self, name: str, param: str) -> str:
         """Return the one model that a name stands for now."""

@@ -24,7 +24,7 @@ def validation_error(problems: Sequence[Mapping[str, Any]], body: Any) -> Invali
         body: the request's body as parsed JSON; None if it is not JSON.
     """
     problems = problems[:_MOST_PROBLEMS]
-    paths = [_param_path(problem, body)[:_LONGEST_PARAM] for problem in problems]
+    paths = [param_path(problem, body)[:_LONGEST_PARAM] for problem in problems]
     deepest = 0
     for place, path in enumerate(paths):
         is_within = path.startswith((f"{paths[0]}.", f"{paths[0]}["))
@@ -58,7 +58,7 @@ def _depth(path: str) -> int:
     return path.count(".") + path.count("[")
 
 
-def _param_path(problem: Mapping[str, Any], body: Any) -> str:
+def param_path(problem: Mapping[str, Any], body: Any) -> str:
     """Write the location `("body", "messages", 0, "role")` as `messages[0].role`.
 
     In a union, pydantic's location also names the branch, by its own name or by the object's `type`. That is

@@ -98,6 +98,11 @@ class Grader(BaseModel, ABC):
                 the path of the grader that does not fit, which starts with `param`.
         """
 
+    @property
+    def has_judges(self) -> bool:
+        """Whether `judge_requests` returns any for some answer."""
+        return False
+
     def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:  # noqa: ARG002
         """Return the requests whose replies `grade` needs; only graders that ask a model have any."""
         return []

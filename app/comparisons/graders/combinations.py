@@ -55,6 +55,11 @@ class Combination(Grader):
         for position, part in enumerate(self.graders):
             part.check_fits(questions, param=f"{param}.graders[{position}]")
 
+    @property
+    @override
+    def has_judges(self) -> bool:
+        return any(part.has_judges for part in self.graders)
+
     @override
     def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:
         return [request for part in self.graders for request in part.judge_requests(question, answer)]

@@ -96,6 +96,11 @@ class JudgedGrader(TemplateGrader):
     def templates(self) -> list[str]:
         return [message.template for message in self.input]
 
+    @property
+    @override
+    def has_judges(self) -> bool:
+        return True
+
     @override
     def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:
         """Return the one request, or none if a template cannot be filled in for this answer."""

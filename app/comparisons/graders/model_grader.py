@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
@@ -42,17 +42,23 @@ class ModelGrader(Grader):
     criteria: str = Field(default=_CRITERIA, min_length=1, max_length=8000)
     """What makes an answer good, in the words that the judge reads."""
     lowest: int = Field(default=1, ge=0, le=100)
-    highest: int = Field(default=5, ge=1, le=100)
+    highest: int = Field(default=5, ge=1, le=100, validate_default=True)
 
-    @model_validator(mode="after")
-    def _marks_differ(self) -> Self:
-        if self.lowest >= self.highest:
+    @field_validator("highest")
+    @classmethod
+    def _marks_differ(cls, highest: int, fields: ValidationInfo) -> int:
+        if fields.data.get("lowest", 0) >= highest:
             raise PydanticCustomError("marks", "lowest must be below highest", {})
-        return self
+        return highest
 
     @override
     def check_fits(self, questions: Sequence[Question], *, param: str = "grader") -> None:
         """A judge can be asked about any question."""
+
+    @property
+    @override
+    def has_judges(self) -> bool:
+        return True
 
     @override
     def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:

@@ -77,6 +77,11 @@ class Multi(Grader):
         for _, path, part in _parts(self.graders):
             part.check_fits(questions, param=param + path)
 
+    @property
+    @override
+    def has_judges(self) -> bool:
+        return any(part.has_judges for _, _, part in _parts(self.graders))
+
     @override
     def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:
         return [

@@ -5,6 +5,8 @@ for the default settings:
 
     {"type": "all", "graders": ["exact_match", {"type": "regex", "pattern": "^\\["}]}
 
+A document with a `name` is one of OpenAI's graders (`openai_grader`), which are graders like the others.
+
 A grader is parsed once per request and checked once per file (`check_fits`). Then, for every answer, the
 judges are asked (`judge_requests`; none unless a model grades) and the answer is graded (`grade`).
 """
@@ -24,9 +26,11 @@ from app.comparisons.graders.label_f1 import LabelF1
 from app.comparisons.graders.model_grader import ModelGrader
 from app.comparisons.graders.normalized_match import NormalizedMatch
 from app.comparisons.graders.numeric import Numeric
+from app.comparisons.graders.openai_grader import OpenAIGrader
 from app.comparisons.graders.regex_match import RegexMatch
 from app.comparisons.graders.text_similarity import TextSimilarity
 from app.comparisons.graders.tool_calls import ToolCalls
+from app.core.validation_errors import param_path
 
 MAX_DEPTH = 5
 """How deep combinations may be nested."""
@@ -56,7 +60,8 @@ AnyGrader = Annotated[
 ]
 for _combination in (Combination, AllOf, AnyOf, Weighted):
     _combination.model_rebuild(_types_namespace={"AnyGrader": AnyGrader})
-_adapter: TypeAdapter[Grader] = TypeAdapter(AnyGrader)
+_own: TypeAdapter[Grader] = TypeAdapter(AnyGrader)
+_openai: TypeAdapter[Grader] = TypeAdapter(OpenAIGrader)
 
 
 def parse_grader(document: Any, *, param: str = "grader") -> Grader:
@@ -67,11 +72,19 @@ def parse_grader(document: Any, *, param: str = "grader") -> Grader:
     """
     _check_size(document, param)
     try:
-        return _adapter.validate_python(document)
+        return (_openai if _is_openai(document) else _own).validate_python(document)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        path = _path(document, first["loc"], param)
-        raise invalid_grader(path, first["msg"].removeprefix("Value error, ")) from None
+        path = param_path({**first, "loc": ("body", *first["loc"])}, document)
+        place = f"{param}.{path}" if path else param
+        raise invalid_grader(place, first["msg"].removeprefix("Value error, ")) from None
+
+
+def _is_openai(document: Any) -> bool:
+    """Return whether this is a grader of OpenAI's, which all have a name, unlike ours."""
+    fields = cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+    kinds = ("string_check", "text_similarity", "score_model", "label_model", "multi", "python")
+    return "name" in fields and fields.get("type") in kinds
 
 
 def label_grader(document: Any) -> LabelF1 | None:
@@ -97,23 +110,3 @@ def _check_size(document: Any, param: str) -> None:
         raise invalid_grader(param, f"combines graders more than {MAX_DEPTH} levels deep")
     if count > MAX_GRADERS:
         raise invalid_grader(param, f"has {count} graders; at most {MAX_GRADERS} may be combined")
-
-
-def _path(document: Any, location: tuple[int | str, ...], param: str) -> str:
-    """Return pydantic's location as a path in the document, without the types that chose the models."""
-    path, node = param, document
-    for step in location:
-        kind: Any = cast("dict[str, Any]", node).get("type") if isinstance(node, dict) else node
-        if step == kind and isinstance(step, str):
-            continue
-        path += f"[{step}]" if isinstance(step, int) else f".{step}"
-        node = _child(node, step)
-    return path
-
-
-def _child(node: Any, step: int | str) -> Any:
-    if isinstance(node, dict):
-        return cast("dict[Any, Any]", node).get(step)
-    if isinstance(node, list) and isinstance(step, int) and step < len(cast("list[Any]", node)):
-        return cast("list[Any]", node)[step]
-    return None

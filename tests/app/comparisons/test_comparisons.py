@@ -243,6 +243,44 @@ def test_a_judge_is_asked_through_the_same_gate(
     assert Counter(body["model"] for body in engine.bodies) == {BASE_MODEL: 5, judge: 5}
 
 
+def test_graders_of_openai_grade_comparisons(client: OpenAI, database: Database, engine: StubEngine) -> None:
+    judge = add_tuned(database, f"ft:{BASE_MODEL}:default::judge")
+    template = "{{ item.topic }}: {{ sample.output_text }}, not {{ item.reference }}"
+    turn = {"role": "user", "content": template}
+
+    def knows(body: dict[str, Any]) -> str:
+        if body["model"] != judge:
+            return reference(number_asked(body)) if number_asked(body) else "Stew."
+        is_right = body["messages"][0]["content"].startswith("pots: Soup")
+        return json.dumps({"result": 10 if is_right else 4})
+
+    engine.respond = knows
+    check = {
+        "type": "string_check",
+        "name": "right",
+        "input": "{{ sample.output_text }}",
+        "reference": "{{ item.reference }}",
+        "operation": "eq",
+    }
+    taste = {"type": "score_model", "name": "taste", "model": judge, "input": [turn], "range": [0, 10]}
+    formula = "0.5 * right + 0.05 * taste"
+    multi = {
+        "type": "multi",
+        "name": "both",
+        "graders": {"right": check, "taste": taste},
+        "calculate_output": formula,
+    }
+    held_out = upload(client, lines(range(4), metadata={"topic": "pots"}))
+    created = create(client, file=held_out, candidates=[{"type": "base"}], grader=multi)
+    [base] = ended(client, created["id"])["candidates"]
+    assert base["score"] == pytest.approx((1 + 1 + 1 + 0.2) / 4)
+    assert Counter(body["model"] for body in engine.bodies) == {BASE_MODEL: 4, judge: 4}
+    with pytest.raises(openai.BadRequestError) as refused:
+        create(client, file=upload(client, lines(range(4))), candidates=[{"type": "base"}], grader=multi)
+    assert refused.value.param == "grader.graders.taste"
+    assert "no item.topic" in refused.value.message
+
+
 def test_an_alias_is_resolved_when_the_comparison_is_created(
     client: OpenAI, database: Database, http: httpx2.Client, engine: StubEngine
 ) -> None:
@@ -303,7 +341,7 @@ FEW_SHOT = {"type": "few_shot", "examples": 2, "file": "{file}"}
         ({"file": "{words}"}, 400, "file"),
         ({"model": "gpt-9"}, 404, "model"),
         ({"candidates": []}, 400, "candidates"),
-        ({"candidates": [{"type": "chef"}]}, 400, "candidates[0]"),
+        ({"candidates": [{"type": "chef"}]}, 400, "candidates[0].type"),
         ({"candidates": [{"type": "base"}, {"type": "prompt"}]}, 400, "candidates[1].system"),
         ({"candidates": [{"type": "model", "model": ""}]}, 400, "candidates[0].model"),
         ({"candidates": [{"type": "model", "name": "x"}]}, 400, "candidates[0].model"),
@@ -345,6 +383,20 @@ FEW_SHOT = {"type": "few_shot", "examples": 2, "file": "{file}"}
             {"grader": {"type": "all", "graders": ["contains", {"type": "model", "model": "ft:none"}]}},
             404,
             "grader.graders[1].model",
+        ),
+        (
+            {
+                "grader": {
+                    "type": "label_model",
+                    "name": "tone",
+                    "model": "ft:none",
+                    "input": [{"role": "user", "content": "x"}],
+                    "labels": ["a"],
+                    "passing_labels": ["a"],
+                }
+            },
+            404,
+            "grader.model",
         ),
         ({"training_file": "file-none"}, 404, "training_file"),
         ({"training_file": "{file}"}, 400, "file"),
