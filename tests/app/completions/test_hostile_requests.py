@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import httpx2
@@ -77,6 +78,28 @@ def test_hostile_model_names(http: httpx2.Client, engine: EngineStandIn, model: 
 def test_hostile_bodies(http: httpx2.Client, engine: EngineStandIn, body: bytes) -> None:
     headers = {"content-type": "application/json"}
     error_of(http.post(CHAT, content=body, headers=headers))
+    assert engine.bodies == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"messages": [' + b"1," * 2_000_000 + b"1]}",
+        b'{"messages": [' + b"{}," * 100_000 + b"{}]}",
+        json.dumps(ASK | {f"field{number}": 1 for number in range(100_000)}).encode(),
+        json.dumps(ASK | {"logit_bias": {f"x{number}": 1 for number in range(100_000)}}).encode(),
+        b'{"prompt": [' + b"[]," * 2_000_000 + b"[]]}",
+        b'{"prompt": [' + b"-1," * 500_000 + b"-1]}",
+    ],
+    ids=range(6),
+)
+def test_a_body_with_very_many_values_holds_up_nobody(
+    http: httpx2.Client, engine: EngineStandIn, body: bytes
+) -> None:
+    path = CHAT if b"messages" in body else "/v1/completions"
+    started = time.process_time()
+    error_of(http.post(path, content=body))
+    assert time.process_time() - started < 2  # pydantic's own report of a million errors takes a minute
     assert engine.bodies == []
 
 
