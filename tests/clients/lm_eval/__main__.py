@@ -4,8 +4,8 @@ Run it with a Python that has `lm_eval[api]`, torch, transformers and peft; noth
 
     OPENAI_BASE_URL=… OPENAI_API_KEY=… python -m tests.clients.lm_eval MODEL FOLDER_OF_THE_BASE
 
-It exits with an error if the two disagree. The service's base model computes in bfloat16, as PEFT does here.
-Both therefore differ from exact arithmetic by a few hundredths of a nat for a token, in either direction.
+It exits with an error if the two disagree. PEFT computes in float32 and the service in bfloat16, which rounds
+the result of each layer to 8 bits: a log-probability is a few hundredths of a nat off, in either direction.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ from urllib.parse import quote
 import requests
 import yaml
 
+# Before torch is loaded, whose waiting threads would otherwise take the engine's cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from lm_eval import simple_evaluate
 
 _HERE = Path(__file__).parent
@@ -31,8 +34,8 @@ _MOST_ACCURACY_DIFFERENCE = 1e-2
 """With 40 questions, not one may be answered otherwise."""
 _MOST_MEAN_DIFFERENCE = 1e-2
 """Nats for each token, over all answers: neither side is biased."""
-_MOST_TOKEN_DIFFERENCE = 0.05
-"""Nats for each token, in the worst answer: the noise of bfloat16."""
+_MOST_ANSWER_DIFFERENCE = 0.05
+"""Nats for each token, over the tokens of the answer where it is worst."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def compare(name: str, served: Scores, trained: Scores, tokens: Sequence[int]) -
     return (
         apart <= _MOST_ACCURACY_DIFFERENCE
         and abs(mean) <= _MOST_MEAN_DIFFERENCE
-        and worst <= _MOST_TOKEN_DIFFERENCE
+        and worst <= _MOST_ANSWER_DIFFERENCE
     )
 
 
@@ -103,9 +106,9 @@ def main() -> None:
     base_url, key = os.environ["OPENAI_BASE_URL"].rstrip("/"), os.environ["OPENAI_API_KEY"]
     with tempfile.TemporaryDirectory() as folder:
         download_adapter(base_url, key, options.model, Path(folder))
-        peft = {"pretrained": options.base, "peft": folder, "device": "cpu", "batch_size": 8}
-        trained = score("hf", dtype="bfloat16", **peft)
-        exact = score("hf", dtype="float32", **peft)
+        trained = score(
+            "hf", pretrained=options.base, peft=folder, dtype="float32", device="cpu", batch_size=8
+        )
     service = {
         "base_url": f"{base_url}/completions",
         "model": options.model,
@@ -115,10 +118,9 @@ def main() -> None:
     }
     tokens = lengths(options.base)
     agree = [
-        compare("token ids", score("local-completions", batch_size=16, **service), exact, tokens),
-        compare("texts", score("local-completions", tokenized_requests=False, **service), exact, tokens),
+        compare("token ids", score("local-completions", batch_size=16, **service), trained, tokens),
+        compare("texts", score("local-completions", tokenized_requests=False, **service), trained, tokens),
     ]
-    compare("PEFT in bfloat16", trained, exact, tokens)
     if not all(agree):
         raise SystemExit("lm-eval's scores through the service are not those of PEFT")
 

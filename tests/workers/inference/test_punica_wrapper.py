@@ -10,6 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU  # noqa: E402
+
 from workers.inference import lora_stack  # noqa: E402
 from workers.inference.punica_wrapper import DensePunicaWrapper  # noqa: E402
 
@@ -224,11 +226,36 @@ def test_rows_past_the_indices_are_padding() -> None:
     assert not torch.equal(result[:2], y[:2])
 
 
+def add_to_logits(wrapper: PunicaWrapperCPU) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the logits of a prompt's seven rows before and after, in a batch of two answers.
+
+    For `prompt_logprobs`, vLLM computes them after the batch's own, with the batch's slots still in place.
+    """
+    ids = (1, 0)
+    mapping = SimpleNamespace(index_mapping=ids, prompt_mapping=ids, is_prefill=True)
+    wrapper.update_metadata(mapping, [1, 2, 3, 4], SLOTS + 1, 1000)
+    a, b = torch.zeros(SLOTS, 1, 32, 96), torch.zeros(SLOTS, 1, 1000, 32)
+    logits = torch.randn(7, 1000)
+    before = logits.clone()
+    wrapper.add_lora_logits(logits, torch.randn(7, 96), a, b, 1.0)
+    return before, logits
+
+
 def test_the_output_layer_is_left_alone_whatever_rows_are_asked_for() -> None:
-    # `prompt_logprobs` asks for all of a prompt's rows, which stock vLLM fails on.
+    before, after = add_to_logits(DensePunicaWrapper(1024, 64, torch.device("cpu")))
+    assert torch.equal(after, before)
+
+
+def test_vllms_own_wrapper_fails_on_the_rows_of_a_prompt() -> None:
+    """The reason for ours. Where this no longer fails, `add_lora_logits` is needed only for its speed."""
+    with pytest.raises(RuntimeError):
+        add_to_logits(PunicaWrapperCPU(1024, 64, torch.device("cpu")))
+
+
+def test_an_adapter_of_the_output_layer_is_an_error_and_no_silence() -> None:
     wrapper = wrapper_for([0, -1])
     a, b = torch.zeros(SLOTS, 1, 32, 96), torch.zeros(SLOTS, 1, 1000, 32)
-    logits, hidden = torch.randn(7, 1000), torch.randn(7, 96)
-    before = logits.clone()
-    wrapper.add_lora_logits(logits, hidden, a, b, 1.0)
-    assert torch.equal(logits, before)
+    b[0, 0, :, :8] = 1
+    a[0, 0, :8] = 1
+    with pytest.raises(NotImplementedError, match="output layer"):
+        wrapper.add_lora_logits(torch.randn(2, 1000), torch.randn(2, 96), a, b, 1.0)
