@@ -34,12 +34,37 @@ class Choice(Struct, omit_defaults=True):
 
 
 class CompletionAnswer(SampledAnswer[Choice, Choice]):
-    """The text that continues a prompt."""
+    """The text that continues a prompt.
+
+    Args:
+        only_echoes: whether nothing was to be added to the prompt. An engine adds a token all the same, which
+            it counts but does not show.
+    """
 
     wholes = chunks = msgspec.json.Decoder(Completion[Choice])
+
+    def __init__(
+        self, *, include_usage: bool, prompt_logprobs: bool = False, only_echoes: bool = False
+    ) -> None:
+        super().__init__(include_usage=include_usage, prompt_logprobs=prompt_logprobs)
+        self._only_echoes = only_echoes
 
     @override
     def shape_choice(self, choice: Choice) -> None:
         """Leaves out the prompt's log-probabilities, which engines always state with `echo`, if not asked."""
         if not self._prompt_logprobs:
             choice.prompt_logprobs = UNSET
+        self.shape_chunk(choice)
+
+    @override
+    def shape_chunk(self, choice: Choice) -> None:
+        """States why an answer without any token of its own ended: not how the one that was added would."""
+        if self._only_echoes and choice.finish_reason is not None:
+            choice.finish_reason = "length"
+
+    @override
+    def _count(self, completion: Completion[Choice]) -> None:
+        if self._only_echoes and completion.usage:
+            completion.usage.completion_tokens = 0
+            completion.usage.total_tokens = completion.usage.prompt_tokens
+        super()._count(completion)

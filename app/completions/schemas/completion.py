@@ -102,5 +102,7 @@ class CompletionRequest(SamplingParameters):
     @override
     def new_answer(self) -> CompletionAnswer:
         return CompletionAnswer(
-            include_usage=self.includes_usage, prompt_logprobs=self.prompt_logprobs is not None
+            include_usage=self.includes_usage,
+            prompt_logprobs=self.prompt_logprobs is not None,
+            only_echoes=self.max_tokens == 0,
         )

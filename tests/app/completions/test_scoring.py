@@ -27,6 +27,21 @@ def test_every_form_of_prompt_reaches_the_engine(client: OpenAI, engine: EngineS
     assert (body["prompt"], body["echo"], body["logprobs"], body["max_tokens"]) == (prompt, True, 5, 0)
 
 
+def test_an_echo_counts_no_token_of_an_answer(client: OpenAI, engine: EngineStandIn) -> None:
+    """The engine adds a token that nobody asked for: the stand-in says three, and `stop`."""
+    request: dict[str, Any] = {"model": BASE_MODEL, "prompt": "Soup", "echo": True, "max_tokens": 0}
+    answer = client.completions.create(**request)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (
+        5,
+        0,
+        5,
+    )
+    *_, last = client.completions.create(**request, stream=True, stream_options={"include_usage": True})
+    assert last.usage == answer.usage
+
+
 @pytest.mark.parametrize(("path", "body"), [(COMPLETIONS, PROMPT), (CHAT, ASK)])
 def test_prompt_logprobs_reach_the_engine(
     http: httpx2.Client, engine: EngineStandIn, path: str, body: dict[str, Any]
