@@ -1,4 +1,4 @@
-"""Log-probabilities by transformers and PEFT in fp32: what the served ones are held against.
+"""Log-probabilities by transformers and PEFT, by default in fp32: what the served ones are held against.
 
 `python -m benchmarks.serving.reference`, in a child, so that its memory is nobody's: a `Question` on stdin,
 the answers on stdout.
@@ -21,6 +21,8 @@ class Question(msgspec.Struct, frozen=True):
     texts: list[tuple[str | None, list[int]]]
     next_tokens: bool = False
     """Whether to return the vocabulary's log-probabilities after the text, instead of its tokens'."""
+    dtype: str = "float32"
+    """What is computed in, by its name in torch."""
 
 
 def reference_logprobs(question: Question) -> list[list[float]]:
@@ -44,9 +46,8 @@ def main() -> None:
 
     disable_progress_bar()
     question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
-    model = cast(
-        Any, AutoModelForCausalLM.from_pretrained(question.base_model_dir, dtype=torch.float32)
-    ).eval()
+    dtype = getattr(torch, question.dtype)
+    model = cast(Any, AutoModelForCausalLM.from_pretrained(question.base_model_dir, dtype=dtype)).eval()
     adapters = sorted({adapter for adapter, _ in question.texts if adapter})
     for adapter in adapters:
         if isinstance(model, PeftModel):
@@ -60,9 +61,9 @@ def main() -> None:
         with torch.inference_mode():
             if adapter is None and adapters:
                 with model.disable_adapter():
-                    logits = model(torch.tensor([ids])).logits[0]
+                    logits = model(torch.tensor([ids])).logits[0].float()
             else:
-                logits = model(torch.tensor([ids])).logits[0]
+                logits = model(torch.tensor([ids])).logits[0].float()
         if question.next_tokens:
             answers.append(torch.log_softmax(logits[-1], -1).tolist())
         else:
