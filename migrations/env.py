@@ -14,6 +14,7 @@ from app.fine_tuning import models as _fine_tuning  # noqa: F401
 from app.models.adapters import models as _adapters  # noqa: F401 - fills the metadata
 from app.models.aliases import models as _aliases  # noqa: F401
 from app.models.catalogue import models as _catalogue  # noqa: F401
+from app.responses import models as _responses  # noqa: F401
 from app.uploads import models as _uploads  # noqa: F401
 from app.usage import models as _usage  # noqa: F401
 

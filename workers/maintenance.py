@@ -14,6 +14,7 @@ from app.core.idempotency import delete_expired
 from app.core.settings import Settings
 from app.fine_tuning import queue, worker_registry
 from app.orphans import sweep_orphans
+from app.responses import service as responses_service
 from app.storage.base import Storage
 from app.usage.service import fold_oldest_day
 
@@ -78,6 +79,7 @@ class Maintenance:
         """Delete what nobody needs any more, and fold the usage of past days."""
         with self._database.writer() as session:
             delete_expired(session)
+            responses_service.delete_expired(session)
             worker_registry.delete_silent(session)
         sweep_orphans(self._database, self._storage)
         while self._fold_usage():

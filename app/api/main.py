@@ -35,6 +35,7 @@ from app.models.adapters.router import adapters_router, models_router
 from app.models.aliases.router import models_router as aliased_models_router
 from app.models.aliases.router import router as aliases_router
 from app.models.promotion.router import router as promotion_router
+from app.responses.router import router as responses_router
 from app.storage import open_storage
 from app.uploads.router import router as uploads_router
 from app.usage.aggregator import UsageAggregator
@@ -84,6 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # Routes are tried in this order: first those that are asked most.
     for router in (
         completions_router,
+        responses_router,
         files_router,
         uploads_router,
         fine_tuning_router,

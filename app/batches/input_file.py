@@ -9,14 +9,19 @@ from typing import Any
 import msgspec
 from pydantic import ValidationError
 
-from app.completions.schemas import ChatCompletionRequest, CompletionRequest, GatewayRequest
+from app.completions.schemas import (
+    ChatCompletionRequest,
+    CompletionRequest,
+    GatewayRequest,
+    ResponseRequest,
+)
 from app.core.errors import ToqueError
 from app.core.settings import BaseModelEntry
 from app.core.validation_errors import validation_error
 from app.datasets.lines import UnreadableFileError, read_lines
 
 REQUESTS: dict[str, type[GatewayRequest]] = {
-    each.path: each for each in (ChatCompletionRequest, CompletionRequest)
+    each.path: each for each in (ChatCompletionRequest, CompletionRequest, ResponseRequest)
 }
 """The requests that a batch may consist of, by their route."""
 MAX_REQUESTS = 50_000

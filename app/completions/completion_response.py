@@ -121,7 +121,7 @@ class CompletionResponse(Response):
                 upstream.close()  # stops the engine's work on an unfinished answer
 
     async def _send_whole(self, send: Send, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
-        whole = self._answer.whole(content)
+        whole = await self._answer.finish(self._answer.whole(content))
         headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(whole))]
         await self._start(send, headers)
         await send({"type": "http.response.body", "body": whole})
@@ -137,6 +137,8 @@ class CompletionResponse(Response):
         passed = events.forward(received)  # before the response starts: another replica may still be asked
         await self._start(send, headers + _STREAM_HEADERS)
         while received:
+            if events.has_ended:
+                passed = await self._answer.finish(passed)
             if passed:
                 await send({"type": "http.response.body", "body": passed, "more_body": True})
             try:
@@ -144,7 +146,8 @@ class CompletionResponse(Response):
             except aiohttp.ClientError:
                 received = b""
             passed = events.forward(received)
-        await send({"type": "http.response.body", "body": b"" if events.has_ended else events.break_off()})
+        last = b"" if events.has_ended else await self._answer.finish(events.break_off())
+        await send({"type": "http.response.body", "body": last})
 
     async def _start(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._has_started = True

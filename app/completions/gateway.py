@@ -8,6 +8,7 @@ from starlette.types import Scope
 
 from app.auth import service as auth_service
 from app.completions.completion_response import CompletionResponse
+from app.completions.conversations import Conversations
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import GatewayRequest
 from app.completions.stale_while_revalidate import StaleWhileRevalidate
@@ -34,6 +35,7 @@ class Gateway:
         self._database = database
         self._replicas = replicas
         self._usage = usage
+        self._conversations = Conversations(settings, database)
         self._projects: StaleWhileRevalidate[str, str] = StaleWhileRevalidate(
             self._find_project, fresh_seconds=1.0, stale_seconds=3.0
         )
@@ -61,6 +63,7 @@ class Gateway:
         target = await self._targets.get(key)
         served = target.model_for(body.user)
         body.check(served.base)
+        await self._conversations.resolve(project_id, body)
         add_usage = partial(self._usage.count, project_id, served.name, alias=target.alias)
         look_up_now = partial(self._targets.look_up_now, key)
         return CompletionResponse(
@@ -90,6 +93,7 @@ class Gateway:
         target = await self.resolve(project_id, body.model)
         served = target.model_for(body.user)
         body.check(served.base)
+        await self._conversations.resolve(project_id, body)
         content = body.for_engine(served.name, project_id)
         answer = body.new_answer()
 
@@ -106,7 +110,7 @@ class Gateway:
                 finally:
                     upstream.close()  # stops the engine's work on an unfinished answer
 
-        whole = await self._replicas.ask(served.base_model, served.name, send)
+        whole = await answer.finish(await self._replicas.ask(served.base_model, served.name, send))
         tokens = answer.prompt_tokens, answer.completion_tokens
         self._usage.count(project_id, served.name, *tokens, alias=target.alias)
         return whole

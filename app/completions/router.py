@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from app.completions.gateway import Gateway
-from app.completions.schemas import ChatCompletionRequest, CompletionRequest
+from app.completions.schemas import ChatCompletionRequest, CompletionRequest, ResponseRequest
 from app.core.errors import ERROR_RESPONSES, InvalidRequestError
 from app.dependencies import bearer
 
@@ -95,6 +95,12 @@ async def create_chat_completion(
 @router.post("/completions", response_class=Response, responses=_ANSWER)
 async def create_completion(body: CompletionRequest, request: Request, project_id: Caller) -> Response:
     """Continues bare prompts, or scores them."""
+    return await _gateway(request).answer(request.scope, project_id, body)
+
+
+@router.post("/responses", response_class=Response, responses=_ANSWER)
+async def create_response(body: ResponseRequest, request: Request, project_id: Caller) -> Response:
+    """Answers, continues a stored response, or calls functions: OpenAI's newer way to ask."""
     return await _gateway(request).answer(request.scope, project_id, body)
 
 

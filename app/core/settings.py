@@ -141,6 +141,10 @@ class Settings(BaseSettings):
     """How long the creation of a job waits for its files to be checked before it answers with the status
     `validating_files`."""
 
+    response_days: float = Field(default=30.0, ge=0)
+    """How long responses of `POST /v1/responses` are stored, so that they can be read and continued, unless a
+    request says `"store": false`. 0 means that none is stored."""
+
     lease_seconds: float = Field(default=60.0, gt=0)
     """How long a worker keeps its job without renewing the lease."""
     heartbeat_seconds: float = Field(default=10.0, gt=0)

@@ -25,6 +25,7 @@ from starlette.routing import Route
 
 from app.completions.models import Engine
 from app.core.database import Database, database_now
+from tests.support import engine_responses
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until
 
@@ -106,10 +107,14 @@ class EngineStandIn:
                 pass
             self.disconnected.set()
             return Response()
+        if body.get("stream") and request.url.path == "/v1/responses":
+            return StreamingResponse(self._events(body), media_type="text/event-stream")
         if body.get("stream"):
             return StreamingResponse(self._chunks(body), media_type="text/event-stream")
         if self.behaviour == "break":
             return StreamingResponse(self._half(), headers={"content-length": "100"})
+        if request.url.path == "/v1/responses":
+            return JSONResponse(engine_responses.whole(body))
         message = {"role": "assistant", "content": "Leek.", "refusal": None, "annotations": None}
         text: dict[str, Any] = {"text": "Leek."} if "prompt" in body else {"message": message}
         choice = {"index": 0, **text, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
@@ -144,6 +149,23 @@ class EngineStandIn:
             if body.get("stream_options", {}).get("include_usage"):
                 yield self._event(self._envelope(body, ".chunk", []) | {"usage": USAGE})
             yield "data: [DONE]\n\n"
+        except asyncio.CancelledError:
+            self.disconnected.set()
+            raise
+
+    async def _events(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        try:
+            if self.behaviour == "break at once":
+                raise ConnectionError("the engine dies")
+            for event in engine_responses.stream(body):
+                yield event
+                self.chunks_sent += 1
+                if ".delta" not in event:
+                    continue
+                if self.behaviour == "break":
+                    raise ConnectionError("the engine dies")
+                if self.behaviour == "pause":
+                    await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.disconnected.set()
             raise

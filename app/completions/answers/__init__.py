@@ -10,5 +10,6 @@ from app.completions.answers.answer import Answer
 from app.completions.answers.chat import ChatAnswer
 from app.completions.answers.completion import CompletionAnswer
 from app.completions.answers.event_stream import EventStream
+from app.completions.answers.response import ResponseAnswer
 
-__all__ = ["Answer", "ChatAnswer", "CompletionAnswer", "EventStream"]
+__all__ = ["Answer", "ChatAnswer", "CompletionAnswer", "EventStream", "ResponseAnswer"]

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import orjson
+
+from app.core.errors import ToqueError
+
 
 class Answer(ABC):
     """The answer to one request: `whole`, or with `stream` one `event` after the other."""
@@ -31,3 +35,11 @@ class Answer(ABC):
         Raises:
             RetryableError: the engine broke off its answer, or it cannot be read.
         """
+
+    def failure(self, error: ToqueError) -> bytes:
+        """Returns the last event of a stream that the engine broke off."""
+        return b"data: " + orjson.dumps({"error": error.body.model_dump()}) + b"\n\n"
+
+    async def finish(self, last: bytes) -> bytes:
+        """Returns the last bytes for the client, once everything that they promise is done."""
+        return last

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import orjson
-
 from app.completions.answers.answer import Answer
 from app.completions.vllm_client import RetryableError, broken_off
 from app.core.errors import ToqueError
@@ -55,4 +53,4 @@ class EventStream:
 
     def _end_with(self, error: ToqueError) -> bytes:
         self.has_ended = True
-        return b"data: " + orjson.dumps({"error": error.body.model_dump()}) + _END
+        return self._answer.failure(error)

@@ -9,6 +9,14 @@ from __future__ import annotations
 
 from app.completions.schemas.chat import ChatCompletionRequest
 from app.completions.schemas.completion import CompletionRequest
+from app.completions.schemas.responses import ResponseRequest
 from app.completions.schemas.sampling import GatewayRequest, Temperature, Tokens
 
-__all__ = ["ChatCompletionRequest", "CompletionRequest", "GatewayRequest", "Temperature", "Tokens"]
+__all__ = [
+    "ChatCompletionRequest",
+    "CompletionRequest",
+    "GatewayRequest",
+    "ResponseRequest",
+    "Temperature",
+    "Tokens",
+]

@@ -137,3 +137,30 @@ def test_without_a_key_nothing_is_read(service: Any, engine: EngineStandIn) -> N
             headers = {"authorization": authorization.encode("latin-1")}
             response = http.post(CHAT, content=b"{", headers=headers)
             assert (response.status_code, response.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        '"input": ' + DEEP,
+        '"input": [' + '{"role": "user", "content": "x"},' * 5000 + '{"role": "user", "content": "x"}]',
+        '"input": [' + "1," * 100_000 + "1]",
+        '"input": [{"type": ["message"], "role": "user", "content": "x"}]',
+        '"input": [{"type": "item_reference", "id": "' + "x" * 1000 + '"}]',
+        '"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "http://10.0.0.1/"}]}]',
+        '"input": [{"role": "user", "content": [{"type": "input_file", "file_url": "file:///etc/passwd"}]}]',
+        '"input": "x", "previous_response_id": "../../etc/passwd"',
+        '"input": "x", "previous_response_id": "\\u0000"',
+        '"input": "x", "prompt": {"id": "x", "variables": {}}',
+        '"input": "x", "previous_input_messages": [{}]',
+        '"input": "x", "structured_outputs": {"regex": "(a+)+$"}',
+        '"input": "x", "tools": [{"type": "mcp", "server_label": "x", "server_url": "http://10.0.0.1/"}]',
+        '"input": "x", "metadata": {"a": "\\u0000"}',
+        '"input": "x", "vllm_xargs": {"a": 1}, "kv_transfer_params": {}',
+    ],
+    ids=range(15),
+)
+def test_hostile_requests_for_responses(http: httpx2.Client, engine: EngineStandIn, extra: str) -> None:
+    body = f'{{"model": "{BASE_MODEL}", {extra}}}'
+    error_of(http.post("/v1/responses", content=body, headers={"content-type": "application/json"}))
+    assert engine.bodies == []

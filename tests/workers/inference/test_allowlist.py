@@ -33,6 +33,7 @@ async def status(path: str, *headers: tuple[bytes, bytes]) -> int:
     [
         ("/health", [], 299),
         ("/v1/chat/completions", [], 299),  # vLLM asks for the key itself
+        ("/v1/responses", [], 299),
         ("/tokenize", [KEY], 299),
         ("/metrics", [KEY], 299),
         ("/sleep", [KEY], 299),
@@ -47,6 +48,8 @@ async def status(path: str, *headers: tuple[bytes, bytes]) -> int:
         ("/tokenize", [(b"authorization", b"Bearer wrong")], 404),
         ("/metrics", [(b"authorization", b"Bearer ")], 404),
         ("/v1/load_lora_adapter", [KEY], 404),
+        ("/v1/responses/resp_1", [KEY], 404),  # vLLM's own store, which has no owners
+        ("/v1/responses/resp_1/cancel", [KEY], 404),
         ("/docs", [KEY], 404),
         ("/tokenize/", [KEY], 404),
     ],

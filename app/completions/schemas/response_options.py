@@ -1,0 +1,112 @@
+"""Options of `POST /v1/responses`: the answer's shape, the reasoning before it, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from app.completions.schemas.response_items import refuse
+
+
+class TextFormat(BaseModel):
+    """The shape of the answer's text."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _has_schema(self) -> Self:
+        if self.type == "json_schema" and (self.name is None or self.schema_ is None):
+            raise refuse("a 'json_schema' needs a 'name' and a 'schema'")
+        return self
+
+    def as_object(self) -> dict[str, Any]:
+        """Returns the format as the response repeats it, and as engines take it."""
+        if self.type != "json_schema":
+            return {"type": self.type}
+        return self.model_dump(by_alias=True)
+
+
+class TextOptions(BaseModel):
+    """How the answer's text is to be."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: TextFormat = TextFormat()
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+    def as_object(self) -> dict[str, Any]:
+        """Returns the options as the response repeats them."""
+        return {"format": self.format.as_object()} | self.model_dump(include={"verbosity"}, exclude_none=True)
+
+
+class ReasoningOptions(BaseModel):
+    """How much the model is to think before it answers. Its thoughts come whole, so there is no summary."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class StreamOptions(BaseModel):
+    """Options of a stream; its events are never padded."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    include_obfuscation: bool | None = None
+
+
+Include = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+]
+"""What a response may include beside its text. No response here has what the others than log-probabilities
+name, so asking for them changes nothing."""
+
+
+def _unless_off(reason: str) -> BeforeValidator:
+    """Returns a validator that refuses any value but null and false."""
+
+    def check(given: object) -> object:
+        if given is not None and given is not False:
+            raise refuse(reason)
+        return given
+
+    return BeforeValidator(check)
+
+
+def _not_auto(given: object) -> object:
+    if given == "auto":
+        raise refuse("conversations are not shortened for you; send what fits, with 'disabled'")
+    return given
+
+
+Truncation = Annotated[Literal["disabled"] | None, BeforeValidator(_not_auto)]
+Background = Annotated[
+    Literal[False] | None,
+    _unless_off("responses are not generated in the background here; with 'stream' you see them grow"),
+]
+Conversation = Annotated[
+    None, _unless_off("conversations are not supported; continue a response with 'previous_response_id'")
+]
+Prompt = Annotated[
+    None, _unless_off("stored prompts are not supported; send their text as 'instructions' or 'input'")
+]
+ContextManagement = Annotated[
+    None, _unless_off("conversations are not compacted for you; shorten them before you send them")
+]
+Moderation = Annotated[None, _unless_off("responses are not moderated here; leave it out")]
