@@ -7,7 +7,7 @@ LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases lint generated lock bench-train bench-api bench-queue \
-  bench-bases bench-serving bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict fuzz clean
+  bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-bases       every family of base models: how many are trained and served rightly"
 	@echo "make bench-estimates   predicted time and memory of jobs against what they take"
 	@echo "make bench-serving     many adapters over one base: correctness, speed, overhead of the gateway"
+	@echo "make bench-batch       a batch against a plain client, and what it costs those who wait"
 	@echo "make bench-comparison  a comparison's time against the engine's own"
 	@echo "make bench-verdict     how often the verdict of a simulated comparison is wrong"
 	@echo "make bench-validate    the check of a 1 GB dataset against datasets (SIZE=MB)"
@@ -99,6 +100,10 @@ bench-queue: .venv/.installed-bench
 bench-serving: .venv/.installed-bench
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.serving
+
+bench-batch: .venv/.installed-dev
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.batch
 
 bench-comparison: .venv/.installed-dev
 	@$(BIN)/toque models pull smollm2-135m-instruct

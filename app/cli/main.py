@@ -10,6 +10,7 @@ import typer
 from app.cli import (
     adapters,
     aliases,
+    batches,
     chat,
     compare,
     db,
@@ -55,6 +56,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(aliases.app, name="aliases")
 app.add_typer(compare.app, name="compare")
+app.add_typer(batches.app, name="batches")
 app.command()(promote.promote)
 app.command()(chat.chat)
 app.add_typer(keys.app, name="keys")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,10 +97,15 @@ class Serving:
 
             return await asyncio.gather(*map(one, bodies))
 
-    async def prompt_logprobs(self, *asked: tuple[str, str]) -> list[list[float]]:
-        """Of each model and prompt, all in one batch."""
+    async def prompt_logprobs(
+        self, *asked: tuple[str, str], priorities: Sequence[int] = ()
+    ) -> list[list[float]]:
+        """Of each model and prompt, all at once; those with the priority 1 are of a batch."""
         common = {"max_tokens": 1, "echo": True, "logprobs": 0, "temperature": 0, "add_special_tokens": False}
-        answers = await self.post(*({"model": m, "prompt": p} | common for m, p in asked))
+        ranked = zip(asked, priorities or [0] * len(asked), strict=True)
+        answers = await self.post(
+            *({"model": m, "prompt": p, "priority": priority} | common for (m, p), priority in ranked)
+        )
         return [answer["choices"][0]["logprobs"]["token_logprobs"][1:-1] for _, answer in answers]
 
     def publish(self, name: str) -> Path:
@@ -250,3 +255,11 @@ async def test_only_what_the_gateway_needs_answers(serving: Serving) -> None:
         }.items():
             async with client.post(f"http://engine{path}", json=body) as answer:
                 assert answer.status == status, path
+
+
+async def test_a_batch_beside_others_is_scored_as_alone(serving: Serving) -> None:
+    asked = [(name, prompt) for prompt in PROMPTS for name in [BASE_MODEL, *ADAPTERS]]
+    alone = await serving.prompt_logprobs(*asked)
+    mixed = await serving.prompt_logprobs(*asked, *asked, priorities=[1] * len(asked) + [0] * len(asked))
+    for before, after in zip([*alone, *alone], mixed, strict=True):
+        assert_near(after, before)

@@ -80,12 +80,12 @@ class InteractiveFirstScheduler(Scheduler):
         batches = [request for request in self.running if _is_of_batch(request)]
         interactive = [request for request in self.running if not _is_of_batch(request)]
         waiting = self._queue.first_interactive
-        if interactive or waiting:
+        is_asked = bool(interactive or waiting)
+        if is_asked:
             self._asked_at = now
         if not (batches or self._queue.has_batches):
             self._limit_step(self._full_step_tokens, admits_interactive=True, admits_batches=True)
             return super().schedule(throttle_prefills)
-        is_asked = self._asked_at == now
         is_turn = not is_asked or self._is_turn_of_batches(now, interactive, waiting)
         if is_turn:
             self._batches_at = now

@@ -1,0 +1,171 @@
+"""The engine's scheduler, without a model: what it computes in each step."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("vllm")
+
+from tests.support.service import BASE_MODEL  # noqa: E402
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # vLLM's and torch's own, as they are imported
+    from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.sampling_params import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request
+    from vllm.v1.structured_output import StructuredOutputManager
+
+    from workers.inference import scheduler as module
+    from workers.inference.scheduler import AsyncInteractiveFirstScheduler, InteractiveFirstScheduler
+
+BLOCK = 16
+PROMPT = 40
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Engine:
+    """A scheduler, and a model runner that makes the token 7 of everything."""
+
+    def __init__(self, kind: type[InteractiveFirstScheduler], folder: Path, blocks: int) -> None:
+        model = ModelConfig(model=str(folder), dtype="bfloat16", seed=0)
+        limits = SchedulerConfig(
+            max_num_seqs=16,
+            max_num_batched_tokens=512,
+            max_model_len=2048,
+            enable_chunked_prefill=True,
+            is_encoder_decoder=False,
+            policy="priority",
+            async_scheduling=False,
+        )
+        cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=True)
+        cache.num_gpu_blocks = blocks
+        config = VllmConfig(model_config=model, scheduler_config=limits, cache_config=cache)
+        spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
+        self.scheduler = kind(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(blocks, [], [KVCacheGroupSpec(["layer"], spec)]),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=BLOCK,
+        )
+        init_none_hash(sha256)
+        self._hasher = get_request_block_hasher(BLOCK, sha256)
+
+    def ask(self, name: str, *, of_batch: bool = False, prompt: int = PROMPT, tokens: int = 50) -> Request:
+        request = Request(
+            request_id=name,
+            prompt_token_ids=[1 + len(self.scheduler.requests)] * prompt,
+            sampling_params=SamplingParams(max_tokens=tokens, ignore_eos=True),
+            pooling_params=None,
+            priority=int(of_batch),
+            block_hasher=self._hasher,
+        )
+        self.scheduler.add_request(request)
+        return request
+
+    def step(self) -> dict[str, int]:
+        """What a step computes: the tokens of each request."""
+        scheduled: SchedulerOutput = self.scheduler.schedule()
+        names = list(scheduled.num_scheduled_tokens)
+        done = [[] if self.scheduler.requests[name].is_prefill_chunk else [7] for name in names]
+        runner = ModelRunnerOutput(
+            req_ids=names,
+            req_id_to_index={name: place for place, name in enumerate(names)},
+            sampled_token_ids=done,
+            logprobs=None,
+            prompt_logprobs_dict={},
+            pooler_output=[],
+        )
+        self.scheduler.update_from_output(scheduled, runner)
+        return dict(scheduled.num_scheduled_tokens)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+@pytest.fixture(params=[InteractiveFirstScheduler, AsyncInteractiveFirstScheduler])
+def start(request: Any, clock: Clock, base_models_dir: Path) -> Callable[..., Engine]:
+    return lambda blocks=1000: Engine(request.param, base_models_dir / BASE_MODEL, blocks)
+
+
+def test_batches_alone_are_computed_as_vllm_does(start: Callable[..., Engine]) -> None:
+    engine = start()
+    for number in range(5):
+        engine.ask(f"b{number}", of_batch=True)
+    assert engine.step() == {f"b{number}": PROMPT for number in range(5)}
+    assert engine.step() == {f"b{number}": 1 for number in range(5)}
+
+
+def test_an_interactive_request_has_the_steps_for_itself(start: Callable[..., Engine], clock: Clock) -> None:
+    engine = start()
+    for number in range(20):
+        engine.ask(f"b{number}", of_batch=True)
+    assert len(engine.step()) == 13
+    engine.ask("i", tokens=3)
+    engine.ask("late", of_batch=True)
+    assert engine.step() == {"i": PROMPT}
+    assert engine.step() == {"i": 1}
+    assert engine.step() == {"i": 1}
+    after = engine.step()
+    assert sum(after.values()) == module._SHORT_STEP_TOKENS
+    assert "i" not in after
+    clock.now += module._ALERT_SECONDS + 1
+    assert sum(engine.step().values()) > module._SHORT_STEP_TOKENS
+
+
+def test_no_batch_starves(start: Callable[..., Engine], clock: Clock) -> None:
+    engine = start()
+    engine.ask("b", of_batch=True)
+    engine.step()
+    engine.ask("i", tokens=1000)
+    steps: list[str] = []
+    for _ in range(100):
+        clock.now += 0.05
+        computed = engine.step()
+        assert len(computed) == 1, "they never share a step"
+        steps += computed
+    assert 5 <= steps.count("b") <= 12
+    assert steps[0] == "i"
+
+
+def test_an_interactive_request_gets_room_in_the_cache(start: Callable[..., Engine]) -> None:
+    engine = start(blocks=21)  # one of which vLLM keeps
+    batches = [engine.ask(f"b{number}", of_batch=True, prompt=70) for number in range(4)]
+    assert len(engine.step()) == 4
+    engine.ask("i", prompt=70, tokens=2)
+    computed = [engine.step() for _ in range(3)]
+    assert {"i": 70} in computed
+    assert sum(request.num_preemptions for request in batches) == 1, "and no more than it needs"
+    for _ in range(600):
+        engine.step()
+    assert engine.scheduler.requests == {}
+
+
+def test_an_interactive_request_gets_a_place_in_the_batch(start: Callable[..., Engine]) -> None:
+    engine = start()
+    for number in range(16):
+        engine.ask(f"b{number}", of_batch=True, prompt=20)
+    assert len(engine.step()) == 16
+    engine.ask("i", prompt=20)
+    assert {"i": 20} in [engine.step() for _ in range(3)]
