@@ -38,7 +38,7 @@ from benchmarks.serving.engines import running_vllm
 from benchmarks.serving.measurements import Measurements, percentile, progress
 from workers.inference.vllm_process import Vllm
 
-REQUESTS, PROMPT_WORDS, ANSWER_TOKENS = 384, 48, 48
+REQUESTS, PROMPT_WORDS, ANSWER_TOKENS = 192, 48, 48
 CONCURRENCIES = (8, 16, 32, 64, 128, 256)
 STREAMS, STREAM_TOKENS = 40, 12
 """Streams of one turn, and the tokens of each."""
@@ -92,7 +92,8 @@ class Side:
         """Measure tokens per second of a plain client at its best concurrency, and of a batch."""
         by_concurrency: dict[int, float] = {}
         for concurrency in CONCURRENCIES:
-            rate = asyncio.run(self._ask_directly(self._bodies(requests), concurrency))
+            bodies = self._bodies(min(requests, 3 * concurrency))
+            rate = asyncio.run(self._ask_directly(bodies, concurrency))
             by_concurrency[concurrency] = round(rate, 1)
             progress(f"straight to vLLM, {concurrency} at once: {rate:.1f} tokens/s")
         best = max(by_concurrency, key=by_concurrency.__getitem__)

@@ -17,11 +17,11 @@ from app.completions.replicas import Replica, Replicas
 log = logging.getLogger("toque.background")
 
 _LOOK_SECONDS = 1.0
-_FIRST = 16
+_FIRST = 32
 """Requests in flight at one engine until it has been asked."""
 _MOST = 1024
 """The most requests in flight at one engine; what vLLM computes at once by default on a large GPU."""
-_LEAST_WAITING = 4
+_LEAST_WAITING = 8
 _LOAD = re.compile(r"^vllm:num_requests_(running|waiting)\{.*\} (\S+)", re.M)
 
 
@@ -54,5 +54,5 @@ class BackgroundLoad:
         except (TimeoutError, ConnectionError, ValueError):
             return max(_FIRST, replica.in_flight)  # it is busy, or does not say
         waiting = int(load.get("waiting", 0))
-        wanted = _LEAST_WAITING + int(load.get("running", 0)) // 4
+        wanted = _LEAST_WAITING + int(load.get("running", 0)) // 2
         return min(_MOST, max(_FIRST, replica.in_flight + wanted - waiting))

@@ -35,7 +35,7 @@ def api_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], O
         transport = httpx2.HTTPTransport(uds=socket)
         http = httpx2.Client(transport=transport)
         try:
-            wait_until(Path(socket).exists, "the API starts")
+            wait_until(Path(socket).exists, "the API starts", seconds=90)
             yield (
                 process,
                 OpenAI(base_url="http://api/v1", api_key=API_KEY, max_retries=0, http_client=http),

@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 
 def assert_each_once(client: OpenAI, batch_id: str, count: int) -> None:
     """Every request of the file has one line in the output file, in its order, with its own answer."""
-    done = ended(client, batch_id)
+    done = ended(client, batch_id, seconds=120)
     assert done.status == "completed", done
     assert done.request_counts is not None
     assert done.request_counts.to_dict() == {"total": count, "completed": count, "failed": 0}
@@ -47,7 +47,7 @@ def test_a_killed_process_loses_nothing_that_was_recorded(
     engine.go_on.clear()
     with api_process(settings) as (process, client):
         created = create(client, lines(range(100)))
-        wait_until(lambda: _recorded(database) == 60, "sixty answers are recorded")
+        wait_until(lambda: _recorded(database) == 60, "sixty answers are recorded", seconds=90)
         process.kill()
         process.wait()
     in_flight = {number_asked(body) for body in engine.bodies[60:]}
@@ -71,9 +71,8 @@ def test_random_kills_answer_each_request_once(
         with api_process(settings) as (process, client):
             if not batches:
                 batches += [create(client, lines(range(150))).id for _ in range(2)]
-            recorded = _recorded(database)
-            more = source.randrange(1, 60)
-            wait_until(lambda: _recorded(database) >= recorded + more or _ended(database) == 2, "some")  # noqa: B023
+            wanted = _recorded(database) + source.randrange(1, 60)
+            _wait_until_recorded(database, wanted)
             process.kill()
             process.wait()
         with database.writer() as session:  # as if the lease had run out
@@ -91,7 +90,7 @@ def test_a_process_that_stops_in_order_hands_its_batch_on_at_once(
     engine.go_on.clear()
     with run_service(long_lease) as service, service.client() as client:
         created = create(client, lines(range(20)))
-        wait_until(lambda: _recorded(database) == 5, "five are answered")
+        wait_until(lambda: _recorded(database) == 5, "five are answered", seconds=90)
     engine.go_on.set()
     with run_service(long_lease) as service, service.client() as client:
         assert_each_once(client, created.id, 20)
@@ -109,7 +108,9 @@ def test_two_processes_share_the_batches(settings: Settings, database: Database,
 @pytest.mark.one_database
 def test_engines_that_are_away_are_waited_for(client: OpenAI, database: Database) -> None:
     created = create(client, lines(range(6)))
-    wait_until(lambda: client.batches.retrieve(created.id).status == "in_progress", "it has begun")
+    wait_until(
+        lambda: client.batches.retrieve(created.id).status == "in_progress", "it has begun", seconds=90
+    )
     engine = StubEngine(lambda body: reference(number_asked(body)))
     with tempfile.TemporaryDirectory(prefix="toque-") as folder:
         socket = str(Path(folder) / "engine.sock")
@@ -126,7 +127,7 @@ def test_a_deleted_input_file_is_kept_until_its_batch_has_ended(
     engine.go_on.clear()
     with run_service(settings) as service, service.client() as client:
         created = create(client, lines(range(3)))
-        wait_until(lambda: engine.bodies, "it has begun")
+        wait_until(lambda: engine.bodies, "it has begun", seconds=90)
         client.files.delete(created.input_file_id)
         assert sweep_orphans(database, storage, age_seconds=-1) == []
     with database.reader() as session:
@@ -135,6 +136,11 @@ def test_a_deleted_input_file_is_kept_until_its_batch_has_ended(
     with run_service(settings) as service, service.client() as client:
         assert_each_once(client, created.id, 3)
     assert len(sweep_orphans(database, storage, age_seconds=-1)) == 1
+
+
+def _wait_until_recorded(database: Database, count: int) -> None:
+    """Until so many answers are recorded, or both batches have ended."""
+    wait_until(lambda: _recorded(database) >= count or _ended(database) == 2, "some", seconds=90)
 
 
 def _recorded(database: Database) -> int:
