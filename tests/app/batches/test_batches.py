@@ -11,10 +11,12 @@ import openai
 import pytest
 from openai import OpenAI
 from sqlalchemy import func, select, update
+from starlette.responses import JSONResponse, Response
 
 from app.batches.models import Batch, BatchAnswer
 from app.core.database import Database, database_now
 from tests.app.comparisons.stub_engine import StubEngine, number_asked, reference, refusal
+from tests.support import engine_responses
 from tests.support.batch_files import CHAT, content, create, ended, line, lines
 from tests.support.engine_stand_in import EngineStandIn
 from tests.support.service import BASE_MODEL
@@ -91,6 +93,24 @@ def test_completions_and_a_packed_file(client: OpenAI, engine: EngineStandIn) ->
         "unsupported_parameter",
         "body.suffix",
     )
+
+
+def test_responses(client: OpenAI, engine: StubEngine) -> None:
+    engine.respond = lambda body: JSONResponse(engine_responses.whole(body))
+    bodies = [{"model": BASE_MODEL, "input": f"soup {number}", "store": number == 0} for number in range(2)]
+    requests = [
+        {"custom_id": f"{number}", "method": "POST", "url": "/v1/responses", "body": body}
+        for number, body in enumerate(bodies)
+    ]
+    done = ended(client, create(client, "\n".join(map(json.dumps, requests)), "/v1/responses").id)
+    assert done.status == "completed", done.errors
+    answers = [each["response"]["body"] for each in content(client, done.output_file_id)]
+    assert [(each["object"], each["status"]) for each in answers] == [("response", "completed")] * 2
+    assert done.usage is not None
+    assert done.usage.output_tokens == sum(each["usage"]["output_tokens"] for each in answers) > 0
+    assert client.responses.retrieve(answers[0]["id"]).output_text
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(answers[1]["id"])
 
 
 INVALID: dict[str, tuple[str, str, str | None, int | None]] = {
@@ -262,8 +282,6 @@ def test_the_input_file_may_be_deleted_meanwhile(
 def test_a_refusal_by_the_engine_is_tried_again_where_that_may_help(
     client: OpenAI, engine: StubEngine
 ) -> None:
-    from starlette.responses import Response
-
     failures = iter([Response(status_code=500), Response(status_code=503)])
     engine.respond = lambda body: next(failures, None) or reference(number_asked(body))
     done = ended(client, create(client, lines(range(1))).id)
