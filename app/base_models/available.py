@@ -27,6 +27,8 @@ class AvailableModel(BaseModel):
     licence: str
     gated: bool
     context: int
+    tool_parser: str | None
+    reasoning_parser: str | None
     in_catalogue: bool
     training: Fit
     training_nf4: Fit | None
@@ -70,6 +72,8 @@ def _compare(
         licence=known.licence,
         gated=known.gated,
         context=known.context,
+        tool_parser=known.tool_parser,
+        reasoning_parser=known.reasoning_parser,
         in_catalogue=catalogue.find(known.name) is not None,
         training=fit(needed.training, for_trainer),
         training_nf4=None if known.geometry.unpackable else fit(needed.training_nf4, for_trainer),

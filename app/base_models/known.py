@@ -30,6 +30,7 @@ class KnownBaseModel(BaseModel):
     """The context that we advise, in tokens."""
     tool_parser: str | None = None
     reasoning_parser: str | None = None
+    allowed_template_kwargs: list[str] = []
     architecture: str
     config: dict[str, Any]
     """The part of its configuration that memory depends on."""
@@ -43,6 +44,7 @@ class KnownBaseModel(BaseModel):
             context=self.context,
             tool_parser=self.tool_parser,
             reasoning_parser=self.reasoning_parser,
+            allowed_template_kwargs=self.allowed_template_kwargs,
         )
 
     @property

@@ -68,6 +68,14 @@ _ENTRY_OPTIONS: dict[str, Any] = {
             help="""Variables for its chat template, such as '{"enable_thinking": false}'.""",
         ),
     ],
+    "allowed_template_kwargs": Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A variable of its chat template that requests may set, such as enable_thinking; may be "
+            "repeated.",
+        ),
+    ],
 }
 """What a base model's entry in the catalogue may say, and what each part is called on the command line."""
 
@@ -116,6 +124,7 @@ def _list_available(*, as_json: bool) -> None:
             model["name"],
             f"{model['parameters'] / 1e9:.1f} B",
             model["licence"] + (" (terms to accept)" if model["gated"] else ""),
+            model["tool_parser"] or "no",
             _fit(model["training"]),
             _fit(model["training_nf4"]),
             _fit(model["serving"]),
@@ -123,7 +132,7 @@ def _list_available(*, as_json: bool) -> None:
         )
         for model in models
     ]
-    print_table(("NAME", "WEIGHTS", "LICENCE", "TRAINING", "IN NF4", "SERVING", "GET IT"), rows)
+    print_table(("NAME", "WEIGHTS", "LICENCE", "TOOLS", "TRAINING", "IN NF4", "SERVING", "GET IT"), rows)
 
 
 def _fit(fit: dict[str, Any] | None) -> str | None:

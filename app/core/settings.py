@@ -54,6 +54,9 @@ class BaseModelEntry(BaseModel):
     the name of one that Toque brings. `smollm2` gives tools to the SmolLM2-Instruct models."""
     chat_template_kwargs: dict[str, JsonValue] = {}
     """Variables for the chat template, in training and in serving, such as `{"enable_thinking": false}`."""
+    allowed_template_kwargs: list[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w{0,63}$")]] = []
+    """Variables of the chat template that a request may set with `chat_template_kwargs`. `enable_thinking`
+    and `reasoning_effort` also follow a request's `reasoning_effort`."""
 
     @field_validator("chat_template")
     @classmethod
@@ -65,10 +68,10 @@ class BaseModelEntry(BaseModel):
             )
         return template
 
-    @field_validator("chat_template_kwargs")
+    @field_validator("chat_template_kwargs", "allowed_template_kwargs")
     @classmethod
-    def _are_free(cls, variables: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        if taken := _TEMPLATE_VARIABLES & variables.keys():
+    def _are_free(cls, variables: dict[str, JsonValue] | list[str]) -> dict[str, JsonValue] | list[str]:
+        if taken := _TEMPLATE_VARIABLES & {*variables}:
             raise ValueError(f"sets {', '.join(sorted(taken))}, which every request sets itself")
         return variables
 

@@ -45,6 +45,10 @@ def _error(problem: Mapping[str, Any], path: str) -> InvalidRequestError:
         case "extra_forbidden":
             code = "unknown_parameter"
             message = f"Unknown parameter '{path}'."
+        case "unsupported_parameter" | "unsupported_value":  # what OpenAI has, and a schema refuses by name
+            code = problem["type"]
+            subject = "parameter" if code == "unsupported_parameter" else "value for"
+            message = f"Unsupported {subject} '{path}': {problem['msg']}."
         case "union_tag_invalid":
             tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
             message = f"Invalid value for '{path}': {tag!r:.80} is none of {known}."

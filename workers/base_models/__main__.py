@@ -74,6 +74,7 @@ def _add(chosen: argparse.Namespace) -> None:
         reasoning_parser=chosen.reasoning_parser,
         chat_template=_read_template(chosen.chat_template) if chosen.chat_template else None,
         chat_template_kwargs=_parse_variables(chosen.chat_template_kwargs or "{}"),
+        allowed_template_kwargs=tuple(chosen.allowed_template_kwargs),
     )
     entry = add(Settings(), detect(), chosen.source, wishes, _say)
     _say(f"{entry.name}: added to the catalogue, {_described(entry)}")
@@ -136,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--reasoning-parser")
         command.add_argument("--chat-template", type=Path)
         command.add_argument("--chat-template-kwargs")
+        command.add_argument("--allowed-template-kwargs", action="append", default=[])
     return parser
 
 

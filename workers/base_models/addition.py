@@ -19,7 +19,9 @@ from app.base_models.parsers import REASONING_PARSERS, TOOL_PARSERS
 from app.base_models.service import add_base_model, require_free_names
 from app.core.database import Database
 from app.core.settings import BaseModelEntry, Settings
+from app.datasets.chat_template import read_source
 from app.models.adapters.service import linear_modules
+from app.models.catalogue import template_options
 from app.models.token_mixing import read_config
 from workers.base_models.errors import BaseModelError
 from workers.base_models.preparation import HUB_ID, pull
@@ -43,6 +45,7 @@ class Wishes:
     reasoning_parser: str | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    allowed_template_kwargs: tuple[str, ...] = ()
 
 
 def add(
@@ -61,6 +64,7 @@ def add(
             require_free_names(session, settings, draft)
         pull(draft, settings.base_model_dir(draft), say)
         folder = settings.base_model_dir(draft)
+        _check_tools(folder, draft)
         if not linear_modules(settings, draft):
             raise BaseModelError(f"{folder} has no linear layers that an adapter can change")
         say(f"{draft.name}: {_self_test(folder, draft.quantization)}")
@@ -106,6 +110,16 @@ def _check_parser(kind: str, name: str | None, known: frozenset[str]) -> None:
     if name is not None and name not in known:
         raise BaseModelError(
             f"--{kind}-parser: vLLM has no {kind} parser {name!r}; it has: {', '.join(sorted(known))}"
+        )
+
+
+def _check_tools(folder: Path, draft: BaseModelEntry) -> None:
+    """Check that a base model with a tool parser is shown tools."""
+    source = read_source(folder, template_options(draft))
+    if draft.tool_parser and source is not None and "tools" not in source:
+        raise BaseModelError(
+            f"--tool-parser: the chat template of {draft.name} does not show tools to the model; give one "
+            "that does with --chat-template, or leave the parser out"
         )
 
 

@@ -1,4 +1,5 @@
-"""A vLLM plugin: `workers.inference.punica_wrapper` on CPUs, and adapters that vLLM alone would not load.
+"""A vLLM plugin: `workers.inference.punica_wrapper` on CPUs, adapters that vLLM alone would not load, and
+requests that it would not read as OpenAI does.
 
 The module imports nothing of vLLM when it is loaded: vLLM would carry on without a plugin that fails to load,
 and answer wrongly with its own kernels. An exception in `register` does end vLLM.
@@ -10,6 +11,8 @@ import os
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
+
+from workers.inference.requests import read_as_openai
 
 _TESTED = "0.32."
 
@@ -27,6 +30,7 @@ def register() -> None:
     if os.environ.get("TOQUE_ENGINE") is None:
         return  # a vLLM that is not ours
     _name_fused_modules()
+    read_as_openai()
     from vllm.platforms import current_platform  # noqa: PLC0415
 
     if not current_platform.is_cpu():

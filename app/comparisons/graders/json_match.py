@@ -12,8 +12,8 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
 from app.comparisons.graders.base import MAX_WEIGHT, Grade, TextGrader, invalid_grader
-from app.comparisons.graders.json_schema import SchemaError, SchemaUnusableError, check_schema, first_error
 from app.comparisons.questions import Question
+from app.core.json_schema import SchemaError, SchemaUnusableError, check_schema, first_error
 
 MAX_FIELDS = 100
 _FENCE = regex.compile(r"\s*```[\w-]*\n(.*)\n\s*```\s*", regex.DOTALL)

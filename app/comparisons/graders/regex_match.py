@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
 from app.comparisons.graders.base import Grade, TextGrader, binary_grade
-from app.comparisons.graders.patterns import (
+from app.core.patterns import (
     MAX_PATTERN,
     PATTERN_SECONDS,
     PatternError,

@@ -63,6 +63,10 @@ class Message(Struct, omit_defaults=True):
     reasoning_content: str | None = None
     tool_calls: list[ToolCall] | None = None
 
+    def __post_init__(self) -> None:
+        if self.tool_calls:  # beside the calls that a request demands, vLLM gives an empty text
+            self.content = self.content or None
+
 
 class WholeChoice(Struct):
     """One of the `n` answers."""

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, Tag
+from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
 from app.completions.answers import ChatAnswer
+from app.completions.schemas.refusals import by_json_type, only, refused
 from app.completions.schemas.sampling import ResponseFormat, SamplingParameters, Tokens
-from app.completions.schemas.tools import NamedTool, Tool, ToolCall, check_tool_support
+from app.completions.schemas.tools import NamedTool, ToolCall, ToolChoice, Tools, check_tools
+from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
+
+
+def _refuse_media(part: Any) -> Any:
+    kind = part.get("type") if isinstance(part, dict) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if isinstance(kind, str) and kind != "text":
+        reason = f"these models read text only, not '{kind[:64]}'"
+        raise PydanticCustomError("unsupported_value", "{reason}", {"reason": reason})
+    return part  # pyright: ignore[reportUnknownVariableType]
 
 
 class TextPart(BaseModel):
@@ -20,18 +31,29 @@ class TextPart(BaseModel):
     text: str
 
 
+Content = Annotated[
+    Annotated[str, Tag("a text")]
+    | Annotated[
+        list[Annotated[TextPart, BeforeValidator(_refuse_media)]], Field(fail_fast=True), Tag("a list")
+    ],
+    by_json_type("a text", "a list of parts"),
+]
+TemplateValue = bool | int | Annotated[str, StringConstraints(max_length=64)]
+
+
 class ChatMessage(BaseModel):
     """One turn. Fields that a client copied from an earlier answer and that mean nothing are dropped."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
     tool_call_id: str | None = None
     reasoning: str | None = None
     """What the assistant thought before its answer: some chat templates show it to the model again."""
     reasoning_content: str | None = None
     """The same by its older name."""
+    function_call: Annotated[None, refused("give the call in 'tool_calls' instead")] = None
 
 
 class ChatCompletionRequest(SamplingParameters):
@@ -39,19 +61,55 @@ class ChatCompletionRequest(SamplingParameters):
 
     path = "/v1/chat/completions"
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    verbosity: Annotated[
+        Literal["medium"] | None,
+        only("medium", says=lambda _: "these models have one verbosity; leave it out, or send 'medium'"),
+        Field(exclude=True),
+    ] = None
+    modalities: Annotated[
+        list[
+            Annotated[
+                Literal["text"],
+                only("text", says=lambda kind: f"these models answer with text, not '{kind}'"),
+            ]
+        ]
+        | None,
+        Field(exclude=True, max_length=8),
+    ] = None
+    chat_template_kwargs: Annotated[dict[str, TemplateValue], Field(max_length=16)] | None = None
+    """vLLM's own field: variables for the chat template, of those that the base's entry allows."""
+
+    # OpenAI's fields that are refused by name.
+    functions: Annotated[None, refused("use 'tools' instead")] = None
+    function_call: Annotated[None, refused("use 'tool_choice' instead")] = None
+    audio: Annotated[None, refused("these models answer with text only")] = None
+    prediction: Annotated[None, refused("predicted outputs are not supported; leave it out")] = None
+    web_search_options: Annotated[None, refused("these models do not search the web; leave it out")] = None
+
+    @override
+    def _withheld(self) -> set[str]:
+        """With `tool_choice: none` the model does not see the tools, so that it calls none."""
+        without_tools = not self.tools or self.tool_choice == "none"
+        return super()._withheld() | (
+            {"tools", "tool_choice", "parallel_tool_calls"} if without_tools else set()
+        )
 
     @override
     def check(self, base: BaseModelEntry) -> None:
-        if self.tools and self.tool_choice != "none":
-            check_tool_support(base)
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        choice = self.tool_choice if isinstance(self.tool_choice, str) else "auto"
+        check_tools(base, [tool.function for tool in self.tools or ()], choice, named)
+        _check_reasoning(base, self.reasoning_effort)
+        _check_template_kwargs(base, self.chat_template_kwargs or {})
         super().check(base)
 
     @override
@@ -61,3 +119,27 @@ class ChatCompletionRequest(SamplingParameters):
     @override
     def new_answer(self) -> ChatAnswer:
         return ChatAnswer(include_usage=self.includes_usage, prompt_logprobs=self.prompt_logprobs is not None)
+
+
+def _check_reasoning(base: BaseModelEntry, effort: str | None) -> None:
+    if effort in (None, "none") or {"reasoning_effort", "enable_thinking"} & {*base.allowed_template_kwargs}:
+        return
+    raise InvalidRequestError(
+        f"Unsupported parameter 'reasoning_effort': '{base.name}' does not reason before it answers. Leave "
+        "it out, or send 'none'. If its chat template has a switch, such as `enable_thinking`, name it in "
+        "'allowed_template_kwargs' of its entry in the catalogue.",
+        code="unsupported_parameter",
+        param="reasoning_effort",
+    )
+
+
+def _check_template_kwargs(base: BaseModelEntry, variables: dict[str, Any]) -> None:
+    for name in variables:
+        if name not in base.allowed_template_kwargs:
+            allowed = ", ".join(base.allowed_template_kwargs) or "none"
+            raise InvalidRequestError(
+                f"Unsupported parameter 'chat_template_kwargs.{name[:64]}': of the variables of the chat "
+                f"template, requests to '{base.name}' may set: {allowed}.",
+                code="unsupported_parameter",
+                param=f"chat_template_kwargs.{name[:64]}",
+            )

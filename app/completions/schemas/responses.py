@@ -37,7 +37,7 @@ from app.completions.schemas.response_tools import (
     kind_of_choice,
 )
 from app.completions.schemas.sampling import GatewayRequest, Probability, Seed, Temperature, Tokens
-from app.completions.schemas.tools import check_tool_support
+from app.completions.schemas.tools import check_tools
 from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
 from app.fine_tuning.schemas import Metadata
@@ -147,7 +147,7 @@ class ResponseRequest(GatewayRequest):
     def check(self, base: BaseModelEntry) -> None:
         self._check_tool_choice()
         if self.tools and self.tool_choice != "none":
-            check_tool_support(base)
+            check_tools(base, self.tools, "auto", place="tools[{}]")
 
     @override
     def new_answer(self) -> ResponseAnswer:

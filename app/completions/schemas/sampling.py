@@ -6,10 +6,12 @@ from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Tag
 from typing_extensions import override
 
 from app.completions.answers import Answer
+from app.completions.schemas.constraint import ConstrainingSchema
+from app.completions.schemas.refusals import by_json_type
 from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
 
@@ -18,7 +20,11 @@ Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=1, strict=True)]
 Choices = Annotated[int, Field(ge=1, le=16, strict=True)]
-Stop = str | Annotated[list[str], Field(max_length=16)]
+StopText = Annotated[str, Field(min_length=1)]
+Stop = Annotated[
+    Annotated[StopText, Tag("a text")] | Annotated[list[StopText], Field(max_length=4), Tag("a list")],
+    by_json_type("a text", "a list of at most 4 texts"),
+]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
 BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 """A token's id, as JSON writes it where it is a key."""
@@ -30,19 +36,31 @@ _MOST_LOGPROBS = 2**18
 class JsonSchema(BaseModel):
     """The schema that an answer must fit."""
 
-    name: str
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     description: str | None = None
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    schema_: ConstrainingSchema = Field(alias="schema")
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
-    """The shape of the answer."""
+class PlainFormat(BaseModel):
+    """An answer that is text or, as the older JSON mode has it, any JSON object."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+    type: Literal["text", "json_object"]
+
+
+class JsonSchemaFormat(BaseModel):
+    """An answer that fits a JSON Schema."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[PlainFormat | JsonSchemaFormat, Field(discriminator="type")]
+"""The shape of the answer."""
 
 
 class StreamOptions(BaseModel):
@@ -87,12 +105,16 @@ class GatewayRequest(BaseModel, ABC):
         """Returns the request body for the engine: the allowed fields, and those that clients may not set."""
         fixed = orjson.dumps({"model": model, "cache_salt": project_id, **self._set_by_gateway()})
         allowed = self.model_dump_json(
-            exclude={"model"}, exclude_unset=True, exclude_none=True, by_alias=True
+            exclude={"model", *self._withheld()}, exclude_unset=True, exclude_none=True, by_alias=True
         )
         return fixed[:-1] + b"," + allowed.encode()[1:]  # never empty, since a prompt is required
 
     def _set_by_gateway(self) -> dict[str, Any]:
         return {}
+
+    def _withheld(self) -> set[str]:
+        """The client's fields that the engine is not sent."""
+        return set()
 
 
 class SamplingParameters(GatewayRequest, ABC):
@@ -149,5 +171,6 @@ class SamplingParameters(GatewayRequest, ABC):
         """Whether a stream is to state the usage at its end."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
+    @override
     def _set_by_gateway(self) -> dict[str, Any]:
         return {"stream_options": {"include_usage": True}} if self.stream else {}

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Tag
 
+from app.completions.schemas.constraint import MAX_PROPERTIES, ShownSchema, check_constraint, count_properties
+from app.completions.schemas.refusals import by_json_type, only
 from app.core.errors import InvalidRequestError
+from app.core.json_schema import SchemaError
 from app.core.settings import BaseModelEntry
+
+MAX_TOOLS = 128
+MAX_TOOLS_BYTES = 128 * 2**10
+"""The size of all tools of a request together, as JSON."""
+
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+ToolType = Annotated[
+    Literal["function"],
+    only("function", says=lambda kind: f"'{kind}' is not supported; tools are of type 'function'"),
+]
 
 
 class FunctionCall(BaseModel):
@@ -21,7 +36,7 @@ class ToolCall(BaseModel):
     """A call that an earlier assistant turn made."""
 
     id: str
-    type: Literal["function"] = "function"
+    type: ToolType = "function"
     function: FunctionCall
 
 
@@ -30,9 +45,9 @@ class FunctionDefinition(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str
+    name: FunctionName
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: ShownSchema | None = None
     strict: bool | None = None
 
 
@@ -41,7 +56,7 @@ class Tool(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["function"]
+    type: ToolType
     function: FunctionDefinition
 
 
@@ -50,24 +65,85 @@ class NamedFunction(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str
+    name: FunctionName
 
 
 class NamedTool(BaseModel):
     """The one tool that the model must call."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")
 
-    type: Literal["function"]
+    type: Annotated[
+        Literal["function"],
+        only(
+            "function",
+            says=lambda kind: (
+                f"'{kind}' is not supported; name a function, or give the tools that are allowed in 'tools'"
+            ),
+        ),
+    ]
     function: NamedFunction
 
 
-def check_tool_support(base: BaseModelEntry) -> None:
-    """Check that a base model can call tools.
+Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+ToolChoice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag("a text")] | Annotated[NamedTool, Tag("an object")],
+    by_json_type("'none', 'auto', 'required'", "the name of a function as an object"),
+]
+
+
+def check_tools(
+    base: BaseModelEntry,
+    functions: Sequence[FunctionDefinition],
+    choice: Literal["none", "auto", "required"],
+    named: str | None = None,
+    *,
+    place: str = "tools[{}].function",
+) -> None:
+    """Check that a base model can call the functions, and that engines can compile what constrains its calls.
+
+    `named` is the function that must be called, whatever the choice; `place` says where in the request a
+    function is.
 
     Raises:
-        InvalidRequestError: its catalogue entry has no tool parser, or its chat template shows no tools.
+        InvalidRequestError: it cannot, or the functions or the choice are not valid.
     """
+    _check_names([function.name for function in functions], choice, named, place)
+    if not functions or (choice == "none" and named is None):
+        return
+    _check_support(base)
+    if len(msgspec.json.encode([function.model_dump() for function in functions])) > MAX_TOOLS_BYTES:
+        raise _invalid("tools", f"together they are larger than {MAX_TOOLS_BYTES:,} bytes")
+    constraining = [
+        (at, function.parameters)
+        for at, function in enumerate(functions)
+        if function.parameters and (function.strict or choice == "required" or function.name == named)
+    ]
+    for at, parameters in constraining:
+        try:
+            check_constraint(parameters)
+        except SchemaError as error:
+            raise _invalid(f"{place.format(at)}.parameters", f"the schema {error}") from None
+    if sum(count_properties(parameters) for _, parameters in constraining) > MAX_PROPERTIES:
+        raise _invalid("tools", f"those whose schemas are kept have more than {MAX_PROPERTIES:,} properties")
+
+
+def _check_names(names: list[str], choice: str, named: str | None, place: str) -> None:
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            param = f"{place.format(at)}.name"
+            raise _invalid(param, f"another tool has the name '{name}' already")
+    if not names and (choice == "required" or named is not None):
+        raise _invalid("tool_choice", "it asks for a call, and there are no 'tools'")
+    if named is not None and named not in names:
+        raise _invalid("tool_choice", f"no tool has the name '{named}'")
+
+
+def _invalid(param: str, reason: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Invalid value for '{param}': {reason}.", code="invalid_value", param=param)
+
+
+def _check_support(base: BaseModelEntry) -> None:
     if base.tool_parser is None:
         raise InvalidRequestError(
             f"'{base.name}' cannot call tools, because its entry in the catalogue of base models has no "
@@ -76,7 +152,7 @@ def check_tool_support(base: BaseModelEntry) -> None:
             code="unsupported_parameter",
             param="tools",
         )
-    if base.chat_template_source is not None and "tools" not in base.chat_template_source:
+    if base.chat_template is not None and "tools" not in base.chat_template:
         raise InvalidRequestError(
             f"'{base.name}' cannot call tools, because its chat template does not show them to the model. "
             "Set a 'chat_template' with `tools` in its entry in TOQUE_BASE_MODELS, or add the base model "

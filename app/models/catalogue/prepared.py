@@ -59,13 +59,14 @@ def template_options(entry: BaseModelEntry) -> TemplateOptions:
 
 
 def with_template(settings: Settings, entry: BaseModelEntry) -> BaseModelEntry:
-    """Return the entry with the chat template that is used written out, where it is on this machine.
+    """Return the entry with the source of the chat template that is used, where it is on this machine.
 
     It is None where the base has no template, or is prepared on other machines only.
     """
-    if entry.chat_template is not None or not is_prepared(settings, entry):
-        return entry
-    return entry.model_copy(update={"chat_template": _own_template(settings.base_model_dir(entry))})
+    source = entry.chat_template_source
+    if source is None and is_prepared(settings, entry):
+        source = _own_template(settings.base_model_dir(entry))
+    return entry.model_copy(update={"chat_template": source})
 
 
 def prepared_base(settings: Settings, catalogue: Catalogue, name: str | None = None) -> PreparedBase | None:

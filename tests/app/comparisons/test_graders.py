@@ -14,10 +14,10 @@ from sklearn.metrics import f1_score
 from app.comparisons.analysis.answers import Answer
 from app.comparisons.analysis.summary import macro_f1
 from app.comparisons.graders.label_f1 import LabelF1
-from app.comparisons.graders.patterns import MAX_EXPANDED_LENGTH, expanded_length
 from app.comparisons.graders.registry import label_grader, parse_grader
 from app.comparisons.questions import Question
 from app.core.errors import InvalidRequestError
+from app.core.patterns import MAX_EXPANDED_LENGTH, expanded_length
 
 DRAFT_4 = "http://json-schema.org/draft-04/schema#"
 EXPLODING = "(a|aa)+$"

@@ -86,7 +86,19 @@ def test_what_an_engine_may_see_passes_and_nothing_else(client: OpenAI, engine: 
     ("extra", "param"),
     [
         ({"chat_template": "{{ 7 * 7 }}"}, "chat_template"),
-        ({"chat_template_kwargs": {}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs.enable_thinking"),
+        ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"reasoning_effort": "most"}, "reasoning_effort"),
+        ({"verbosity": "low"}, "verbosity"),
+        ({"modalities": ["text", "audio"]}, "modalities[1]"),
+        ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
+        ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+        ({"web_search_options": {}}, "web_search_options"),
+        ({"stop": ["x"] * 5}, "stop"),
+        ({"stop": [""]}, "stop[0]"),
+        ({"stop": 1}, "stop"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"documents": [{}]}, "documents"),
         ({"vllm_xargs": {}}, "vllm_xargs"),
         ({"extra_args": {}}, "extra_args"),
@@ -104,7 +116,7 @@ def test_what_an_engine_may_see_passes_and_nothing_else(client: OpenAI, engine: 
                     {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x"}}]}
                 ]
             },
-            "messages[0].content",
+            "messages[0].content[0]",
         ),
     ],
 )
