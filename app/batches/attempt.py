@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -32,6 +33,8 @@ from app.core.settings import BaseModelEntry
 from app.files import service as files_service
 from app.files.models import File
 from app.models.aliases.target import Target
+
+log = logging.getLogger("toque.batches")
 
 _RENEW_SECONDS = 1.0
 """The heartbeat's interval; a cancellation is noticed no later than this."""
@@ -125,6 +128,11 @@ class Attempt:
             message = "Its validation took too long: split the file, or simplify its requests."
         except BrokenWorkerProcess:
             message = "The process that validated the file died: out of memory?"
+        except OSError:
+            raise
+        except Exception:
+            log.exception("%s cannot be validated", self._batch.id)
+            message = "An internal error; the service's log has it."
         return Validated(0, [LineError("validation_failed", message)])
 
     async def _fail(self, *errors: LineError) -> None:

@@ -28,6 +28,8 @@ MAX_REQUESTS = 50_000
 MAX_BYTES = 200 * 10**6
 _MAX_ERRORS = 100
 """The most errors of one file that are listed."""
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not JSON in UTF-8, or too deeply nested."""
 _MAX_ID = 512
 """The most characters of a `custom_id`."""
 
@@ -97,7 +99,7 @@ def find_model(path: Path) -> str | None:
         _, content = next(read_lines(path))
         line = msgspec.json.decode(content, type=InputLine)
         return msgspec.json.decode(line.body, type=_Named).model
-    except (StopIteration, UnreadableFileError, msgspec.MsgspecError, RecursionError):
+    except (StopIteration, UnreadableFileError, *_NOT_JSON):
         return None
 
 
@@ -168,7 +170,7 @@ class _Validation:
             line = msgspec.json.decode(content, type=InputLine)
         except msgspec.ValidationError:
             raise LineInvalidError("invalid_request", "The line is not a JSON object.") from None
-        except (msgspec.DecodeError, RecursionError) as error:
+        except _NOT_JSON as error:
             raise LineInvalidError("invalid_json", f"The line is not valid JSON: {error}.") from None
         self._check_id(number, line.custom_id)
         if line.method != "POST":
@@ -224,7 +226,7 @@ def _parsed(body: bytes) -> object:
     """Return the body as parsed JSON, or None if it is not JSON."""
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except _NOT_JSON:
         return None
 
 

@@ -113,9 +113,12 @@ def test_responses(client: OpenAI, engine: StubEngine) -> None:
         client.responses.retrieve(answers[1]["id"])
 
 
-INVALID: dict[str, tuple[str, str, str | None, int | None]] = {
+INVALID: dict[str | bytes, tuple[str, str, str | None, int | None]] = {
     # what is sent: the code, the param and the line that come back
     "not json\n": ("invalid_json", "", None, 1),
+    b'{"custom_id": "\xff"}\n': ("invalid_json", "", None, 1),
+    line(1, custom_id="\ud800"): ("invalid_json", "", None, 1),
+    line(1, body={"seed": 5}).replace("5", "[" * 100_000 + "]" * 100_000): ("invalid_json", "", None, 1),
     "[1]\n": ("invalid_request", "", None, 1),
     line(1) + "\n" + line(2, custom_id=None): ("missing_custom_id", "", "custom_id", 3),
     line(1, custom_id=7): ("invalid_custom_id", "", "custom_id", 1),
