@@ -205,6 +205,11 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             | {"created_at": now - 400, "expires_at": now + 86_000, "lease_epoch": 1}
         ],
         "batch_answers": [{"batch_id": "batch_1", "number": 1, "line": b"{}\n", "failed": False} | tokens],
+        "responses": [
+            project
+            | {"id": "resp_1", "previous_id": "resp_0", "input": [], "response": {"id": "resp_1"}}
+            | {"bytes": 2, "expires_at": now + 86_000}
+        ],
         "aliases": [
             project
             | {"id": "alias_1", "name": "soup:live", "split": [{"model": MODEL, "weight": 1.0}], "version": 1}
