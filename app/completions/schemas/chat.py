@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
 from app.completions.answers import ChatAnswer
+from app.completions.schemas.reasoning import ReasoningEffort, check_reasoning
 from app.completions.schemas.refusals import by_json_type, only, refused
 from app.completions.schemas.sampling import ResponseFormat, SamplingParameters, Tokens
 from app.completions.schemas.tools import NamedTool, ToolCall, ToolChoice, Tools, check_tools
@@ -69,7 +70,7 @@ class ChatCompletionRequest(SamplingParameters):
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    reasoning_effort: ReasoningEffort | None = None
     verbosity: Annotated[
         Literal["medium"] | None,
         only("medium", says=lambda _: "these models have one verbosity; leave it out, or send 'medium'"),
@@ -108,7 +109,7 @@ class ChatCompletionRequest(SamplingParameters):
         named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
         choice = self.tool_choice if isinstance(self.tool_choice, str) else "auto"
         check_tools(base, [tool.function for tool in self.tools or ()], choice, named)
-        _check_reasoning(base, self.reasoning_effort)
+        check_reasoning(base, self.reasoning_effort, "reasoning_effort")
         _check_template_kwargs(base, self.chat_template_kwargs or {})
         super().check(base)
 
@@ -119,18 +120,6 @@ class ChatCompletionRequest(SamplingParameters):
     @override
     def new_answer(self) -> ChatAnswer:
         return ChatAnswer(include_usage=self.includes_usage, prompt_logprobs=self.prompt_logprobs is not None)
-
-
-def _check_reasoning(base: BaseModelEntry, effort: str | None) -> None:
-    if effort in (None, "none") or {"reasoning_effort", "enable_thinking"} & {*base.allowed_template_kwargs}:
-        return
-    raise InvalidRequestError(
-        f"Unsupported parameter 'reasoning_effort': '{base.name}' does not reason before it answers. Leave "
-        "it out, or send 'none'. If its chat template has a switch, such as `enable_thinking`, name it in "
-        "'allowed_template_kwargs' of its entry in the catalogue.",
-        code="unsupported_parameter",
-        param="reasoning_effort",
-    )
 
 
 def _check_template_kwargs(base: BaseModelEntry, variables: dict[str, Any]) -> None:

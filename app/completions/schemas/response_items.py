@@ -11,29 +11,26 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from app.completions.schemas.refusals import by_json_type, only, refused
+
 ItemObject = dict[str, Any]
 """An item as it is stored and listed: `ItemResource` of OpenAI's specification."""
 
 _TYPES = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
 
 
-def refuse(message: str) -> PydanticCustomError:
-    """Returns the error of something that no model here supports."""
-    return PydanticCustomError("unsupported_parameter", "{reason}", {"reason": message})
-
-
-def _only_text(given: object) -> object:
-    if isinstance(given, str) and given.startswith(("input_", "output_")) and not given.endswith("_text"):
-        raise refuse(
-            f"content parts of type '{given}' are not supported, because these models read text only"
-        )
-    return given
-
-
 class InputText(BaseModel):
     """A text in a message, or in what a function returned."""
 
-    type: Annotated[Literal["input_text", "output_text", "text"], BeforeValidator(_only_text)]
+    type: Annotated[
+        Literal["input_text", "output_text", "text"],
+        only(
+            "input_text",
+            "output_text",
+            "text",
+            says=lambda kind: f"these models read text only, not '{kind}'",
+        ),
+    ]
     text: str
 
 
@@ -48,17 +45,13 @@ def _kind_of_part(part: Any) -> str:
     return "refusal" if isinstance(part, dict) and cast("Any", part).get("type") == "refusal" else "text"
 
 
-def text_or_list(given: Any) -> str:
-    """Returns the tag of a value that is a text or a list."""
-    return "text" if isinstance(given, str) else "list"
-
-
 Part = Annotated[
     Annotated[InputText, Tag("text")] | Annotated[RefusalPart, Tag("refusal")], Discriminator(_kind_of_part)
 ]
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[list[Part], Field(max_length=1024, fail_fast=True), Tag("list")],
-    Discriminator(text_or_list),
+    Annotated[str, Tag("a text")]
+    | Annotated[list[Part], Field(max_length=1024, fail_fast=True), Tag("a list")],
+    by_json_type("a text", "a list of parts"),
 ]
 
 
@@ -131,18 +124,15 @@ class Thought(BaseModel):
     text: str
 
 
-def _no_encryption(given: object) -> None:
-    if given is not None:
-        raise refuse("this service neither encrypts reasoning nor reads what another service has encrypted")
-
-
 class ReasoningItem(BaseModel):
     """What the model thought before an earlier answer or call."""
 
     type: Literal["reasoning"]
     summary: Annotated[list[Thought], Field(max_length=1024, fail_fast=True)] = []
     content: Annotated[list[Thought], Field(max_length=1024, fail_fast=True)] | None = None
-    encrypted_content: Annotated[None, BeforeValidator(_no_encryption)] = None
+    encrypted_content: Annotated[
+        None, refused("it was encrypted by another service; send the reasoning as 'content', or leave it out")
+    ] = None
 
     def as_object(self, new_id: str) -> ItemObject:
         """Returns the item as it is stored and listed."""
@@ -168,8 +158,8 @@ def _type_of(item: Any) -> Any:
 
 def _known_type(item: Any) -> Any:
     if (kind := _type_of(item)) not in _TYPES:
-        kind = str(kind)[:64]
-        raise refuse(f"items of type '{kind}' are not supported; those that are: {', '.join(_TYPES)}")
+        reason = f"items of type '{str(kind)[:64]}' are none of {', '.join(_TYPES)}"
+        raise PydanticCustomError("unsupported_value", "{reason}", {"reason": reason})
     return item
 
 

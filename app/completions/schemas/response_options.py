@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from app.completions.schemas.response_items import refuse
+from app.completions.schemas.constraint import ConstrainingSchema
+from app.completions.schemas.reasoning import ReasoningEffort
+from app.completions.schemas.refusals import only, refused
 
 
 class TextFormat(BaseModel):
@@ -17,13 +19,13 @@ class TextFormat(BaseModel):
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
     description: str | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    schema_: Annotated[ConstrainingSchema | None, Field(alias="schema")] = None
     strict: bool | None = None
 
     @model_validator(mode="after")
     def _has_schema(self) -> Self:
         if self.type == "json_schema" and (self.name is None or self.schema_ is None):
-            raise refuse("a 'json_schema' needs a 'name' and a 'schema'")
+            raise ValueError("a 'json_schema' needs a 'name' and a 'schema'")
         return self
 
     def as_object(self) -> dict[str, Any]:
@@ -39,7 +41,10 @@ class TextOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: TextFormat = TextFormat()
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: Annotated[
+        Literal["medium"] | None,
+        only("medium", says=lambda _: "these models have one verbosity; leave it out, or send 'medium'"),
+    ] = None
 
     def as_object(self) -> dict[str, Any]:
         """Returns the options as the response repeats them."""
@@ -51,7 +56,7 @@ class ReasoningOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    effort: ReasoningEffort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
@@ -78,35 +83,16 @@ Include = Literal[
 name, so asking for them changes nothing."""
 
 
-def _unless_off(reason: str) -> BeforeValidator:
-    """Returns a validator that refuses any value but null and false."""
-
-    def check(given: object) -> object:
-        if given is not None and given is not False:
-            raise refuse(reason)
-        return given
-
-    return BeforeValidator(check)
-
-
-def _not_auto(given: object) -> object:
-    if given == "auto":
-        raise refuse("conversations are not shortened for you; send what fits, with 'disabled'")
-    return given
-
-
-Truncation = Annotated[Literal["disabled"] | None, BeforeValidator(_not_auto)]
+Truncation = Annotated[
+    Literal["disabled"] | None,
+    only("disabled", says=lambda _: "conversations are not shortened for you; send what fits"),
+]
 Background = Annotated[
-    Literal[False] | None,
-    _unless_off("responses are not generated in the background here; with 'stream' you see them grow"),
+    None,
+    refused("responses are not generated in the background here; with 'stream' you see them grow"),
+    BeforeValidator(lambda given: None if given is False else given),
 ]
-Conversation = Annotated[
-    None, _unless_off("conversations are not supported; continue a response with 'previous_response_id'")
-]
-Prompt = Annotated[
-    None, _unless_off("stored prompts are not supported; send their text as 'instructions' or 'input'")
-]
-ContextManagement = Annotated[
-    None, _unless_off("conversations are not compacted for you; shorten them before you send them")
-]
-Moderation = Annotated[None, _unless_off("responses are not moderated here; leave it out")]
+Conversation = Annotated[None, refused("continue a response with 'previous_response_id' instead")]
+Prompt = Annotated[None, refused("send the prompt's text as 'instructions' or 'input' instead")]
+ContextManagement = Annotated[None, refused("shorten the conversation yourself instead")]
+Moderation = Annotated[None, refused("responses are not moderated here; leave it out")]

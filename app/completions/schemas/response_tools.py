@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
-from app.completions.schemas.response_items import refuse
-from app.completions.schemas.tools import FunctionDefinition
+from app.completions.schemas.refusals import only
+from app.completions.schemas.tools import MAX_TOOLS, FunctionDefinition, FunctionName
 
-
-def _only_functions(given: object) -> object:
-    if isinstance(given, str) and given != "function":
-        raise refuse(
-            f"tools of type '{given[:64]}' are not supported, because OpenAI runs them or defines them; "
-            "describe a 'function' instead, and run it yourself"
-        )
-    return given
-
-
-FunctionType = Annotated[Literal["function"], BeforeValidator(_only_functions)]
+Mode = Literal["none", "auto", "required"]
+FunctionType = Annotated[
+    Literal["function"],
+    only(
+        "function",
+        says=lambda kind: (
+            f"'{kind}' is a tool of OpenAI's own; describe a 'function' instead, and run it yourself"
+        ),
+    ),
+]
 
 
 class TypedTool(BaseModel):
@@ -42,7 +41,7 @@ class ChosenFunction(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: FunctionType
-    name: str
+    name: FunctionName
 
 
 class AllowedTools(BaseModel):
@@ -52,12 +51,22 @@ class AllowedTools(BaseModel):
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]
-    tools: Annotated[list[ChosenFunction], Field(min_length=1, max_length=128, fail_fast=True)]
+    tools: Annotated[list[ChosenFunction], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
 
 
-def kind_of_choice(given: Any) -> str:
-    """Returns the tag of a tool choice."""
+def _kind_of_choice(given: Any) -> str:
+    if isinstance(given, ChosenFunction | AllowedTools):
+        return "allowed" if isinstance(given, AllowedTools) else "function"
     if not isinstance(given, dict):
         return "mode"
     kind = cast("dict[str, Any]", given).get("type")
     return "allowed" if kind == "allowed_tools" else "function"
+
+
+Tools = Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+ToolChoice = Annotated[
+    Annotated[Mode, Tag("mode")]
+    | Annotated[ChosenFunction, Tag("function")]
+    | Annotated[AllowedTools, Tag("allowed")],
+    Discriminator(_kind_of_choice),
+]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import orjson
-from pydantic import Discriminator, Field, PrivateAttr, Tag
+from pydantic import Field, PrivateAttr, Tag
 from typing_extensions import override
 
 from app.completions.answers import ResponseAnswer
 from app.completions.answers.response import Keep
 from app.completions.schemas.engine_items import to_engine
+from app.completions.schemas.reasoning import check_reasoning
+from app.completions.schemas.refusals import by_json_type
 from app.completions.schemas.response_items import (
     InputItem,
     ItemObject,
     ItemReference,
     MessageItem,
-    text_or_list,
 )
 from app.completions.schemas.response_options import (
     Background,
@@ -34,7 +35,9 @@ from app.completions.schemas.response_tools import (
     AllowedTools,
     ChosenFunction,
     FunctionTool,
-    kind_of_choice,
+    Mode,
+    ToolChoice,
+    Tools,
 )
 from app.completions.schemas.sampling import GatewayRequest, Probability, Seed, Temperature, Tokens
 from app.completions.schemas.tools import check_tools
@@ -50,20 +53,12 @@ _PASSED = {
     "max_output_tokens",
     "temperature",
     "top_p",
-    "parallel_tool_calls",
     "seed",
     "top_k",
     "min_p",
     "repetition_penalty",
 }
 """The fields that engines get as they are."""
-
-ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("mode")]
-    | Annotated[ChosenFunction, Tag("function")]
-    | Annotated[AllowedTools, Tag("allowed")],
-    Discriminator(kind_of_choice),
-]
 
 
 class ResponseRequest(GatewayRequest):
@@ -72,9 +67,9 @@ class ResponseRequest(GatewayRequest):
     path = "/v1/responses"
 
     input: Annotated[
-        Annotated[str, Tag("text")]
-        | Annotated[list[InputItem], Field(min_length=1, max_length=4096, fail_fast=True), Tag("list")],
-        Discriminator(text_or_list),
+        Annotated[str, Tag("a text")]
+        | Annotated[list[InputItem], Field(min_length=1, max_length=4096, fail_fast=True), Tag("a list")],
+        by_json_type("a text", "a list of items"),
     ]
     instructions: str | None = None
     previous_response_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")] | None = None
@@ -85,7 +80,7 @@ class ResponseRequest(GatewayRequest):
     temperature: Temperature | None = None
     top_p: Probability | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=128, fail_fast=True)] | None = None
+    tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
@@ -145,9 +140,17 @@ class ResponseRequest(GatewayRequest):
 
     @override
     def check(self, base: BaseModelEntry) -> None:
-        self._check_tool_choice()
-        if self.tools and self.tool_choice != "none":
-            check_tools(base, self.tools, "auto", place="tools[{}]")
+        tools, choice = self._chosen_tools()
+        named = choice.name if isinstance(choice, ChosenFunction) else None
+        mode = "auto" if isinstance(choice, ChosenFunction) else choice
+        check_tools(base, self.tools or (), mode, named, place="tools[{}]")
+        if isinstance(self.tool_choice, AllowedTools) and len(tools) < len(self.tool_choice.tools):
+            raise InvalidRequestError(
+                "Invalid value for 'tool_choice.tools': a function is there twice, or not in 'tools'.",
+                code="invalid_value",
+                param="tool_choice.tools",
+            )
+        check_reasoning(base, self.reasoning.effort if self.reasoning else None, "reasoning.effort")
 
     @override
     def new_answer(self) -> ResponseAnswer:
@@ -162,32 +165,27 @@ class ResponseRequest(GatewayRequest):
             "store": False,  # it is the gateway that stores responses
             "input": to_engine([*self._history, *self._own_items]),
         }
-        if self.tools:
-            body |= self._tools_for_engine(self.tools)
+        tools, choice = self._chosen_tools()
+        if tools:
+            named = choice.model_dump() if isinstance(choice, ChosenFunction) else choice
+            body |= {"tools": [tool.as_object() for tool in tools], "tool_choice": named}
+            if self.parallel_tool_calls is not None:
+                body["parallel_tool_calls"] = self.parallel_tool_calls
+        if self.reasoning and self.reasoning.effort:
+            body["reasoning"] = {"effort": self.reasoning.effort}
         if self.text and self.text.format.type != "text":
             body["text"] = {"format": self.text.format.as_object()}
         if self.include and _LOGPROBS in self.include:
             body |= {"include": [_LOGPROBS], "top_logprobs": self.top_logprobs or 0}
         return orjson.dumps(body)
 
-    def _tools_for_engine(self, tools: list[FunctionTool]) -> dict[str, Any]:
-        """Returns the fields on tools. Of allowed tools the engine gets no others."""
-        choice: Any = self.tool_choice or "auto"
+    def _chosen_tools(self) -> tuple[list[FunctionTool], Mode | ChosenFunction]:
+        """Returns the tools that the model sees (of allowed ones no others), and which it is to call."""
+        tools, choice = self.tools or [], self.tool_choice or "auto"
         if isinstance(choice, AllowedTools):
             allowed = {tool.name for tool in choice.tools}
-            tools, choice = [tool for tool in tools if tool.name in allowed], choice.mode
-        elif isinstance(choice, ChosenFunction):
-            choice = choice.model_dump()
-        return {"tools": [tool.as_object() for tool in tools], "tool_choice": choice}
-
-    def _check_tool_choice(self) -> None:
-        choice, known = self.tool_choice, {tool.name for tool in self.tools or []}
-        if choice == "required" and not known:
-            raise _wrong_choice("'required' needs 'tools' to choose from")
-        chosen = choice.tools if isinstance(choice, AllowedTools) else [choice]
-        for tool in chosen:
-            if isinstance(tool, ChosenFunction) and tool.name not in known:
-                raise _wrong_choice(f"'tools' has no function '{tool.name[:64]}'")
+            return [tool for tool in tools if tool.name in allowed], choice.mode
+        return ([] if choice == "none" else tools), choice
 
     def _repeated(self) -> dict[str, Any]:
         """Returns the fields that the response repeats of its request, or their defaults."""
@@ -235,10 +233,4 @@ def _unknown_item(reference: str, place: int) -> InvalidRequestError:
         "the item itself.",
         code="item_not_found",
         param=f"input[{place}].id",
-    )
-
-
-def _wrong_choice(problem: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"Invalid value for 'tool_choice': {problem}.", code="invalid_value", param="tool_choice"
     )

@@ -306,6 +306,7 @@ def test_the_official_client_parses_and_streams(client: OpenAI, engine: EngineSt
         assert stream.get_final_response().output_text == "Leek soup."
 
 
+SCHEMA = "text.format.schema"
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].type"),
@@ -333,6 +334,20 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"metadata": {str(n): "x" for n in range(17)}}, "metadata"),
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format"),
     ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
+    ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"$ref": "#/nowhere"}}}}, SCHEMA),
+    ({"text": {"verbosity": "low"}}, "text.verbosity"),
+    ({"reasoning": {"effort": "high"}, "model": "no-parser"}, "reasoning.effort"),
+    (
+        {
+            "tools": [STOCK],
+            "tool_choice": {
+                "type": "allowed_tools",
+                "mode": "auto",
+                "tools": [{"type": "function", "name": "other"}],
+            },
+        },
+        "tool_choice.tools",
+    ),
     ({"input": []}, "input"),
     ({"input": 5}, "input"),
     ({"input": [5]}, "input[0]"),
