@@ -96,6 +96,8 @@ def translate_refusal(status: int, content: bytes, request: bytes) -> ToqueError
     message, param = _read(content)
     if status == 404 or "was found but could not be loaded" in message:
         return UnavailableError("The engine cannot load this model now.", code=MODEL_NOT_LOADED)
+    if status in (429, 503):
+        return UnavailableError("The engine takes no more requests now.", code="engine_unavailable")
     if status in (401, 403) or (status >= 500 and status != 501):
         return UnavailableError("The engine failed on this request.", code="engine_error")
     kind = next((kind for kind in _KINDS if kind.pattern.search(message)), _UNKNOWN)
