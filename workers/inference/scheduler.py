@@ -11,6 +11,8 @@ share a step:
 - So that no batch starves, it gets a short step of its own once in a while, also between the tokens of
   interactive requests.
 
+Prompts that are scored are interactive, but come many at a time: others that arrive soon after them go ahead.
+
 Without interactive requests, steps are vLLM's own.
 """
 
@@ -29,6 +31,8 @@ _ALERT_SECONDS = 5.0
 """How long after an interactive request the steps of batches are short."""
 _SHORT_STEP_TOKENS = 16
 """Tokens in a short step: one each of as many sequences, or a part of a prompt."""
+_SCORED_LATER_SECONDS = 30.0
+"""How much later than it did a prompt that is scored counts as having arrived."""
 _TURN_SECONDS = 0.5
 """How long batches go without a step while interactive requests are computed."""
 _TURN_BEFORE_FIRST_TOKEN_SECONDS = 2.0
@@ -73,6 +77,13 @@ class InteractiveFirstScheduler(Scheduler):
         self._asked_at = self._batches_at = -_ALERT_SECONDS
         self._not_admitted: Request | None = None
         """The interactive request that the last step did not admit."""
+
+    def add_request(self, request: Request) -> None:
+        """Queue a new request."""
+        sampling = request.sampling_params
+        if sampling is not None and sampling.prompt_logprobs is not None:
+            request.arrival_time += _SCORED_LATER_SECONDS  # vLLM only orders by it
+        super().add_request(request)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Choose what the next step computes."""
