@@ -42,7 +42,7 @@ class BackgroundLoad:
         """Adjust the limits until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
-            for base_model, limiter in self._limiters.items():
+            for base_model, limiter in list(self._limiters.items()):  # batches add to them meanwhile
                 if limiter.borrowed_tokens:
                     limits = [await self._limit(each) for each in self._replicas.ready(base_model)]
                     limiter.total_tokens = sum(limits) or _FIRST

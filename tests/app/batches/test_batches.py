@@ -161,6 +161,15 @@ def test_what_is_wrong_with_a_file_is_told_with_its_line(client: OpenAI, engine:
 
 
 @pytest.mark.one_database
+def test_the_metrics_count_batches(client: OpenAI, http: httpx2.Client, engine: StubEngine) -> None:
+    for sent in (lines(range(1)), "nothing", "nothing"):
+        ended(client, create(client, sent).id)
+    metrics = http.get("/metrics").text
+    assert 'toque_batches{status="completed"} 1.0' in metrics
+    assert 'toque_batches{status="failed"} 2.0' in metrics
+
+
+@pytest.mark.one_database
 def test_at_most_a_hundred_errors_are_listed(client: OpenAI, engine: StubEngine) -> None:
     done = ended(client, create(client, lines(range(150), method="PUT")).id)
     assert done.errors is not None
