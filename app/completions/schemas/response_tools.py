@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from app.completions.schemas.refusals import only
-from app.completions.schemas.tools import MAX_TOOLS, FunctionDefinition, FunctionName
+from app.completions.schemas.tools import MAX_TOOLS, FunctionDefinition, FunctionName, NotTooLarge
 
 Mode = Literal["none", "auto", "required"]
 FunctionType = Annotated[
@@ -63,7 +63,7 @@ def _kind_of_choice(given: Any) -> str:
     return "allowed" if kind == "allowed_tools" else "function"
 
 
-Tools = Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+Tools = Annotated[list[FunctionTool], Field(max_length=MAX_TOOLS, fail_fast=True), NotTooLarge]
 ToolChoice = Annotated[
     Annotated[Mode, Tag("mode")]
     | Annotated[ChosenFunction, Tag("function")]

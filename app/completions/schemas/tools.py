@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, Tag
+from pydantic_core import PydanticCustomError
 
 from app.completions.schemas.constraint import MAX_PROPERTIES, ShownSchema, check_constraint, count_properties
 from app.completions.schemas.refusals import by_json_type, only
@@ -85,7 +86,16 @@ class NamedTool(BaseModel):
     function: NamedFunction
 
 
-Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True)]
+def _refuse_large(tools: object) -> object:
+    if len(msgspec.json.encode(tools, enc_hook=dict)) > MAX_TOOLS_BYTES:
+        problem = f"together the tools are larger than {MAX_TOOLS_BYTES:,} bytes"
+        raise PydanticCustomError("too_large", "{problem}", {"problem": problem})
+    return tools
+
+
+NotTooLarge = BeforeValidator(_refuse_large)
+"""Bounds all tools together, before the time is spent that checking each of them takes."""
+Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS, fail_fast=True), NotTooLarge]
 ToolChoice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("a text")] | Annotated[NamedTool, Tag("an object")],
     by_json_type("'none', 'auto', 'required'", "the name of a function as an object"),
@@ -112,8 +122,6 @@ def check_tools(
     if not functions or (choice == "none" and named is None):
         return
     _check_support(base)
-    if len(msgspec.json.encode([function.model_dump() for function in functions])) > MAX_TOOLS_BYTES:
-        raise _invalid("tools", f"together they are larger than {MAX_TOOLS_BYTES:,} bytes")
     constraining = [
         (at, function.parameters)
         for at, function in enumerate(functions)
@@ -152,7 +160,8 @@ def _check_support(base: BaseModelEntry) -> None:
             code="unsupported_parameter",
             param="tools",
         )
-    if base.chat_template is not None and "tools" not in base.chat_template:
+    source = base.chat_template_source
+    if source is not None and "tools" not in source:
         raise InvalidRequestError(
             f"'{base.name}' cannot call tools, because its chat template does not show them to the model. "
             "Set a 'chat_template' with `tools` in its entry in TOQUE_BASE_MODELS, or add the base model "

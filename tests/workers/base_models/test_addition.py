@@ -46,11 +46,13 @@ def test_a_folder(settings: Settings, client: OpenAI, tiny: Path) -> None:
     template = settings.data_dir / "template.jinja"
     template.write_text(THINKING)
     thinking = [f"--chat-template={template}", '--chat-template-kwargs={"enable_thinking": false}']
+    thinking += ["--allowed-template-kwargs", "enable_thinking"]
     code, said = models(settings, "add", str(tiny), *options, *thinking)
     assert code == 0, said
     entry = Catalogue.load(settings).get("tiny-qwen3")
     assert entry.quantization == "nf4"
     assert (entry.chat_template, entry.chat_template_kwargs) == (THINKING, {"enable_thinking": False})
+    assert entry.allowed_template_kwargs == ["enable_thinking"]
     assert "trained in packed batches, because" in said
     # 2,048 positions are fewer than what memory allows.
     assert "tiny-qwen3: added to the catalogue, context 2,048, rank up to 16, tool parser hermes" in said
@@ -68,6 +70,10 @@ def test_a_folder(settings: Settings, client: OpenAI, tiny: Path) -> None:
     assert (code, "--quantization: Input should be 'nf4'" in said) == (1, True)
     code, said = models(settings, "add", str(tiny), "--name", "other", "--chat-template-kwargs", "[]")
     assert (code, "--chat-template-kwargs is not a JSON object" in said) == (1, True)
+    template.write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    silent = ["--tool-parser", "hermes", "--chat-template", str(template)]
+    code, said = models(settings, "add", str(tiny), "--name", "other", *silent)
+    assert (code, "does not show tools to the model" in said) == (1, True)
     template.write_text("{% for")
     code, said = models(settings, "add", str(tiny), "--name", "other", "--chat-template", str(template))
     assert (code, "the chat template does not render a greeting" in said) == (1, True)
