@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
+from app.core.optional_field import OmittedIfNone
 from app.core.pagination import Identified
 from app.datasets.report import Counts, Duplicates, Finding, FindingCount, Report, TokenLengths
 from app.files.models import File
@@ -29,11 +30,11 @@ class FileObject(Identified):
     object: Literal["file"] = "file"
     bytes: int
     created_at: int
-    expires_at: int | None
+    expires_at: OmittedIfNone[int] = None
     filename: str
     purpose: str
     status: Literal["uploaded", "processed", "error"]
-    status_details: str | None = None
+    status_details: OmittedIfNone[str] = None
     sha256: str
 
     @classmethod

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args, get_t
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
+from app.core.optional_field import OmittedIfNone
 from app.core.pagination import Identified
 from app.fine_tuning import methods
 from app.fine_tuning.methods import METHODS
@@ -244,7 +245,7 @@ class EventObject(Identified):
     level: str
     message: str
     type: str
-    data: dict[str, Any] | None
+    data: OmittedIfNone[dict[str, Any]] = None
 
     @classmethod
     def of(cls, event: Event) -> EventObject:
@@ -262,14 +263,16 @@ class EventObject(Identified):
 def _metric_fields() -> type[BaseModel]:
     hints = get_type_hints(Metrics)
     fields: dict[str, Any] = {
-        each.name: (hints[each.name], ... if each.required else each.default)
+        each.name: (hints[each.name], ...)
+        if each.required
+        else (OmittedIfNone[hints[each.name]], each.default)
         for each in msgspec.structs.fields(Metrics)
     }
     return create_model("_MetricFields", **fields)
 
 
 class CheckpointMetrics(_metric_fields()):
-    """The metrics of the checkpoint's step; those of rewards are DPO's."""
+    """The metrics of the checkpoint's step that were measured; those of rewards are DPO's."""
 
 
 class CheckpointObject(Identified):

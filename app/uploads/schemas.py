@@ -10,6 +10,7 @@ from typing import Annotated, Literal, cast
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from app.core.optional_field import OmittedIfNone
 from app.core.pagination import Identified
 from app.files.models import File
 from app.files.schemas import ExpiresAfter, FileObject, UploadPurpose
@@ -72,7 +73,7 @@ class UploadObject(Identified):
     purpose: str
     status: Status
     file: FileObject | None = None
-    parts: list[PartObject] | None = None
+    parts: OmittedIfNone[list[PartObject]] = None
 
     @classmethod
     def of(

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from app.api.main import create_app
 from app.core.settings import Settings
+from tests.specification.watch import SpecificationWatch
 from tests.support.waiting import wait_until
 
 BASE_MODEL = "smollm2-135m-instruct"
@@ -30,6 +31,8 @@ class Service:
     """The API, running; its base URL without `/v1`."""
 
     url: str
+    watch: SpecificationWatch
+    """Holds every response against OpenAI's specification; what is not as it should be fails the test."""
 
     def client(self, key: str = API_KEY) -> OpenAI:
         """The official client, which shows every failure at once."""
@@ -45,7 +48,8 @@ class _Server(uvicorn.Server):
     """A server that stops when it is told to, rather than at its next look at `should_exit`."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(uvicorn.Config(create_app(settings), port=0, log_level="warning", access_log=False))
+        self.watch = SpecificationWatch(create_app(settings))
+        super().__init__(uvicorn.Config(self.watch, port=0, log_level="warning", access_log=False))
         self.told_to_stop = asyncio.Event()
 
     @override
@@ -105,7 +109,8 @@ def run_service(settings: Settings) -> Iterator[Service]:
     try:
         wait_until(lambda: server.started or served.done(), "the API starts")
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Service(f"http://127.0.0.1:{port}")
+        yield Service(f"http://127.0.0.1:{port}", server.watch)
     finally:
         _loop().call(server.told_to_stop.set)
         served.result()
+    assert not server.watch.problems, "\n".join(server.watch.problems)

@@ -57,9 +57,9 @@ class ModelObject(BaseModel):
     """The parity check; null for a base model, an import, a checkpoint, and a model not compared yet."""
 
     @classmethod
-    def of_base(cls, entry: BaseModelEntry) -> ModelObject:
-        """Return an entry of the catalogue as the API shows it."""
-        return cls(id=entry.name, created=0, owned_by="toque")
+    def of_base(cls, entry: BaseModelEntry, added_at: float) -> ModelObject:
+        """Return an entry of the catalogue, since when it has been there, as the API shows it."""
+        return cls(id=entry.name, created=int(added_at), owned_by="toque")
 
     @classmethod
     def of_adapter(cls, adapter: Adapter, lineage: list[str] | None = None) -> ModelObject:

@@ -39,7 +39,7 @@ from app.models.adapters.validation import (
     describe_adapter,
     module_shapes,
 )
-from app.models.catalogue import Catalogue, is_prepared, reading_files, with_template
+from app.models.catalogue import Catalogue, added_at, is_prepared, reading_files, with_template
 from app.models.serving_support import adapted, has_experts
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
@@ -280,7 +280,9 @@ def get_adapter(session: Session, settings: Settings, project_id: str, name: str
 
 def list_models(session: Session, context: Context) -> ModelList:
     """Return the base models, then the project's adapters and checkpoints, newest first."""
-    bases = [ModelObject.of_base(entry) for entry in Catalogue.read(session, context.settings).entries]
+    since = added_at(session)
+    entries = Catalogue.read(session, context.settings).entries
+    bases = [ModelObject.of_base(entry, since[entry.name]) for entry in entries]
     adapters = [ModelObject.of_adapter(each) for each in list_adapters(session, context.project_id)]
     return ModelList(data=bases + adapters)
 
@@ -293,7 +295,8 @@ def retrieve_model(session: Session, context: Context, name: str) -> ModelObject
     """
     adapter = get_adapter(session, context.settings, context.project_id, name)
     if adapter is None:
-        base = ModelObject.of_base(Catalogue.read(session, context.settings).get(name))
+        entry = Catalogue.read(session, context.settings).get(name)
+        base = ModelObject.of_base(entry, added_at(session)[entry.name])
         return base.model_copy(update={"lineage": [base.id]})
     shown = ModelObject.of_adapter(adapter, lineage(session, adapter))
     base = Catalogue.read(session, context.settings).find(adapter.base_model)

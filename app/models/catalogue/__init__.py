@@ -1,6 +1,6 @@
 """The catalogue of base models, and what is known of each once it is prepared on this machine."""
 
-from app.models.catalogue.catalogue import Catalogue
+from app.models.catalogue.catalogue import Catalogue, added_at
 from app.models.catalogue.prepared import (
     chat_template,
     hidden_size,
@@ -13,6 +13,7 @@ from app.models.catalogue.prepared import (
 
 __all__ = [
     "Catalogue",
+    "added_at",
     "chat_template",
     "hidden_size",
     "is_prepared",

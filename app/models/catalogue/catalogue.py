@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 
-from sqlalchemy import Text, cast, inspect, make_url, select
+from sqlalchemy import Text, cast, func, inspect, make_url, select
 from sqlalchemy.orm import Session
 
+from app.auth.models import Project
 from app.core.database import Database, advisory_lock
 from app.core.errors import NotFoundError
 from app.core.settings import BaseModelEntry, Settings
@@ -117,6 +119,15 @@ class Catalogue:
         if entry is None:
             raise ValueError(f"The catalogue of base models has no '{name}'; it has: {self.names}")
         return entry
+
+
+def added_at(session: Session) -> Mapping[str, float]:
+    """Return since when the catalogue has each base model; for those of the settings, which do not say, that
+    is when the deployment's first project was made.
+    """
+    began = session.scalar(select(func.min(Project.created_at))) or 0.0
+    added = session.execute(select(BaseModelRow.name, BaseModelRow.added_at))
+    return defaultdict(lambda: began, {name: at for name, at in added})  # noqa: C416 - a Row is no pair
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,282 @@
+"""The shapes of OpenAI's responses: strict JSON Schemas, made from the types of its Python client.
+
+Those types are generated from OpenAI's specification, and have its fields, enumerations and unions. They do
+not tell a field that may be null from one that may be absent, so what the specification says of that is
+written down here (https://github.com/openai/openai-openapi, read in November 2026). Fields are named
+`Type.field`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from openai.types import Batch, Completion, FileDeleted, FileObject, Model, ModelDeleted, Upload
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
+from openai.types.fine_tuning.alpha import GraderRunResponse, GraderValidateResponse
+from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+from openai.types.uploads import UploadPart
+from pydantic import TypeAdapter
+
+from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS
+
+REQUIRED_NULLS: Mapping[type, set[str]] = {
+    ChatCompletion: {
+        "Choice.logprobs",
+        "ChoiceLogprobs.content",
+        "ChoiceLogprobs.refusal",
+        "ChatCompletionMessage.content",
+        "ChatCompletionMessage.refusal",
+        "ChatCompletionTokenLogprob.bytes",
+        "TopLogprob.bytes",
+    },
+    ChatCompletionChunk: {
+        "Choice.finish_reason",
+        "ChoiceLogprobs.content",
+        "ChoiceLogprobs.refusal",
+        "ChatCompletionTokenLogprob.bytes",
+        "TopLogprob.bytes",
+    },
+    Completion: {"CompletionChoice.logprobs"},
+    FineTuningJob: {
+        "FineTuningJob.error",
+        "FineTuningJob.fine_tuned_model",
+        "FineTuningJob.finished_at",
+        "FineTuningJob.trained_tokens",
+        "FineTuningJob.validation_file",
+        "Error.param",
+    },
+    GraderRunResponse: {
+        "Metadata.token_usage",
+        "Metadata.sampled_model_name",
+        "MetadataErrors.python_grader_server_error_type",
+        "MetadataErrors.python_grader_runtime_error_details",
+        "MetadataErrors.model_grader_server_error_details",
+    },
+}
+"""Fields that must be there, and may be null."""
+
+OPTIONAL_NULLS: Mapping[type, set[str]] = {
+    ChatCompletionChunk: {
+        "Choice.logprobs",
+        "ChoiceDelta.content",
+        "ChoiceDelta.refusal",
+        "ChatCompletionChunk.usage",
+    },
+    Upload: {"Upload.file"},
+    FineTuningJob: {
+        "FineTuningJob.estimated_finish",
+        "FineTuningJob.integrations",
+        "FineTuningJob.metadata",
+        "Hyperparameters.batch_size",
+    },
+    Model: {"Model.shutdown_date"},
+    Batch: {"Batch.metadata", "BatchError.param", "BatchError.line"},
+}
+"""Fields that may be absent, and may be null. Any other field that may be absent is never null."""
+
+_HYPERPARAMETERS = {each.name for each in HYPERPARAMETERS}
+EXTRAS: Mapping[type, Mapping[str, set[str]]] = {
+    ChatCompletion: {
+        "ChatCompletion": {"prompt_logprobs"},
+        "ChatCompletionMessage": {"reasoning", "reasoning_content"},
+    },
+    ChatCompletionChunk: {"ChoiceDelta": {"reasoning", "reasoning_content"}},
+    Completion: {"CompletionChoice": {"prompt_logprobs"}},
+    FileObject: {"FileObject": {"sha256"}},
+    Upload: {"Upload": {"parts"}, "FileObject": {"sha256"}},
+    UploadPart: {"UploadPart": {"bytes", "sha256"}},
+    Model: {
+        "Model": {
+            "base_model",
+            "fine_tuning_job_id",
+            "parent",
+            "lineage",
+            "target_modules",
+            "experts_adapted",
+            "quantization",
+            "quarantine_reason",
+            "parity",
+        }
+    },
+    FineTuningJob: {
+        "FineTuningJob": {
+            "parent",
+            "priority",
+            "pause_reason",
+            "queue_position",
+            "estimated_start",
+            "suffix",
+            "training_file_sha256",
+            "validation_file_sha256",
+            "validation_split",
+        },
+        "Hyperparameters": _HYPERPARAMETERS,
+        "SupervisedHyperparameters": _HYPERPARAMETERS,
+        "DpoHyperparameters": _HYPERPARAMETERS,
+    },
+    FineTuningJobCheckpoint: {
+        "Metrics": {
+            f"{measured}_reward_{metric}"
+            for measured in ("train", "valid", "full_valid")
+            for metric in ("accuracy", "margin")
+        }
+    },
+}
+"""Fields of ours beside OpenAI's, by object; docs/api.md describes them."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A place where we differ from the specification, and why; the schema of what is true here."""
+
+    field: str
+    schema: dict[str, Any]
+    reason: str
+
+
+_NULL: dict[str, Any] = {"type": "null"}
+DEVIATIONS: Mapping[type, tuple[Deviation, ...]] = {
+    Completion: (
+        Deviation("CompletionChoice.finish_reason", _NULL, "null until the last chunk, as OpenAI's own"),
+        Deviation(
+            "Logprobs.token_logprobs",
+            {"type": "array", "items": {"type": ["number", "null"]}},
+            "the first token of an echoed prompt has none; OpenAI's API says null, too",
+        ),
+        Deviation(
+            "Logprobs.top_logprobs",
+            {
+                "type": "array",
+                "items": {"type": ["object", "null"], "additionalProperties": {"type": "number"}},
+            },
+            "as above",
+        ),
+        Deviation("Completion.usage", _NULL, "in chunks, when the usage was asked for, as OpenAI's own"),
+    ),
+    FileObject: (
+        Deviation(
+            "FileObject.purpose", {"const": "evals"}, "OpenAI's request has this purpose, its response not"
+        ),
+    ),
+    FineTuningJob: (
+        Deviation(
+            "FineTuningJob.status", {"const": "paused"}, "OpenAI pauses jobs, too, but has no word for it"
+        ),
+    ),
+}
+
+
+def validator(type_: type) -> Draft202012Validator:
+    """Returns a validator of one object of the client's type."""
+    return Draft202012Validator(_strict(type_))
+
+
+def page_validator(type_: type) -> Draft202012Validator:
+    """Returns a validator of a page of such objects. `first_id` and `last_id` are null on an empty page."""
+    schema = _strict(type_)
+    cursor = {"type": ["string", "null"]}
+    page = {
+        "type": "object",
+        "properties": {
+            "object": {"const": "list"},
+            "data": {"type": "array", "items": {key: schema[key] for key in schema.keys() - {"$defs"}}},
+            "has_more": {"type": "boolean"},
+            "first_id": cursor,
+            "last_id": cursor,
+        },
+        "required": ["object", "data"],
+        "additionalProperties": False,
+    }
+    return Draft202012Validator(page | {"$defs": schema.get("$defs", {})})
+
+
+ERROR = Draft202012Validator(
+    {
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "object",
+                "properties": {
+                    "message": {"type": "string", "minLength": 1},
+                    "type": {"type": "string"},
+                    "param": {"type": ["string", "null"]},
+                    "code": {"type": ["string", "null"]},
+                },
+                "required": ["message", "type", "param", "code"],
+            }
+        },
+        "required": ["error"],
+        "additionalProperties": False,
+    }
+)
+"""`ErrorResponse`. An error may have fields of ours beside these."""
+
+
+def _strict(type_: type) -> dict[str, Any]:
+    schema = TypeAdapter(type_).json_schema()
+    for each in [schema, *schema.get("$defs", {}).values()]:
+        if "properties" in each:
+            _tighten(each, type_)
+    for deviation in DEVIATIONS.get(type_, ()):
+        title, field = deviation.field.split(".")
+        [place] = [each for each in [schema, *schema.get("$defs", {}).values()] if each.get("title") == title]
+        place["properties"][field] = {"anyOf": [place["properties"][field], deviation.schema]}
+    return schema
+
+
+def _tighten(schema: dict[str, Any], type_: type) -> None:
+    """Refuses unknown fields, and null where the specification does not have it."""
+    title, properties = schema["title"], schema["properties"]
+    required: set[str] = set(schema.get("required", ()))
+    for field, allowed in properties.items():
+        if f"{title}.{field}" in REQUIRED_NULLS.get(type_, ()):
+            required.add(field)
+            properties[field] = {"anyOf": [allowed, _NULL]}
+        elif f"{title}.{field}" not in OPTIONAL_NULLS.get(type_, ()) and "anyOf" in allowed:
+            allowed["anyOf"] = [each for each in allowed["anyOf"] if each != _NULL]
+    schema["required"] = sorted(required)
+    schema["additionalProperties"] = False
+    for extra in EXTRAS.get(type_, {}).get(title, ()):
+        properties.setdefault(extra, {})
+
+
+SHAPES = {
+    "POST /v1/chat/completions": validator(ChatCompletion),
+    "POST /v1/completions": validator(Completion),
+    "GET /v1/models": page_validator(Model),
+    "GET /v1/models/{model}": validator(Model),
+    "DELETE /v1/models/{model}": validator(ModelDeleted),
+    "GET /v1/files": page_validator(FileObject),
+    "POST /v1/files": validator(FileObject),
+    "GET /v1/files/{file_id}": validator(FileObject),
+    "DELETE /v1/files/{file_id}": validator(FileDeleted),
+    "POST /v1/uploads": validator(Upload),
+    "POST /v1/uploads/{upload_id}/cancel": validator(Upload),
+    "POST /v1/uploads/{upload_id}/complete": validator(Upload),
+    "POST /v1/uploads/{upload_id}/parts": validator(UploadPart),
+    "POST /v1/fine_tuning/jobs": validator(FineTuningJob),
+    "GET /v1/fine_tuning/jobs": page_validator(FineTuningJob),
+    "GET /v1/fine_tuning/jobs/{job_id}": validator(FineTuningJob),
+    "POST /v1/fine_tuning/jobs/{job_id}/cancel": validator(FineTuningJob),
+    "POST /v1/fine_tuning/jobs/{job_id}/pause": validator(FineTuningJob),
+    "POST /v1/fine_tuning/jobs/{job_id}/resume": validator(FineTuningJob),
+    "GET /v1/fine_tuning/jobs/{job_id}/events": page_validator(FineTuningJobEvent),
+    "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": page_validator(FineTuningJobCheckpoint),
+    "POST /v1/fine_tuning/alpha/graders/run": validator(GraderRunResponse),
+    "POST /v1/fine_tuning/alpha/graders/validate": validator(GraderValidateResponse),
+    "GET /v1/batches": page_validator(Batch),
+    "POST /v1/batches": validator(Batch),
+    "GET /v1/batches/{batch_id}": validator(Batch),
+    "POST /v1/batches/{batch_id}/cancel": validator(Batch),
+}
+"""What a successful response is, by route."""
+
+CHUNKS = {
+    "POST /v1/chat/completions": validator(ChatCompletionChunk),
+    "POST /v1/completions": validator(Completion),
+}
+"""What the events of a stream are, by route."""

@@ -1,0 +1,154 @@
+"""Every route that OpenAI also has answers in the shape that its specification gives it.
+
+All other tests that ask a service are held to the same shapes (`tests/support/service.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from openai.types import FileObject
+
+from app.core.database import Database
+from app.fine_tuning.models import Checkpoint, FineTuningJob
+from app.models.adapters.models import Adapter
+from tests.specification.shapes import SHAPES, validator
+from tests.support.engine_stand_in import ASK, EngineStandIn
+from tests.support.service import BASE_MODEL, Service
+from tests.support.training_files import training_bytes
+
+pytestmark = pytest.mark.one_database
+
+OURS = ("/health", "/metrics", "/v1/adapters", "/v1/aliases", "/v1/comparisons", "/v1/usage")
+"""Routes of resources that OpenAI does not have."""
+WITHOUT_SHAPE = {
+    "GET /v1/files/{file_id}/content": "the file's bytes",
+    "GET /v1/files/{file_id}/validation": "ours",
+    "GET /v1/uploads/{upload_id}": "ours",
+}
+
+
+def test_every_route_has_a_shape() -> None:
+    specification = json.loads((Path(__file__).parents[2] / "openapi" / "openapi.json").read_text("utf-8"))
+    routes = {
+        f"{method.upper()} {path}"
+        for path, methods in specification["paths"].items()
+        for method in methods
+        if not path.startswith(OURS)
+    }
+    assert routes == SHAPES.keys() | WITHOUT_SHAPE.keys()
+
+
+def test_every_route_keeps_its_shape(
+    service: Service, http: httpx2.Client, database: Database, engine: EngineStandIn
+) -> None:
+    _ask_for_completions(http)
+    file = _ask_for_files(http)
+    _ask_for_uploads(http)
+    _ask_for_jobs(http, database, file)
+    _ask_for_models(http, database)
+    _ask_for_graders(http)
+    _ask_for_batches(http)
+    assert SHAPES.keys() == service.watch.seen
+
+
+def _ok(response: httpx2.Response) -> dict[str, Any]:
+    assert response.status_code == 200, response.text
+    return {} if "text/event-stream" in response.headers["content-type"] else response.json()
+
+
+def _ask_for_completions(http: httpx2.Client) -> None:
+    for path, body in (
+        ("/v1/chat/completions", ASK),
+        ("/v1/completions", {"model": BASE_MODEL, "prompt": "Soup"}),
+    ):
+        _ok(http.post(path, json=body))
+        for include_usage in (True, False):
+            options = {"stream": True, "stream_options": {"include_usage": include_usage}}
+            _ok(http.post(path, json=body | options))
+        assert http.post(path, json=body | {"n": 0}).status_code == 400
+
+
+def _ask_for_files(http: httpx2.Client) -> str:
+    upload = {"files": {"file": ("train.jsonl", training_bytes())}}
+    kept = _ok(http.post("/v1/files", data={"purpose": "fine-tune"}, **upload))["id"]
+    expiring = {
+        "purpose": "user_data",
+        "expires_after[anchor]": "created_at",
+        "expires_after[seconds]": "3600",
+    }
+    other = _ok(http.post("/v1/files", data=expiring, **upload))
+    assert other["expires_at"] - other["created_at"] == 3600
+    _ok(http.get("/v1/files"))
+    assert "expires_at" not in _ok(http.get(f"/v1/files/{kept}"))
+    _ok(http.delete(f"/v1/files/{other['id']}"))
+    assert http.get(f"/v1/files/{other['id']}").status_code == 404
+    return kept
+
+
+def _ask_for_uploads(http: httpx2.Client) -> None:
+    begun = {"filename": "a.txt", "purpose": "user_data", "bytes": 3, "mime_type": "text/plain"}
+    completed, cancelled = (_ok(http.post("/v1/uploads", json=begun))["id"] for _ in range(2))
+    part = _ok(http.post(f"/v1/uploads/{completed}/parts", files={"data": b"abc"}))["id"]
+    _ok(http.post(f"/v1/uploads/{completed}/complete", json={"part_ids": [part]}))
+    _ok(http.post(f"/v1/uploads/{cancelled}/cancel"))
+
+
+def _ask_for_jobs(http: httpx2.Client, database: Database, file: str) -> None:
+    job = _ok(http.post("/v1/fine_tuning/jobs", json={"model": BASE_MODEL, "training_file": file}))["id"]
+    with database.writer() as session:
+        metrics = {"step": 1, "train_loss": 0.5, "valid_loss": None}
+        session.add(
+            Checkpoint(job_id=job, step_number=1, fine_tuned_model_checkpoint="ft:c", metrics=metrics)
+        )
+    for action in ("pause", "resume", "cancel"):
+        _ok(http.post(f"/v1/fine_tuning/jobs/{job}/{action}"))
+    for path in ("", f"/{job}", f"/{job}/events"):
+        _ok(http.get(f"/v1/fine_tuning/jobs{path}"))
+    [checkpoint] = _ok(http.get(f"/v1/fine_tuning/jobs/{job}/checkpoints"))["data"]
+    assert checkpoint["metrics"] == {"step": 1, "train_loss": 0.5}
+
+
+def _ask_for_models(http: httpx2.Client, database: Database) -> None:
+    with database.writer() as session:
+        project = session.query(FineTuningJob).one().project_id
+        name = f"ft:{BASE_MODEL}:default::1"
+        session.add(Adapter(name=name, project_id=project, base_model=BASE_MODEL, storage_key="none"))
+    base, _ = _ok(http.get("/v1/models"))["data"]
+    assert base["created"] > 1_700_000_000
+    _ok(http.get(f"/v1/models/{name}"))
+    _ok(http.delete(f"/v1/models/{name}"))
+
+
+def _ask_for_graders(http: httpx2.Client) -> None:
+    grader = {"type": "string_check", "name": "g", "input": "{{sample.output_text}}", "reference": "x"}
+    grader |= {"operation": "eq"}
+    _ok(http.post("/v1/fine_tuning/alpha/graders/validate", json={"grader": grader}))
+    _ok(http.post("/v1/fine_tuning/alpha/graders/run", json={"grader": grader, "model_sample": "x"}))
+
+
+def _ask_for_batches(http: httpx2.Client) -> None:
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": ASK}
+    upload = {"files": {"file": ("batch.jsonl", json.dumps(line).encode())}}
+    file = _ok(http.post("/v1/files", data={"purpose": "batch"}, **upload))["id"]
+    asked = {"input_file_id": file, "endpoint": line["url"], "completion_window": "24h"}
+    batch = _ok(http.post("/v1/batches", json=asked))["id"]
+    _ok(http.get("/v1/batches"))
+    _ok(http.get(f"/v1/batches/{batch}"))
+    assert http.post(f"/v1/batches/{batch}/cancel").status_code in (200, 409)
+
+
+FILE = {"id": "f", "object": "file", "bytes": 1, "created_at": 1, "filename": "f", "purpose": "batch"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"status": None}, {"status": "processed", "expires_at": None}, {"status": "new"}, {"unknown": 1}, {}],
+)
+def test_the_shapes_are_strict(wrong: dict[str, Any]) -> None:
+    assert validator(FileObject).is_valid(FILE | {"status": "processed"})
+    assert not validator(FileObject).is_valid(FILE | wrong)
