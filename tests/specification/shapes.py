@@ -18,12 +18,50 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.alpha import GraderRunResponse, GraderValidateResponse
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
+from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
 from openai.types.uploads import UploadPart
 from pydantic import TypeAdapter
 
 from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS
 
-REQUIRED_NULLS: Mapping[type, set[str]] = {
+_RESPONSE_REQUIRED_NULLS = {
+    "Response.error",
+    "Response.incomplete_details",
+    "Response.instructions",
+    "Response.metadata",
+    "Response.temperature",
+    "Response.top_p",
+    "FunctionTool.parameters",
+    "FunctionTool.strict",
+    "ResponseErrorEvent.code",
+    "ResponseErrorEvent.param",
+}
+_RESPONSE_OPTIONAL_NULLS = {
+    "Response.background",
+    "Response.completed_at",
+    "Response.conversation",
+    "Response.max_output_tokens",
+    "Response.max_tool_calls",
+    "Response.previous_response_id",
+    "Response.prompt",
+    "Response.prompt_cache_key",
+    "Response.prompt_cache_retention",
+    "Response.reasoning",
+    "Response.safety_identifier",
+    "Response.service_tier",
+    "Response.top_logprobs",
+    "Response.truncation",
+    "Reasoning.effort",
+    "Reasoning.summary",
+    "FunctionTool.description",
+    "ResponseTextConfig.verbosity",
+    "ResponseFormatTextJSONSchemaConfig.strict",
+    "ResponseReasoningItem.encrypted_content",
+}
+REQUIRED_NULLS: Mapping[Any, set[str]] = {
+    Response: _RESPONSE_REQUIRED_NULLS,
+    ResponseStreamEvent: _RESPONSE_REQUIRED_NULLS,
+    ResponseItem: _RESPONSE_REQUIRED_NULLS,
     ChatCompletion: {
         "Choice.logprobs",
         "ChoiceLogprobs.content",
@@ -59,7 +97,10 @@ REQUIRED_NULLS: Mapping[type, set[str]] = {
 }
 """Fields that must be there, and may be null."""
 
-OPTIONAL_NULLS: Mapping[type, set[str]] = {
+OPTIONAL_NULLS: Mapping[Any, set[str]] = {
+    Response: _RESPONSE_OPTIONAL_NULLS,
+    ResponseStreamEvent: _RESPONSE_OPTIONAL_NULLS,
+    ResponseItem: _RESPONSE_OPTIONAL_NULLS,
     ChatCompletionChunk: {
         "Choice.logprobs",
         "ChoiceDelta.content",
@@ -79,13 +120,15 @@ OPTIONAL_NULLS: Mapping[type, set[str]] = {
 """Fields that may be absent, and may be null. Any other field that may be absent is never null."""
 
 _HYPERPARAMETERS = {each.name for each in HYPERPARAMETERS}
-EXTRAS: Mapping[type, Mapping[str, set[str]]] = {
+EXTRAS: Mapping[Any, Mapping[str, set[str]]] = {
     ChatCompletion: {
         "ChatCompletion": {"prompt_logprobs"},
         "ChatCompletionMessage": {"reasoning", "reasoning_content"},
     },
     ChatCompletionChunk: {"ChoiceDelta": {"reasoning", "reasoning_content"}},
     Completion: {"CompletionChoice": {"prompt_logprobs"}},
+    Response: {"Response": {"store"}},
+    ResponseStreamEvent: {"Response": {"store"}},
     FileObject: {"FileObject": {"sha256"}},
     Upload: {"Upload": {"parts"}, "FileObject": {"sha256"}},
     UploadPart: {"UploadPart": {"bytes", "sha256"}},
@@ -139,7 +182,7 @@ class Deviation:
 
 
 _NULL: dict[str, Any] = {"type": "null"}
-DEVIATIONS: Mapping[type, tuple[Deviation, ...]] = {
+DEVIATIONS: Mapping[Any, tuple[Deviation, ...]] = {
     Completion: (
         Deviation("CompletionChoice.finish_reason", _NULL, "null until the last chunk, as OpenAI's own"),
         Deviation(
@@ -170,12 +213,12 @@ DEVIATIONS: Mapping[type, tuple[Deviation, ...]] = {
 }
 
 
-def validator(type_: type) -> Draft202012Validator:
+def validator(type_: Any) -> Draft202012Validator:
     """Returns a validator of one object of the client's type."""
     return Draft202012Validator(_strict(type_))
 
 
-def page_validator(type_: type) -> Draft202012Validator:
+def page_validator(type_: Any) -> Draft202012Validator:
     """Returns a validator of a page of such objects. `first_id` and `last_id` are null on an empty page."""
     schema = _strict(type_)
     cursor = {"type": ["string", "null"]}
@@ -216,7 +259,7 @@ ERROR = Draft202012Validator(
 """`ErrorResponse`. An error may have fields of ours beside these."""
 
 
-def _strict(type_: type) -> dict[str, Any]:
+def _strict(type_: Any) -> dict[str, Any]:
     schema = TypeAdapter(type_).json_schema()
     for each in [schema, *schema.get("$defs", {}).values()]:
         if "properties" in each:
@@ -228,7 +271,7 @@ def _strict(type_: type) -> dict[str, Any]:
     return schema
 
 
-def _tighten(schema: dict[str, Any], type_: type) -> None:
+def _tighten(schema: dict[str, Any], type_: Any) -> None:
     """Refuses unknown fields, and null where the specification does not have it."""
     title, properties = schema["title"], schema["properties"]
     required: set[str] = set(schema.get("required", ()))
@@ -247,6 +290,9 @@ def _tighten(schema: dict[str, Any], type_: type) -> None:
 SHAPES = {
     "POST /v1/chat/completions": validator(ChatCompletion),
     "POST /v1/completions": validator(Completion),
+    "POST /v1/responses": validator(Response),
+    "GET /v1/responses/{response_id}": validator(Response),
+    "GET /v1/responses/{response_id}/input_items": page_validator(ResponseItem),
     "GET /v1/models": page_validator(Model),
     "GET /v1/models/{model}": validator(Model),
     "DELETE /v1/models/{model}": validator(ModelDeleted),
@@ -278,5 +324,6 @@ SHAPES = {
 CHUNKS = {
     "POST /v1/chat/completions": validator(ChatCompletionChunk),
     "POST /v1/completions": validator(Completion),
+    "POST /v1/responses": validator(ResponseStreamEvent),
 }
 """What the events of a stream are, by route."""

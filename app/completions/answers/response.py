@@ -170,7 +170,7 @@ class ResponseAnswer(Answer):
             "output": msgspec.to_builtins(output),
             "temperature": said.temperature,
             "top_p": said.top_p,
-            "usage": msgspec.to_builtins(said.usage),
+            **({} if said.usage is None else {"usage": msgspec.to_builtins(said.usage)}),
             **self._repeated,
         }
 

@@ -209,7 +209,7 @@ class ResponseRequest(GatewayRequest):
             "tools": [tool.as_object() for tool in self.tools or []],
             "top_logprobs": self.top_logprobs or 0,
             "truncation": "disabled",
-            "user": self.user,
+            **({} if self.user is None else {"user": self.user}),
         }
 
 
