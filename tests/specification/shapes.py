@@ -128,7 +128,11 @@ EXTRAS: Mapping[Any, Mapping[str, set[str]]] = {
     ChatCompletionChunk: {"ChoiceDelta": {"reasoning", "reasoning_content"}},
     Completion: {"CompletionChoice": {"prompt_logprobs"}},
     Response: {"Response": {"store"}},
-    ResponseStreamEvent: {"Response": {"store"}},
+    ResponseStreamEvent: {
+        "Response": {"store"},
+        # The specification requires it, and the client's type does not have it yet.
+        "ResponseFunctionCallArgumentsDoneEvent": {"name"},
+    },
     FileObject: {"FileObject": {"sha256"}},
     Upload: {"Upload": {"parts"}, "FileObject": {"sha256"}},
     UploadPart: {"UploadPart": {"bytes", "sha256"}},

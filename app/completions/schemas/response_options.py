@@ -32,7 +32,7 @@ class TextFormat(BaseModel):
         """Returns the format as the response repeats it, and as engines take it."""
         if self.type != "json_schema":
             return {"type": self.type}
-        return self.model_dump(by_alias=True)
+        return self.model_dump(by_alias=True, exclude_none=True)
 
 
 class TextOptions(BaseModel):

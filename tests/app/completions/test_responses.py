@@ -191,7 +191,6 @@ def test_what_an_engine_sees(client: OpenAI, engine: EngineStandIn) -> None:
             "format": {
                 "type": "json_schema",
                 "name": "s",
-                "description": None,
                 "schema": {"type": "object"},
                 "strict": True,
             }
