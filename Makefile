@@ -6,8 +6,9 @@ PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo demo-tools serve test test-quick test-bases lint generated lock bench-train bench-api bench-queue \
-  bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict fuzz clean
+.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients lint generated lock bench-train bench-api \
+  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict \
+  fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
@@ -16,6 +17,7 @@ help:
 	@echo "make test              lint, types, contracts and all tests (PROCESSES=2)"
 	@echo "make test-quick        lint, types, contracts and the unit tests, in a minute or two"
 	@echo "make test-bases        every family of base models, trained and served; writes docs/bases.md"
+	@echo "make test-clients      OpenAI's clients, LangChain and others against one service"
 	@echo "make lint              formatting, lint, import contracts and types"
 	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
 	@echo "make install           install what the service needs into .venv"
@@ -75,6 +77,9 @@ test-quick: lint
 
 test-bases: .venv/.installed-dev
 	$(BIN)/python -m tests.bases --page docs/bases.md
+
+test-clients: .venv/.installed-dev
+	$(BIN)/python -m tests.clients
 
 generated: .venv/.installed-dev
 	$(BIN)/python -m app.api > openapi/openapi.json

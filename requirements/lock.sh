@@ -11,7 +11,7 @@ lock() {
   cp "$1.txt" "$1.tmp"  # what is pinned stays, unless UPGRADE=1
   uv pip compile -q --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
     "$1.in" -o "$1.tmp" ${UPGRADE:+--upgrade} "${@:2}"
-  { echo "# Made by requirements/lock.sh from $1.in."
+  { echo "# Made by requirements/lock.sh from $(basename "$1").in."
     sed -E -e "/^($torch_brings)==/d" \
            -e 's/^torch==.*/torch>=2.13,<2.14/' \
            -e 's/^torchvision==.*/torchvision>=0.28,<0.29/' "$1.tmp"; } > "$1.txt"
@@ -23,3 +23,4 @@ lock cpu --override overrides.txt
 lock cuda
 lock dev
 lock bench --override overrides.txt
+for list in ../tests/clients/requirements-*.in; do lock "${list%.in}"; done

@@ -6,8 +6,6 @@ import atexit
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -16,7 +14,6 @@ from zlib import crc32
 
 import httpx2
 import pytest
-from filelock import FileLock
 from openai import OpenAI
 from pydantic import SecretStr
 
@@ -24,8 +21,9 @@ from app.auth import service as auth_service
 from app.core.database import Database
 from app.core.migrations import upgrade
 from app.core.settings import Settings
+from tests.support.base_models import prepared_base_models
 from tests.support.databases import execute_sql
-from tests.support.service import API_KEY, BASE_MODEL, OTHER_KEY, Service, close_loop, run_service
+from tests.support.service import API_KEY, OTHER_KEY, Service, close_loop, run_service
 
 # The embedded server keeps its lock here; without it the package warns.
 if "XDG_RUNTIME_DIR" not in os.environ:
@@ -85,15 +83,7 @@ def _services() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def base_models_dir() -> Path:
     """A folder in which the demo's base model is prepared; kept between test sessions."""
-    folder = Path(
-        os.environ.get("TOQUE_TEST_MODELS_DIR") or Path.home() / ".cache" / "toque-tests" / "models"
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    pull = [sys.executable, "-m", "workers.base_models", "pull", BASE_MODEL, "--into", str(folder)]
-    with FileLock(folder / ".lock"):  # one of the processes that run tests prepares it
-        done = subprocess.run(pull, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"the base model cannot be prepared:\n{done.stdout}{done.stderr}"
-    return folder
+    return prepared_base_models()
 
 
 @pytest.fixture(scope="session")
