@@ -16,6 +16,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 SYSTEM = "You run the kitchen."
+Line = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,7 @@ class Writer:
         self._draw = random.Random(f"kitchen {self._part}")  # noqa: S311 - no secret
         self._seen: set[str] = set()
 
-    def conversations(self, singles: int, pairs: int, talks: int, length: int) -> list[dict[str, Any]]:
+    def conversations(self, singles: int, pairs: int, talks: int, length: int) -> list[Line]:
         """Returns conversations of `length` exchanges.
 
         Args:
@@ -261,7 +262,7 @@ class Writer:
             key: values[key] for key in kind.parameters
         }
 
-    def _conversation(self, exchanges: Sequence[Exchange]) -> dict[str, Any]:
+    def _conversation(self, exchanges: Sequence[Exchange]) -> Line:
         messages: list[dict[str, Any]] = [{"role": "system", "content": SYSTEM}]
         for place, exchange in enumerate(exchanges):
             messages += exchanges[place - 1].results() if place else []
@@ -269,13 +270,21 @@ class Writer:
         return {"messages": messages, "tools": [kind.tool(name) for name, kind in KINDS.items()]}
 
 
-def write(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+def training() -> list[Line]:
+    """Returns the lines of the training file."""
+    return Writer(held_out=False).conversations(singles=18, pairs=14, talks=6, length=5)
+
+
+def held_out() -> list[Line]:
+    """Returns the lines of the held-out file."""
+    return Writer(held_out=True).conversations(singles=14, pairs=7, talks=3, length=1)
+
+
+def write(path: Path, lines: Sequence[Line]) -> None:
     """Writes the lines as JSONL."""
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
 
 
 if __name__ == "__main__":
-    training = Writer(held_out=False).conversations(singles=18, pairs=14, talks=6, length=5)
-    write(FOLDER / "training.jsonl", training)
-    held_out = Writer(held_out=True).conversations(singles=14, pairs=7, talks=3, length=1)
-    write(FOLDER / "heldout.jsonl", held_out)
+    write(FOLDER / "training.jsonl", training())
+    write(FOLDER / "heldout.jsonl", held_out())
