@@ -163,7 +163,7 @@ class _Validation:
             raise LineInvalidError("too_many_requests", message)
         if self._bytes > MAX_BYTES:
             message = f"The file is larger than {MAX_BYTES // 10**6} MB: split it."
-            raise LineInvalidError("file_too_large", message)
+            raise LineInvalidError("batch_too_large", message)
 
     def _check(self, number: int, content: bytes) -> None:
         try:

@@ -54,7 +54,7 @@ def _create(session: Session, context: Context, request: CreateBatch) -> Batch:
     if file.bytes > MAX_BYTES:
         raise InvalidRequestError(
             f"The file has {file.bytes:,} bytes; one of a batch has at most {MAX_BYTES:,}: split it.",
-            code="file_too_large",
+            code="batch_too_large",
             param="input_file_id",
         )
     now = time.time()

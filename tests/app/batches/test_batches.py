@@ -13,8 +13,10 @@ from openai import OpenAI
 from sqlalchemy import func, select, update
 from starlette.responses import JSONResponse, Response
 
+from app.batches.input_file import MAX_BYTES
 from app.batches.models import Batch, BatchAnswer
 from app.core.database import Database, database_now
+from app.files.models import File
 from tests.app.comparisons.stub_engine import StubEngine, number_asked, reference, refusal
 from tests.support import engine_responses
 from tests.support.batch_files import CHAT, content, create, ended, line, lines
@@ -185,14 +187,16 @@ def test_a_file_has_a_limited_number_of_requests(client: OpenAI, engine: StubEng
 
 
 @pytest.mark.one_database
-def test_requests_to_create_that_are_refused(client: OpenAI, http: httpx2.Client) -> None:
+def test_requests_to_create_that_are_refused(client: OpenAI, http: httpx2.Client, database: Database) -> None:
     file = client.files.create(file=("a.jsonl", lines(range(1)).encode()), purpose="batch").id
     other = client.files.create(file=("a.jsonl", lines(range(1)).encode()), purpose="evals").id
+    large = client.files.create(file=("a.jsonl", lines(range(2)).encode()), purpose="batch").id
     wanted: dict[str, Any] = {"input_file_id": file, "endpoint": CHAT, "completion_window": "24h"}
     refused = [
         (wanted | {"endpoint": "/v1/embeddings"}, 400, "endpoint"),
         (wanted | {"completion_window": "1h"}, 400, "completion_window"),
         (wanted | {"input_file_id": other}, 400, "input_file_id"),
+        (wanted | {"input_file_id": large}, 400, "input_file_id"),
         (wanted | {"input_file_id": "file-none"}, 404, "input_file_id"),
         (wanted | {"metadata": {"k": "v" * 513}}, 400, "metadata.k"),
         (
@@ -203,6 +207,8 @@ def test_requests_to_create_that_are_refused(client: OpenAI, http: httpx2.Client
         (wanted | {"priority": 1}, 400, "priority"),
         ({"input_file_id": file, "endpoint": CHAT}, 400, "completion_window"),
     ]
+    with database.writer() as session:
+        session.execute(update(File).where(File.id == large).values(bytes=MAX_BYTES + 1))
     for body, status, param in refused:
         answer = http.post("/v1/batches", json=body)
         assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
