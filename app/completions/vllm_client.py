@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -14,6 +15,8 @@ from app.core.errors import ToqueError, UnavailableError
 
 _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 2.0
+_LARGE_BODY = 2**20
+"""From this size on, aiohttp sends a body in pieces if it is given as a file, and warns if it is not."""
 _KEEP_ALIVE_SECONDS = 3.0
 """Less than vLLM's 5 seconds, so that no request is sent on a connection that vLLM is closing."""
 
@@ -56,7 +59,7 @@ class VllmConnection:
         with _translate_errors():
             answer = await self._open_session().post(
                 self._url(path),
-                data=body,
+                data=body if len(body) < _LARGE_BODY else io.BytesIO(body),
                 headers={"content-type": "application/json"},
                 timeout=self._timeout if read_timeout is None else _timeout(read_timeout),
             )

@@ -18,7 +18,9 @@ from app.core.settings import BaseModelEntry
 Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Tokens = Annotated[int, Field(ge=1, strict=True)]
+_MOST = 2**31 - 1
+"""The largest count: engines keep counts in 32 bits."""
+Tokens = Annotated[int, Field(ge=1, le=_MOST, strict=True)]
 Choices = Annotated[int, Field(ge=1, le=16, strict=True)]
 StopText = Annotated[str, Field(min_length=1)]
 Stop = Annotated[
@@ -134,10 +136,10 @@ class SamplingParameters(GatewayRequest, ABC):
     ) = None
 
     # vLLM's own fields, which OpenAI's client sends with `extra_body`.
-    top_k: Annotated[int, Field(ge=-1, strict=True)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=_MOST, strict=True)] | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, strict=True)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=_MOST, strict=True)] | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
 
     @override

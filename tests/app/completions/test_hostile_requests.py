@@ -164,3 +164,32 @@ def test_hostile_requests_for_responses(http: httpx2.Client, engine: EngineStand
     body = f'{{"model": "{BASE_MODEL}", {extra}}}'
     error_of(http.post("/v1/responses", content=body, headers={"content-type": "application/json"}))
     assert engine.bodies == []
+
+
+HUGE = 10**30
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, ASK | {"max_tokens": HUGE}),
+        (CHAT, ASK | {"max_completion_tokens": HUGE}),
+        (CHAT, ASK | {"top_k": HUGE}),
+        (CHAT, ASK | {"min_tokens": HUGE}),
+        (CHAT, ASK | {"seed": HUGE}),
+        ("/v1/responses", {"model": BASE_MODEL, "input": "Soup?", "max_output_tokens": HUGE}),
+        ("/v1/responses", {"model": BASE_MODEL, "input": "Soup?", "max_tool_calls": HUGE}),
+    ],
+)
+def test_counts_that_no_engine_can_hold(
+    http: httpx2.Client, engine: EngineStandIn, path: str, body: dict[str, Any]
+) -> None:
+    assert error_of(http.post(path, json=body))["param"] == list(body)[-1]
+    assert engine.bodies == []
+
+
+def test_a_long_conversation_reaches_the_engine_whole(http: httpx2.Client, engine: EngineStandIn) -> None:
+    turn = {"role": "user", "content": "Soup? " * 10}
+    response = http.post(CHAT, json=ASK | {"messages": [turn] * 20_000})
+    assert response.status_code == 200, response.text
+    assert len(engine.bodies[-1]["messages"]) == 20_000
