@@ -116,6 +116,8 @@ class ChunkChoice(Struct):
 class ChatAnswer(SampledAnswer[WholeChoice, ChunkChoice]):
     """The answer to a conversation."""
 
+    kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
     wholes = msgspec.json.Decoder(Completion[WholeChoice])
     chunks = msgspec.json.Decoder(Completion[ChunkChoice])
 

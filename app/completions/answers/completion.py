@@ -41,6 +41,7 @@ class CompletionAnswer(SampledAnswer[Choice, Choice]):
             it counts but does not show.
     """
 
+    kind = chunk_kind = "text_completion"
     wholes = chunks = msgspec.json.Decoder(Completion[Choice])
 
     def __init__(

@@ -51,10 +51,11 @@ class Completion(Struct, Generic[ChoiceT], omit_defaults=True):
     """A completion, or a chunk of one."""
 
     id: str
-    object: str
     created: int
     model: str
     choices: list[ChoiceT]
+    object: str = ""
+    """Set for every engine, since vLLM leaves fields out that it has not set itself."""
     usage: Usage | UnsetType | None = UNSET
     system_fingerprint: str | None = None
     prompt_logprobs: Raw | UnsetType = UNSET
@@ -69,6 +70,8 @@ class SampledAnswer(Answer, Generic[WholeT, ChunkT]):
         prompt_logprobs: whether they were asked for; an engine may state them unasked.
     """
 
+    kind: str
+    chunk_kind: str
     wholes: msgspec.json.Decoder[Completion[WholeT]]
     chunks: msgspec.json.Decoder[Completion[ChunkT]]
 
@@ -80,6 +83,7 @@ class SampledAnswer(Answer, Generic[WholeT, ChunkT]):
     def whole(self, content: bytes) -> bytes:
         """Returns the completion."""
         completion = _read(self.wholes, content)
+        completion.object = self.kind
         for choice in completion.choices:
             choice.finish_reason = _finish_reason(choice.finish_reason or "stop")
             self.shape_choice(choice)
@@ -94,6 +98,7 @@ class SampledAnswer(Answer, Generic[WholeT, ChunkT]):
             self.has_ended = True
             return b"data: [DONE]\n\n"
         chunk = _read(self.chunks, data)
+        chunk.object = self.chunk_kind
         for choice in chunk.choices:
             if choice.finish_reason is not None:
                 choice.finish_reason = _finish_reason(choice.finish_reason)
