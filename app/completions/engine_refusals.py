@@ -18,6 +18,8 @@ from app.core.errors import InvalidRequestError, ToqueError, UnavailableError
 MODEL_NOT_LOADED = "model_not_loaded"
 _MOST_CHARACTERS = 500
 _PROMPTS = ("messages", "prompt", "input")
+_PARAMETER = re.compile(r"\s*\(parameter=.*\)\s*$", re.DOTALL)
+"""What vLLM adds to some messages: the name that it has for a parameter, and the value."""
 _SET_BY_GATEWAY = {"model", "cache_salt", "priority"}
 _INTERNAL = re.compile(
     r"--[a-z]|vllm|lora\b|xgrammar|guidance|outlines|max_model_len|skip_tokenizer|max_logprobs|decoder prompt"
@@ -115,7 +117,7 @@ def _read(content: bytes) -> tuple[str, str | None]:
         message, param = error.get("message"), error.get("param")
     except (orjson.JSONDecodeError, AttributeError):
         return "", None
-    return str(message or ""), param if isinstance(param, str) else None
+    return _PARAMETER.sub("", str(message or "")), param if isinstance(param, str) else None
 
 
 def _words(kind: _Kind, message: str) -> str:

@@ -19,7 +19,8 @@ FORMAT = {
 PROMPT = {"messages": None, "prompt": "Soup?"}
 REFUSALS: list[tuple[str, str | None, dict[str, Any], str | None, str, str]] = [
     # what vLLM says and names, what was sent; the field, the code and words that a caller gets
-    (f"{CONTEXT} However, your prompt contains at least 2050 input tokens.", "input_tokens", {}, "messages",
+    (f"{CONTEXT} However, your prompt contains at least 2050 input tokens. (parameter=input_tokens, "
+     "value=2050)", "input_tokens", {}, "messages",
      "context_length_exceeded", "at least 2050"),
     (CONTEXT, "input_text", PROMPT, "prompt", "context_length_exceeded", "2048"),
     ("The decoder prompt (length 3000) is longer than the maximum model length of 2048. Make sure that "
@@ -65,6 +66,7 @@ def test_refusals(http: httpx2.Client, engine: EngineStandIn) -> None:
         assert (response.status_code, error["param"], error["code"]) == (400, param, code), error
         assert words in error["message"], error
         assert "--" not in error["message"], error
+        assert "parameter=" not in error["message"], error
         assert "vllm" not in error["message"].lower(), error
 
 
