@@ -69,9 +69,11 @@ KINDS: dict[str, Kind] = {
                 "Start a {minutes} minute timer for the {name}",
                 "The {name} needs {minutes} minutes, time it",
                 "Wake me in {minutes} minutes for the {name}",
-                "Time the {name} for {minutes} minutes",
                 "Put {minutes} minutes on the clock for the {name}",
                 "Tell me when the {name} has had {minutes} minutes",
+                "Let me know about the {name} {minutes} minutes from now",
+                "{minutes} minutes for the {name}, then call me",
+                "Can you watch the {name} and ring after {minutes} minutes",
             ],
             [
                 "Remind me about the {name} in {minutes} minutes",
@@ -120,6 +122,8 @@ KINDS: dict[str, Kind] = {
                 "Give me {amount} {from} as {to}",
                 "I have {amount} {from}, how much is that in {to}",
                 "Turn {amount} {from} into {to}",
+                "What do {amount} {from} come to if I use {to}",
+                "It asks for {amount} {from}, tell me in {to}",
             ],
             [
                 "How much is {amount} {from} when I measure in {to}",
@@ -141,6 +145,8 @@ KINDS: dict[str, Kind] = {
                 "Write down {count} {item}",
                 "Next time I shop I want {count} {item}",
                 "{count} {item} for the list",
+                "Do not let me forget {count} {item} at the shop",
+                "Jot {count} {item} on my list, please",
             ],
             [
                 "Note {count} {item} for shopping",
@@ -162,6 +168,9 @@ KINDS: dict[str, Kind] = {
                 "A {ingredient} dish in {max_minutes} minutes, please",
                 "Dinner with {ingredient}, no longer than {max_minutes} minutes",
                 "Look up {ingredient} recipes that are done in {max_minutes} minutes",
+                "There is {ingredient} in the fridge and I have {max_minutes} minutes, what is for dinner",
+                "Is there a {ingredient} recipe that needs {max_minutes} minutes or less",
+                "Help me use up {ingredient}, I can cook for {max_minutes} minutes",
             ],
             [
                 "Suggest a meal with {ingredient} in {max_minutes} minutes",
@@ -272,7 +281,7 @@ class Writer:
 
 def training() -> list[Line]:
     """Returns the lines of the training file."""
-    return Writer(held_out=False).conversations(singles=18, pairs=14, talks=6, length=5)
+    return Writer(held_out=False).conversations(singles=30, pairs=24, talks=8, length=5)
 
 
 def held_out() -> list[Line]:
