@@ -187,6 +187,18 @@ class Deviation:
 
 _NULL: dict[str, Any] = {"type": "null"}
 DEVIATIONS: Mapping[Any, tuple[Deviation, ...]] = {
+    GraderValidateResponse: (
+        Deviation(
+            "MultiGrader.graders",
+            {"type": ["object", "array"]},
+            "OpenAI's guide has graders by name, and the specification's own example has a list",
+        ),
+        Deviation(
+            "GraderValidateResponse.grader",
+            {"type": "object", "required": ["type"], "properties": {"type": {"const": "label_model"}}},
+            "a label_model can be used by itself, too",
+        ),
+    ),
     Completion: (
         Deviation("CompletionChoice.finish_reason", _NULL, "null until the last chunk, as OpenAI's own"),
         Deviation(
