@@ -69,6 +69,7 @@ def main() -> None:
 def try_client(name: str, client: Client, folder: Path, service: LiveService, report: Path) -> Result:
     """Runs a client's scripts, prints what failed, and returns what they proved."""
     began = time.monotonic()
+    report.unlink(missing_ok=True)
     environment = {key: os.environ[key] for key in ("PATH", "HOME", "LANG", "TMPDIR") if key in os.environ}
     environment |= QUIET | {
         "OPENAI_BASE_URL": service.base_url,

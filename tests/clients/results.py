@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,12 +38,12 @@ class Result:
 
 
 def read(client: str, report: Path, output: str) -> Result:
-    """Returns what a report says; a client that wrote none, or tried nothing, has failed with its output."""
+    """Returns what a report says; a client without one, or that tried nothing, has failed with its output."""
     found = Result(client)
-    if report.exists():
+    with suppress(OSError, SyntaxError):  # there is none, or it was not finished
         found.attempts = [_attempt(case) for case in _cases(JUnitXml.fromfile(str(report)))]
     if not found.attempts:
-        found.attempts = [Attempt("its scripts start", 0.0, failure=output[-2000:] or "it printed nothing")]
+        found.attempts = [Attempt("its scripts end", 0.0, failure=output[-2000:] or "it printed nothing")]
     return found
 
 
