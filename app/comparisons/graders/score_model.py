@@ -12,7 +12,7 @@ from app.comparisons.graders.base import Grade
 from app.comparisons.graders.judged_grader import JudgedGrader
 
 MAX_REPLY_TOKENS = 4096
-Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
+Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9, strict=True)]
 
 
 class SamplingParams(BaseModel):
@@ -21,8 +21,8 @@ class SamplingParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, strict=True)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, strict=True)] | None = None
     max_completions_tokens: Annotated[int, Field(ge=1, le=MAX_REPLY_TOKENS, strict=True)] | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
