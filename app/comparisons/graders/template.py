@@ -20,7 +20,10 @@ MAX_TEMPLATE = 32_000
 """Characters in the longest template."""
 MAX_FILLED = 100_000
 """Characters in the longest text that a template may become."""
-_PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+MAX_TEMPLATES = 100_000
+"""Characters in all templates of a grader together."""
+_PLACEHOLDER = re.compile(r"\{\{((?:(?!\{\{).)*?)\}\}", re.DOTALL)
+"""Ends where the next one starts, so that the search takes linear time for a text that closes none."""
 _PATH = re.compile(
     r"""\s*(?:item|sample\.output_(?:text|json|tools)\b)(?:\.\w+|\[(?:\d{1,9}|'[^']*'|"[^"]*")\])*\s*"""
 )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Self, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
 from app.comparisons.graders.base import Grade, Grader, invalid_grader
-from app.comparisons.graders.template import TemplateError, TemplateValues
+from app.comparisons.graders.template import MAX_TEMPLATES, TemplateError, TemplateValues
 from app.comparisons.questions import Question
 
 Name = Annotated[str, Field(min_length=1, max_length=255)]
@@ -36,6 +36,16 @@ class TemplateGrader(Grader):
     @abstractmethod
     def templates(self) -> list[str]:
         """Return all templates of the grader."""
+
+    @model_validator(mode="after")
+    def _templates_are_bounded(self) -> Self:
+        if sum(map(len, self.templates())) > MAX_TEMPLATES:
+            raise PydanticCustomError(
+                "templates",
+                "has templates of more than {most} characters together",
+                {"most": f"{MAX_TEMPLATES:,}"},
+            )
+        return self
 
     @override
     def grade(

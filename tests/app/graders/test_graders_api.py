@@ -259,6 +259,11 @@ REFUSED: list[tuple[Any, str, str]] = [
     (CHECK | {"input": "{{ item.__class__() }}"}, "grader.input", "is no place"),
     (CHECK | {"input": "{% for x in y %}{{ env.KEY }}"}, "grader.input", "{{ env.KEY }} is no place"),
     (CHECK | {"reference": "x" * 40_000}, "grader.reference", "32000"),
+    (
+        SCORE | {"input": [{"role": "user", "content": ["x" * 32_000] * 4}]},
+        "grader",
+        "more than 100,000 characters together",
+    ),
     (CHECK | {"name": "\ud800"}, "grader.name", "unicode"),
     (SIMILARITY | {"evaluation_metric": "meteor"}, "grader.evaluation_metric", "WordNet"),
     (SIMILARITY | {"evaluation_metric": "cosine"}, "grader.evaluation_metric", "embedding"),
@@ -295,6 +300,13 @@ def test_what_is_refused(http: httpx2.Client) -> None:
             error = response.json()["error"]
             assert error["param"] == param, error
             assert words in error["message"], error
+
+
+def test_templates_are_read_in_linear_time(http: httpx2.Client) -> None:
+    for template in ("{" * 32_000, "{{ " * 10_000, "{{}" * 10_000):
+        grader = CHECK | {"input": template, "reference": template}
+        response = http.post("/v1/fine_tuning/alpha/graders/validate", json={"grader": grader}, timeout=5)
+        assert (response.status_code, response.json()) == (200, {"grader": grader})
 
 
 def test_models_and_samples_that_are_refused(http: httpx2.Client, judge: StubEngine) -> None:
