@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 import orjson
+from pydantic import ValidationError
 
-from app.comparisons.graders.base import Grade, Grader, JudgeRequest
+from app.comparisons.graders.base import Grade, Grader, JudgeRequest, invalid_grader
 from app.comparisons.questions import Question, answer_text
 from app.completions.schemas import ChatCompletionRequest
 from app.core.child_process import run_in_child
@@ -85,9 +86,7 @@ async def _ask_judges(ask: Ask, requests: Sequence[JudgeRequest]) -> list[Judgem
 
 
 async def _ask(ask: Ask, request: JudgeRequest) -> Judgement:
-    body = ChatCompletionRequest.model_validate(
-        {"model": request.model, "messages": request.messages} | request.fields
-    )
+    body = _chat_completion(request)
     try:
         content = await ask(body)
     except UnavailableError as error:
@@ -99,6 +98,18 @@ async def _ask(ask: Ask, request: JudgeRequest) -> Judgement:
         error.body.param = f"grader{request.path}{_PATHS.get(error.body.param or '', '.input')}"
         raise
     return _read(content)
+
+
+def _chat_completion(request: JudgeRequest) -> ChatCompletionRequest:
+    try:
+        return ChatCompletionRequest.model_validate(
+            {"model": request.model, "messages": request.messages} | request.fields
+        )
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        param = f"grader{request.path}{_PATHS.get(str(problem['loc'][0]), '')}"
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise invalid_grader(param, f"its judge cannot be asked this: {reason}") from None
 
 
 def _read(content: bytes) -> Judgement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import override
@@ -12,6 +13,8 @@ from app.comparisons.graders.base import Grade, binary_grade
 from app.comparisons.graders.judged_grader import JudgedGrader
 
 MAX_LABELS = 100
+MAX_LABELS_BYTES = 32 * 2**10
+"""Bytes of all labels as JSON: they become a part of the schema that the judge's reply has to match."""
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -21,6 +24,14 @@ class LabelModel(JudgedGrader):
     type: Literal["label_model"]
     labels: list[Label] = Field(min_length=1, max_length=MAX_LABELS)
     passing_labels: list[Label] = Field(min_length=1, max_length=MAX_LABELS)
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_are_bounded(cls, labels: list[str]) -> list[str]:
+        if len(msgspec.json.encode(labels)) > MAX_LABELS_BYTES:
+            most = f"{MAX_LABELS_BYTES:,}"
+            raise PydanticCustomError("labels", "are larger than {most} bytes together", {"most": most})
+        return labels
 
     @field_validator("passing_labels")
     @classmethod

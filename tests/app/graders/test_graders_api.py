@@ -275,6 +275,7 @@ REFUSED: list[tuple[Any, str, str]] = [
         "grader.input[0].content[0].type",
         "input_image cannot be read",
     ),
+    (LABEL | {"labels": [f"{'🥕' * 197}{n}" for n in range(100)]}, "grader.labels", "32,768 bytes"),
     (LABEL | {"passing_labels": ["sour"]}, "grader.passing_labels", "'sour'"),
     (multi({"a": CHECK}, "a + b"), "grader.calculate_output", "'b'"),
     (multi({"a": CHECK}, "0.5 * a)"), "grader.calculate_output", "cannot be read"),
