@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from pydantic import ValidationError
@@ -30,6 +30,8 @@ _MAX_ERRORS = 100
 """The most errors of one file that are listed."""
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not JSON in UTF-8, or too deeply nested."""
+_MAX_NAME = 255
+"""The most characters of a model's name that the database has room for."""
 _MAX_ID = 512
 """The most characters of a `custom_id`."""
 
@@ -46,7 +48,8 @@ class InputLine(msgspec.Struct, frozen=True):
 class _Named(msgspec.Struct, frozen=True):
     """The part of a body that names the model."""
 
-    model: str
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=_MAX_NAME, pattern="^[^\\0]*$")]
+    """The database is asked for it, and PostgreSQL has no NUL in a text."""
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -94,7 +97,7 @@ def read_requests(path: Path) -> Iterator[Request]:
 
 
 def find_model(path: Path) -> str | None:
-    """Return the model that the first request names, or None if it names none."""
+    """Return the model that the first request names, or None if it names none that could exist."""
     try:
         _, content = next(read_lines(path))
         line = msgspec.json.decode(content, type=InputLine)

@@ -81,7 +81,7 @@ class GatewayRequest(BaseModel, ABC):
     path: ClassVar[str]
     """The route, which is the same here and at the engine."""
 
-    model: Annotated[str, Field(min_length=1, max_length=255)]
+    model: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\u0000]*$")]
     stream: bool | None = None
 
     # OpenAI's fields that are accepted and not passed on.

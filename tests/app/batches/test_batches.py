@@ -139,13 +139,15 @@ INVALID: dict[str | bytes, tuple[str, str, str | None, int | None]] = {
     line(1) + line(2, body={"model": "other"}): ("mismatched_model", BASE_MODEL, "body.model", 2),
     line(1, body={"model": "nobody"}): ("model_not_found", "nobody", "body.model", 1),
     line(1, body={"model": 5}): ("invalid_value", "", "body.model", 1),
+    line(1, body={"model": ""}): ("invalid_value", "", "body.model", 1),
+    line(1, body={"model": "soup\0"}): ("invalid_value", "", "body.model", 1),
+    line(1, body={"model": "x" * 10_000}): ("invalid_value", "", "body.model", 1),
     json.dumps({"custom_id": "a", "method": "POST", "url": CHAT}): ("invalid_value", "", "body", 1),
     "\n": ("empty_file", "", None, None),
     "PAR1" + "x" * 100: ("parquet", "", None, 1),
 }
 
 
-@pytest.mark.one_database
 def test_what_is_wrong_with_a_file_is_told_with_its_line(client: OpenAI, engine: StubEngine) -> None:
     created = {sent: create(client, sent).id for sent in INVALID}
     for sent, (code, words, param, number) in INVALID.items():
