@@ -25,5 +25,5 @@ class StoredResponse(Base):
     response: Mapped[dict[str, Any]]
     """The response as its client got it."""
     bytes: Mapped[int]
-    """The length of its items as JSON."""
+    """The length of its input and of the response as JSON."""
     expires_at: Mapped[float]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import delete, select
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from app.core.errors import InvalidRequestError, NotFoundError
@@ -17,6 +18,9 @@ from app.responses.models import StoredResponse
 
 MAX_BYTES = 4 * 2**20
 """The longest conversation that is stored, in bytes of its items as JSON."""
+MAX_STORED_BYTES = 16 * 2**20
+"""The most that is read of the database for one request: the items, and what each response repeats of its
+own request, such as its instructions and its tools."""
 MAX_RESPONSES = 500
 """The most responses that continue each other."""
 _DAY_SECONDS = 86400.0
@@ -35,7 +39,7 @@ def keep(
             previous_id=response["previous_response_id"],
             input=input_items,
             response=response,
-            bytes=len(orjson.dumps(items_of(input_items, response))),
+            bytes=len(orjson.dumps(input_items)) + len(orjson.dumps(response)),
             expires_at=time.time() + days * _DAY_SECONDS,
         )
     )
@@ -58,37 +62,50 @@ def delete_response(session: Session, project_id: str, response_id: str) -> None
     session.delete(get_response(session, project_id, response_id))
 
 
-def read_conversation(session: Session, project_id: str, last_id: str) -> list[Item]:
+def read_conversation(
+    session: Session, project_id: str, last_id: str, *, continued_by: str | None = None
+) -> list[Item]:
     """Returns all items of the conversation that ends with the given response, the oldest first.
+
+    `continued_by` is the response after it, if that is the one that the request names.
 
     Raises:
         InvalidRequestError: a response of it cannot be found, or failed; or it is too long.
     """
-    chain: list[StoredResponse] = []
-    previous, size = last_id, 0
+    param = "previous_response_id" if continued_by is None else "response_id"
+    chain: list[list[Item]] = []
+    previous, size, stored = last_id, 0, 0
     while previous is not None:
         found = _find(session, project_id, previous)
         if found is None:
-            raise _not_found(last_id, previous)
+            raise _not_found(continued_by or last_id, previous, param)
         if found.response["status"] == "failed":
             raise InvalidRequestError(
                 f"The response '{found.id}' failed, so that nothing can continue it; continue the one before "
                 "it instead.",
                 code="invalid_value",
-                param="previous_response_id",
+                param=param,
             )
-        chain.append(found)
-        size += found.bytes
-        check_length(len(chain), size, "previous_response_id")
+        items = items_of(found.input, found.response)
+        chain.append(items)
+        size += len(orjson.dumps(items))
+        stored += found.bytes
+        check_length(len(chain), size, param, stored=stored)
         previous = found.previous_id
-    return [item for each in reversed(chain) for item in items_of(each.input, each.response)]
+    return [item for items in reversed(chain) for item in items]
 
 
-def check_length(responses: int, size: int, param: str) -> None:
-    """Checks that a conversation is short enough to be stored.
+def check_length(responses: int, size: int, param: str, *, stored: int = 0) -> None:
+    """Checks that a conversation is short enough to be stored, and to be read again.
+
+    Args:
+        responses: how many it has.
+        size: the bytes of its items as JSON.
+        param: the field of the request that it is about.
+        stored: the bytes of its responses as they are stored, which repeat instructions and tools.
 
     Raises:
-        InvalidRequestError: it has too many responses, or its items are too many bytes.
+        InvalidRequestError: it is not.
     """
     if responses > MAX_RESPONSES:
         raise InvalidRequestError(
@@ -103,19 +120,36 @@ def check_length(responses: int, size: int, param: str) -> None:
             code="conversation_too_long",
             param=param,
         )
-
-
-def find_items(session: Session, project_id: str, ids: Iterable[str]) -> dict[str, Item]:
-    """Returns those of the items that belong to stored responses of the project, by their ids."""
-    wanted = {response_id for each in ids if (response_id := response_id_of(each)) is not None}
-    found = session.scalars(
-        select(StoredResponse).where(
-            StoredResponse.id.in_(wanted),
-            StoredResponse.project_id == project_id,
-            StoredResponse.expires_at > time.time(),
+    if stored > MAX_STORED_BYTES:
+        raise InvalidRequestError(
+            "The conversation's responses, with the instructions and tools that each repeats, are longer "
+            f"than the {MAX_STORED_BYTES:,} bytes that are read: begin another one.",
+            code="conversation_too_long",
+            param=param,
         )
-    )
-    return {item["id"]: item for each in found for item in items_of(each.input, each.response)}
+
+
+def find_items(session: Session, project_id: str, ids: Sequence[str]) -> dict[str, Item]:
+    """Returns those of the items that belong to stored responses of the project, by their ids.
+
+    Raises:
+        InvalidRequestError: together the items are longer than a conversation may be, each counted as often
+            as it is there; or they are of too many or too long responses.
+    """
+    times = Counter(ids)
+    wanted = {response_id for each in times if (response_id := response_id_of(each)) is not None}
+    check_length(len(wanted), 0, "input")
+    items: dict[str, Item] = {}
+    size = stored = 0
+    for response_id in wanted:
+        if (found := _find(session, project_id, response_id)) is None:
+            continue
+        referred = [item for item in items_of(found.input, found.response) if item["id"] in times]
+        items |= {item["id"]: item for item in referred}
+        size += sum(times[item["id"]] * len(orjson.dumps(item)) for item in referred)
+        stored += found.bytes
+        check_length(len(wanted), size, "input", stored=stored)
+    return items
 
 
 def list_input_items(
@@ -130,7 +164,9 @@ def list_input_items(
         InvalidRequestError: `after` is none of the items; or a response that it continues cannot be found.
     """
     response = get_response(session, project_id, response_id)
-    before = read_conversation(session, project_id, response.previous_id) if response.previous_id else []
+    before: list[Item] = []
+    if response.previous_id:
+        before = read_conversation(session, project_id, response.previous_id, continued_by=response_id)
     items = [*before, *response.input]
     if order == "desc":
         items.reverse()
@@ -154,12 +190,13 @@ def _find(session: Session, project_id: str, response_id: str) -> StoredResponse
     return found if is_visible else None
 
 
-def _not_found(asked_for: str, missing: str) -> InvalidRequestError:
+def _not_found(asked_for: str, missing: str, param: str) -> InvalidRequestError:
     message = f"No response '{asked_for}' to continue"
     if missing != asked_for:
         message = f"The response '{asked_for}' continues '{missing}', which cannot be found"
+    remedy = " Send the conversation as 'input'." if param == "previous_response_id" else ""
     return InvalidRequestError(
-        f"{message}: it was not stored, has expired, or was deleted. Send the conversation as 'input'.",
+        f"{message}: it was not stored, has expired, or was deleted.{remedy}",
         code="previous_response_not_found",
-        param="previous_response_id",
+        param=param,
     )

@@ -154,6 +154,10 @@ def test_what_was_deleted_or_has_expired_is_gone(
         assert caught.value.code == "previous_response_not_found"
         assert first.id in str(caught.value)
     assert client.responses.retrieve(second.id).id == second.id
+    with pytest.raises(openai.BadRequestError) as unlisted:
+        client.responses.input_items.list(second.id)
+    assert (unlisted.value.code, unlisted.value.param) == ("previous_response_not_found", "response_id")
+    assert "'input'" not in str(unlisted.value)
     expire(database, second.id)
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve(second.id)
@@ -189,6 +193,45 @@ def test_a_conversation_that_is_too_long_is_refused(
         client.responses.create(**ASK | {"input": long})
     assert (caught.value.code, caught.value.param) == ("conversation_too_long", "input")
     client.responses.create(**ASK | {"input": long}, store=False)
+
+
+def test_items_that_are_referred_to_again_and_again_are_bounded(
+    client: OpenAI, engine: EngineStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses_service, "MAX_BYTES", 20_000)
+    first = client.responses.create(**ASK | {"input": "x" * 5000})
+    [asked] = client.responses.input_items.list(first.id).data
+    big: Any = {"type": "item_reference", "id": asked.id}
+    small: Any = {"type": "item_reference", "id": first.output[0].id}
+    client.responses.create(**ASK | {"input": [big] * 3 + [small] * 20}, store=False)
+    assert len(engine.bodies[-1]["input"]) == 23
+    for store in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(**ASK | {"input": [big] * 4}, store=store)
+        assert (caught.value.code, caught.value.param) == ("conversation_too_long", "input")
+    second = client.responses.create(**ASK)
+    monkeypatch.setattr(responses_service, "MAX_RESPONSES", 1)
+    others: Any = {"type": "item_reference", "id": second.output[0].id}
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(**ASK | {"input": [small, others]}, store=False)
+    assert (caught.value.code, caught.value.param) == ("conversation_too_long", "input")
+
+
+def test_what_responses_repeat_of_their_requests_counts(
+    client: OpenAI, engine: EngineStandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(responses_service, "MAX_STORED_BYTES", 20_000)
+    first = client.responses.create(**ASK, instructions="x" * 12_000)
+    second = client.responses.create(**ASK, previous_response_id=first.id, instructions="x" * 12_000)
+    item: Any = {"type": "item_reference", "id": first.output[0].id}
+    client.responses.create(**ASK | {"input": [item]})
+    for extra, param in (
+        ({"previous_response_id": second.id}, "previous_response_id"),
+        ({"input": [item, {"type": "item_reference", "id": second.output[0].id}]}, "input"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(**ASK | extra)
+        assert (caught.value.code, caught.value.param) == ("conversation_too_long", param)
 
 
 def test_a_response_that_broke_off_is_stored_as_failed(client: OpenAI, engine: EngineStandIn) -> None:
