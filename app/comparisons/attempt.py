@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from app.comparisons import few_shot, grading, models, queue
 from app.comparisons.chat_client import ChatClient, prompt
 from app.comparisons.external import Endpoint
-from app.comparisons.graders.base import JudgeRequest
 from app.comparisons.graders.registry import parse_grader
 from app.comparisons.plan import Plan
 from app.comparisons.questions import Question
@@ -30,8 +29,8 @@ from app.storage.base import Storage
 T = TypeVar("T")
 Ask = tuple[int, int]
 """A candidate's place in the plan, and the number of a question."""
-JudgeCall = tuple[Ask, int, JudgeRequest]
-"""The answer that is judged, the turn of the request among those on this answer, and the request."""
+AnswerText = tuple[Ask, str, Sequence[dict[str, Any]]]
+"""An answer, as graders read it, and its tool calls."""
 
 _RENEW_SECONDS = 1.0
 """The heartbeat's interval; a cancellation is noticed no later than this."""
@@ -166,26 +165,22 @@ class Attempt:
             await self._transactions.read(self._find_texts),
             await self._transactions.read(self._find_judged),
         )
-        calls: list[JudgeCall] = []
-        for (place, number), text in answers:
-            grader = held_out if number < plan.questions else general
-            requests = grader.judge_requests(self._questions[number], text)
-            calls += [
-                ((place, number), turn, request)
-                for turn, request in enumerate(requests)
-                if (place, number, turn) not in judged
-            ]
         judgements = BatchWriter(lambda rows: self._transactions.write(queue.record_judgements, rows))
 
-        async def ask(call: JudgeCall) -> None:
-            (place, number), turn, request = call
-            reply = await self._chat_client.ask(request.model, request.messages, **request.fields)
-            key = {"candidate": place, "question": number, "turn": turn}
-            judged: Row = msgspec.to_builtins(reply)
-            del judged["tool_calls"]  # a judge has no tools
-            await judgements.add(key | judged)
+        async def ask(answer: AnswerText) -> None:
+            (place, number), text, calls = answer
+            grader = held_out if number < plan.questions else general
+            # Made when their turn comes, since all of them at once may be many times larger than the file.
+            requests = await asyncio.to_thread(grader.judge_requests, self._questions[number], text, calls)
+            for turn, request in enumerate(requests):
+                if (place, number, turn) in judged:
+                    continue
+                reply = await self._chat_client.ask(request.model, request.messages, **request.fields)
+                judgement: Row = msgspec.to_builtins(reply)
+                del judgement["tool_calls"]  # a judge has no tools
+                await judgements.add({"candidate": place, "question": number, "turn": turn} | judgement)
 
-        await self._in_flight(calls, ask)
+        await self._in_flight(answers, ask)
 
     async def _in_flight(self, asks: Iterable[T], ask: Callable[[T], Awaitable[None]]) -> None:
         """Ask all, as many at once as the plan says."""
@@ -221,13 +216,13 @@ class Attempt:
         rows = session.execute(answered.where(models.Answer.comparison_id == self._id))
         return {(place, number) for place, number in rows}
 
-    def _find_texts(self, session: Session) -> Sequence[tuple[Ask, str]]:
+    def _find_texts(self, session: Session) -> Sequence[AnswerText]:
         answer = models.Answer
-        texts = select(answer.candidate, answer.question, answer.text).where(
+        texts = select(answer.candidate, answer.question, answer.text, answer.tool_calls).where(
             answer.comparison_id == self._id, answer.text.is_not(None)
         )
         rows = session.execute(texts.order_by(answer.candidate, answer.question))
-        return [((place, number), text or "") for place, number, text in rows]
+        return [((place, number), text or "", calls or ()) for place, number, text, calls in rows]
 
     def _find_judged(self, session: Session) -> set[tuple[int, int, int]]:
         judgement = models.Judgement

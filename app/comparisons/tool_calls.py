@@ -28,6 +28,19 @@ def calls_json(calls: Sequence[Call]) -> str:
     return msgspec.json.encode([read_call(call) for call in calls], order="sorted").decode()
 
 
+def calls_in(text: str) -> list[dict[str, Any]]:
+    """Returns the calls of a text that is a list of them, as `calls_json` or a chat completion writes them.
+
+    They are as a chat completion has them, but for their ids. Other texts and entries hold no calls.
+    """
+    try:
+        listed: Any = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        return []
+    entries = cast("list[Any]", listed) if isinstance(listed, list) else []
+    return [call for entry in entries if (call := _written_call(entry)) is not None]
+
+
 def call_text(call: Call) -> str:
     """Returns a call in one line for a person to read, such as `set_timer(minutes=5, name="rice")`."""
     named = read_call(call)
@@ -44,6 +57,19 @@ def turn_text(text: str | None, calls: Sequence[Call] | None) -> str:
         return text or ""
     said = [text] if text and text != calls_json(calls) else []
     return "\n".join([*said, *map(call_text, calls)])
+
+
+def _written_call(entry: Any) -> dict[str, Any] | None:
+    if not isinstance(entry, dict):
+        return None
+    call = cast("Call", entry)
+    function: Any = call["function"] if call.get("type") == "function" and "function" in call else call
+    if not isinstance(function, dict) or not {"name", "arguments"} <= cast("Call", function).keys():
+        return None
+    named = cast("Call", function)
+    arguments = named["arguments"]
+    text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
+    return {"type": "function", "function": {"name": named["name"], "arguments": text}}
 
 
 def _json(value: Any) -> str:

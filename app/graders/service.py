@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 import msgspec
 import orjson
 from pydantic import ValidationError
 
-from app.comparisons.graders.base import Grade, Grader, JudgeRequest, invalid_grader
+from app.comparisons.graders.base import JudgeRequest, invalid_grader
 from app.comparisons.questions import Question, answer_text
+from app.comparisons.tool_calls import calls_in
 from app.completions.schemas import ChatCompletionRequest
 from app.core.child_process import run_in_child
 from app.core.errors import InvalidRequestError, ToqueError, UnavailableError
 from app.graders.schemas import GraderErrors, GraderMetadata, GraderRun, RunGrader, TokenUsage
 
+Result = TypeVar("Result")
+Arguments = TypeVarTuple("Arguments")
+
 GRADING_SECONDS = 10.0
-"""The time that comparing texts may take."""
+"""The time that filling in templates may take, and that comparing texts may."""
 _PATHS = {"model": ".model", "messages": ".input"} | {
     name: f".sampling_params.{name}" for name in ("seed", "top_p", "temperature", "reasoning_effort")
 }
@@ -51,8 +55,11 @@ async def run_grader(ask: Ask, request: RunGrader) -> GraderRun:
     started = time.perf_counter()
     grader, answer = request.grader, request.model_sample
     question = Question(line=1, messages=[], reference="", item=request.item)
-    judgements = await _ask_judges(ask, grader.judge_requests(question, answer))
-    grade = await _grade(grader, question, answer, [judgement.text for judgement in judgements])
+    calls = calls_in(answer)
+    asked = await _in_time(grader.judge_requests, question, answer, calls) if grader.has_judges else []
+    judgements = await _ask_judges(ask, asked)
+    replies = [judgement.text for judgement in judgements]
+    grade = await _in_time(grader.grade, question, answer, replies, calls)
     errors: dict[str, Any] = {} if grade.error is None else {grade.error: True}
     usage: dict[str, TokenUsage] = {}
     for judgement in judgements:
@@ -128,9 +135,14 @@ def _read(content: bytes) -> Judgement:
     return Judgement(answer_text(message.get("content"), None), answer["model"], tokens)
 
 
-async def _grade(grader: Grader, question: Question, answer: str, replies: list[str | None]) -> Grade:
+async def _in_time(function: Callable[[Unpack[Arguments]], Result], *arguments: *Arguments) -> Result:
+    """Do as `run_in_child`, for `GRADING_SECONDS` at most.
+
+    Raises:
+        InvalidRequestError: it takes longer.
+    """
     try:
-        return await run_in_child(grader.grade, question, answer, replies, seconds=GRADING_SECONDS)
+        return await run_in_child(function, *arguments, seconds=GRADING_SECONDS)
     except TimeoutError:
         raise InvalidRequestError(
             f"The grader takes longer than {GRADING_SECONDS:g} s on these texts; shorten them.",

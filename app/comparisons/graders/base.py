@@ -103,8 +103,16 @@ class Grader(BaseModel, ABC):
         """Whether `judge_requests` returns any for some answer."""
         return False
 
-    def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:  # noqa: ARG002
-        """Return the requests whose replies `grade` needs; only graders that ask a model have any."""
+    def judge_requests(
+        self,
+        question: Question,  # noqa: ARG002
+        answer: str,  # noqa: ARG002
+        tool_calls: Sequence[dict[str, Any]] = (),  # noqa: ARG002
+    ) -> list[JudgeRequest]:
+        """Return the requests whose replies `grade` needs; only graders that ask a model have any.
+
+        Like `grade`, this does not belong on an event loop: it fills in templates.
+        """
         return []
 
 

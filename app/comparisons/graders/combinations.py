@@ -39,7 +39,7 @@ class Combination(Grader):
     ) -> Grade:
         grades: list[Grade] = []
         for part in self.graders:
-            count = len(part.judge_requests(question, answer))
+            count = len(part.judge_requests(question, answer, tool_calls))
             grades.append(part.grade(question, answer, replies[:count], tool_calls))
             replies = replies[count:]
         detail = "; ".join(
@@ -61,8 +61,12 @@ class Combination(Grader):
         return any(part.has_judges for part in self.graders)
 
     @override
-    def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:
-        return [request for part in self.graders for request in part.judge_requests(question, answer)]
+    def judge_requests(
+        self, question: Question, answer: str, tool_calls: Sequence[dict[str, Any]] = ()
+    ) -> list[JudgeRequest]:
+        return [
+            request for part in self.graders for request in part.judge_requests(question, answer, tool_calls)
+        ]
 
 
 class AllOf(Combination):

@@ -21,6 +21,8 @@ from app.comparisons.questions import Question
 
 MAX_MESSAGES = 50
 MAX_PARTS = 50
+MAX_CONVERSATION = 400_000
+"""Characters of all turns that a judge is shown."""
 
 
 def _is_text(kind: Any) -> Any:
@@ -102,13 +104,13 @@ class JudgedGrader(TemplateGrader):
         return True
 
     @override
-    def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:
+    def judge_requests(
+        self, question: Question, answer: str, tool_calls: Sequence[dict[str, Any]] = ()
+    ) -> list[JudgeRequest]:
         """Return the one request, or none if a template cannot be filled in for this answer."""
-        values = TemplateValues(question, answer)
+        values = TemplateValues(question, answer, tool_calls)
         try:
-            messages = [
-                {"role": message.role, "content": values.fill_in(message.template)} for message in self.input
-            ]
+            messages = self._messages(values)
         except TemplateError:
             return []
         schema = {
@@ -122,8 +124,7 @@ class JudgedGrader(TemplateGrader):
 
     @override
     def grade_values(self, values: TemplateValues, replies: Sequence[str | None]) -> Grade:
-        for template in self.templates():
-            values.fill_in(template)
+        self._messages(values)
         reply = replies[0] if replies else None
         if reply is None:
             return Grade(None, "the judge gave no reply")
@@ -135,3 +136,15 @@ class JudgedGrader(TemplateGrader):
         if not isinstance(fields, dict):
             return unusable
         return self.grade_result(cast("dict[str, Any]", fields).get("result")) or unusable
+
+    def _messages(self, values: TemplateValues) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = []
+        size = 0
+        for message in self.input:
+            text = values.fill_in(message.template)
+            size += len(text)
+            if size > MAX_CONVERSATION:
+                reason = f"the turns have more than {MAX_CONVERSATION:,} characters once they are filled in"
+                raise TemplateError(reason, "other_error")
+            messages.append({"role": message.role, "content": text})
+        return messages

@@ -61,7 +61,9 @@ class ModelGrader(Grader):
         return True
 
     @override
-    def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:
+    def judge_requests(
+        self, question: Question, answer: str, tool_calls: Sequence[dict[str, Any]] = ()
+    ) -> list[JudgeRequest]:
         """Return one request for a score, or two for a preference."""
         if self.mode == "score":
             task = (

@@ -83,11 +83,13 @@ class Multi(Grader):
         return any(part.has_judges for _, _, part in _parts(self.graders))
 
     @override
-    def judge_requests(self, question: Question, answer: str) -> list[JudgeRequest]:
+    def judge_requests(
+        self, question: Question, answer: str, tool_calls: Sequence[dict[str, Any]] = ()
+    ) -> list[JudgeRequest]:
         return [
             msgspec.structs.replace(request, path=path + request.path)
             for _, path, part in _parts(self.graders)
-            for request in part.judge_requests(question, answer)
+            for request in part.judge_requests(question, answer, tool_calls)
         ]
 
     @override
@@ -101,7 +103,7 @@ class Multi(Grader):
         rewards: dict[str, float] = {}
         failed: Grade | None = None
         for names, _, part in _parts(self.graders):
-            count = len(part.judge_requests(question, answer))
+            count = len(part.judge_requests(question, answer, tool_calls))
             grade = part.grade(question, answer, replies[:count], tool_calls)
             replies = replies[count:]
             if grade.score is None:

@@ -7,6 +7,8 @@ not read again. https://developers.openai.com/api/docs/guides/graders#templating
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -15,6 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from app.comparisons.graders.base import GradeError
 from app.comparisons.questions import Question
+from app.comparisons.tool_calls import Call
 
 MAX_TEMPLATE = 32_000
 """Characters in the longest template."""
@@ -57,8 +60,9 @@ Template = Annotated[str, Field(min_length=1, max_length=MAX_TEMPLATE), AfterVal
 class TemplateValues:
     """What the placeholders of a grader's templates stand for, for one answer."""
 
-    def __init__(self, question: Question, answer: str) -> None:
+    def __init__(self, question: Question, answer: str, tool_calls: Sequence[Call]) -> None:
         self._answer = answer
+        self._tool_calls = list(tool_calls)
         self._item = _item(question) if question.item is None else question.item
 
     def fill_in(self, template: str) -> str:
@@ -104,13 +108,14 @@ class TemplateValues:
     def _sample(self, name: str) -> Any:
         if name == "output_text":
             return self._answer
+        return self._tool_calls if name == "output_tools" else self._output_json
+
+    @cached_property
+    def _output_json(self) -> Any:
         try:
-            value = msgspec.json.decode(self._answer)
+            return msgspec.json.decode(self._answer)
         except (msgspec.DecodeError, UnicodeError, RecursionError):
-            value = None
-            if name == "output_json":
-                raise TemplateError("the answer is not JSON", "sample_parse_error") from None
-        return value if name == "output_json" else _tool_calls(value)
+            raise TemplateError("the answer is not JSON", "sample_parse_error") from None
 
 
 def _item(question: Question) -> dict[str, Any]:
@@ -124,19 +129,3 @@ def _child(value: Any, step: int | str, path: str) -> Any:
     if isinstance(value, list) and isinstance(step, int) and step < len(cast("list[Any]", value)):
         return cast("list[Any]", value)[step]
     raise TemplateError(f"there is no {path}", "invalid_variable_error")
-
-
-def _tool_calls(value: Any) -> list[dict[str, Any]]:
-    """Return the calls in an answer, in OpenAI's form: `questions.answer_text` writes them as a JSON list."""
-    calls = cast("list[Any]", value) if isinstance(value, list) else []
-    return [
-        {
-            "type": "function",
-            "function": {
-                "name": call["name"],
-                "arguments": msgspec.json.encode(call["arguments"]).decode(),
-            },
-        }
-        for call in calls
-        if isinstance(call, dict) and {"name", "arguments"} <= cast("dict[str, Any]", call).keys()
-    ]

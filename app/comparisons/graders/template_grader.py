@@ -56,14 +56,14 @@ class TemplateGrader(Grader):
         tool_calls: Sequence[dict[str, Any]] = (),
     ) -> Grade:
         try:
-            return self.grade_values(TemplateValues(question, answer), replies)
+            return self.grade_values(TemplateValues(question, answer, tool_calls), replies)
         except TemplateError as error:
             return Grade(None, str(error), error.kind)
 
     @override
     def check_fits(self, questions: Sequence[Question], *, param: str = "grader") -> None:
         for question in questions:
-            values = TemplateValues(question, question.reference)
+            values = TemplateValues(question, question.reference, question.reference_tool_calls or ())
             for template in self.templates():
                 try:
                     values.check_item(template)

@@ -88,6 +88,21 @@ def test_the_grader_is_combined_with_others() -> None:
         assert score([FIVE], [SIX], document)[0] == 0.0
 
 
+def test_templates_see_the_calls_of_an_answer_that_also_says_something() -> None:
+    named = "{{ sample.output_tools[0].function.name }}"
+    check = {"type": "string_check", "name": "a", "input": named, "reference": "set_timer", "operation": "eq"}
+    combined = {"type": "multi", "name": "b", "graders": {"a": check}, "calculate_output": "a"}
+    for document in (check, combined):
+        assert score([FIVE], [FIVE], document) == (1, "a 1" if document is combined else "")
+        assert score([FIVE], [], document)[0] is None
+    turn = {"role": "user", "content": named}
+    judge = {"type": "score_model", "name": "c", "model": "m", "input": [turn]}
+    question = Question(1, [{"role": "user", "content": "?"}], "")
+    for document in (judge, combined | {"graders": {"a": judge}}):
+        [asked] = parse_grader(document).judge_requests(question, "Ready.", [FIVE])
+        assert asked.messages == [{"role": "user", "content": "set_timer"}]
+
+
 def test_a_file_without_calls_does_not_fit() -> None:
     plain = Question(1, [{"role": "user", "content": "?"}], "Soup.")
     with pytest.raises(InvalidRequestError, match="does not fit the file") as refused:

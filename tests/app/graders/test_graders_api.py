@@ -128,8 +128,14 @@ def test_templates_reach_into_the_item_and_the_sample(client: OpenAI) -> None:
         "input": "{{ sample.output_tools[0].function.name }}",
         "reference": "{{ item.call.name }}",
     }
-    calls = json.dumps([{"name": "weigh", "arguments": {"of": "flour"}}])
-    assert run(client, whole, calls, call={"name": "weigh"}).reward == 1
+    weigh = {"name": "weigh", "arguments": {"of": "flour"}}
+    openai = {"type": "function", "function": {"name": "weigh", "arguments": '{"of":"flour"}'}}
+    every = CHECK | {"input": "{{ sample.output_tools }}", "reference": "{{ item.calls }}"}
+    for calls in ([weigh], [openai], ["no call", openai | {"id": "call_1"}]):
+        assert run(client, whole, json.dumps(calls), call={"name": "weigh"}).reward == 1, calls
+        assert run(client, every, json.dumps(calls), calls=[openai]).reward == 1, calls
+    for no_calls in ([], {}, [{"type": "function", "function": "weigh"}], [[openai]]):
+        assert run(client, every, json.dumps(no_calls), calls=[]).reward == 1, no_calls
 
 
 def test_templates_that_cannot_be_filled_in(client: OpenAI) -> None:
@@ -143,6 +149,9 @@ def test_templates_that_cannot_be_filled_in(client: OpenAI) -> None:
     ]:
         result = run(client, CHECK | {"reference": reference}, sample, label="x", long="x" * 60_000)
         assert (result.reward, errors(result)) == (0, {error}), reference
+    turns = [{"role": "user", "content": "{{ item.long }}"}] * 5
+    result = run(client, SCORE | {"input": turns}, "x", long="x" * 90_000)
+    assert (result.reward, errors(result)) == (0, {"other_error"}), "no judge is asked"
 
 
 def test_a_score_model(client: OpenAI, judge: StubEngine) -> None:
