@@ -9,7 +9,8 @@ share a step:
 - For some seconds after that, the steps of batches are short, since the next interactive request has to wait
   for the step that is being computed.
 - So that no batch starves, it gets a short step of its own once in a while, also between the tokens of
-  interactive requests.
+  interactive requests. One that has no place yet gets it too, unless they lack room
+  themselves.
 
 Prompts that are scored are interactive, but come many at a time: others that arrive soon after them go ahead.
 
@@ -19,11 +20,14 @@ Without interactive requests, steps are vLLM's own.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, cast
 
+from typing_extensions import override
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import PriorityRequestQueue
+from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
@@ -39,30 +43,70 @@ _TURN_BEFORE_FIRST_TOKEN_SECONDS = 2.0
 """The same while an interactive request waits for its first token."""
 
 
-class InteractiveFirstQueue(PriorityRequestQueue):
-    """The queue of waiting requests, by priority and time, which can be closed to those of batches or all."""
+class InteractiveFirstQueue(RequestQueue):
+    """The queues of waiting requests, interactive ones first, each of which can be closed."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self.interactive, self.batches = PriorityRequestQueue(), PriorityRequestQueue()
         self.admits_interactive = self.admits_batches = True
 
+    @property
+    def ready(self) -> Iterator[Request]:
+        """The interactive requests that wait for nothing but their turn, in their order."""
+        return filter(_is_ready, self.interactive)
+
+    @override
+    def add_request(self, request: Request) -> None:
+        self._queue_of(request).add_request(request)
+
+    @override
+    def pop_request(self) -> Request:
+        return self._first_open.pop_request()
+
+    @override
+    def peek_request(self) -> Request:
+        return self._first_open.peek_request()
+
+    @override
+    def prepend_request(self, request: Request) -> None:
+        self.add_request(request)
+
+    @override
+    def prepend_requests(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self.add_request(request)
+
+    @override
+    def remove_request(self, request: Request) -> None:
+        self._queue_of(request).remove_request(request)
+
+    @override
+    def remove_requests(self, requests: Iterable[Request]) -> None:
+        removed = set(requests)
+        self.interactive.remove_requests(removed)
+        self.batches.remove_requests(removed)
+
+    @override
     def __bool__(self) -> bool:
-        """Whether the first request may be admitted."""
-        if not self._heap:
-            return False
-        return self.admits_batches if _is_of_batch(self._heap[0]) else self.admits_interactive
+        """Whether a request may be admitted."""
+        return bool(self._first_open)
+
+    @override
+    def __len__(self) -> int:
+        return len(self.interactive) + len(self.batches)
+
+    @override
+    def __iter__(self) -> Iterator[Request]:
+        return chain(self.interactive, self.batches)
 
     @property
-    def has_batches(self) -> bool:
-        """Whether a request of a batch waits."""
-        return any(map(_is_of_batch, self._heap))
+    def _first_open(self) -> PriorityRequestQueue:
+        if self.admits_interactive and (self.interactive or not self.admits_batches):
+            return self.interactive
+        return self.batches if self.admits_batches else PriorityRequestQueue()
 
-    @property
-    def first_interactive(self) -> Request | None:
-        """The first interactive request that waits for nothing but its turn."""
-        ready = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
-        found = (each for each in self._heap if not _is_of_batch(each) and each.status in ready)
-        return min(found, default=None)
+    def _queue_of(self, request: Request) -> PriorityRequestQueue:
+        return self.batches if _is_of_batch(request) else self.interactive
 
 
 class InteractiveFirstScheduler(Scheduler):
@@ -72,11 +116,11 @@ class InteractiveFirstScheduler(Scheduler):
         super().__init__(*arguments, **options)
         self._queue = self.waiting = InteractiveFirstQueue()
         self._full_step_tokens: int = cast(Any, self).max_num_scheduled_tokens
-        can_split_prompts = self.scheduler_config.enable_chunked_prefill
-        self._short_step_tokens = _SHORT_STEP_TOKENS if can_split_prompts else self._full_step_tokens
+        self._can_split_prompts = self.scheduler_config.enable_chunked_prefill
+        self._short_step_tokens = _SHORT_STEP_TOKENS if self._can_split_prompts else self._full_step_tokens
         self._asked_at = self._batches_at = -_ALERT_SECONDS
-        self._not_admitted: Request | None = None
-        """The interactive request that the last step did not admit."""
+        self._without_room: Request | None = None
+        """The interactive request that the last step had no room for."""
 
     def add_request(self, request: Request) -> None:
         """Queue a new request."""
@@ -90,17 +134,20 @@ class InteractiveFirstScheduler(Scheduler):
         now = time.monotonic()
         batches = [request for request in self.running if _is_of_batch(request)]
         interactive = [request for request in self.running if not _is_of_batch(request)]
-        waiting = self._queue.first_interactive
-        is_asked = bool(interactive or waiting)
-        if is_asked:
+        if interactive or self._queue.interactive:
             self._asked_at = now
-        if not (batches or self._queue.has_batches):
+        if not (batches or self._queue.batches):
             self._limit_step(self._full_step_tokens, admits_interactive=True, admits_batches=True)
             return super().schedule(throttle_prefills)
-        is_turn = not is_asked or self._is_turn_of_batches(now, interactive, waiting)
+        waiting = next(self._queue.ready, None)
+        is_asked = bool(interactive or waiting)
+        lacks_room = self._without_room is not None and _is_ready(self._without_room)
+        has_place = not lacks_room and len(self.running) < self.max_num_active_reqs
+        can_take_turn = bool(batches) or has_place
+        is_turn = not is_asked or (can_take_turn and self._is_turn_of_batches(now, interactive, waiting))
         if is_turn:
             self._batches_at = now
-        elif waiting is not None and waiting is self._not_admitted and batches:
+        elif lacks_room and batches:
             self._make_room(batches, now)
         for request in interactive if is_turn else batches:
             request.next_decode_eligible_step = self.current_step + 2  # the step after this one
@@ -108,10 +155,10 @@ class InteractiveFirstScheduler(Scheduler):
         self._limit_step(
             self._short_step_tokens if is_short else self._full_step_tokens,
             admits_interactive=not (is_asked and is_turn),
-            admits_batches=is_turn,
+            admits_batches=is_turn and not lacks_room,
         )
         scheduled = super().schedule(throttle_prefills)
-        self._not_admitted = None if is_turn else self._queue.first_interactive
+        self._without_room = None if is_turn else self._find_without_room(scheduled)
         return scheduled
 
     def _limit_step(self, tokens: int, *, admits_interactive: bool, admits_batches: bool) -> None:
@@ -122,6 +169,23 @@ class InteractiveFirstScheduler(Scheduler):
         wait_for_first_token = waiting is not None or any(each.is_prefill_chunk for each in interactive)
         longest = _TURN_BEFORE_FIRST_TOKEN_SECONDS if wait_for_first_token else _TURN_SECONDS
         return now - self._batches_at > longest
+
+    def _find_without_room(self, scheduled: SchedulerOutput) -> Request | None:
+        """Return the first interactive request that a step left waiting for a place or for cache.
+
+        Those that wait for tokens of a step, or for one of the adapters to be done, get nothing from room.
+        """
+        adapters = {
+            each.lora_request.lora_int_id
+            for each in self.running
+            if each.lora_request is not None and not _is_of_batch(each)
+        }
+        takes_any = self.lora_config is None or len(adapters) < self.lora_config.max_loras
+        for each in self._queue.ready:
+            if takes_any or each.lora_request is None or each.lora_request.lora_int_id in adapters:
+                left = self.max_num_scheduled_tokens - scheduled.total_num_scheduled_tokens
+                return each if left >= (1 if self._can_split_prompts else each.num_tokens) else None
+        return None
 
     def _make_room(self, batches: list[Request], now: float) -> None:
         """Return the newest request of a batch to the queue: its cache or its place is needed."""
@@ -137,3 +201,8 @@ class AsyncInteractiveFirstScheduler(InteractiveFirstScheduler, AsyncScheduler):
 
 def _is_of_batch(request: Request) -> bool:
     return request.priority > 0
+
+
+def _is_ready(request: Request) -> bool:
+    """Whether a request waits for nothing but its turn."""
+    return request.status in (RequestStatus.WAITING, RequestStatus.PREEMPTED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tests.support.service import BASE_MODEL  # noqa: E402
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM's and torch's own, as they are imported
-    from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.config import CacheConfig, LoRAConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.lora.request import LoRARequest
     from vllm.sampling_params import SamplingParams
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -57,7 +59,10 @@ class Engine:
         )
         cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=True)
         cache.num_gpu_blocks = blocks
-        config = VllmConfig(model_config=model, scheduler_config=limits, cache_config=cache)
+        adapters = LoRAConfig(max_lora_rank=8, max_loras=1)
+        config = VllmConfig(
+            model_config=model, scheduler_config=limits, cache_config=cache, lora_config=adapters
+        )
         spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
         self.scheduler = kind(
             vllm_config=config,
@@ -65,17 +70,27 @@ class Engine:
             structured_output_manager=StructuredOutputManager(config),
             block_size=BLOCK,
         )
+        self._number = count(1)
         init_none_hash(sha256)
         self._hasher = get_request_block_hasher(BLOCK, sha256)
 
-    def ask(self, name: str, *, of_batch: bool = False, prompt: int = PROMPT, tokens: int = 50) -> Request:
+    def ask(
+        self,
+        name: str,
+        *,
+        of_batch: bool = False,
+        prompt: int = PROMPT,
+        tokens: int = 50,
+        adapter: int | None = None,
+    ) -> Request:
         request = Request(
             request_id=name,
-            prompt_token_ids=[1 + len(self.scheduler.requests)] * prompt,
+            prompt_token_ids=[next(self._number)] * prompt,
             sampling_params=SamplingParams(max_tokens=tokens, ignore_eos=True),
             pooling_params=None,
             priority=int(of_batch),
             block_hasher=self._hasher,
+            lora_request=None if adapter is None else LoRARequest(f"a{adapter}", adapter, "/adapter"),
         )
         self.scheduler.add_request(request)
         return request
@@ -169,3 +184,46 @@ def test_an_interactive_request_gets_a_place_in_the_batch(start: Callable[..., E
     assert len(engine.step()) == 16
     engine.ask("i", prompt=20)
     assert {"i": 20} in [engine.step() for _ in range(3)]
+
+
+def test_batches_keep_their_places_where_room_is_not_what_is_lacking(start: Callable[..., Engine]) -> None:
+    engine = start()
+    batches = [engine.ask(f"b{number}", of_batch=True) for number in range(4)]
+    engine.step()
+    for number in range(3):
+        engine.ask(f"i{number}", prompt=2000, tokens=2)  # four full steps each
+    for _ in range(10):
+        assert sum(engine.step().values()) == 512
+    engine = start()
+    batches += [engine.ask(f"b{number}", of_batch=True) for number in range(4)]
+    engine.step()
+    engine.ask("one", adapter=1, tokens=10)
+    engine.ask("other", adapter=2)
+    for _ in range(8):
+        assert list(engine.step()) == ["one"]
+    assert [request.num_preemptions for request in batches] == [0] * 8
+
+
+def test_a_batch_that_waits_behind_others_has_its_turn(start: Callable[..., Engine], clock: Clock) -> None:
+    engine = start()
+    steps: list[list[str]] = []
+    for number in range(40):
+        engine.ask(f"i{number}", prompt=1000, tokens=1)  # two steps each, so that they pile up
+        if number == 2:
+            engine.ask("b", of_batch=True, tokens=2)
+        clock.now += 0.3
+        steps.append(list(engine.step()))
+    assert 3 <= steps.count(["b"]) <= 6
+    assert all(steps), "no step is empty"
+
+
+def test_no_turn_of_batches_is_empty(start: Callable[..., Engine], clock: Clock) -> None:
+    engine = start()
+    for number in range(18):
+        engine.ask(f"i{number}", prompt=20, tokens=100)
+    engine.step()
+    engine.ask("b", of_batch=True)
+    for _ in range(50):
+        clock.now += 0.3
+        assert "b" not in (computed := engine.step()), "all places are taken"
+        assert len(computed) == 16
