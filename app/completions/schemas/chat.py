@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
 from app.completions.answers import ChatAnswer
+from app.completions.schemas.prompts import most_tokens
 from app.completions.schemas.reasoning import ReasoningEffort, check_reasoning
 from app.completions.schemas.refusals import by_json_type, only, refused
 from app.completions.schemas.sampling import ResponseFormat, SamplingParameters, Tokens
@@ -114,8 +115,17 @@ class ChatCompletionRequest(SamplingParameters):
         super().check(base)
 
     @override
+    def count_logprobs(self, context: int) -> int:
+        """One answer of any length is not counted: it has what fits the context, token by token."""
+        counted = super().count_logprobs(context)
+        max_tokens = self.max_completion_tokens or self.max_tokens
+        if not self.logprobs or (max_tokens is None and (self.n or 1) == 1):
+            return counted
+        return counted + min(max_tokens or context, context) * (self.n or 1) * ((self.top_logprobs or 0) + 1)
+
+    @override
     def count_prompt_tokens(self, context: int) -> int:
-        return min(len(self.model_dump_json(include={"messages", "tools"})), context)
+        return min(most_tokens(self.model_dump_json(include={"messages", "tools"})), context)
 
     @override
     def new_answer(self) -> ChatAnswer:

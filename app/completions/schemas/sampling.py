@@ -153,13 +153,14 @@ class SamplingParameters(GatewayRequest, ABC):
         if (counted := self.count_logprobs(base.context)) > _MOST_LOGPROBS:
             raise InvalidRequestError(
                 f"The answer may have {_MOST_LOGPROBS:,} log-probabilities, and this one would have up to "
-                f"{counted:,}. Ask for fewer of each token, or send fewer or shorter prompts at once.",
+                f"{counted:,}. Ask for fewer of each token, for fewer or shorter answers ('n', "
+                "'max_tokens'), or send fewer or shorter prompts at once.",
                 code="invalid_value",
                 param="logprobs" if self.prompt_logprobs is None else "prompt_logprobs",
             )
 
     def count_logprobs(self, context: int) -> int:
-        """Returns how many log-probabilities of prompts the answer has at most, at a base of that context."""
+        """Returns how many log-probabilities the answer has at most, at a base of that context."""
         if self.prompt_logprobs is None:
             return 0
         return self.count_prompt_tokens(context) * (self.prompt_logprobs + 1)

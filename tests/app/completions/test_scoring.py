@@ -9,6 +9,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from app.completions.schemas import ChatCompletionRequest
 from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import BASE_MODEL
 
@@ -123,6 +124,10 @@ def test_what_is_refused_never_reaches_an_engine(
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs"),
         ({"echo": True}, "echo"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"logprobs": True, "top_logprobs": 20, "n": 16, "max_tokens": 2**31 - 1}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 20, "n": 16, "max_completion_tokens": 2000}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 20, "n": 7}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 20, "n": 6, "prompt_logprobs": 20}, "prompt_logprobs"),
     ],
 )
 def test_what_chats_may_not_ask(
@@ -145,6 +150,32 @@ def test_what_fits_is_accepted(http: httpx2.Client, engine: EngineStandIn) -> No
         response = http.post(COMPLETIONS, json=PROMPT | extra)
         assert response.status_code == 200, response.text
         assert "best_of" not in engine.bodies[-1]
+
+
+def test_chats_whose_answers_fit_are_accepted(http: httpx2.Client, engine: EngineStandIn) -> None:
+    for extra in (
+        {"top_logprobs": 20},
+        {"top_logprobs": 20, "max_tokens": 2**31 - 1},
+        {"top_logprobs": 20, "n": 6},
+        {"n": 16},
+        {"top_logprobs": 20, "n": 16, "max_completion_tokens": 780},
+    ):
+        response = http.post(CHAT, json=ASK | {"logprobs": True} | extra)
+        assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize(
+    ("extra", "counted"),
+    [
+        ({"logprobs": True, "top_logprobs": 20}, 0),
+        ({"logprobs": True, "top_logprobs": 20, "max_tokens": 100_000}, 32_768 * 21),
+        ({"logprobs": False, "n": 16}, 0),
+        ({"prompt_logprobs": 0, "messages": [{"role": "user", "content": "🍲" * 10_000}]}, 32_768),
+    ],
+)
+def test_what_a_chat_counts_at_a_long_context(extra: dict[str, Any], counted: int) -> None:
+    request = ChatCompletionRequest.model_validate({"model": BASE_MODEL} | ASK | extra)
+    assert request.count_logprobs(32_768) == counted
 
 
 def test_an_id_that_the_model_does_not_have_is_an_error_of_the_prompt(
