@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from app.completions.schemas.chat import ChatCompletionRequest
 from app.completions.schemas.completion import CompletionRequest
+from app.completions.schemas.request_body import parse_request
 from app.completions.schemas.responses import ResponseRequest
 from app.completions.schemas.sampling import GatewayRequest, Temperature, Tokens
 
@@ -19,4 +20,5 @@ __all__ = [
     "ResponseRequest",
     "Temperature",
     "Tokens",
+    "parse_request",
 ]
