@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from pydantic import ValidationError
 
 from app.completions.schemas import (
     ChatCompletionRequest,
     CompletionRequest,
     GatewayRequest,
     ResponseRequest,
+    parse_request,
 )
 from app.core.errors import ToqueError
 from app.core.settings import BaseModelEntry
-from app.core.validation_errors import validation_error
 from app.datasets.lines import UnreadableFileError, read_lines
 
 REQUESTS: dict[str, type[GatewayRequest]] = {
@@ -216,21 +215,12 @@ def parse_body(kind: type[GatewayRequest], body: bytes) -> GatewayRequest:
         LineInvalidError: the gateway would refuse it, or it asks for a stream.
     """
     try:
-        request = kind.model_validate_json(body)
-    except ValidationError as error:
-        problems = [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors()]
-        raise _of_body(validation_error(problems, _parsed(body))) from None
+        request = parse_request(kind, body)
+    except ToqueError as error:
+        raise _of_body(error) from None
     if request.stream:
         raise LineInvalidError("invalid_value", "'stream' must be false in a batch.", "body.stream")
     return request
-
-
-def _parsed(body: bytes) -> object:
-    """Return the body as parsed JSON, or None if it is not JSON."""
-    try:
-        return msgspec.json.decode(body)
-    except _NOT_JSON:
-        return None
 
 
 def _of_body(error: ToqueError) -> LineInvalidError:

@@ -142,6 +142,7 @@ INVALID: dict[str | bytes, tuple[str, str, str | None, int | None]] = {
     line(1, body={"model": ""}): ("invalid_value", "", "body.model", 1),
     line(1, body={"model": "soup\0"}): ("invalid_value", "", "body.model", 1),
     line(1, body={"model": "x" * 10_000}): ("invalid_value", "", "body.model", 1),
+    line(1, body={"stop": "," * 2**20}): ("invalid_value", "524,288 values", "body", 1),
     json.dumps({"custom_id": "a", "method": "POST", "url": CHAT}): ("invalid_value", "", "body", 1),
     "\n": ("empty_file", "", None, None),
     "PAR1" + "x" * 100: ("parquet", "", None, 1),
