@@ -114,7 +114,6 @@ def cancel_batch(session: Session, project_id: str, batch_id: str) -> Batch:
         raise ConflictError(
             f"The batch is {batch.status}; it cannot be cancelled any more.",
             code=f"batch_{batch.status}",
-            param="status",
         )
     batch.status = "cancelling"
     batch.cancelling_at = time.time()
