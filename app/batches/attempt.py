@@ -53,6 +53,7 @@ class Attempt:
         context: Context,
         gateway: Gateway,
         background: BackgroundLoad,
+        processes: CapacityLimiter,
         batch: Batch,
         lease: Lease,
         lease_seconds: float,
@@ -61,6 +62,7 @@ class Attempt:
         self._context = context
         self._gateway = gateway
         self._background = background
+        self._processes = processes
         self._batch = batch
         self._lease = lease
         self._lease_seconds = lease_seconds
@@ -122,6 +124,7 @@ class Attempt:
                 model,
                 bases,
                 most_bytes,
+                limiter=self._processes,
                 seconds=_VALIDATION_SECONDS,
             )
         except TimeoutError:

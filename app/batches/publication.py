@@ -20,8 +20,8 @@ from app.files import service as files_service
 from app.files.models import File
 from app.storage.incoming import IncomingFile
 
-_PAGE = 500
-"""Answers that are read at once."""
+_PAGE = 16
+"""Answers that are read at once; each may have several megabytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 from app.batches import queue
 from app.batches.attempt import Attempt
@@ -24,6 +24,9 @@ log = logging.getLogger("toque.batches")
 _MAX_RUNNING = 8
 """Batches that one process runs at once, so that a long one does not hold up the others."""
 
+_MAX_VALIDATED = 2
+"""Files that one process validates at once, in child processes of their own: others must not wait for them."""
+
 
 class Runner:
     """Claims and runs the batches of one API process."""
@@ -41,6 +44,7 @@ class Runner:
         self._storage = storage
         self._gateway = gateway
         self._background = background
+        self._processes = CapacityLimiter(_MAX_VALIDATED)
         self._leases = LeaseRunner(settings, database, queue, self._execute, most=_MAX_RUNNING)
 
     async def run(self) -> None:
@@ -50,7 +54,16 @@ class Runner:
     async def _execute(self, batch: Batch, lease: Lease) -> None:
         context = Context(batch.project_id, self._settings, self._storage)
         seconds = self._leases.lease_seconds
-        attempt = Attempt(self._database, context, self._gateway, self._background, batch, lease, seconds)
+        attempt = Attempt(
+            self._database,
+            context,
+            self._gateway,
+            self._background,
+            self._processes,
+            batch,
+            lease,
+            seconds,
+        )
         try:
             await attempt.run()
             await self._delete_published()
