@@ -23,12 +23,12 @@ from app.batches.publication import publish
 from app.completions.background import BackgroundLoad
 from app.completions.gateway import Gateway
 from app.context import Context
-from app.core.batch_writer import BatchWriter, Row
 from app.core.child_process import run_in_child
 from app.core.database import Database
 from app.core.errors import ToqueError, UnavailableError
 from app.core.lease import Lease, async_database_retrying, async_heartbeat
 from app.core.lease_runner import LeasedTransactions
+from app.core.row_writer import Row, RowWriter
 from app.core.settings import BaseModelEntry
 from app.files import service as files_service
 from app.files.models import File
@@ -146,7 +146,7 @@ class Attempt:
         answered, self._sums = await self._transactions.read(self._find_answered)
         path = await self._transactions.read(self._find_path)
         requests = (each for each in input_file.read_requests(path) if each.number not in answered)
-        answers = BatchWriter(self._record)
+        answers = RowWriter(self._record)
         limiter = await self._find_limiter()
         async with asyncio.TaskGroup() as tasks:
             while some := await to_thread.run_sync(_take, requests):
@@ -155,7 +155,7 @@ class Attempt:
                     task = tasks.create_task(self._answer(request, answers))
                     task.add_done_callback(lambda _, turn=turn: limiter.release_on_behalf_of(turn))
 
-    async def _answer(self, request: Request, answers: BatchWriter) -> None:
+    async def _answer(self, request: Request, answers: RowWriter) -> None:
         await answers.add(await self._client.answer(request))
 
     async def _find_limiter(self) -> CapacityLimiter:

@@ -25,7 +25,7 @@ _MAX_RUNNING = 8
 """Batches that one process runs at once, so that a long one does not hold up the others."""
 
 _MAX_VALIDATED = 2
-"""Files that one process validates at once, in child processes of their own: others must not wait for them."""
+"""Files that one process validates at once, in child processes that it shares with nothing else."""
 
 
 class Runner:

@@ -17,12 +17,12 @@ from app.comparisons.external import Endpoint
 from app.comparisons.graders.registry import parse_grader
 from app.comparisons.plan import Plan
 from app.comparisons.questions import Question
-from app.core.batch_writer import BatchWriter, Row
 from app.core.child_process import run_in_child
 from app.core.database import Database
 from app.core.errors import InvalidRequestError
 from app.core.lease import Lease, async_heartbeat
 from app.core.lease_runner import LeasedTransactions
+from app.core.row_writer import Row, RowWriter
 from app.files.models import File
 from app.storage.base import Storage
 
@@ -109,7 +109,7 @@ class Attempt:
         """Ask what has no answer yet."""
         answered = await self._transactions.read(self._find_answered)
         self._done = len(answered)
-        answers = BatchWriter(self._record_answers)
+        answers = RowWriter(self._record_answers)
 
         async def ask(each: Ask) -> None:
             place, number = each
@@ -165,7 +165,7 @@ class Attempt:
             await self._transactions.read(self._find_texts),
             await self._transactions.read(self._find_judged),
         )
-        judgements = BatchWriter(lambda rows: self._transactions.write(queue.record_judgements, rows))
+        judgements = RowWriter(lambda rows: self._transactions.write(queue.record_judgements, rows))
 
         async def ask(answer: AnswerText) -> None:
             (place, number), text, calls = answer

@@ -1,4 +1,4 @@
-"""Batches rows that many tasks write at once into few transactions."""
+"""Gathers rows that many tasks write at once into few transactions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 Row = dict[str, Any]
 
 
-class BatchWriter:
-    """Writes rows in batches: while one transaction runs, rows are collected for the next."""
+class RowWriter:
+    """Writes rows together: while one transaction runs, rows are collected for the next."""
 
     def __init__(self, write: Callable[[list[Row]], Awaitable[None]]) -> None:
         self._write = write
@@ -21,6 +21,6 @@ class BatchWriter:
         """Write a row, and return once it is written; raises what `write` raises."""
         self._pending.append(row)
         async with self._lock:
-            if any(pending is row for pending in self._pending):  # else the batch before contained it
-                batch, self._pending = self._pending, []
-                await self._write(batch)
+            if any(pending is row for pending in self._pending):  # else it was written with those before
+                rows, self._pending = self._pending, []
+                await self._write(rows)
