@@ -127,7 +127,7 @@ def test_what_is_refused_never_reaches_an_engine(
         ({"logprobs": True, "top_logprobs": 20, "n": 16, "max_tokens": 2**31 - 1}, "logprobs"),
         ({"logprobs": True, "top_logprobs": 20, "n": 16, "max_completion_tokens": 2000}, "logprobs"),
         ({"logprobs": True, "top_logprobs": 20, "n": 7}, "logprobs"),
-        ({"logprobs": True, "top_logprobs": 20, "n": 6, "prompt_logprobs": 20}, "prompt_logprobs"),
+        ({"logprobs": True, "top_logprobs": 20, "n": 7, "prompt_logprobs": 0}, "prompt_logprobs"),
     ],
 )
 def test_what_chats_may_not_ask(
