@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, cast
 
@@ -30,6 +31,7 @@ Part = Annotated[
     Field(discriminator="type"),
     BeforeValidator(refuse_python),
 ]
+Graders = dict[str, Part] | list[Part] | Part
 Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=64)]
 
 
@@ -59,6 +61,15 @@ class Multi(Grader):
         Discriminator(_form),
     ]
     calculate_output: Annotated[str, Field(min_length=1, max_length=MAX_FORMULA)]
+
+    @field_validator("graders")
+    @classmethod
+    def _names_differ(cls, graders: Graders) -> Graders:
+        """Refuse names that two graders have, also where one's name is `<type>_score` of another."""
+        names = Counter(name for names, _, _ in _parts(graders) for name in set(names))
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise PydanticCustomError("names", "{name} names two graders", {"name": repr(twice[0])})
+        return graders
 
     @field_validator("calculate_output")
     @classmethod
@@ -121,7 +132,7 @@ class Multi(Grader):
         return Grade(min(1.0, max(0.0, reward)), detail, reward=reward, parts=parts)
 
 
-def _parts(graders: dict[str, Part] | list[Part] | Part) -> list[tuple[list[str], str, Grader]]:
+def _parts(graders: Graders) -> list[tuple[list[str], str, Grader]]:
     """Return each grader with its names in the formula, of which there is one at least, and its path."""
     if isinstance(graders, dict):
         return [([name], f".graders.{name}", part) for name, part in graders.items()]

@@ -251,6 +251,7 @@ def test_formulas_without_a_value(client: OpenAI) -> None:
 
 def test_what_is_valid_comes_back_as_it_was_sent(http: httpx2.Client) -> None:
     combined = [multi({"a": CHECK}), multi(CHECK, "label"), multi([CHECK], "label")]
+    combined += [multi([CHECK | {"name": "string_check_score"}], "string_check_score")]
     for grader in (CHECK, SIMILARITY, SCORE, LABEL, *combined):
         response = http.post("/v1/fine_tuning/alpha/graders/validate", json={"grader": grader})
         assert (response.status_code, response.json()) == (200, {"grader": grader})
@@ -293,6 +294,12 @@ REFUSED: list[tuple[Any, str, str]] = [
     (multi({"a": CHECK}, "__import__('os')"), "grader.calculate_output", "calls"),
     (multi({"a": CHECK}, "(" * 250 + "a" + ")" * 250), "grader.calculate_output", "500"),
     (multi({"not a name": CHECK}), "grader.graders.not a name", "pattern"),
+    (multi([CHECK, CHECK], "label"), "grader.graders", "'label' names two graders"),
+    (
+        multi([CHECK, SIMILARITY | {"name": "string_check_score"}], "label"),
+        "grader.graders",
+        "'string_check_score' names two graders",
+    ),
     (multi({}), "grader.graders", "at least 1"),
     (multi({f"g{n}": CHECK for n in range(21)}), "grader.graders", "20"),
 ]
