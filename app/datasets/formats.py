@@ -131,5 +131,5 @@ def _decode_openai(line: bytes, *, is_chat: bool) -> tuple[Format, Example]:
         check_preference(pair)
         return "preference", pair
     except ExampleError as error:
-        pointer = legacy_functions.older_pointer(error.pointer) if newer else error.pointer
+        pointer = legacy_functions.older_pointer(error.pointer, line) if newer else error.pointer
         raise ExampleError(error.code, error.message, pointer) from None

@@ -44,11 +44,33 @@ def modernise(line: bytes) -> bytes | None:
     return msgspec.json.encode(example) if changed else None
 
 
-def older_pointer(pointer: str) -> str:
+def older_pointer(pointer: str, line: bytes) -> str:
     """Returns the place in the line as it was written for a place in what `modernise` made of it."""
-    for newer, older in _RENAMED:
-        pointer = re.sub(newer, older, pointer)
-    return pointer
+    older = pointer
+    for newer, name in _RENAMED:
+        older = re.sub(newer, name, older)
+    example: Any = msgspec.json.decode(line)
+    is_older = _has(example, older) or (
+        # a field that the line lacks, of an object that it has
+        _has(example, _parent(older)) and not _has(example, _parent(pointer))
+    )
+    return older if is_older else pointer
+
+
+def _has(place: Any, pointer: str) -> bool:
+    for step in pointer.split("/")[1:]:
+        name = step.replace("~1", "/").replace("~0", "~")
+        if isinstance(place, dict) and name in cast("Fields", place):
+            place = cast("Fields", place)[name]
+        elif isinstance(place, list) and name.isdecimal() and int(name) < len(cast("list[Any]", place)):
+            place = cast("list[Any]", place)[int(name)]
+        else:
+            return False
+    return True
+
+
+def _parent(pointer: str) -> str:
+    return pointer.rpartition("/")[0]
 
 
 def _modernise_functions(asked: Fields, place: str) -> bool:

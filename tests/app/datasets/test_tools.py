@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from app.datasets.formats import recognise_line
+from app.datasets.types import ExampleError
 
 STOCK = {"name": "stock", "parameters": {"type": "object", "properties": {"item": {"type": "string"}}}}
 LEEKS = {"name": "stock", "arguments": '{"item": "leek"}'}
@@ -74,6 +75,42 @@ def test_functions_of_a_pair_become_tools() -> None:
     assert answered == {"role": "tool", "name": "stock", "tool_call_id": "call_1", "content": "3"}
     assert pair["preferred_output"] == [{"role": "assistant", "tool_calls": [call("call_2", BEANS)]}]
     assert pair["non_preferred_output"] == [{"role": "assistant", "tool_calls": [call("call_2", LEEKS)]}]
+
+
+NEWER_CALL = {"role": "assistant", "tool_calls": [call("call_1", {"name": "stock", "arguments": "3"})]}
+OLDER_CALL = {"role": "assistant", "function_call": LEEKS}
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"tools": [{"type": "function", "function": {}}], "messages": [user(), OLDER_CALL]},
+        "/tools/0/function/name",
+    ),
+    ({"functions": [{}], "messages": [user(), OLDER_CALL]}, "/functions/0/name"),
+    (
+        {
+            "functions": [STOCK],
+            "messages": [
+                user(),
+                NEWER_CALL,
+                {"role": "tool", "tool_call_id": "call_1", "content": "3"},
+                OLDER_CALL,
+            ],
+        },
+        "/messages/1/tool_calls/0/function/arguments",
+    ),
+    (
+        {"functions": [STOCK], "messages": [user(), {"role": "assistant", "function_call": {}}]},
+        "/messages/1/function_call/name",
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "pointer"), MISTAKES)
+def test_a_pointer_leads_into_the_line_as_it_was_written(line: dict[str, Any], pointer: str) -> None:
+    with pytest.raises(ExampleError) as refused:
+        read(line)
+    assert refused.value.pointer == pointer
 
 
 @pytest.mark.parametrize("in_one_turn", [False, True])
