@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import and_, case, delete, func, or_, select
+from sqlalchemy import and_, case, delete, exists, func, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
@@ -124,17 +124,18 @@ def release(session: Session, lease: Lease) -> None:
     LEASES.release(session, lease)
 
 
-def delete_published(session: Session) -> bool:
-    """Delete some answers of batches that have ended; return whether there may be more."""
-    ended = select(Batch.id).where(Batch.id == BatchAnswer.batch_id, Batch.status.in_(FINAL_STATUSES))
-    found = session.execute(
-        select(BatchAnswer.batch_id, BatchAnswer.number).where(ended.exists()).limit(_ANSWERS_A_DELETION)
-    ).all()
-    by_batch: dict[str, list[int]] = {}
-    for batch_id, number in found:
-        by_batch.setdefault(batch_id, []).append(number)
-    for batch_id, numbers in by_batch.items():
-        session.execute(
-            delete(BatchAnswer).where(BatchAnswer.batch_id == batch_id, BatchAnswer.number.in_(numbers))
-        )
-    return len(found) == _ANSWERS_A_DELETION
+def find_published(session: Session) -> tuple[str, Sequence[int]] | None:
+    """Return a batch that has ended, and the numbers of some of its answers; None if there are none left."""
+    has_answers = exists().where(BatchAnswer.batch_id == Batch.id)
+    ended = session.scalar(select(Batch.id).where(Batch.status.in_(FINAL_STATUSES), has_answers).limit(1))
+    if ended is None:
+        return None
+    numbers = select(BatchAnswer.number).where(BatchAnswer.batch_id == ended).limit(_ANSWERS_A_DELETION)
+    return ended, session.scalars(numbers).all()
+
+
+def delete_answers(session: Session, batch_id: str, numbers: Sequence[int]) -> None:
+    """Delete answers of a batch by their primary keys, which holds a database's lock only briefly."""
+    session.execute(
+        delete(BatchAnswer).where(BatchAnswer.batch_id == batch_id, BatchAnswer.number.in_(numbers))
+    )

@@ -76,8 +76,12 @@ class Runner:
 
     async def _delete_published(self) -> None:
         def delete() -> bool:
-            with self._database.writer() as session:
-                return queue.delete_published(session)
+            with self._database.reader() as session:  # the search takes no lock
+                found = queue.find_published(session)
+            if found is not None:
+                with self._database.writer() as session:
+                    queue.delete_answers(session, *found)
+            return found is not None
 
         while await async_database_retrying()(to_thread.run_sync, delete):
             pass
