@@ -9,8 +9,8 @@ share a step:
 - For some seconds after that, the steps of batches are short, since the next interactive request has to wait
   for the step that is being computed.
 - So that no batch starves, it gets a short step of its own once in a while, also between the tokens of
-  interactive requests. One that has no place yet gets it too, unless they lack room
-  themselves.
+  interactive requests. One that has no place yet gets it too, unless they
+  lack room themselves.
 
 Prompts that are scored are interactive, but come many at a time: others that arrive soon after them go ahead.
 
