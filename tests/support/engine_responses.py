@@ -10,20 +10,21 @@ WORDS = ["Leek", " soup", "."]
 ARGUMENTS = ['{"name":', ' "leek"}']
 
 
-def whole(body: dict[str, Any]) -> dict[str, Any]:
-    """A whole answer: a call if the request demands one, else words."""
+def whole(body: dict[str, Any], *, is_aborted: bool = False) -> dict[str, Any]:
+    """A whole answer: a call if the request demands one, else words. Our engines say so if it is aborted."""
     output = [item | {"id": f"vllm_{place}"} for place, item in enumerate(_output(body))]
-    return _response(body, "incomplete" if _is_cut_off(body) else "completed", output)
+    status = "incomplete" if _is_cut_off(body) else "completed"
+    return _response(body, "cancelled" if is_aborted else status, output)
 
 
-def stream(body: dict[str, Any]) -> Iterator[str]:
+def stream(body: dict[str, Any], *, is_aborted: bool = False) -> Iterator[str]:
     """The same as server-sent events."""
-    for number, event in enumerate(_events(body)):
+    for number, event in enumerate(_events(body, is_aborted)):
         data = json.dumps(event | {"sequence_number": number}, separators=(",", ":"))
         yield f"event: {event['type']}\ndata: {data}\n\n"
 
 
-def _events(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _events(body: dict[str, Any], is_aborted: bool) -> Iterator[dict[str, Any]]:
     for kind in ("created", "in_progress"):
         response = _response(body, "in_progress", []) | {"usage": None, "incomplete_details": None}
         yield {"type": f"response.{kind}", "response": response}
@@ -36,7 +37,7 @@ def _events(body: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield where | event
         yield {"type": "response.output_item.done", "output_index": place, "item": item}
     # vLLM calls a response completed however it ended.
-    yield {"type": "response.completed", "response": whole(body) | {"output": output}}
+    yield {"type": "response.completed", "response": whole(body, is_aborted=is_aborted) | {"output": output}}
 
 
 def _grow_text(item: dict[str, Any], body: dict[str, Any]) -> Iterator[dict[str, Any]]:

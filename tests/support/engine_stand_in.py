@@ -114,7 +114,7 @@ class EngineStandIn:
         if self.behaviour == "break":
             return StreamingResponse(self._half(), headers={"content-length": "100"})
         if request.url.path == "/v1/responses":
-            return JSONResponse(engine_responses.whole(body))
+            return JSONResponse(engine_responses.whole(body, is_aborted=self.behaviour == "stop"))
         message = {"role": "assistant", "content": "Leek.", "refusal": None, "annotations": None}
         text: dict[str, Any] = {"text": "Leek."} if "prompt" in body else {"message": message}
         choice = {"index": 0, **text, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
@@ -157,7 +157,7 @@ class EngineStandIn:
         try:
             if self.behaviour == "break at once":
                 raise ConnectionError("the engine dies")
-            for event in engine_responses.stream(body):
+            for event in engine_responses.stream(body, is_aborted=self.behaviour == "stop"):
                 yield event
                 self.chunks_sent += 1
                 if ".delta" not in event:

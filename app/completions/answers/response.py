@@ -67,7 +67,7 @@ class ResponseAnswer(Answer):
 
     @override
     def whole(self, content: bytes) -> bytes:
-        self._said = _read(_wholes, content)
+        self._said = _unbroken(_read(_wholes, content))
         return msgspec.json.encode(self._end(self._said.status, self._said.output))
 
     @override
@@ -86,9 +86,9 @@ class ResponseAnswer(Answer):
 
     @override
     def failure(self, error: ToqueError) -> bytes:
-        """Returns the event `error`, and `response.failed` with the items that were complete by then."""
+        """Returns the event `error`, and `response.failed` with the items that had ended by then."""
         message = error.body.message
-        before = self._release("completed")
+        before = self._release("incomplete")  # nobody knows what it ended with
         before += self._write("error", code=error.body.code, message=message, param=None)
         failed = self._end("failed", self._items)
         failed["error"] = {"code": "server_error", "message": message}
@@ -104,7 +104,7 @@ class ResponseAnswer(Answer):
         return last.replace(promised, msgspec.json.encode(self._ended))
 
     def _complete(self, said: EngineResponse) -> bytes:
-        self._said = said
+        self._said = _unbroken(said)
         self.has_ended = True
         before = self._release(said.status)
         ended = self._end(said.status, said.output)
@@ -180,6 +180,13 @@ def _read(decoder: msgspec.json.Decoder[T], content: bytes) -> T:
         return decoder.decode(content)
     except msgspec.DecodeError as error:
         raise RetryableError(broken_off()) from error
+
+
+def _unbroken(said: EngineResponse) -> EngineResponse:
+    """Returns what the engine said, unless it aborted the response, as one does that stops."""
+    if said.status not in ("completed", "incomplete", "failed"):
+        raise RetryableError(broken_off())
+    return said
 
 
 def _type_of(tagged: Struct) -> str:

@@ -142,6 +142,20 @@ def test_an_answer_that_is_cut_off_is_incomplete(http: httpx2.Client, engine: En
         assert "completed_at" not in response
 
 
+def test_an_answer_that_a_stopping_engine_aborts_is_none(http: httpx2.Client, engine: EngineStandIn) -> None:
+    engine.behaviour = "stop"
+    refused = http.post("/v1/responses", json=ASK)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "engine_unavailable")
+    *_, done, error, last = events_of(http, ASK)
+    assert [done["type"], error["type"], last["type"]] == [
+        "response.output_item.done",
+        "error",
+        "response.failed",
+    ]
+    assert done["item"]["status"] == "incomplete"
+    assert last["response"]["status"] == "failed"
+
+
 def test_log_probabilities(http: httpx2.Client, engine: EngineStandIn) -> None:
     body = STATELESS | {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
     whole = http.post("/v1/responses", json=body).json()
@@ -172,7 +186,15 @@ def test_what_an_engine_sees(client: OpenAI, engine: EngineStandIn) -> None:
         user="u",
         metadata={"a": "b"},
         max_tool_calls=3,
-        extra_body={"top_k": 7, "seed": 3, "service_tier": "auto"},
+        reasoning={"mode": "standard", "context": "auto"},  # pyright: ignore[reportArgumentType]
+        extra_body={
+            "top_k": 7,
+            "seed": 3,
+            "service_tier": "auto",
+            "prompt_cache_retention": "24h",
+            "prompt_cache_options": {"ttl": "30m"},
+            "moderation": None,
+        },
     )
     salt = engine.bodies[-1].pop("cache_salt")
     assert salt.startswith("proj_")
