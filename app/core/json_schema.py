@@ -104,6 +104,8 @@ def _check_size(schema: dict[str, Any]) -> None:
     values = [value for _, value in values_in(schema)]
     if any(isinstance(value, float) and not math.isfinite(value) for value in values):
         raise SchemaError("has NaN or Infinity in it, which JSON does not have")
+    if any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in values):
+        raise SchemaError("has an integer in it that does not fit 64 bits")
     if sum(isinstance(value, dict | bool) for value in values) > MAX_SCHEMA_OBJECTS:
         raise SchemaError(f"has more than {MAX_SCHEMA_OBJECTS:,} objects and booleans in it")
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from app.core.json_schema import SchemaError, check_schema, values_in
+from app.core.json_schema import SchemaError, check_schema
 from app.core.patterns import expanded_length
 
 MAX_PROPERTIES = 500
@@ -26,6 +26,10 @@ MAX_PATTERNS_LENGTH = 1000
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
 """What applies to the same value as the schema around it."""
+_MAPS = ("properties", "$defs", "definitions", "dependentSchemas", "dependencies")
+"""What holds schemas by names of the user's, which may be those of keywords."""
+_DATA = ("const", "default", "enum", "example", "examples")
+"""What holds values, in which nothing is a keyword."""
 MAX_REPEATED = 128
 """The largest count in a pattern; of larger ones, xgrammar's cache loses a part of the grammar."""
 _COUNT = re.compile(r"(?<!\\)\{(\d*)(?:,(\d*))?\}")
@@ -39,12 +43,9 @@ def check_constraint(schema: dict[str, Any]) -> None:
         SchemaError: it cannot; the message is a predicate, as in "refers to itself without end".
     """
     properties = enum_values = counted = patterns = 0
-    for path, value in values_in(schema):
-        if not isinstance(value, dict):
-            continue
-        node = cast("dict[str, Any]", value)
-        properties += len(node.get("properties") or ())
-        enum_values += len(node.get("enum") or ())
+    for path, node in _schemas_in(schema):
+        properties += _length(node.get("properties"))
+        enum_values += _length(node.get("enum"))
         counted += sum(int(node[name]) for name in _COUNTS if isinstance(node.get(name), int | float))
         if isinstance(pattern := node.get("pattern"), str):
             patterns += expanded_length(pattern)
@@ -65,12 +66,39 @@ def check_constraint(schema: dict[str, Any]) -> None:
 
 def count_properties(schema: dict[str, Any]) -> int:
     """Return how many properties a schema describes, in all its parts."""
-    nodes = (cast("dict[str, Any]", value) for _, value in values_in(schema) if isinstance(value, dict))
-    return sum(len(node.get("properties") or ()) for node in nodes)
+    return sum(_length(node.get("properties")) for _, node in _schemas_in(schema))
+
+
+def _length(value: Any) -> int:
+    return len(cast("Any", value)) if isinstance(value, dict | list) else 0
+
+
+def _schemas_in(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every schema within a schema, itself included, with its path.
+
+    What stands under an unknown keyword counts as one, since a reference may lead there.
+    """
+    waiting: list[tuple[str, Any, bool]] = [("$", schema, False)]
+    while waiting:
+        path, value, is_map = waiting.pop()
+        if isinstance(value, list):
+            items = cast("list[Any]", value)
+            waiting += [(f"{path}[{at}]", item, False) for at, item in enumerate(items)]
+        if not isinstance(value, dict):
+            continue
+        node = cast("dict[str, Any]", value)
+        if not is_map:
+            yield path, node
+        waiting += [
+            (f"{path}.{name}", part, not is_map and name in _MAPS)
+            for name, part in node.items()
+            if is_map or name not in _DATA
+        ]
 
 
 def _check_references(schema: dict[str, Any]) -> None:
     """Check that each reference leads to a part of the schema, and not back to itself within one value."""
+    schemas = {id(node) for _, node in _schemas_in(schema)}
     checked: set[int] = set()
 
     def follow(node: Any, above: frozenset[int]) -> None:
@@ -78,13 +106,15 @@ def _check_references(schema: dict[str, Any]) -> None:
             return
         if id(cast("object", node)) in above:
             raise SchemaError("refers to itself without end")
+        if id(cast("object", node)) not in schemas:
+            raise SchemaError("refers to a part of it that is no schema")
         for part in _applied_in_place(schema, cast("dict[str, Any]", node)):
             follow(part, above | {id(cast("object", node))})
         checked.add(id(cast("object", node)))
 
     try:
-        for _, value in values_in(schema):
-            follow(value, frozenset())
+        for _, node in _schemas_in(schema):
+            follow(node, frozenset())
     except RecursionError:
         raise SchemaError("has a longer chain of references than can be followed") from None
 
