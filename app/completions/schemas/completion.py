@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from app.completions.answers import CompletionAnswer
 from app.completions.schemas.prompts import Prompt, most_tokens, one_by_one
-from app.completions.schemas.sampling import SamplingParameters
+from app.completions.schemas.sampling import SamplingParameters, TokensOrNone
 from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
 
@@ -28,7 +28,7 @@ class CompletionRequest(SamplingParameters):
     path = "/v1/completions"
 
     prompt: Prompt
-    max_tokens: Annotated[int, Field(ge=0, strict=True)] | None = None
+    max_tokens: TokensOrNone | None = None
     logprobs: Annotated[int, Field(ge=0, le=5, strict=True)] | None = None
     echo: bool | None = None
     best_of: Annotated[int | None, Field(ge=0, le=20, strict=True, exclude=True)] = None

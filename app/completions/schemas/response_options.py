@@ -52,13 +52,19 @@ class TextOptions(BaseModel):
 
 
 class ReasoningOptions(BaseModel):
-    """How much the model is to think before it answers. Its thoughts come whole, so there is no summary."""
+    """How much the model is to think before it answers. Its thoughts come whole, so there is no summary.
+
+    `mode` and `context` mean nothing to these models: the former is dropped, and their templates choose
+    which thoughts they see again.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     effort: ReasoningEffort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    mode: Annotated[str, Field(max_length=64)] | None = None
+    context: Literal["auto", "current_turn", "all_turns"] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -95,4 +101,3 @@ Background = Annotated[
 Conversation = Annotated[None, refused("continue a response with 'previous_response_id' instead")]
 Prompt = Annotated[None, refused("send the prompt's text as 'instructions' or 'input' instead")]
 ContextManagement = Annotated[None, refused("shorten the conversation yourself instead")]
-Moderation = Annotated[None, refused("responses are not moderated here; leave it out")]

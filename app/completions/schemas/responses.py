@@ -24,7 +24,6 @@ from app.completions.schemas.response_options import (
     ContextManagement,
     Conversation,
     Include,
-    Moderation,
     Prompt,
     ReasoningOptions,
     StreamOptions,
@@ -39,7 +38,7 @@ from app.completions.schemas.response_tools import (
     ToolChoice,
     Tools,
 )
-from app.completions.schemas.sampling import GatewayRequest, Probability, Seed, Temperature, Tokens
+from app.completions.schemas.sampling import GatewayRequest, Probability, Seed, Temperature, Tokens, TopK
 from app.completions.schemas.tools import check_tools
 from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
@@ -88,17 +87,15 @@ class ResponseRequest(GatewayRequest):
     include: Annotated[list[Include], Field(max_length=16, fail_fast=True)] | None = None
     truncation: Truncation = None
     stream_options: StreamOptions | None = None
-    prompt_cache_retention: str | None = None
 
     background: Background = None
     conversation: Conversation = None
     prompt: Prompt = None
     context_management: ContextManagement = None
-    moderation: Moderation = None
 
     # vLLM's own fields, which OpenAI's client sends with `extra_body`.
     seed: Seed | None = None
-    top_k: Annotated[int, Field(ge=-1, strict=True)] | None = None
+    top_k: TopK | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
 

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from app.completions.answers import Answer
 from app.completions.schemas.constraint import ConstrainingSchema
-from app.completions.schemas.refusals import by_json_type
+from app.completions.schemas.refusals import by_json_type, refused
 from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
 
@@ -21,6 +21,8 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _MOST = 2**31 - 1
 """The largest count: engines keep counts in 32 bits."""
 Tokens = Annotated[int, Field(ge=1, le=_MOST, strict=True)]
+TokensOrNone = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
+TopK = Annotated[int, Field(ge=-1, le=_MOST, strict=True)]
 Choices = Annotated[int, Field(ge=1, le=16, strict=True)]
 StopText = Annotated[str, Field(min_length=1)]
 Stop = Annotated[
@@ -90,7 +92,12 @@ class GatewayRequest(BaseModel, ABC):
     store: Annotated[bool | None, Field(exclude=True)] = None
     service_tier: Annotated[str | None, Field(exclude=True)] = None
     prompt_cache_key: Annotated[str | None, Field(exclude=True)] = None
+    prompt_cache_retention: Annotated[str | None, Field(exclude=True)] = None
+    prompt_cache_options: Annotated[dict[str, Any] | None, Field(exclude=True)] = None
     safety_identifier: Annotated[str | None, Field(exclude=True)] = None
+    moderation: Annotated[
+        None, refused("answers are not moderated here; leave it out"), Field(exclude=True)
+    ] = None
 
     @abstractmethod
     def new_answer(self) -> Answer:
@@ -136,10 +143,10 @@ class SamplingParameters(GatewayRequest, ABC):
     ) = None
 
     # vLLM's own fields, which OpenAI's client sends with `extra_body`.
-    top_k: Annotated[int, Field(ge=-1, le=_MOST, strict=True)] | None = None
+    top_k: TopK | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=_MOST, strict=True)] | None = None
+    min_tokens: TokensOrNone | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
 
     @override

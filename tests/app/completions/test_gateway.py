@@ -91,6 +91,7 @@ def test_what_an_engine_may_see_passes_and_nothing_else(client: OpenAI, engine: 
         ({"reasoning_effort": "high"}, "reasoning_effort"),
         ({"reasoning_effort": "most"}, "reasoning_effort"),
         ({"verbosity": "low"}, "verbosity"),
+        ({"moderation": {"model": "m"}}, "moderation"),
         ({"modalities": ["text", "audio"]}, "modalities[1]"),
         ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
         ({"prediction": {"type": "content", "content": "x"}}, "prediction"),

@@ -166,7 +166,28 @@ def test_hostile_requests_for_responses(http: httpx2.Client, engine: EngineStand
     assert engine.bodies == []
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"enum": True, "properties": True, "$ref": {"type": "string"}}},
+        {"type": "object", "default": {"$ref": "#/nowhere", "enum": 5}, "examples": [{"properties": 1}]},
+        {"const": {"$ref": 1, "properties": True}},
+        {"type": "object", "properties": {"default": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"enum": [1]}}},
+    ],
+)
+def test_names_and_data_in_schemas_are_no_keywords(
+    http: httpx2.Client, engine: EngineStandIn, schema: dict[str, Any]
+) -> None:
+    json_schema = {"name": "a", "schema": schema}
+    body = ASK | {"response_format": {"type": "json_schema", "json_schema": json_schema}}
+    response = http.post(CHAT, json=body)
+    assert response.status_code == 200, response.text
+    json_schema["schema"] = {"default": {"enum": []}, "properties": {"a": {"$ref": "#/default"}}}
+    assert "no schema" in error_of(http.post(CHAT, json=body))["message"]
+
+
 HUGE = 10**30
+HUGE_SCHEMA = {"type": "object", "properties": {"a": {"minimum": HUGE}}}
 
 
 @pytest.mark.parametrize(
@@ -177,6 +198,17 @@ HUGE = 10**30
         (CHAT, ASK | {"top_k": HUGE}),
         (CHAT, ASK | {"min_tokens": HUGE}),
         (CHAT, ASK | {"seed": HUGE}),
+        (CHAT, ASK | {"tools": [{"type": "function", "function": {"name": "a", "parameters": HUGE_SCHEMA}}]}),
+        ("/v1/completions", {"model": BASE_MODEL, "prompt": "Soup?", "max_tokens": HUGE}),
+        ("/v1/responses", {"model": BASE_MODEL, "input": "Soup?", "top_k": HUGE}),
+        (
+            "/v1/responses",
+            {
+                "model": BASE_MODEL,
+                "input": "?",
+                "tools": [{"type": "function", "name": "a", "parameters": HUGE_SCHEMA}],
+            },
+        ),
         ("/v1/responses", {"model": BASE_MODEL, "input": "Soup?", "max_output_tokens": HUGE}),
         ("/v1/responses", {"model": BASE_MODEL, "input": "Soup?", "max_tool_calls": HUGE}),
     ],
@@ -184,7 +216,7 @@ HUGE = 10**30
 def test_counts_that_no_engine_can_hold(
     http: httpx2.Client, engine: EngineStandIn, path: str, body: dict[str, Any]
 ) -> None:
-    assert error_of(http.post(path, json=body))["param"] == list(body)[-1]
+    assert error_of(http.post(path, json=body))["param"].partition("[")[0] == list(body)[-1]
     assert engine.bodies == []
 
 
