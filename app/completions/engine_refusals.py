@@ -20,7 +20,7 @@ _MOST_CHARACTERS = 500
 _PROMPTS = ("messages", "prompt", "input")
 _PARAMETER = re.compile(r"\s*\(parameter=.*\)\s*$", re.DOTALL)
 """What vLLM adds to some messages: the name that it has for a parameter, and the value."""
-_SET_BY_GATEWAY = {"model", "cache_salt", "priority"}
+_SET_BY_GATEWAY = {"model", "cache_salt", "priority", "stream_options", "store"}
 _INTERNAL = re.compile(
     r"--[a-z]|vllm|lora\b|xgrammar|guidance|outlines|max_model_len|skip_tokenizer|max_logprobs|decoder prompt"
     r"|environment variable|startup|transformers|traceback|<class|\b0x[0-9a-f]|\.(?:py|cc|cpp|h)\b"
@@ -79,6 +79,7 @@ _KINDS = (
     ),
     _Kind(re.compile(r"prompt cannot be empty"), "The prompt is empty.", _PROMPTS),
     _Kind(re.compile(r"Token id -?\d+ is out of vocabulary"), "The prompt has unknown tokens.", _PROMPTS),
+    _Kind(re.compile(r"in logit_bias"), "The 'logit_bias' has unknown tokens.", ("logit_bias",)),
     _Kind(re.compile(r"roles? must|conversation", re.IGNORECASE), "These messages do not fit.", _PROMPTS),
 )
 _UNKNOWN = _Kind(
