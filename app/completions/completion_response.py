@@ -51,6 +51,8 @@ class CompletionResponse(Response):
         self._answer = body.new_answer()
         self._arrived = arrived
         self._has_started = False
+        self._is_computed = False
+        """Whether the engine's work on a whole answer is done, and counts, even if its client leaves now."""
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the answer; stops the engine's work as soon as the client disconnects.
@@ -114,14 +116,16 @@ class CompletionResponse(Response):
                 else:
                     await self._send_whole(send, headers, content)
             finally:
-                if self._has_started:
+                if self._has_started or self._is_computed:
                     self._add_usage(self._answer.prompt_tokens, self._answer.completion_tokens)
         finally:
             if upstream is not None:
                 upstream.close()  # stops the engine's work on an unfinished answer
 
     async def _send_whole(self, send: Send, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
-        whole = await self._answer.finish(self._answer.whole(content))
+        shaped = self._answer.whole(content)
+        self._is_computed = True
+        whole = await self._answer.finish(shaped)
         headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(whole))]
         await self._start(send, headers)
         await send({"type": "http.response.body", "body": whole})
