@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, cast
 
 
@@ -9,6 +10,7 @@ def read_as_openai() -> None:
     """Correct vLLM in this process."""
     _constrain_demanded_calls()
     _allow_several_greedy_answers()
+    _tell_aborted_responses()
 
 
 def _constrain_demanded_calls() -> None:
@@ -48,3 +50,27 @@ def _allow_several_greedy_answers() -> None:
         """Called for each request at a temperature of 0, once other parameters are set for it."""
 
     cast(Any, SamplingParams)._verify_greedy_sampling = allow
+
+
+def _tell_aborted_responses() -> None:
+    """Let a response say that it was `cancelled` where the engine aborted it, as it does when it stops.
+
+    vLLM calls it `completed`, whole or at the end of a stream, however little of it there is.
+    """
+    from vllm.entrypoints.openai.responses.protocol import ResponsesResponse  # noqa: PLC0415
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses  # noqa: PLC0415
+
+    serving = cast(Any, OpenAIServingResponses)
+    respond = serving.responses_full_generator
+
+    @functools.wraps(respond)
+    async def respond_truly(
+        self: Any, request: Any, sampling: Any, results: Any, context: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        response = await respond(self, request, sampling, results, context, *args, **kwargs)
+        outputs = getattr(getattr(context, "last_output", None), "outputs", None)
+        if isinstance(response, ResponsesResponse) and outputs and outputs[0].finish_reason == "abort":
+            response.status = "cancelled"
+        return response
+
+    serving.responses_full_generator = respond_truly
