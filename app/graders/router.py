@@ -16,7 +16,7 @@ from app.graders.schemas import GraderRun, RunGrader, ValidatedGrader, ValidateG
 router = APIRouter(prefix="/v1/fine_tuning/alpha/graders", tags=["Graders"], responses=ERROR_RESPONSES)
 
 
-@router.post("/validate", response_model_exclude_unset=True)
+@router.post("/validate", response_model_exclude_unset=True, response_model_exclude_none=True)
 async def validate_grader(body: ValidateGrader, context: ContextDep) -> ValidatedGrader:
     """Checks a grader of OpenAI's kinds, and returns it as it was sent."""
     del context  # only a caller with a key may ask
