@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.specification.shapes import CHUNKS, ERROR, SHAPES
 
+_OURS = {"fine_tuning.job.preflight"}
+"""Objects that OpenAI does not have, but that one of its routes may answer with here."""
 _MOST_EVENTS = 200
 """Of one stream, the first of its events that are looked at."""
 
@@ -68,8 +70,10 @@ class SpecificationWatch:
                 if data and data != b"[DONE]":
                     chunk = json.loads(data)
                     self._hold(called, ERROR if chunk.keys() == {"error"} else CHUNKS[route], chunk)
-        else:
-            self._hold(called, SHAPES[route], json.loads(content))
+            return
+        value = json.loads(content)
+        if not (isinstance(value, dict) and value.get("object") in _OURS):
+            self._hold(called, SHAPES[route], value)
 
     def _hold(self, called: str, shape: Any, value: Any) -> None:
         for error in shape.iter_errors(value):

@@ -76,4 +76,6 @@ def test_the_service_keeps_to_it(case: schemathesis.Case, service: Service) -> N
     )
     if LISTS_OF_TEXTS & set(case.query or {}):
         excluded.append(negative_data_rejection)
+    if response.status_code == 413:  # wrong data of many megabytes is refused for its size
+        excluded.append(negative_data_rejection)
     case.validate_response(response, checks=CHECKS, excluded_checks=excluded)

@@ -101,7 +101,7 @@ async def ask(settings: Settings) -> AsyncIterator[Ask]:
 
 @pytest.fixture
 def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.comparisons.chat_client._BACK_OFF", wait_none())
+    monkeypatch.setattr("app.comparisons.chat_client.BACK_OFF", wait_none())
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,11 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
     creates_nothing = {
         "/v1/chat/completions",
         "/v1/completions",
+        "/v1/responses",  # what it stores is an answer, which a second request gets anew
+        "/v1/responses/{response_id}/cancel",
+        "/v1/batches/{batch_id}/cancel",
+        "/v1/fine_tuning/alpha/graders/run",
+        "/v1/fine_tuning/alpha/graders/validate",
         "/v1/adapters/{name}/check",
         "/v1/comparisons/{comparison_id}/cancel",
         "/v1/uploads/{upload_id}/cancel",
@@ -145,6 +150,7 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
         "/v1/adapters",
         "/v1/aliases/{name}/promote",
         "/v1/aliases/{name}/rollback",
+        "/v1/batches",
         "/v1/comparisons",
         "/v1/files",
         "/v1/fine_tuning/jobs",
