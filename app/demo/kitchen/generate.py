@@ -42,19 +42,42 @@ _MINUTES = (
     [5, 7, 10, 13, 16, 17, 19, 22, 27, 28, 32, 38, 42, 50],
 )
 _DISHES = (
-    ["rice", "pasta", "eggs", "bread", "soup", "lasagne", "roast", "tea", "potatoes", "cookies", "stew"],
+    [
+        *("rice", "pasta", "eggs", "bread", "soup", "lasagne", "roast", "tea", "potatoes", "cookies", "stew"),
+        *("gravy", "noodles", "muffins", "jam", "risotto", "pudding", "chili", "waffles", "gnocchi", "curry"),
+    ],
     ["beans", "dumplings", "brownies", "stock", "quiche", "polenta", "porridge"],
 )
 _GROCERIES = (
-    ["eggs", "lemons", "onions", "carrots", "apples", "milk cartons", "butter sticks", "tomatoes", "leeks"],
-    ["limes", "peppers", "bananas", "yoghurt cups", "avocados", "radishes", "oranges"],
+    [
+        *(
+            "eggs",
+            "lemons",
+            "onions",
+            "carrots",
+            "apples",
+            "milk cartons",
+            "butter sticks",
+            "tomatoes",
+            "leeks",
+        ),
+        *("pears", "plums", "beets", "peaches", "cucumbers", "juice bottles", "grapes", "turnips", "figs"),
+        *("cabbages", "tea bags", "melons", "rice packs"),
+    ],
+    ["limes", "peppers", "bananas", "yogurt cups", "avocados", "radishes", "oranges"],
 )
 _INGREDIENTS = (
-    ["chicken", "salmon", "lentils", "spinach", "mushrooms", "pumpkin", "tofu", "beef", "courgette"],
+    [
+        *("chicken", "salmon", "lentils", "spinach", "mushrooms", "pumpkin", "tofu", "beef", "courgette"),
+        *("broccoli", "tuna", "quinoa", "pork", "kale", "celery", "halloumi", "lamb", "asparagus", "duck"),
+    ],
     ["cod", "chickpeas", "cauliflower", "turkey", "fennel", "aubergine", "shrimp"],
 )
 _UNITS = (
-    [("cups", "grams"), ("ounces", "grams"), ("pints", "litres"), ("pounds", "kilograms")],
+    [
+        *(("cups", "grams"), ("ounces", "grams"), ("pints", "litres"), ("pounds", "kilograms")),
+        *(("grams", "cups"), ("cups", "pints"), ("litres", "pints"), ("kilograms", "ounces")),
+    ],
     [("grams", "ounces"), ("litres", "cups"), ("kilograms", "pounds")],
 )
 
@@ -69,6 +92,8 @@ KINDS: dict[str, Kind] = {
                 "Start a {minutes} minute timer for the {name}",
                 "The {name} needs {minutes} minutes, time it",
                 "Wake me in {minutes} minutes for the {name}",
+                "Give me a reminder for the {name} in {minutes} minutes",
+                "Remind me in {minutes} minutes that the {name} is on",
                 "Put {minutes} minutes on the clock for the {name}",
                 "Tell me when the {name} has had {minutes} minutes",
                 "Let me know about the {name} {minutes} minutes from now",
@@ -168,6 +193,7 @@ KINDS: dict[str, Kind] = {
                 "A {ingredient} dish in {max_minutes} minutes, please",
                 "Dinner with {ingredient}, no longer than {max_minutes} minutes",
                 "Look up {ingredient} recipes that are done in {max_minutes} minutes",
+                "Which recipe with {ingredient} takes {max_minutes} minutes",
                 "There is {ingredient} in the fridge and I have {max_minutes} minutes, what is for dinner",
                 "Is there a {ingredient} recipe that needs {max_minutes} minutes or less",
                 "Help me use up {ingredient}, I can cook for {max_minutes} minutes",
@@ -281,7 +307,7 @@ class Writer:
 
 def training() -> list[Line]:
     """Returns the lines of the training file."""
-    return Writer(held_out=False).conversations(singles=30, pairs=24, talks=8, length=5)
+    return Writer(held_out=False).conversations(singles=38, pairs=42, talks=8, length=2)
 
 
 def held_out() -> list[Line]:

@@ -55,7 +55,7 @@ def test_prompts_are_candidates_with_examples_of_their_own() -> None:
     candidates = KITCHEN.prompted(upload)
     assert [each["file"] for each in candidates] == ["file-1", "file-1"]
     examples = [json.loads(line) for line in files[0].splitlines()]
-    assert len(examples) == 182
+    assert len(examples) == 240
     for example in examples:
         assert [turn["role"] for turn in example["messages"]][:2] == ["user", "assistant"]
         assert parse_line(json.dumps(example).encode())
