@@ -53,10 +53,14 @@ def prompts(tokenizer: Any) -> list[list[int]]:
 def models(
     client: OpenAI, deployment: Deployment, trained: Trained, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path | None]:
-    """The base, the fine-tuned model and its first checkpoint, with the folders that PEFT reads them from."""
-    first = min(client.fine_tuning.jobs.checkpoints.list(trained.job.id), key=lambda point: point.step_number)
+    """The base, the fine-tuned model and its second checkpoint, with the folders that PEFT reads them from.
+
+    The first checkpoint is deleted by another test.
+    """
+    checkpoints = client.fine_tuning.jobs.checkpoints.list(trained.job.id)
+    second = sorted(checkpoints, key=lambda point: point.step_number)[1]
     found: dict[str, Path | None] = {BASE_MODEL: None}
-    for name in (trained.job.fine_tuned_model, first.fine_tuned_model_checkpoint):
+    for name in (trained.job.fine_tuned_model, second.fine_tuned_model_checkpoint):
         found[name] = tmp_path_factory.mktemp("adapter")
         url = f"{deployment.url}/v1/adapters/{name}/download"
         archive = httpx2.get(url, headers={"authorization": f"Bearer {KEY}"}).raise_for_status()
