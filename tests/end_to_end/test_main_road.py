@@ -208,7 +208,7 @@ def test_a_prompt_that_is_too_long_is_a_400(client: OpenAI, trained: Trained) ->
 
 
 def test_a_deleted_model_stops_answering(client: OpenAI, trained: Trained) -> None:
-    checkpoint = client.fine_tuning.jobs.checkpoints.list(trained.job.id).data[-1].fine_tuned_model_checkpoint
+    checkpoint = client.fine_tuning.jobs.checkpoints.list(trained.job.id).data[1].fine_tuned_model_checkpoint
     client.models.delete(checkpoint)
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model=checkpoint, messages=PARIS)
