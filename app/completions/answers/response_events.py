@@ -74,27 +74,26 @@ class Completed(Struct, tag="response.completed"):
     response: EngineResponse
 
 
-class ItemEvent(Struct):
+class ItemEvent(Struct, kw_only=True):
     """An event of one output item."""
 
     output_index: int
+    sequence_number: int = 0
 
 
 class ItemAdded(ItemEvent, tag="response.output_item.added"):
     """An item begins."""
 
     item: Item
-    sequence_number: int = 0
 
 
 class ItemDone(ItemEvent, tag="response.output_item.done"):
     """An item is complete."""
 
     item: Item
-    sequence_number: int = 0
 
 
-class InItem(ItemEvent):
+class InItem(ItemEvent, kw_only=True):
     """An event within an item."""
 
     item_id: str
@@ -105,7 +104,6 @@ class PartAdded(InItem, tag="response.content_part.added"):
 
     content_index: int
     part: Part
-    sequence_number: int = 0
 
 
 class PartDone(InItem, tag="response.content_part.done"):
@@ -113,7 +111,6 @@ class PartDone(InItem, tag="response.content_part.done"):
 
     content_index: int
     part: Part
-    sequence_number: int = 0
 
 
 class TextDelta(InItem, tag="response.output_text.delta"):
@@ -122,7 +119,6 @@ class TextDelta(InItem, tag="response.output_text.delta"):
     content_index: int
     delta: str
     logprobs: list[StreamedLogprob] = []
-    sequence_number: int = 0
 
 
 class TextDone(InItem, tag="response.output_text.done"):
@@ -131,7 +127,6 @@ class TextDone(InItem, tag="response.output_text.done"):
     content_index: int
     text: str
     logprobs: list[StreamedLogprob] = []
-    sequence_number: int = 0
 
 
 class ReasoningDelta(InItem, tag="response.reasoning_text.delta"):
@@ -139,7 +134,6 @@ class ReasoningDelta(InItem, tag="response.reasoning_text.delta"):
 
     content_index: int
     delta: str
-    sequence_number: int = 0
 
 
 class ReasoningDone(InItem, tag="response.reasoning_text.done"):
@@ -147,14 +141,12 @@ class ReasoningDone(InItem, tag="response.reasoning_text.done"):
 
     content_index: int
     text: str
-    sequence_number: int = 0
 
 
 class ArgumentsDelta(InItem, tag="response.function_call_arguments.delta"):
     """More of a function call's arguments."""
 
     delta: str
-    sequence_number: int = 0
 
 
 class ArgumentsDone(InItem, tag="response.function_call_arguments.done"):
@@ -162,7 +154,6 @@ class ArgumentsDone(InItem, tag="response.function_call_arguments.done"):
 
     arguments: str
     name: str
-    sequence_number: int = 0
 
 
 Growth = (
