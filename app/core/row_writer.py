@@ -23,4 +23,8 @@ class RowWriter:
         async with self._lock:
             if any(pending is row for pending in self._pending):  # else it was written with those before
                 rows, self._pending = self._pending, []
-                await self._write(rows)
+                try:
+                    await self._write(rows)
+                except BaseException:
+                    self._pending = rows + self._pending  # so that every task whose row this is raises
+                    raise
