@@ -43,6 +43,7 @@ STARTS_PROCESSES = ("app/cli", "app/core/test_child_process.py", "app/test_deplo
 """Tests of `app` that are no unit tests, by path; the others are told by their fixtures."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _choose_databases(items)
     for item in items:

@@ -40,7 +40,9 @@ Content = Annotated[
     ],
     by_json_type("a text", "a list of parts"),
 ]
-TemplateValue = bool | int | Annotated[str, StringConstraints(max_length=64)]
+TemplateValue = (
+    bool | Annotated[int, Field(ge=0, le=1_000_000)] | Annotated[str, StringConstraints(max_length=64)]
+)
 
 
 class ChatMessage(BaseModel):

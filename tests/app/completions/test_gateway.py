@@ -11,6 +11,7 @@ from openai import OpenAI
 
 from app.auth import service as auth_service
 from app.core.database import Database, database_now
+from app.core.settings import Settings
 from app.models.adapters.models import Adapter
 from tests.support.engine_stand_in import ASK, EngineStandIn, register_engine
 from tests.support.service import BASE_MODEL, Service
@@ -80,6 +81,27 @@ def test_what_an_engine_may_see_passes_and_nothing_else(client: OpenAI, engine: 
         {"role": "assistant", "tool_calls": [call], "reasoning": "Look."},
         *turns[1:],
     ]
+
+
+@pytest.fixture
+def thinking(settings: Settings) -> None:
+    """The base model with a template that has a switch for thinking."""
+    settings.base_models[0].allowed_template_kwargs = ["enable_thinking"]
+
+
+def test_thinking_is_switched_where_the_base_has_a_switch(
+    thinking: None, client: OpenAI, engine: EngineStandIn
+) -> None:
+    client.chat.completions.create(
+        **ASK, reasoning_effort="low", extra_body={"chat_template_kwargs": {"enable_thinking": False}}
+    )
+    assert engine.bodies[-1]["reasoning_effort"] == "low"
+    assert engine.bodies[-1]["chat_template_kwargs"] == {"enable_thinking": False}
+    for name, value in (("enable_thinking", 2**70), ("enable_thinking", -1), ("tools", [])):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.chat.completions.create(**ASK, extra_body={"chat_template_kwargs": {name: value}})
+        assert refused.value.param == f"chat_template_kwargs.{name}"
+    assert len(engine.bodies) == 1
 
 
 @pytest.mark.parametrize(
