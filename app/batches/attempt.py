@@ -1,4 +1,4 @@
-"""Works on one batch: validates its file, asks its requests, records the answers, and publishes them."""
+"""Does one stage of a batch: validates its file, asks its requests and records the answers, or publishes."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ log = logging.getLogger("toque.batches")
 _RENEW_SECONDS = 1.0
 """The heartbeat's interval; a cancellation is noticed no later than this."""
 _VALIDATION_SECONDS = 900.0
-_READ_AT_ONCE = 64
+_READ_AT_ONCE = 16
 """Requests that are read from the file at once."""
 _SUMS = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 
 
 class Attempt:
-    """One attempt at a batch, which ends when the batch does or when the lease is lost."""
+    """One attempt at a stage of a batch, which ends when the stage does or when the lease is lost."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Attempt:
         self._sums: dict[str, int] = {}
 
     async def run(self) -> None:
-        """Do what is left to be done.
+        """Do what the batch's status asks for, and leave it to the next stage.
 
         Raises:
             LeaseLostError: the batch was cancelled, is overdue, or another process has claimed it.
@@ -79,20 +79,21 @@ class Attempt:
             UnavailableError: the input file cannot be read now, or the database is away.
         """
         async with async_heartbeat(_RENEW_SECONDS, self._renew):
-            if self._batch.status == "validating" and not await self._validate():
-                return
-            if self._batch.status == "in_progress":
+            if self._batch.status == "validating":
+                await self._validate()
+            elif self._batch.status == "in_progress":
                 await self._ask()
                 await self._transactions.write(queue.finalize)
-            await async_database_retrying()(
-                to_thread.run_sync, publish, self._database, self._context, self._batch, self._lease
-            )
+            else:
+                await async_database_retrying()(
+                    to_thread.run_sync, publish, self._database, self._context, self._batch, self._lease
+                )
 
     def _renew(self) -> None:
         with self._database.writer() as session:
             queue.LEASES.renew(session, self._lease, self._lease_seconds)
 
-    async def _validate(self) -> bool:
+    async def _validate(self) -> None:
         """Validate the file, and record that the batch is in progress or that it has failed."""
         path = await self._transactions.read(self._find_path)
         model = await to_thread.run_sync(input_file.find_model, path)
@@ -102,15 +103,13 @@ class Attempt:
             raise
         except ToqueError as error:
             await self._fail(LineError(error.body.code or "", error.body.message, "body.model", 1))
-            return False
+            return
         bases = [weighted.model.base for weighted in target.models] if target else []
         validated = await self._validate_in_child(path, model, bases)
         if model is None or validated.errors:
             await self._fail(*validated.errors)
-            return False
+            return
         await self._transactions.write(partial(queue.begin, model=model, total=validated.requests))
-        self._batch.status, self._batch.model, self._batch.total = "in_progress", model, validated.requests
-        return True
 
     async def _validate_in_child(
         self, path: Path, model: str | None, bases: list[BaseModelEntry]

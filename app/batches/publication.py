@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import msgspec
 from sqlalchemy import select
 
 from app.batches import queue
@@ -15,10 +17,14 @@ from app.batches.models import Batch, BatchAnswer
 from app.batches.output_line import unanswered_line
 from app.context import Context
 from app.core.database import Database
+from app.core.errors import UnavailableError
 from app.core.lease import Lease
+from app.datasets.lines import UnreadableFileError
 from app.files import service as files_service
 from app.files.models import File
 from app.storage.incoming import IncomingFile
+
+log = logging.getLogger("toque.batches")
 
 _PAGE = 16
 """Answers that are read at once; each may have several megabytes."""
@@ -35,23 +41,26 @@ class _Files:
 def publish(database: Database, context: Context, batch: Batch, lease: Lease) -> None:
     """Write the files, and end the batch in the same transaction that names them.
 
-    A batch with requests that were not answered has been cancelled, or else it is overdue.
+    A batch with requests that were not answered has been cancelled, or else it is overdue. It ends even if
+    its input file cannot be read any more; the requests that were not answered are then not listed.
 
     Raises:
         LeaseLostError: this process has lost its lease.
         StorageFullError: no space is left.
-        UnavailableError: the storage does not have the input file.
     """
     is_cancelled = batch.status == "cancelling"
     with ExitStack() as stack:
         files = _Files(*(stack.enter_context(context.storage.incoming()) for _ in range(2)))
         answered = _write_answers(database, batch.id, files)
-        is_complete = answered == batch.total
+        is_complete = answered == batch.total  # also if it was never validated: nothing is to be listed
         if not is_complete:
-            _write_unanswered(database, context, batch, files, is_cancelled=is_cancelled)
+            try:
+                _write_unanswered(database, context, batch, files, is_cancelled=is_cancelled)
+            except (UnavailableError, UnreadableFileError, msgspec.DecodeError) as error:
+                log.warning("%s ends without a list of what was not answered: %s", batch.id, error)
         for file in (files.output, files.errors):
             file.finish()
-        status = "cancelled" if is_cancelled else "completed" if is_complete else "expired"
+        status = "cancelled" if is_cancelled else "completed" if is_complete and batch.total else "expired"
         life = batch.output_seconds
         with database.writer() as session:
             queue.LEASES.verify(session, lease)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from anyio import CapacityLimiter, to_thread
@@ -21,11 +22,12 @@ from app.storage.base import Storage
 
 log = logging.getLogger("toque.batches")
 
-_MAX_RUNNING = 8
-"""Batches that one process runs at once, so that a long one does not hold up the others."""
-
 _MAX_VALIDATED = 2
 """Files that one process validates at once, in child processes that it shares with nothing else."""
+_MAX_ASKED = 32
+"""Batches whose requests one process asks at once. They share the limits of `BackgroundLoad`, in turns."""
+_MAX_PUBLISHED = 2
+"""Batches that one process publishes at once."""
 
 
 class Runner:
@@ -45,15 +47,23 @@ class Runner:
         self._gateway = gateway
         self._background = background
         self._processes = CapacityLimiter(_MAX_VALIDATED)
-        self._leases = LeaseRunner(settings, database, queue, self._execute, most=_MAX_RUNNING)
+        self._stages = [
+            LeaseRunner(settings, database, stage, self._execute, most=most)
+            for stage, most in (
+                (queue.VALIDATION, _MAX_VALIDATED),
+                (queue.ASKING, _MAX_ASKED),
+                (queue.PUBLICATION, _MAX_PUBLISHED),
+            )
+        ]
 
     async def run(self) -> None:
         """Claim and run batches until cancelled; the unfinished ones then go back to the queue."""
-        await self._leases.run()
+        async with asyncio.TaskGroup() as tasks:
+            for stage in self._stages:
+                tasks.create_task(stage.run())
 
     async def _execute(self, batch: Batch, lease: Lease) -> None:
         context = Context(batch.project_id, self._settings, self._storage)
-        seconds = self._leases.lease_seconds
         attempt = Attempt(
             self._database,
             context,
@@ -62,7 +72,7 @@ class Runner:
             self._processes,
             batch,
             lease,
-            seconds,
+            self._stages[0].lease_seconds,
         )
         try:
             await attempt.run()
@@ -73,6 +83,8 @@ class Runner:
             log.warning("%s waits until its lease expires: %s", batch.id, group.exceptions[0])
         except* Exception:
             log.exception("%s waits until its lease expires", batch.id)
+        for stage in self._stages:
+            stage.wake()
 
     async def _delete_published(self) -> None:
         def delete() -> bool:

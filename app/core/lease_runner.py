@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from anyio import to_thread
@@ -66,6 +67,7 @@ class LeaseRunner(Generic[Row]):
         self._work = work
         self._most = most
         self._poll_seconds = settings.poll_seconds
+        self._wakeup = asyncio.Event()
 
     async def run(self) -> None:
         """Claim rows and work on them until cancelled; the unfinished ones are then given back."""
@@ -77,6 +79,10 @@ class LeaseRunner(Generic[Row]):
                 task = tasks.create_task(self._run(row))
                 task.add_done_callback(lambda _: free.release())
 
+    def wake(self) -> None:
+        """Look for a row to claim now, as there may be one."""
+        self._wakeup.set()
+
     async def write(self, change: Callable[[Session, Lease], None], lease: Lease) -> None:
         """Run one last transaction; if it fails, the lease expires and another process continues."""
         try:
@@ -87,12 +93,15 @@ class LeaseRunner(Generic[Row]):
     async def _claim(self) -> Row:
         """Claim the next row, waiting until there is one."""
         while True:
+            self._wakeup.clear()
             try:
                 if (row := await to_thread.run_sync(self._claim_next)) is not None:
                     return row
             except SQLAlchemyError as error:
                 log.warning("nothing can be claimed: %s", type(error).__name__)
-            await asyncio.sleep(self._poll_seconds)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_seconds):
+                    await self._wakeup.wait()
 
     def _claim_next(self) -> Row | None:
         with self._database.reader() as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -16,7 +17,9 @@ from starlette.responses import JSONResponse, Response
 from app.batches.input_file import MAX_BYTES
 from app.batches.models import Batch, BatchAnswer
 from app.core.database import Database, database_now
+from app.core.settings import Settings
 from app.files.models import File
+from app.storage import open_storage
 from tests.app.comparisons.stub_engine import StubEngine, number_asked, reference, refusal
 from tests.support import engine_responses
 from tests.support.batch_files import CHAT, content, create, ended, line, lines
@@ -287,6 +290,48 @@ def test_an_overdue_batch_expires_with_its_answers(
     assert [each["error"]["code"] for each in errors] == ["batch_expired"] * 5
 
 
+def test_many_long_batches_hold_up_no_others(
+    client: OpenAI, other_client: OpenAI, database: Database, engine: StubEngine
+) -> None:
+    engine.hold_after = 0
+    engine.go_on.clear()
+    long = [create(client, lines(range(1))).id for _ in range(9)]
+    wait_until(lambda: engine.in_flight == 4, "four are asked")
+    others = create(other_client, lines(range(50, 51))).id
+    wait_until(lambda: number_asked(engine.bodies[-1]) == 50, "another project's is asked")
+    assert engine.in_flight == 5
+    assert ended(client, create(client, "nothing").id).status == "failed"
+    client.batches.cancel(long[-1])
+    assert ended(client, long[-1]).status == "cancelled"
+    with database.writer() as session:
+        session.execute(update(Batch).where(Batch.id.in_(long)).values(expires_at=database_now() - 1))
+    assert [ended(client, each).status for each in long[:-1]] == ["expired"] * 8
+    engine.go_on.set()
+    assert ended(other_client, others).status == "completed"
+
+
+def test_a_batch_ends_although_its_file_is_lost_or_damaged(
+    client: OpenAI, database: Database, settings: Settings, engine: StubEngine
+) -> None:
+    engine.hold_after = 2
+    engine.go_on.clear()
+    created = create(client, lines(range(4)))
+    wait_until(lambda: _completed(client, created.id) == 2, "two are answered")
+    _stored(settings, database, created.input_file_id).write_bytes(b"PAR1")
+    client.batches.cancel(created.id)
+    done = ended(client, created.id)
+    assert (done.status, done.error_file_id) == ("cancelled", None)
+    assert len(content(client, done.output_file_id)) == 2
+
+    file = client.files.create(file=("a.jsonl", lines(range(3)).encode()), purpose="batch").id
+    _stored(settings, database, file).unlink()
+    lost = client.batches.create(input_file_id=file, endpoint=CHAT, completion_window="24h").id
+    with database.writer() as session:
+        session.execute(update(Batch).where(Batch.id == lost).values(expires_at=database_now() - 1))
+    done = ended(client, lost)
+    assert (done.status, done.output_file_id, done.error_file_id) == ("expired", None, None)
+
+
 def test_the_input_file_may_be_deleted_meanwhile(
     client: OpenAI, database: Database, engine: StubEngine
 ) -> None:
@@ -316,6 +361,11 @@ def _completed(client: OpenAI, batch_id: str) -> int:
     counts = client.batches.retrieve(batch_id).request_counts
     assert counts is not None
     return counts.completed
+
+
+def _stored(settings: Settings, database: Database, file_id: str) -> Path:
+    with database.reader() as session:
+        return open_storage(settings).path(session.get_one(File, file_id).storage_key)
 
 
 def _completed_batch(client: OpenAI, engine: StubEngine) -> str:
