@@ -1,8 +1,9 @@
 """Writes training.jsonl and heldout.jsonl: requests to a kitchen, and the calls that fulfil them.
 
 `python -m app.demo.kitchen.generate`. Each request is a sentence with values in its gaps. The held-out file
-has other sentences and other values than the training file. In the training file several requests make a
-conversation, so that the descriptions of the functions are read once for all of them.
+has other sentences, numbers and pairs of units than the training file; the foods are those that the kitchen
+orders over and over. In the training file several requests make a conversation, so that the descriptions of
+the functions are read once for all of them.
 """
 
 from __future__ import annotations
@@ -41,42 +42,38 @@ _MINUTES = (
     [2, 3, 4, 6, 8, 9, 11, 12, 14, 15, 18, 20, 24, 25, 30, 35, 40, 45, 55, 60],
     [5, 7, 10, 13, 16, 17, 19, 22, 27, 28, 32, 38, 42, 50],
 )
-_DISHES = (
-    [
-        *("rice", "pasta", "eggs", "bread", "soup", "lasagne", "roast", "tea", "potatoes", "cookies", "stew"),
-        *("gravy", "noodles", "muffins", "jam", "risotto", "pudding", "chili", "waffles", "gnocchi", "curry"),
-    ],
-    ["beans", "dumplings", "brownies", "stock", "quiche", "polenta", "porridge"],
+_COUNTS = (
+    [2, 3, 4, 6, 8, 10, 12, 13, 16, 17, 19, 20, 21, 22, 24, 25, 30, 32, 36, 40, 45, 50],
+    [5, 7, 9, 11, 14, 15, 18],
 )
-_GROCERIES = (
-    [
-        *(
-            "eggs",
-            "lemons",
-            "onions",
-            "carrots",
-            "apples",
-            "milk cartons",
-            "butter sticks",
-            "tomatoes",
-            "leeks",
-        ),
-        *("pears", "plums", "beets", "peaches", "cucumbers", "juice bottles", "grapes", "turnips", "figs"),
-        *("cabbages", "tea bags", "melons", "rice packs"),
-    ],
-    ["limes", "peppers", "bananas", "yogurt cups", "avocados", "radishes", "oranges"],
+
+
+def _words(*lines: str) -> tuple[list[str], list[str]]:
+    """Returns the foods of a kitchen, which orders the same ones over and over."""
+    words = ", ".join(lines).split(", ")
+    return words, words
+
+
+_DISHES = _words(
+    "rice, pasta, eggs, bread, soup, lasagne, roast, tea, potatoes, cookies, stew, gravy, noodles",
+    "muffins, jam, risotto, pudding, chili, waffles, gnocchi, curry, beans, dumplings, brownies",
+    "stock, quiche, polenta, porridge",
 )
-_INGREDIENTS = (
-    [
-        *("chicken", "salmon", "lentils", "spinach", "mushrooms", "pumpkin", "tofu", "beef", "courgette"),
-        *("broccoli", "tuna", "quinoa", "pork", "kale", "celery", "halloumi", "lamb", "asparagus", "duck"),
-    ],
-    ["cod", "chickpeas", "cauliflower", "turkey", "fennel", "aubergine", "shrimp"],
+_GROCERIES = _words(
+    "eggs, lemons, onions, carrots, apples, milk cartons, butter sticks, tomatoes, leeks, pears",
+    "plums, beets, peaches, cucumbers, juice bottles, grapes, turnips, figs, cabbages, tea bags",
+    "melons, rice packs, limes, peppers, bananas, yogurt cups, avocados, radishes, oranges",
+)
+_INGREDIENTS = _words(
+    "chicken, salmon, lentils, spinach, mushrooms, pumpkin, tofu, beef, courgette, broccoli, tuna",
+    "quinoa, pork, kale, celery, halloumi, lamb, asparagus, duck, cod, chickpeas, cauliflower",
+    "turkey, fennel, aubergine, shrimp",
 )
 _UNITS = (
     [
         *(("cups", "grams"), ("ounces", "grams"), ("pints", "litres"), ("pounds", "kilograms")),
         *(("grams", "cups"), ("cups", "pints"), ("litres", "pints"), ("kilograms", "ounces")),
+        *(("cups", "litres"), ("litres", "ounces")),
     ],
     [("grams", "ounces"), ("litres", "cups"), ("kilograms", "pounds")],
 )
@@ -137,7 +134,7 @@ KINDS: dict[str, Kind] = {
     "convert": Kind(
         "Convert a measure.",
         {"amount": _INTEGER, "from": _STRING, "to": _STRING},
-        {"amount": ([2, 3, 4, 6, 8, 10, 12, 16, 20, 24], [5, 7, 9, 11, 14, 15, 18]), "units": _UNITS},
+        {"amount": _COUNTS, "units": _UNITS},
         (
             [
                 "How many {to} are {amount} {from}",
@@ -160,7 +157,7 @@ KINDS: dict[str, Kind] = {
     "add_to_list": Kind(
         "Put an item on the shopping list.",
         {"item": _STRING, "count": _INTEGER},
-        {"item": _GROCERIES, "count": ([2, 3, 4, 6, 8, 10, 12, 20], [5, 7, 9, 11, 15])},
+        {"item": _GROCERIES, "count": _COUNTS},
         (
             [
                 "Add {count} {item} to the list",
@@ -197,6 +194,7 @@ KINDS: dict[str, Kind] = {
                 "There is {ingredient} in the fridge and I have {max_minutes} minutes, what is for dinner",
                 "Is there a {ingredient} recipe that needs {max_minutes} minutes or less",
                 "Help me use up {ingredient}, I can cook for {max_minutes} minutes",
+                "With {ingredient} at hand and {max_minutes} minutes left, what could I make",
             ],
             [
                 "Suggest a meal with {ingredient} in {max_minutes} minutes",
@@ -307,7 +305,7 @@ class Writer:
 
 def training() -> list[Line]:
     """Returns the lines of the training file."""
-    return Writer(held_out=False).conversations(singles=38, pairs=42, talks=8, length=2)
+    return Writer(held_out=False).conversations(singles=78, pairs=82, talks=8, length=4)
 
 
 def held_out() -> list[Line]:

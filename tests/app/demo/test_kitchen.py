@@ -28,7 +28,7 @@ def test_the_files_are_those_that_the_rules_write(tmp_path: Path) -> None:
 
 
 def test_held_out_sentences_and_values_are_others() -> None:
-    shared = {"mode"}
+    shared = {"mode", "name", "item", "ingredient"}
     for kind in generate.KINDS.values():
         assert not set(kind.sentences[0]) & set(kind.sentences[1])
         for field, (trained, held_out) in kind.values.items():
@@ -55,7 +55,7 @@ def test_prompts_are_candidates_with_examples_of_their_own() -> None:
     candidates = KITCHEN.prompted(upload)
     assert [each["file"] for each in candidates] == ["file-1", "file-1"]
     examples = [json.loads(line) for line in files[0].splitlines()]
-    assert len(examples) == 240
+    assert len(examples) == 480
     for example in examples:
         assert [turn["role"] for turn in example["messages"]][:2] == ["user", "assistant"]
         assert parse_line(json.dumps(example).encode())
