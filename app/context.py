@@ -21,3 +21,9 @@ class Context:
     storage: Storage
     key_id: str | None = None
     """The API key that the request came with; None in background work."""
+    models: frozenset[str] | None = None
+    """The only models and aliases that the key may ask; None means all of the project."""
+
+    def may_ask(self, model: str) -> bool:
+        """Whether the key may ask a model, or an alias, by this name."""
+        return self.models is None or model in self.models

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, cast
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, cast
 
 from anyio import from_thread
 from fastapi import Depends, Header, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 from sqlalchemy.orm import Session
 
 from app.auth import service as auth_service
+from app.auth.caller import Caller
 from app.context import Context
 from app.core.database import Database
 from app.core.idempotency import IdempotentRequest
+from app.core.scope import CALLER
 from app.core.settings import Settings
 
 # Dependencies with `yield` end after the response unless declared with scope="function":
@@ -51,17 +54,32 @@ WriteSession = Annotated[Session, Depends(_write_session, scope="function")]
 bearer = HTTPBearer(
     auto_error=False, description="An API key: `toque keys create`, or the one printed at first start"
 )
+"""Describes authentication in the OpenAPI document; it is `app.api.authentication` that does it."""
 
 
-def _context(
-    request: Request,
-    database: DatabaseDep,
-    settings: SettingsDep,
-    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+def bearer_secret(request: Request) -> str | None:
+    """Return the secret of the API key that the request came with, if any."""
+    scheme, secret = get_authorization_scheme_param(request.headers.get("authorization"))
+    return secret if scheme.lower() == "bearer" else None
+
+
+def caller_of(scope: Mapping[str, Any]) -> Caller:
+    """Return the caller of a request, by its ASGI scope.
+
+    Raises:
+        AuthenticationError: nobody has authenticated it.
+    """
+    caller = cast("Caller | None", scope.get(CALLER))
+    if caller is None:
+        raise auth_service.no_key()
+    return caller
+
+
+async def _context(
+    request: Request, settings: SettingsDep, _credentials: Annotated[object, Depends(bearer)]
 ) -> Context:
-    with database.reader() as session:
-        key = auth_service.authenticate(session, credentials.credentials if credentials else None)
-    return Context(key.project_id, settings, request.app.state.storage, key.id)
+    caller = caller_of(request.scope)
+    return Context(caller.project_id, settings, request.app.state.storage, caller.key_id, caller.models)
 
 
 ContextDep = Annotated[Context, Depends(_context, scope="function")]

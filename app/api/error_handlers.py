@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,15 +26,14 @@ def error_response(error: ToqueError) -> Response:
 
 def install_error_handlers(app: FastAPI) -> None:
     """Make the app answer every exception in the envelope."""
-    app.add_exception_handler(ToqueError, _on_toque_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
-    app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(OperationalError, _on_database_error)
-    app.add_exception_handler(InternalError, _on_database_error)
-    app.add_exception_handler(PoolTimeoutError, _on_database_error)
-    app.add_exception_handler(DBAPIError, _on_statement_error)
-    app.add_exception_handler(UnicodeEncodeError, _on_unencodable_text)
-    app.add_exception_handler(Exception, _on_unexpected)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+
+
+async def respond_to(request: Request, error: Exception) -> Response:
+    """Return the response that tells of the error, for middleware that the app's handlers are behind."""
+    handler = next(_HANDLERS[kind] for kind in type(error).__mro__ if kind in _HANDLERS)
+    return await handler(request, error)
 
 
 async def _on_toque_error(_request: Request, error: Exception) -> Response:
@@ -96,6 +95,19 @@ async def _on_unencodable_text(_request: Request, _error: Exception) -> Response
 async def _on_unexpected(_request: Request, error: Exception) -> Response:
     log.exception("unexpected error", exc_info=error)
     return error_response(ToqueError("An internal error; the service's log has it under this request's id."))
+
+
+_HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+    ToqueError: _on_toque_error,
+    RequestValidationError: _on_validation_error,
+    HTTPException: _on_http_exception,
+    OperationalError: _on_database_error,
+    InternalError: _on_database_error,
+    PoolTimeoutError: _on_database_error,
+    DBAPIError: _on_statement_error,
+    UnicodeEncodeError: _on_unencodable_text,
+    Exception: _on_unexpected,
+}
 
 
 def _envelope(body: ErrorBody, status: int, headers: Mapping[str, str] | None) -> Response:

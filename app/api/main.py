@@ -11,10 +11,12 @@ from fastapi import FastAPI
 
 from app import __version__
 from app.api import health
+from app.api.authentication import Authentication, authorize
 from app.api.error_handlers import install_error_handlers
 from app.api.metrics import Metrics
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import describe
+from app.auth.key_cache import KeyCache
 from app.batches.router import router as batches_router
 from app.batches.runner import Runner as BatchRunner
 from app.comparisons import service as comparisons_service
@@ -54,6 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.storage = open_storage(settings)
         app.state.find_comparison = comparisons_service.get_comparison
         app.state.metrics = metrics
+        keys = app.state.keys = KeyCache(app.state.database)
         usage = UsageAggregator(app.state.database)
         replicas = app.state.replicas = Replicas(settings, app.state.database)
         gateway = app.state.gateway = Gateway(settings, app.state.database, replicas, usage)
@@ -62,7 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         batch_runner = BatchRunner(settings, app.state.database, app.state.storage, gateway, background_load)
         admit = partial(training_files.admit_waiting, app.state.database, app.state.storage, settings)
         checker = app.state.checker = Checker(settings, app.state.database, app.state.storage, admit)
-        parts = (replicas, usage, background_load, runner, batch_runner, checker)
+        parts = (replicas, keys.last_uses, usage, background_load, runner, batch_runner, checker)
         background = [asyncio.create_task(part.run()) for part in parts]
         try:
             yield
@@ -70,6 +73,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             for task in background:
                 task.cancel()
             await asyncio.wait(background)
+            await keys.last_uses.flush()
             await usage.flush()
             await replicas.close()
             app.state.database.dispose()
@@ -101,5 +105,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         health.router,
     ):
         app.include_router(router)
+    authorize(app.routes)
+    app.add_middleware(Authentication)
     app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes, metrics=metrics)
     return app

@@ -15,15 +15,20 @@ from app.api.error_handlers import error_response
 from app.api.metrics import Metrics
 from app.core.database import new_id
 from app.core.errors import TooLargeError
-from app.core.scope import ARRIVED_AT
+from app.core.scope import ARRIVED_AT, CALLER
 
 _UPLOADS = re.compile(r"/v1/(files|adapters|uploads/[^/]+/parts)")
 """The paths of uploads, whose bodies have limits of their own."""
+_MOST_DROPPED = 64 * 1024
+"""The most bytes of a refused request's body that are read and dropped, to keep the connection."""
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
 class RequestMiddleware:
-    """Adds `x-request-id` and `openai-processing-ms` and refuses bodies over the limit."""
+    """Adds `x-request-id` and `openai-processing-ms` and refuses bodies over the limit.
+
+    It closes the connection of those who may not go on sending: whoever has no key, or no permission.
+    """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: Metrics) -> None:
         self._app = app
@@ -52,6 +57,8 @@ class RequestMiddleware:
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", b"%d" % elapsed_ms),
                 ]
+                if (status == 403 or CALLER not in scope) and _may_go_on(headers):
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         limit = None if _UPLOADS.fullmatch(scope["path"]) else self._max_body_bytes
@@ -87,6 +94,11 @@ def _limited(receive: Receive, limit: int | None) -> Receive:
 def _declared_length(headers: Headers) -> int:
     value = headers.get("content-length", "")
     return int(value) if value.isascii() and value.isdigit() else 0
+
+
+def _may_go_on(headers: Headers) -> bool:
+    """Whether so much of the body may follow that it must not be read, or the client may leave it out."""
+    return _declared_length(headers) > _MOST_DROPPED or "transfer-encoding" in headers or "expect" in headers
 
 
 def _too_large(limit: int) -> TooLargeError:

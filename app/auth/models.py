@@ -1,12 +1,13 @@
-"""Projects and their API keys."""
+"""Projects, their service accounts, and the API keys of those."""
 
 from __future__ import annotations
 
 import time
 
-from sqlalchemy import ForeignKey, String
+from sqlalchemy import JSON, ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column
 
+from app.auth.roles import Role
 from app.core.database import Base, new_id
 
 
@@ -17,8 +18,24 @@ class Project(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("proj_"))
     name: Mapped[str] = mapped_column(String(64), unique=True)
-    """Lower-case letters, digits and dashes; it is part of the names of the project's models."""
+    """Lower-case letters, digits and dashes; it is part of the names of the project's models, and stays."""
+    title: Mapped[str] = mapped_column(String(128))
+    """What people call it."""
     created_at: Mapped[float] = mapped_column(default=time.time)
+    archived_at: Mapped[float | None]
+    """Since when its keys are refused."""
+
+
+class ServiceAccount(Base):
+    """A program that uses a project. It has one key, or several while one is being replaced."""
+
+    __tablename__ = "service_accounts"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("svc_acct_"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    name: Mapped[str] = mapped_column(String(128))
+    created_at: Mapped[float] = mapped_column(default=time.time)
+    deleted_at: Mapped[float | None]
 
 
 class ApiKey(Base):
@@ -28,9 +45,16 @@ class ApiKey(Base):
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("key_"))
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), index=True)
+    service_account_id: Mapped[str] = mapped_column(ForeignKey("service_accounts.id"), index=True)
     name: Mapped[str] = mapped_column(String(128))
     key_sha256: Mapped[str] = mapped_column(String(64), unique=True)
     hint: Mapped[str] = mapped_column(String(16))
     """The last four characters of its secret, to tell keys apart in a list."""
+    role: Mapped[Role] = mapped_column(String(16))
+    models: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
+    """The only models and aliases that it may ask; None means all of the project."""
     created_at: Mapped[float] = mapped_column(default=time.time)
+    expires_at: Mapped[float | None]
+    last_used_at: Mapped[float | None]
+    """To the minute."""
     revoked_at: Mapped[float | None]

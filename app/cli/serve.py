@@ -95,7 +95,7 @@ def api(
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http="app.api.http_protocol:HttpProtocol",
         ws="none",
         access_log=access_log,
         server_header=False,

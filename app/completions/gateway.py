@@ -1,4 +1,4 @@
-"""The gateway: authenticates a completion request, resolves its model, and has an engine answer it."""
+"""The gateway: resolves the model of a completion request, and has an engine answer it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from functools import partial
 
 from starlette.types import Scope
 
-from app.auth import service as auth_service
+from app.auth.caller import Caller
 from app.completions.completion_response import CompletionResponse
 from app.completions.conversations import Conversations
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import GatewayRequest
-from app.completions.stale_while_revalidate import StaleWhileRevalidate
 from app.core.database import Database
 from app.core.scope import ARRIVED_AT
 from app.core.settings import Settings
+from app.core.stale_while_revalidate import StaleWhileRevalidate
 from app.models.aliases import resolution
 from app.models.aliases.target import Target
 from app.usage.aggregator import UsageAggregator
@@ -36,29 +36,21 @@ class Gateway:
         self._replicas = replicas
         self._usage = usage
         self._conversations = Conversations(settings, database)
-        self._projects: StaleWhileRevalidate[str, str] = StaleWhileRevalidate(
-            self._find_project, fresh_seconds=1.0, stale_seconds=3.0
-        )
         # Once an alias is moved, every gateway uses its new model within two seconds.
         self._targets: StaleWhileRevalidate[tuple[str, str], Target] = StaleWhileRevalidate(
             self._find_target, fresh_seconds=0.5, stale_seconds=1.5
         )
 
-    async def authenticate(self, secret: str | None) -> str:
-        """Returns the id of the project that the key belongs to.
-
-        Raises:
-            AuthenticationError: the key is missing, unknown or revoked (for at least three seconds).
-        """
-        return await self._projects.get(secret or "")
-
-    async def answer(self, scope: Scope, project_id: str, body: GatewayRequest) -> CompletionResponse:
+    async def answer(self, scope: Scope, caller: Caller, body: GatewayRequest) -> CompletionResponse:
         """Returns a response that asks an engine when it is sent.
 
         Raises:
+            PermissionDeniedError: the caller may not ask this model.
             NotFoundError: the project has no such model or alias.
             InvalidRequestError: the model's base does not support what the request asks for.
         """
+        caller.check_model(body.model)
+        project_id = caller.project_id
         key = (project_id, body.model)
         target = await self._targets.get(key)
         served = target.model_for(body.user)
@@ -114,10 +106,6 @@ class Gateway:
         tokens = answer.prompt_tokens, answer.completion_tokens
         self._usage.count(project_id, served.name, *tokens, alias=target.alias)
         return whole
-
-    def _find_project(self, secret: str) -> str:
-        with self._database.reader() as session:
-            return auth_service.authenticate(session, secret).project_id
 
     def _find_target(self, key: tuple[str, str]) -> Target:
         project_id, name = key

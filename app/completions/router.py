@@ -9,10 +9,10 @@ from typing import Annotated, Any, cast, get_type_hints
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
-from fastapi.security.utils import get_authorization_scheme_param
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from app.auth.caller import Caller
 from app.completions.gateway import Gateway
 from app.completions.schemas import (
     ChatCompletionRequest,
@@ -22,7 +22,7 @@ from app.completions.schemas import (
     parse_request,
 )
 from app.core.errors import ERROR_RESPONSES, InvalidRequestError
-from app.dependencies import bearer
+from app.dependencies import bearer, caller_of
 
 _ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
@@ -47,10 +47,10 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
 
 
 class DirectRoute(APIRoute):
-    """A route that authenticates and parses the body by itself; FastAPI only describes it.
+    """A route that parses the body by itself; FastAPI only describes it.
 
-    FastAPI's own way of doing both takes longer than all the rest of the gateway. Dependencies do not run
-    here, so a route that has any is refused: its endpoint takes `body`, `request` and `project_id`.
+    FastAPI's own way takes longer than all the rest of the gateway. Dependencies do not run here, so a route
+    that has any is refused: its endpoint takes `body`, `request` and `caller`.
 
     Raises:
         TypeError: the endpoint, its router or the app has a dependency or a parameter that would be ignored.
@@ -61,16 +61,16 @@ class DirectRoute(APIRoute):
     ) -> None:
         super().__init__(path, endpoint, **options)
         ignored = [_name(each.call) for each in self.dependant.dependencies if each.call is not bearer]
-        ignored += signature(endpoint).parameters.keys() - {"body", "request", "project_id"}
+        ignored += signature(endpoint).parameters.keys() - {"body", "request", "caller"}
         if ignored:
             raise TypeError(f"{path} is a direct route, which would ignore {', '.join(sorted(ignored))}")
         kind: type[GatewayRequest] = get_type_hints(endpoint)["body"]
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope, receive)
-            project_id = await _gateway(request).authenticate(_secret(request))
+            caller = caller_of(scope)
             body = parse_request(kind, await _read_body(request))
-            response = await endpoint(body=body, request=request, project_id=project_id)
+            response = await endpoint(body=body, request=request, caller=caller)
             await response(scope, receive, send)
 
         self.app = answer
@@ -78,28 +78,28 @@ class DirectRoute(APIRoute):
 
 router = APIRouter(prefix="/v1", tags=["Completions"], responses=ERROR_RESPONSES, route_class=DirectRoute)
 
-Caller = Annotated[str, Depends(bearer)]
-"""The id of the project that the API key belongs to."""
+CallerDep = Annotated[Caller, Depends(bearer)]
+"""The caller, for an endpoint of a direct route."""
 
 
 @router.post("/chat/completions", response_class=Response, responses=_ANSWER)
 async def create_chat_completion(
-    body: ChatCompletionRequest, request: Request, project_id: Caller
+    body: ChatCompletionRequest, request: Request, caller: CallerDep
 ) -> Response:
     """Answers a conversation with a base model, a fine-tuned model or a checkpoint."""
-    return await _gateway(request).answer(request.scope, project_id, body)
+    return await _gateway(request).answer(request.scope, caller, body)
 
 
 @router.post("/completions", response_class=Response, responses=_ANSWER)
-async def create_completion(body: CompletionRequest, request: Request, project_id: Caller) -> Response:
+async def create_completion(body: CompletionRequest, request: Request, caller: CallerDep) -> Response:
     """Continues bare prompts, or scores them."""
-    return await _gateway(request).answer(request.scope, project_id, body)
+    return await _gateway(request).answer(request.scope, caller, body)
 
 
 @router.post("/responses", response_class=Response, responses=_ANSWER)
-async def create_response(body: ResponseRequest, request: Request, project_id: Caller) -> Response:
+async def create_response(body: ResponseRequest, request: Request, caller: CallerDep) -> Response:
     """Answers, continues a stored response, or calls functions: OpenAI's newer way to ask."""
-    return await _gateway(request).answer(request.scope, project_id, body)
+    return await _gateway(request).answer(request.scope, caller, body)
 
 
 def _name(dependency: object) -> str:
@@ -108,11 +108,6 @@ def _name(dependency: object) -> str:
 
 def _gateway(request: Request) -> Gateway:
     return cast("Gateway", request.app.state.gateway)
-
-
-def _secret(request: Request) -> str | None:
-    scheme, secret = get_authorization_scheme_param(request.headers.get("authorization"))
-    return secret if scheme.lower() == "bearer" else None
 
 
 async def _read_body(request: Request) -> bytes:

@@ -49,7 +49,15 @@ class _Server(uvicorn.Server):
 
     def __init__(self, settings: Settings) -> None:
         self.watch = SpecificationWatch(create_app(settings))
-        super().__init__(uvicorn.Config(self.watch, port=0, log_level="warning", access_log=False))
+        super().__init__(
+            uvicorn.Config(
+                self.watch,
+                port=0,
+                http="app.api.http_protocol:HttpProtocol",
+                log_level="warning",
+                access_log=False,
+            )
+        )
         self.told_to_stop = asyncio.Event()
 
     @override

@@ -279,20 +279,29 @@ def get_adapter(session: Session, settings: Settings, project_id: str, name: str
 
 
 def list_models(session: Session, context: Context) -> ModelList:
-    """Return the base models, then the project's adapters and checkpoints, newest first."""
+    """Return the base models, then the project's adapters and checkpoints, newest first.
+
+    A key that is limited to some models sees only those.
+    """
     since = added_at(session)
     entries = Catalogue.read(session, context.settings).entries
     bases = [ModelObject.of_base(entry, since[entry.name]) for entry in entries]
     adapters = [ModelObject.of_adapter(each) for each in list_adapters(session, context.project_id)]
-    return ModelList(data=bases + adapters)
+    return ModelList(data=[each for each in bases + adapters if context.may_ask(each.id)])
 
 
 def retrieve_model(session: Session, context: Context, name: str) -> ModelObject:
     """Return a base model or an adapter of the project, with its lineage.
 
     Raises:
-        NotFoundError: there is neither.
+        NotFoundError: there is neither, or the caller's key is limited to other models.
     """
+    if not context.may_ask(name):
+        raise NotFoundError(
+            f"The model '{name[:255]}' does not exist, or this API key does not have access to it.",
+            code="model_not_found",
+            param="model",
+        )
     adapter = get_adapter(session, context.settings, context.project_id, name)
     if adapter is None:
         entry = Catalogue.read(session, context.settings).get(name)

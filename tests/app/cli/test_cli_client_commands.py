@@ -17,6 +17,7 @@ import pytest
 from app.completions.models import Engine
 from app.fine_tuning.models import Checkpoint
 from tests.support.command import Service, finished, metrics_event
+from tests.support.waiting import wait_until
 
 MODEL = "smollm2-135m-instruct"
 
@@ -202,7 +203,9 @@ def test_keys_from_first_to_last(service: Service) -> None:
 
     assert service.run("keys", "revoke", made["id"]).exit_code == 0
 
-    refused = with_it.run("jobs", "list")
+    refused = wait_until(
+        lambda: (listing := with_it.run("jobs", "list")).exit_code and listing, "the key is refused"
+    )
     assert refused.exit_code == 1
     assert "code invalid_api_key" in refused.stderr
     assert service.run("keys", "revoke", "key_none").exit_code == 1

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI, Header, Request
 from fastapi.responses import Response
 from pydantic import BaseModel
 
-from app.completions.router import Caller, DirectRoute
+from app.completions.router import CallerDep, DirectRoute
 from app.completions.router import router as completions_router
 
 
@@ -21,18 +21,18 @@ def rate_limit() -> None:
     raise AssertionError("it is never run")
 
 
-async def endpoint(body: Body, request: Request, project_id: Caller) -> Response:
+async def endpoint(body: Body, request: Request, caller: CallerDep) -> Response:
     return Response()
 
 
 async def limited(
-    body: Body, request: Request, project_id: Caller, limit: Annotated[None, Depends(rate_limit)]
+    body: Body, request: Request, caller: CallerDep, limit: Annotated[None, Depends(rate_limit)]
 ) -> Response:
     return Response()
 
 
 async def with_header(
-    body: Body, request: Request, project_id: Caller, x_priority: Annotated[str, Header()] = "low"
+    body: Body, request: Request, caller: CallerDep, x_priority: Annotated[str, Header()] = "low"
 ) -> Response:
     return Response()
 

@@ -85,7 +85,8 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
     tokens = {"input_tokens": 5, "cached_tokens": 0, "output_tokens": 2, "reasoning_tokens": 0}
     event = {"job_id": "ftjob-done", "created_at": now - 600, "level": "info"}
     return {
-        "projects": [{"id": "proj_1", "name": "default", "created_at": now - 1000}],
+        "projects": [{"id": "proj_1", "name": "default", "title": "Default", "created_at": now - 1000}],
+        "service_accounts": [project | {"id": "svc_acct_1", "name": "first key", "created_at": now - 1000}],
         "api_keys": [
             project
             | {
@@ -93,6 +94,8 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
                 "name": "first key",
                 "key_sha256": hashlib.sha256(API_KEY.encode()).hexdigest(),
                 "hint": API_KEY[-4:],
+                "service_account_id": "svc_acct_1",
+                "role": "project",
                 "created_at": now - 1000,
             }
         ],

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 
 _MAX_ENTRIES = 10_000
 
@@ -19,11 +19,20 @@ class StaleWhileRevalidate(Generic[K, V]):
     """Caches what `look_up` returns. It runs in a thread, at most once at a time for each key.
 
     A value that is no longer fresh is returned once more while it is looked up again, so that a steady caller
-    never waits; after the stale seconds a caller waits for the new value. Errors are not cached.
+    never waits; after the stale seconds a caller waits for the new value. Errors are not cached. A limiter
+    bounds the threads that are used at once.
     """
 
-    def __init__(self, look_up: Callable[[K], V], *, fresh_seconds: float, stale_seconds: float) -> None:
+    def __init__(
+        self,
+        look_up: Callable[[K], V],
+        *,
+        fresh_seconds: float,
+        stale_seconds: float,
+        limiter: CapacityLimiter | None = None,
+    ) -> None:
         self._look_up = look_up
+        self._limiter = limiter
         self._fresh_seconds = fresh_seconds
         self._stale_seconds = stale_seconds
         self._cached: dict[K, tuple[V, float]] = {}
@@ -45,7 +54,7 @@ class StaleWhileRevalidate(Generic[K, V]):
     async def look_up_now(self, key: K) -> V:
         """Bypasses the cache and returns the current value, or raises what `look_up` raises."""
         self._cached.pop(key, None)
-        return await to_thread.run_sync(self._look_up, key)
+        return await to_thread.run_sync(self._look_up, key, limiter=self._limiter)
 
     def _revalidate(self, key: K) -> asyncio.Task[V]:
         task = self._pending.get(key)
@@ -57,7 +66,7 @@ class StaleWhileRevalidate(Generic[K, V]):
     async def _ask(self, key: K) -> V:
         asked_at = time.monotonic()
         try:
-            value = await to_thread.run_sync(self._look_up, key)
+            value = await to_thread.run_sync(self._look_up, key, limiter=self._limiter)
         except BaseException:
             self._cached.pop(key, None)
             raise
