@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from workers.processes import die_with_parent
+from app.core.parent_death import die_with_parent
 from workers.training.checkpoint import discard, save_checkpoint
 from workers.training.protocol import (
     Checkpoint,

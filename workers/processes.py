@@ -1,29 +1,14 @@
-"""Child processes that never outlive their parent (Linux)."""
+"""Stops a child process with all that it started."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
 import time
 from contextlib import suppress
-from multiprocessing import parent_process
 
-_PR_SET_PDEATHSIG = 1
 _DESCENDANT_SECONDS = 1.0
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies, even by SIGKILL.
-
-    A child of `multiprocessing` whose parent has died already exits at once.
-    """
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = parent_process()
-    if parent is not None and os.getppid() != parent.pid:
-        os._exit(1)
 
 
 def stop_group(process: subprocess.Popen[bytes], grace_seconds: float) -> None:

@@ -64,7 +64,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         background_load = BackgroundLoad(replicas)
         batch_runner = BatchRunner(settings, app.state.database, app.state.storage, gateway, background_load)
         admit = partial(training_files.admit_waiting, app.state.database, app.state.storage, settings)
-        checker = app.state.checker = Checker(settings, app.state.database, app.state.storage, admit)
+        checker = app.state.checker = Checker(
+            settings, app.state.database, app.state.storage, admit, training_files.is_awaited
+        )
         parts = (replicas, keys.last_uses, usage, background_load, runner, batch_runner, checker)
         background = [asyncio.create_task(part.run()) for part in parts]
         try:

@@ -51,7 +51,7 @@ def validate(
         base = prepared_base(settings, read_catalogue(settings), base_model)
     except ToqueError as error:
         fail(error.body.message, 2)
-    report = validate_file(path, base, processes=os.cpu_count() or 1)
+    report = validate_file(path, base, processes=os.cpu_count() or 1, max_lines=settings.max_file_lines)
     if validation_file is not None:
         flag_equal_files(report, path, validation_file)
     if as_json:

@@ -48,6 +48,10 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
     "truncated_file": _error(_REPACK),
     "damaged_file": _error(_REPACK),
     "decompression_bomb": _error("Upload it without compression."),
+    "too_many_lines": _error(
+        "Leave out what is no example, or ask whoever runs the service to raise the limit."
+    ),
+    "check_timed_out": _error("Upload a smaller file, or ask whoever runs the service to raise the limit."),
     "too_few_examples": _warning(
         "A training file needs 10 examples at least; 50 to 100 good ones show an effect."
     ),

@@ -109,6 +109,20 @@ def open_lines(path: Path) -> Generator[BinaryIO]:
         yield file
 
 
+def unpacks_beyond(path: Path, size: int) -> bool:
+    """Returns whether the file has more than `size` bytes once it is unpacked; reads no more than it must."""
+    if not is_compressed(path):
+        return path.stat().st_size > size
+    unpacked = 0
+    try:
+        with open_lines(path) as file:
+            while unpacked <= size and (chunk := file.read(_CHUNK)):
+                unpacked += len(chunk)
+    except UnreadableFileError:
+        return False  # a scan ends there, too, and says what is wrong
+    return unpacked > size
+
+
 def is_compressed(path: Path) -> bool:
     """Returns whether the file is compressed; such a file can only be read from the start."""
     with path.open("rb") as file:
@@ -116,8 +130,14 @@ def is_compressed(path: Path) -> bool:
     return magic.startswith(_GZIP) or magic == _ZSTD
 
 
-def split_lines(file: BinaryIO, *, start: int = 0, end: int | None = None) -> Iterator[Line]:
-    """Yields the lines that begin in `[start, end)`, numbered from 1; the stream must be at `start`."""
+def split_lines(
+    file: BinaryIO, *, start: int = 0, end: int | None = None, max_lines: int | None = None
+) -> Iterator[Line]:
+    """Yields the lines that begin in `[start, end)`, numbered from 1; the stream must be at `start`.
+
+    Raises:
+        UnreadableFileError: there are more than `max_lines`, the empty ones included.
+    """
     position, number = start, 0
     if start:
         file.seek(start - 1)
@@ -126,6 +146,8 @@ def split_lines(file: BinaryIO, *, start: int = 0, end: int | None = None) -> It
     empty = 0  # consecutive empty lines become one object
     while (end is None or position < end) and (line := file.readline(MAX_LINE_BYTES + 2)):
         number += 1
+        if max_lines is not None and number > max_lines:
+            raise too_many_lines(max_lines)
         if line == b"\n":
             empty += 1
             position += 1
@@ -150,6 +172,12 @@ def split_lines(file: BinaryIO, *, start: int = 0, end: int | None = None) -> It
         )
     if empty:
         yield Line(number - empty + 1, b"", count=empty)
+
+
+def too_many_lines(max_lines: int) -> UnreadableFileError:
+    """Returns the error of a file that has more lines than are read."""
+    message = f"The file has more than {max_lines:,} lines (TOQUE_MAX_FILE_LINES)"
+    return UnreadableFileError("too_many_lines", message, max_lines + 1)
 
 
 def _rest_of_line(file: BinaryIO) -> Iterator[bytes]:

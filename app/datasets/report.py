@@ -153,6 +153,14 @@ def build_report(scan: Scan, base_model: str | None, context: int | None) -> Rep
     )
 
 
+def timed_out_report(seconds: float) -> Report:
+    """Makes the report of a file whose scan was stopped after so many seconds."""
+    scan = Scan()
+    message = f"The check was stopped after {seconds:g} seconds (TOQUE_MAX_CHECK_SECONDS)"
+    scan.findings.add("check_timed_out", None, message)
+    return build_report(scan, None, None)
+
+
 def add_equal_files(report: Report) -> None:
     """Adds the finding that the validation file is identical to this one."""
     code = "validation_equals_training"

@@ -92,17 +92,19 @@ def scan_lines(
     start: int = 0,
     end: int | None = None,
     is_large: bool = False,
+    max_lines: int | None = None,
 ) -> Scan:
     """Scans the lines that begin in `[start, end)`; whatever is wrong with them becomes a finding.
 
-    In a large file, letters are counted in one example out of eight, and the counts are scaled up.
+    So does the line after `max_lines`, and the scan ends there. In a large file, letters are counted in one
+    example out of eight, and the counts are scaled up.
     """
     scan = Scan(script_sampling=_SCRIPT_SAMPLING if is_large else 1)
     try:
         with open_lines(path) as file:
             batch: list[_ParsedLine] = []
             size = 0
-            for parsed in _parse_lines(split_lines(file, start=start, end=end), scan):
+            for parsed in _parse_lines(split_lines(file, start=start, end=end, max_lines=max_lines), scan):
                 batch.append(parsed)
                 size += len(parsed.content)
                 if size > _BATCH_BYTES:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from app.core.parent_death import die_with_parent
 from app.datasets.chat_template import TemplateOptions
-from app.datasets.lines import is_compressed
+from app.datasets.lines import is_compressed, too_many_lines, unpacks_beyond
 from app.datasets.scan import Scan, scan_lines
 from app.datasets.token_counter import Shortcuts, TokenCounter
 
@@ -36,22 +37,32 @@ class PreparedBase(msgspec.Struct, frozen=True):
     template: TemplateOptions = TemplateOptions()
 
 
-def validate_file(path: Path, base: PreparedBase | None, *, processes: int = 1) -> Report:
+def validate_file(
+    path: Path, base: PreparedBase | None, *, processes: int = 1, max_lines: int | None = None
+) -> Report:
     """Returns the report on a training file; whatever is wrong with the file is a finding, not an exception.
 
-    With several processes a large file is read in parts, by processes that this call starts.
+    A file that has more than `max_lines` is read no further, and that is a finding, too. With several
+    processes a large file is read in parts, by processes that this call starts.
     """
-    scan = scan_file(path, base, processes=processes)
+    scan = scan_file(path, base, processes=processes, max_lines=max_lines)
     from app.datasets.report import build_report  # noqa: PLC0415 - not needed in processes that only scan
 
     return build_report(scan, base.name if base else None, base.context if base else None)
 
 
-def scan_file(path: Path, base: PreparedBase | None, *, processes: int = 1) -> Scan:
+def scan_file(
+    path: Path, base: PreparedBase | None, *, processes: int = 1, max_lines: int | None = None
+) -> Scan:
     """Scans a training file; the report is made from the result."""
     scan = Scan()
-    for part in _scan_parts(path, base, processes):
+    for part in _scan_parts(path, base, processes, max_lines):
         scan.merge(part)
+        if max_lines is not None and scan.lines > max_lines:
+            error = too_many_lines(max_lines)
+            scan.findings.add(error.code, error.line, error.message)
+        if "too_many_lines" in scan.findings.by_code:
+            break
     return scan
 
 
@@ -64,25 +75,36 @@ def flag_equal_files(report: Report, training: Path, validation: Path) -> None:
             add_equal_files(report)
 
 
-def validate_to_json(path: str, base: PreparedBase | None, processes: int) -> bytes:
-    """Runs `validate_file` in a child process, at low priority; returns the report as JSON."""
+def validate_to_json(
+    path: str, base: PreparedBase | None, processes: int, max_lines: int, max_bytes: int | None = None
+) -> bytes | None:
+    """Runs `validate_file` in a child process, at low priority; returns the report as JSON.
+
+    Returns None at once if the file unpacks into more than `max_bytes`.
+    """
     os.nice(5 if os.nice(0) < 5 else 0)
-    return validate_file(Path(path), base, processes=processes).model_dump_json().encode()
+    if max_bytes is not None and unpacks_beyond(Path(path), max_bytes):
+        return None
+    report = validate_file(Path(path), base, processes=processes, max_lines=max_lines)
+    return report.model_dump_json().encode()
 
 
-def _scan_parts(path: Path, base: PreparedBase | None, processes: int) -> Iterator[Scan]:
+def _scan_parts(
+    path: Path, base: PreparedBase | None, processes: int, max_lines: int | None
+) -> Iterator[Scan]:
     """Yields the scans of the parts in order. This process scans too: idle, it would waste its memory."""
     size = path.stat().st_size
     is_large = size > _LARGE_BYTES
     shortcuts = _verify_shortcuts(base.folder, base.template) if base is not None else None
     if processes == 1 or size < 2 * _PART_BYTES or is_compressed(path):
-        yield _scan_part(path, base, shortcuts, 0, None, is_large)
+        yield _scan_part(path, base, shortcuts, 0, None, is_large, max_lines)
         return
     starts = iter(range(0, size, _PART_BYTES))
     done: deque[Scan | Future[Scan]] = deque()
-    with ProcessPoolExecutor(processes - 1, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes - 1, context, initializer=die_with_parent) as pool:
         for start in starts:
-            part = (path, base, shortcuts, start, start + _PART_BYTES, is_large)
+            part = (path, base, shortcuts, start, start + _PART_BYTES, is_large, max_lines)
             under_way = sum(isinstance(one, Future) and not one.done() for one in done)
             done.append(
                 pool.submit(_scan_part, *part) if under_way < 2 * (processes - 1) else _scan_part(*part)
@@ -104,6 +126,7 @@ def _scan_part(
     start: int,
     end: int | None,
     is_large: bool,
+    max_lines: int | None,
 ) -> Scan:
     counter = context = None
     if base is not None and shortcuts is not None:
@@ -111,7 +134,14 @@ def _scan_part(
     # In a thread of its own, since `fastokens` caches the words that a thread has seen, without a limit.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(
-            scan_lines, path, counter, context, start=start, end=end, is_large=is_large
+            scan_lines,
+            path,
+            counter,
+            context,
+            start=start,
+            end=end,
+            is_large=is_large,
+            max_lines=max_lines,
         ).result()
 
 

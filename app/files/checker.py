@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
+from weakref import WeakValueDictionary
 
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_thread
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,7 +17,7 @@ from app.core.child_process import run_in_child
 from app.core.database import Database
 from app.core.lease import Lease, LeaseLostError, async_heartbeat
 from app.core.settings import Settings
-from app.datasets.report import Report
+from app.datasets.report import Report, timed_out_report
 from app.datasets.validation import PreparedBase, validate_to_json
 from app.files import checks
 from app.models.catalogue import Catalogue, prepared_base
@@ -25,10 +26,12 @@ from app.storage.base import Storage
 log = logging.getLogger("toque.checker")
 
 _SMALL_FILE_BYTES = 16 * 2**20
-"""The size up to which a file does not wait for a large one to be checked."""
+"""The size, unpacked, up to which a file does not wait for a large one to be checked."""
 _SETTLE_POLL_SECONDS = 0.05
 _UNREADABLE_RETRY_SECONDS = 10.0
 """How long a check waits after its file could not be read."""
+_LOOK_SECONDS = 2.0
+"""How long a check goes on after its file was deleted, in seconds."""
 _MAX_PROCESSES = 4
 """The most processes that one check uses."""
 
@@ -42,13 +45,19 @@ class Checker:
         database: Database,
         storage: Storage,
         after_check: Callable[[], None],
+        is_awaited: checks.IsAwaited,
     ) -> None:
+        """`after_check` is called after each check, in a thread."""
         self._settings = settings
         self._database = database
         self._storage = storage
         self._after_check = after_check
+        self._is_awaited = is_awaited
         self._processes = CapacityLimiter(2)
         self._on_request = CapacityLimiter(1)
+        self._requests_of: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """By project: it waits for its own requests to validate a file, so that projects take turns."""
+        self._beat_seconds = min(_LOOK_SECONDS, settings.lease_seconds / 3)
         self._wakeups = (asyncio.Event(), asyncio.Event())
 
     async def run(self) -> None:
@@ -70,9 +79,12 @@ class Checker:
                 while not await to_thread.run_sync(self._are_done, file_ids):  # noqa: ASYNC110
                     await asyncio.sleep(_SETTLE_POLL_SECONDS)
 
-    async def validate(self, storage_key: str, base: PreparedBase | None) -> Report:
-        """Validate a file for a base model that it was not checked for; one request at a time."""
-        return await self._validate(storage_key, base, self._on_request)
+    async def validate(self, project_id: str, storage_key: str, base: PreparedBase | None) -> Report:
+        """Validate a project's file for a base model that it was not checked for; one request at a time."""
+        async with self._requests_of.setdefault(project_id, asyncio.Lock()):
+            report = await self._validate(storage_key, base, self._on_request)
+        assert report is not None
+        return report
 
     async def _work(self, wakeup: asyncio.Event, max_bytes: int | None) -> None:
         while True:
@@ -80,7 +92,7 @@ class Checker:
             try:
                 claim = await to_thread.run_sync(self._claim, max_bytes)
                 if claim is not None:
-                    await self._check(claim)
+                    await self._check(claim, max_bytes)
                 await to_thread.run_sync(self._after_check)
             except LeaseLostError as lost:
                 log.warning("%s", lost)
@@ -96,13 +108,16 @@ class Checker:
                     async with asyncio.timeout(self._settings.poll_seconds):
                         await wakeup.wait()
 
-    async def _check(self, claim: checks.Claim) -> None:
+    async def _check(self, claim: checks.Claim, max_bytes: int | None) -> None:
         lease = claim.lease
         try:
-            async with async_heartbeat(self._settings.lease_seconds / 3, lambda: self._renew(lease)):
+            async with async_heartbeat(self._beat_seconds, lambda: self._renew(lease)):
                 base = await to_thread.run_sync(self._prepared_base)
-                report = await self._validate(claim.storage_key, base, self._processes)
-            await to_thread.run_sync(self._write, checks.finish, lease, report)
+                report = await self._validate(claim.storage_key, base, self._processes, max_bytes)
+            if report is None:
+                await to_thread.run_sync(self._write, checks.set_aside, lease)
+            else:
+                await to_thread.run_sync(self._write, checks.finish, lease, report)
         except asyncio.CancelledError:
             with suppress(LeaseLostError, SQLAlchemyError):  # the lease has ended, or will expire
                 await asyncio.shield(to_thread.run_sync(self._write, checks.release, lease))
@@ -115,19 +130,38 @@ class Checker:
             await to_thread.run_sync(self._write, checks.LEASES.release, lease)
 
     async def _validate(
-        self, storage_key: str, base: PreparedBase | None, limiter: CapacityLimiter
-    ) -> Report:
-        path = str(self._storage.path(storage_key))
-        processes = min(_MAX_PROCESSES, os.cpu_count() or 1)
-        found = await run_in_child(validate_to_json, path, base, processes, limiter=limiter)
-        return Report.model_validate_json(found)
+        self,
+        storage_key: str,
+        base: PreparedBase | None,
+        limiter: CapacityLimiter,
+        max_bytes: int | None = None,
+    ) -> Report | None:
+        """Return the report, or None if the file unpacks into more than `max_bytes`."""
+        path, max_lines = str(self._storage.path(storage_key)), self._settings.max_file_lines
+        processes, seconds = min(_MAX_PROCESSES, os.cpu_count() or 1), self._settings.max_check_seconds
+        try:
+            found = await run_in_child(
+                validate_to_json,
+                path,
+                base,
+                processes,
+                max_lines,
+                max_bytes,
+                limiter=limiter,
+                seconds=seconds,
+            )
+        except TimeoutError:
+            return await to_thread.run_sync(timed_out_report, seconds)
+        return Report.model_validate_json(found) if found is not None else None
 
     def _claim(self, max_bytes: int | None) -> checks.Claim | None:
         with self._database.reader() as session:
             if not checks.any_waits(session):  # an idle process takes no write lock
                 return None
         with self._database.writer() as session:
-            return checks.claim_next(session, self._settings.lease_seconds, max_bytes=max_bytes)
+            return checks.claim_next(
+                session, self._settings.lease_seconds, max_bytes=max_bytes, is_awaited=self._is_awaited
+            )
 
     def _prepared_base(self) -> PreparedBase | None:
         with self._database.reader() as session:
@@ -137,6 +171,9 @@ class Checker:
     def _renew(self, lease: Lease) -> None:
         with self._database.writer() as session:
             checks.LEASES.renew(session, lease, self._settings.lease_seconds)
+            has_ended = checks.end_unwanted(session, lease, self._is_awaited)
+        if has_ended:
+            raise LeaseLostError(lease, "deleted")
 
     def _write(self, change: Callable[..., None], lease: Lease, *values: Any) -> None:
         """Run one transaction, fenced by the lease."""

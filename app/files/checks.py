@@ -7,11 +7,11 @@ loses no file, and no file is reported on twice.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import func, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from app.core.database import database_now
 from app.core.lease import Lease, LeaseTable
@@ -19,6 +19,8 @@ from app.datasets.report import Report, sentence
 from app.files.models import File, FileCheck
 
 MAX_ATTEMPTS = 3
+IsAwaited = Callable[[Session, str], bool]
+"""Says whether anything waits for the check of a file, by its id, whether or not the file was deleted."""
 LEASES = LeaseTable(
     FileCheck,
     key=FileCheck.file_id,
@@ -41,34 +43,74 @@ class Claim:
         return self.lease.id
 
 
-def add(session: Session, file_id: str) -> None:
+def add(session: Session, file: File) -> None:
     """Queue a file to be checked."""
-    session.add(FileCheck(file_id=file_id))
+    session.add(FileCheck(file_id=file.id, project_id=file.project_id))
     session.flush()
 
 
-def claim_next(session: Session, lease_seconds: float, *, max_bytes: int | None = None) -> Claim | None:
-    """Lease the check of the file that has waited longest, or return None when there is none.
+def _nobody_awaits(_session: Session, _file_id: str) -> bool:
+    return False
 
-    A file whose check has failed too often is given up, and the next one is claimed.
+
+def claim_next(
+    session: Session,
+    lease_seconds: float,
+    *,
+    max_bytes: int | None = None,
+    is_awaited: IsAwaited = _nobody_awaits,
+) -> Claim | None:
+    """Lease the next check, or return None when there is none.
+
+    Projects take turns: the one whose last check began longest ago comes first. Within a project, files are
+    checked in the order in which they came. A file whose check has failed too often is given up, as is one
+    that was deleted unless it `is_awaited`, and the next one is claimed.
     """
+    earlier = aliased(FileCheck)
+    last_start = select(func.coalesce(func.max(earlier.started_at), 0.0))
+    turn = last_start.where(earlier.project_id == FileCheck.project_id).scalar_subquery()
     next_file = (
         select(FileCheck.file_id)
         .join(File, File.id == FileCheck.file_id)
         .where(FileCheck.finished_at.is_(None), or_(FileCheck.lease_until.is_(None), LEASES.expired))
-        .order_by(File.created_at, File.id)
+        .order_by(turn, File.created_at, File.id)
         .limit(1)
         .with_for_update(skip_locked=True, of=FileCheck)
     )
     if max_bytes is not None:
-        next_file = next_file.where(File.bytes <= max_bytes)
-    claim = LEASES.claim(next_file, lease_seconds, attempts=FileCheck.attempts + 1)
+        next_file = next_file.where(File.bytes <= max_bytes, ~FileCheck.is_large)
+    claim = LEASES.claim(next_file, lease_seconds, attempts=FileCheck.attempts + 1, started_at=database_now())
     while (check := session.scalar(claim)) is not None:
-        file = session.get_one(File, check.file_id)
+        lease, file = LEASES.lease_of(check), session.get_one(File, check.file_id)
+        if end_unwanted(session, lease, is_awaited):
+            continue
         if check.attempts <= MAX_ATTEMPTS:
-            return Claim(LEASES.lease_of(check), file.storage_key)
-        _give_up(session, LEASES.lease_of(check), file)
+            return Claim(lease, file.storage_key)
+        died = f"The check died in each of {MAX_ATTEMPTS} attempts; the API's log has the details."
+        _give_up(session, lease, file, died)
     return None
+
+
+def end_unwanted(session: Session, lease: Lease, is_awaited: IsAwaited) -> bool:
+    """End the check if its file was deleted and nobody waits for it all the same; return whether it ended.
+
+    Raises:
+        LeaseLostError: another process has claimed the check.
+    """
+    file = session.get_one(File, lease.id, populate_existing=True)
+    if file.deleted_at is None or is_awaited(session, file.id):
+        return False
+    _give_up(session, lease, file, "The file was deleted before it was checked.")
+    return True
+
+
+def set_aside(session: Session, lease: Lease) -> None:
+    """Give back the check of a file that is too large for whoever claimed it; the attempt does not count.
+
+    Raises:
+        LeaseLostError: another process has claimed the check.
+    """
+    LEASES.release(session, lease, attempts=FileCheck.attempts - 1, is_large=True)
 
 
 def any_waits(session: Session) -> bool:
@@ -124,11 +166,8 @@ def are_done(session: Session, file_ids: Sequence[str]) -> bool:
     return session.scalar(waiting) is None
 
 
-def _give_up(session: Session, lease: Lease, file: File) -> None:
+def _give_up(session: Session, lease: Lease, file: File, reason: str) -> None:
     LEASES.release(session, lease, finished_at=time.time())
     if file.status == "uploaded":
-        file.status = "error"
-        file.status_details = (
-            f"The check died in each of {MAX_ATTEMPTS} attempts; the API's log has the details."
-        )
+        file.status, file.status_details = "error", reason
     session.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, new_id
@@ -46,15 +46,24 @@ class FileCheck(Base):
     """The check of a training file: waiting, leased by an API process, or done. `epoch` counts its leases."""
 
     __tablename__ = "file_checks"
-    __table_args__ = (Index("ix_file_checks_finished", "finished_at"),)
+    __table_args__ = (
+        Index("ix_file_checks_finished", "finished_at"),
+        Index("ix_file_checks_project_started", "project_id", "started_at"),
+    )
 
     file_id: Mapped[str] = mapped_column(ForeignKey("files.id"), primary_key=True)
+    project_id: Mapped[str | None] = mapped_column(String(64))
+    """The file's project; None if a process that is older than this column has added the row."""
     epoch: Mapped[int] = mapped_column(default=0, server_default="0")
     """Fences the writes of whoever leased it before."""
     attempts: Mapped[int] = mapped_column(default=0, server_default="0")
     """Leases that came to no report."""
     lease_until: Mapped[float | None]
     """By the database's clock; a check whose lease has passed is taken by another process."""
+    started_at: Mapped[float | None]
+    """When it was last leased, by the database's clock: projects take turns."""
+    is_large: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Whether a compressed file turned out to be a large one."""
     finished_at: Mapped[float | None]
     report: Mapped[dict[str, Any] | None]
     """As `app.datasets.report.Report`."""

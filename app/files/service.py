@@ -83,7 +83,7 @@ def keep_file(
     session.add(file)
     session.flush()
     if purpose == "fine-tune":
-        checks.add(session, file.id)
+        checks.add(session, file)
     return file
 
 
@@ -154,7 +154,7 @@ async def validate_for(
         return file, report
     base = await to_thread.run_sync(find_base)
     if base is None or base.name != report.base_model:
-        report = await checker.validate(file.storage_key, base)
+        report = await checker.validate(context.project_id, file.storage_key, base)
     return file, report
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from app.context import Context
@@ -111,6 +111,13 @@ def settle(session: Session, job: FineTuningJob, hyperparameters: dict[str, Any]
     job.spec_version = max(job.spec_version, required_spec_version(chosen))
     if hyperparameters["quantization"] == "nf4":
         queue.add_event(session, job.id, NOTE)
+
+
+def is_awaited(session: Session, file_id: str) -> bool:
+    """Whether a job waits for the check of this file."""
+    named = or_(FineTuningJob.training_file_id == file_id, FineTuningJob.validation_file_id == file_id)
+    waiting = select(FineTuningJob.id).where(FineTuningJob.status == "validating_files", named).limit(1)
+    return session.scalar(waiting) is not None
 
 
 def admit_waiting(database: Database, storage: Storage, settings: Settings) -> None:

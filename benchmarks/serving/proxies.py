@@ -18,11 +18,11 @@ import psutil
 
 from app.completions.models import Engine
 from app.core.database import Database, database_now
+from app.core.parent_death import die_with_parent
 from app.core.settings import BaseModelEntry
 from benchmarks.serving.deployment import Deployment, create_deployment
 from benchmarks.serving.measurements import progress
 from benchmarks.serving.stand_in_engine import INSTANT, PACED
-from workers.processes import die_with_parent
 
 DIRECT, TOQUE, NAIVE, ROUTER = "direct", "toque", "naive", "vllm_router"
 PROXY_CORE, LOAD_CORE = 0, 1

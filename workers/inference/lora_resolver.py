@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.database import Database
+from app.core.parent_death import die_with_parent
 from app.core.settings import BaseModelEntry, Settings
 from app.models.adapters import service
 from app.models.adapters.validation import WEIGHTS, AdapterError, Shapes, module_shapes
 from app.models.catalogue import Catalogue
 from app.storage import open_storage
-from workers.processes import die_with_parent
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest

@@ -28,13 +28,14 @@ from typing import IO
 import psutil
 
 from app.base_models.memory import engine_gpu_share
+from app.core.parent_death import die_with_parent
 from app.core.settings import BaseModelEntry, Settings
 from app.datasets.chat_template import TemplateOptions, read_source
 from app.datasets.jinja_template import compile_template, detect_content_format
 from app.models.catalogue import template_options
 from workers.device import Device
 from workers.inference.spare_cores import SPINNING
-from workers.processes import die_with_parent, stop_group
+from workers.processes import stop_group
 
 _STOP_SECONDS = 10.0
 _PROBE_SECONDS = 5.0

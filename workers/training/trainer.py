@@ -30,6 +30,7 @@ import msgspec
 import torch
 from peft import PeftModel
 
+from app.core.parent_death import die_with_parent
 from app.datasets.chat_template import ChatTemplate
 from app.fine_tuning.geometry import Geometry
 from app.fine_tuning.packing import Limits, work_of_job
@@ -38,7 +39,6 @@ from app.models.adapters.target_modules import UnknownModulesError
 from app.models.adapters.validation import AdapterError, module_shapes
 from app.models.serving_support import has_experts, refusal
 from workers.crash_points import reach
-from workers.processes import die_with_parent
 from workers.training.activation_checkpointing import checkpoint_activations
 from workers.training.dataset import InvalidExampleError, TrainingExample, load_examples
 from workers.training.failure import UntrainableError, explain, unsupported
