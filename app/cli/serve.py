@@ -23,6 +23,7 @@ from app.cli.db import upgrade_database
 from app.cli.keys import ensure_first_key, first_key_file
 from app.cli.models import pull_base_model
 from app.cli.output import fail, stdout
+from app.cli.serve_lock import FolderInUseError, ServeLock
 from app.cli.settings import read_settings
 from app.cli.supervisor import Program, Supervisor
 from app.core.settings import BaseModelEntry, Settings
@@ -58,6 +59,7 @@ def serve(
     settings = _settings_from(
         HOST=host, PORT=port, DATA_DIR=data_dir and data_dir.absolute(), DATABASE_URL=database_url
     )
+    lock = _lock(settings.data_dir)
     listener = _bind(settings.host, settings.port)
     os.environ["TOQUE_PORT"] = str(listener.getsockname()[1])
     os.environ["PYTHONUNBUFFERED"] = "1"
@@ -67,6 +69,7 @@ def serve(
         _say(f"API key {secret} (shown once; kept in {first_key_file(settings)})")
     _ensure_base_model(settings)
     address = _listen(listener)
+    lock.announce(address)
     _say(f"starting on {address}/v1")
 
     programs = [
@@ -188,6 +191,17 @@ def _settings_from(**options: object) -> Settings:
         if value is not None:
             os.environ[f"TOQUE_{name}"] = str(value)
     return read_settings()
+
+
+def _lock(folder: Path) -> ServeLock:
+    """Takes the data folder, which is created if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return ServeLock(folder)
+    except FolderInUseError as error:
+        fail(str(error), 2)
+    except OSError as error:
+        fail(f"cannot use the data folder: {error}", 2)
 
 
 def _bind(host: str, port: int) -> socket.socket:

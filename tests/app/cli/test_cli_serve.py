@@ -147,7 +147,25 @@ def test_a_port_in_use(serve: Serve, tmp_path: Path) -> None:
     assert service.wait(20) == 2
     assert said.startswith(f"Error: port {port} on 127.0.0.1 is already in use; ")
     assert said.count("\n") == 1
-    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "data" / "toque.db").exists()
+
+
+def test_a_second_one_on_the_same_data_folder(serve: Serve, tmp_path: Path) -> None:
+    first = serve("--port", "0")
+    said = read_until(first, "ready on")
+    [address] = re.findall(r"ready on (\S+)/v1", said)
+
+    second = serve("--port", "0")
+    said = read_rest(second)
+
+    assert second.wait(20) == 2
+    assert said.startswith("Error: another `toque serve` runs on ")
+    assert f"{tmp_path / 'data'}: {address}, process {first.pid}; stop it, or choose " in said
+    assert said.count("\n") == 1
+
+    first.kill()
+    first.wait()
+    read_until(serve("--port", "0"), "ready on")
 
 
 def test_an_engine_for_each_base_that_is_asked_for(serve: Serve, tmp_path: Path) -> None:
