@@ -20,7 +20,7 @@ ENV PATH=/opt/toque/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 RUN useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin toque \
-    && install --directory --owner toque --group toque --mode 0750 /data
+    && install --directory --owner toque --group toque --mode 0700 /data
 
 
 # The project itself, as a wheel.

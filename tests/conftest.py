@@ -81,6 +81,15 @@ def _services() -> Iterator[None]:
     close_loop()
 
 
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """Restores what a command that runs in this process sets."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture(scope="session")
 def base_models_dir() -> Path:
     """A folder in which the demo's base model is prepared; kept between test sessions."""

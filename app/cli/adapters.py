@@ -18,6 +18,7 @@ import typer
 from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
 from app.cli.output import AsJson, fail, print_fields, print_json
 from app.cli.parent_death import bound_to_parent
+from app.core.child_environment import DATABASE, child_environment
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -133,7 +134,8 @@ def merge(
 def _merge(folder: Path, base_model: str | None, into: Path) -> int:
     """Runs the merge in a child process, since it needs torch; returns the exit code."""
     command = [sys.executable, "-P", "-m", "workers.merged_model", str(folder), "--into", str(into)]
-    return subprocess.call(bound_to_parent(command + (["--base-model", base_model] if base_model else [])))
+    command += ["--base-model", base_model] if base_model else []
+    return subprocess.call(bound_to_parent(command), env=child_environment(DATABASE, has_settings=True))
 
 
 def _download(client: OpenAI, name: str, target: Path) -> None:

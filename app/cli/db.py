@@ -9,6 +9,7 @@ import typer
 from app.cli.database_session import database_session
 from app.cli.keys import ensure_first_key
 from app.cli.output import AsJson, fail, print_fields, print_json, print_table
+from app.cli.permissions import restrict_permissions
 from app.cli.settings import read_settings
 from app.core.settings import Settings
 
@@ -72,8 +73,9 @@ def upgrade_database(settings: Settings) -> str:
 
     from app.core.migrations import upgrade  # noqa: PLC0415 - as above
 
+    restrict_permissions(settings)
     try:
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
         url = make_url(settings.sqlalchemy_url).render_as_string(hide_password=True)
         upgrade(settings.sqlalchemy_url)
     except OSError as error:

@@ -18,6 +18,7 @@ from app.cli.db import upgrade_database
 from app.cli.output import AsJson, moment, print_fields, print_json, print_table
 from app.cli.parent_death import bound_to_parent
 from app.cli.settings import read_settings
+from app.core.child_environment import DATABASE, DOWNLOADS, child_environment
 from app.core.settings import BaseModelEntry
 
 _COMMAND = [sys.executable, "-P", "-m", "workers.base_models"]
@@ -112,7 +113,7 @@ def list_models(
 
 def _list_available(*, as_json: bool) -> None:
     command = bound_to_parent([*_COMMAND, "available"])
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=_environment(), check=False)
     if done.returncode:
         raise typer.Exit(done.returncode)
     models = json.loads(done.stdout)
@@ -207,7 +208,11 @@ def pull_base_model(name: str) -> int:
 
 def _run(*arguments: str) -> int:
     """Runs the command in a child process, since it needs torch; returns the exit code."""
-    return subprocess.call(bound_to_parent([*_COMMAND, *arguments]))
+    return subprocess.call(bound_to_parent([*_COMMAND, *arguments]), env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    return child_environment((*DATABASE, *DOWNLOADS), has_settings=True)
 
 
 def _arguments(entry: dict[str, Any]) -> list[str]:

@@ -23,9 +23,11 @@ from app.cli.db import upgrade_database
 from app.cli.keys import ensure_first_key, first_key_file
 from app.cli.models import pull_base_model
 from app.cli.output import fail, stdout
+from app.cli.permissions import restrict_permissions
 from app.cli.serve_lock import FolderInUseError, ServeLock
 from app.cli.settings import read_settings
 from app.cli.supervisor import Program, Supervisor
+from app.core.child_environment import DATABASE, ENGINES, child_environment
 from app.core.settings import BaseModelEntry, Settings
 
 _API_DRAIN_SECONDS = 20
@@ -59,6 +61,7 @@ def serve(
     settings = _settings_from(
         HOST=host, PORT=port, DATA_DIR=data_dir and data_dir.absolute(), DATABASE_URL=database_url
     )
+    restrict_permissions(settings)
     lock = _lock(settings.data_dir)
     listener = _bind(settings.host, settings.port)
     os.environ["TOQUE_PORT"] = str(listener.getsockname()[1])
@@ -73,8 +76,13 @@ def serve(
     _say(f"starting on {address}/v1")
 
     programs = [
-        Program("api", _toque("api", "--fd", str(listener.fileno())), descriptors=(listener.fileno(),)),
-        Program("worker", _toque("worker")),
+        Program(
+            "api",
+            _toque("api", "--fd", str(listener.fileno())),
+            child_environment((*DATABASE, *ENGINES), has_settings=True),
+            descriptors=(listener.fileno(),),
+        ),
+        Program("worker", _toque("worker"), _worker_environment()),
     ]
     supervisor = Supervisor(programs, _write, _say)
     asyncio.run(_supervise(supervisor, settings, listener, address, started))
@@ -93,6 +101,7 @@ def api(
     from app.api.main import create_app  # noqa: PLC0415 - as above
 
     settings = read_settings()
+    restrict_permissions(settings)
     config = uvicorn.Config(
         create_app(settings),
         host=settings.host,
@@ -164,9 +173,8 @@ async def _supervise(
 
 def _engine(entry: BaseModelEntry, is_default: bool) -> Program:
     """Returns the engine of a base model; the default one has the address of the settings."""
-    if is_default:
-        return Program("engine", _toque("engine"), outlives=("api",))
-    return Program(f"engine of {entry.name}", _toque("engine", "--base", entry.name), outlives=("api",))
+    name, options = ("engine", []) if is_default else (f"engine of {entry.name}", ["--base", entry.name])
+    return Program(name, _toque("engine", *options), _worker_environment(), outlives=("api",))
 
 
 async def _announce(address: str, started: float) -> None:
@@ -257,7 +265,13 @@ def _toque(*arguments: str) -> list[str]:
 
 
 def _become(module: str) -> NoReturn:
-    os.execv(sys.executable, [sys.executable, "-P", "-m", module])  # noqa: S606 - no shell is the point
+    restrict_permissions(read_settings())
+    command = [sys.executable, "-P", "-m", module]
+    os.execve(sys.executable, command, _worker_environment())  # noqa: S606 - no shell is the point
+
+
+def _worker_environment() -> dict[str, str]:
+    return child_environment(DATABASE, has_settings=True)
 
 
 def _say(line: str) -> None:

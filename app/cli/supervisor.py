@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from asyncio.subprocess import DEVNULL, STDOUT, Process
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,6 +22,8 @@ class Program:
 
     name: str
     command: Sequence[str]
+    environment: Mapping[str, str] | None = None
+    """Its environment; None means this process's."""
     descriptors: tuple[int, ...] = ()
     """File descriptors that the program inherits."""
     outlives: tuple[str, ...] = ()
@@ -138,6 +140,7 @@ class Supervisor:
                 stdout=write_end,
                 stderr=STDOUT,
                 process_group=0,
+                env=program.environment,
                 pass_fds=program.descriptors,
             )
         except OSError:

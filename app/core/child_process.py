@@ -17,6 +17,7 @@ from typing import Any, TypeVar, TypeVarTuple, Unpack
 from anyio import CapacityLimiter, from_thread, open_process, to_process
 from anyio.abc import Process
 
+from app.core.child_environment import child_environment
 from app.core.errors import UnavailableError
 
 Result = TypeVar("Result")
@@ -103,8 +104,8 @@ async def _while_wanted(
 
 
 async def _open_process(*arguments: Any, **options: Any) -> Process:
-    """Do as anyio does, but let the caller end a process that is still starting."""
-    task = asyncio.create_task(open_process(*arguments, **options))
+    """Do as anyio does, but without secrets, and let the caller end a process that is still starting."""
+    task = asyncio.create_task(open_process(*arguments, env=child_environment(), **options))
     _opening.get([]).append(task)
     return await asyncio.shield(task)
 

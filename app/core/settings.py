@@ -110,6 +110,10 @@ class Settings(BaseSettings):
     Empty means SQLite in the data folder."""
     storage_dir: Path | None = None
     """The folder for files and adapters, shared by all processes. Empty means `<data_dir>/storage`."""
+    umask: Annotated[str, StringConstraints(pattern=r"^0?[0-7]{3}$")] = "077"
+    """The permissions that what the service creates does not have, as for the command `umask`. Existing data
+    folders and databases lose them at the start. With `007`, [a group shares the
+    folder](operations.md#who-may-read-the-data)."""
     models_dir: Path | None = None
     """The folder for prepared base models. Empty means `<data_dir>/models`."""
     api_key: SecretStr | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import socket
 import subprocess
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from app.core.child_environment import DOWNLOADS, child_environment
 from app.core.settings import Settings
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def running_service(settings: Settings, folder: Path) -> Generator[ServiceProces
     """Runs a service until the block ends, on a free port, with everything but base models in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     key, port, log = "sk-toque-" + secrets.token_hex(16), _free_port(), folder / "serve.log"
-    environment = os.environ | {
+    environment = child_environment(DOWNLOADS, has_settings=True) | {
         "TOQUE_API_KEY": key,
         "TOQUE_DATA_DIR": str(folder),
         "TOQUE_DATABASE_URL": "",

@@ -17,6 +17,7 @@ from app.base_models.known import find_known
 from app.base_models.memory import cache_bytes, cache_bytes_per_token
 from app.base_models.parsers import REASONING_PARSERS, TOOL_PARSERS
 from app.base_models.service import add_base_model, require_free_names
+from app.core.child_environment import child_environment
 from app.core.database import Database
 from app.core.settings import BaseModelEntry, Settings
 from app.datasets.chat_template import read_source
@@ -131,7 +132,7 @@ def _name_of(source: str) -> str:
 def _self_test(folder: Path, quantization: str | None) -> str:
     """Run the trainer's self-test on the real weights, and return what it found in a sentence."""
     command = [sys.executable, "-P", "-m", "workers.training.self_test", str(folder), quantization or "none"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment(), check=False)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["it did not say why"])[-1]
         raise BaseModelError(f"{folder} cannot be trained: {said}")

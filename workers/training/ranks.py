@@ -25,6 +25,7 @@ import torch
 from torch import distributed, nn
 from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from app.core.child_environment import child_environment
 from workers.training.protocol import OUT_OF_MEMORY, RANK_DIED
 
 _PLACE = "TOQUE_RANK"
@@ -103,7 +104,7 @@ class Ranks:
                 sys.orig_argv,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                env=os.environ | environment,
+                env=child_environment(("TOQUE_CRASH_AT",)) | environment,
             )
             watcher = threading.Thread(target=self._watch, args=(rank, other), daemon=True)
             watcher.start()

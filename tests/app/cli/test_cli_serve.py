@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.error import HTTPError
 
+import psutil
 import pytest
+from openai import OpenAI
 
 from app.auth.models import Project
 from app.auth.service import authenticate
@@ -215,6 +218,61 @@ def test_a_given_key_is_not_shown(serve: Serve, tmp_path: Path) -> None:
         key = authenticate(session, "sk-given")
         assert session.get_one(Project, key.project_id).name == "default"
     database.dispose()
+
+
+def test_no_program_has_secrets_that_it_does_not_need(serve: Serve) -> None:
+    secrets = {
+        "TOQUE_API_KEY": "sk-secret-1",
+        "HF_TOKEN": "hf-secret-2",
+        "OPENAI_API_KEY": "sk-secret-3",
+        "TOQUE_ENGINE_URLS": json.dumps(
+            [{"base_model": "m", "url": "http://127.0.0.1:9", "api_key": "sk-secret-4"}]
+        ),
+        "HTTPS_PROXY": "http://somebody:secret-5@127.0.0.1:9",
+        "TOQUE_HEARTBEAT_SECONDS": "7",
+    }
+    service = serve("--port", "0", **secrets)
+    said = read_until(service, "ready on")
+
+    for name in ("worker", "engine"):
+        [pid] = re.findall(rf"{name} +\| pid (\d+)", said)
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        assert b"TOQUE_HEARTBEAT_SECONDS=7" in environment
+        assert re.findall(rb"secret-\d", environment) == []
+    found = [
+        re.findall(rb"secret-\d", Path(f"/proc/{child.pid}/environ").read_bytes())
+        for child in psutil.Process(service.pid).children()
+    ]
+    assert sorted(found) == [[], [], [b"secret-4"]], "the API asks engines by URL"
+
+
+def test_what_it_stores_is_for_its_user_alone(serve: Serve, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "storage").mkdir(mode=0o755, parents=True)
+    for path in (tmp_path, data, data / "storage"):
+        path.chmod(0o755)
+    sqlite3.connect(data / "toque.db").close()
+    (data / "toque.db").touch()
+    (data / "toque.db").chmod(0o644)
+
+    service = serve("--port", "0", TOQUE_API_KEY="sk-1")
+    said = read_until(service, "ready on")
+    [address] = re.findall(r"ready on (\S+/v1)", said)
+    with OpenAI(base_url=address, api_key="sk-1") as client:
+        client.files.create(file=("x.jsonl", b"{}"), purpose="batch")
+
+    assert f"{data} was open to other users (mode 755): its mode is now 700" in said
+    assert f"{data / 'toque.db'} was open to other users (mode 644): its mode is now 600" in said
+    assert (data / "storage" / "objects").is_dir()
+    assert [path for path in (data, *data.rglob("*")) if path.stat().st_mode & 0o077] == []
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
+
+
+def test_a_group_may_share_the_data(serve: Serve, tmp_path: Path) -> None:
+    read_until(serve("--port", "0", TOQUE_UMASK="007"), "starting on")
+
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o770
+    assert (tmp_path / "data" / "toque.db").stat().st_mode & 0o007 == 0
 
 
 def test_a_pull_that_fails_ends_the_start(serve: Serve, tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -26,6 +28,18 @@ def test_the_answer_comes_from_another_process() -> None:
 
     first, second = uvloop.run(ask())
     assert first == second != os.getpid(), "it stays for the next call"
+
+
+def test_a_child_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOQUE_DATABASE_URL", "postgresql+psycopg://toque:secret-1@db/toque")
+    monkeypatch.setenv("TOQUE_API_KEY", "secret-2")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-3")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+
+    environment = uvloop.run(run_in_child(Path("/proc/self/environ").read_bytes))
+
+    assert re.findall(rb"secret-\d", environment) == []
+    assert b"TOKENIZERS_PARALLELISM=false" in environment
 
 
 @pytest.mark.timeout(60)

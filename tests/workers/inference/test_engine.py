@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +59,26 @@ def test_it_comes_and_goes_without_a_trace(running: Running, pids_file: Path) ->
     assert running.row() is None
     assert all_gone(pids)
     assert not folder.exists()
+
+
+def test_vllm_has_no_secrets_but_its_own_and_the_databases(
+    settings: Settings, database: Database, pids_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "postgresql+psycopg://toque:secret-1@db/toque"
+    for name, value in (
+        ("TOQUE_DATABASE_URL", url),
+        ("TOQUE_API_KEY", "secret-2"),
+        ("HF_TOKEN", "secret-3"),
+        ("TOQUE_ENGINE_URLS", '[{"api_key": "secret-4"}]'),
+    ):
+        monkeypatch.setenv(name, value)
+    running = Running(settings, database)
+    row = running.becomes("ready")
+    environment = Path(f"/proc/{pids_file.read_text().split()[0]}/environ").read_text()
+    running.stop()
+
+    assert f"\0VLLM_API_KEY={row.api_key}\0" in environment
+    assert re.findall(r"secret-\d", environment) == ["secret-1"]
 
 
 def test_it_beats_only_while_vllm_is_well(

@@ -1,0 +1,59 @@
+"""The environment of a child process: that of this one, without the secrets that the child does not need."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+
+DATABASE = ("TOQUE_DATABASE_URL", "PGPASSWORD")
+"""What a process needs to open the database."""
+DOWNLOADS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "PIP_INDEX_URL",
+    "PIP_EXTRA_INDEX_URL",
+    *(f"{scheme}_proxy" for scheme in ("http", "https", "all")),
+    *(f"{scheme}_PROXY" for scheme in ("HTTP", "HTTPS", "ALL")),
+)
+"""What a process needs to download base models."""
+ENGINES = ("TOQUE_ENGINE_URLS",)
+"""What a process needs to ask vLLM servers that are run by somebody else."""
+
+_SECRET_WORDS = frozenset(
+    {
+        "APIKEY",
+        "AUTH",
+        "CREDENTIAL",
+        "CREDENTIALS",
+        "KEY",
+        "PASSWD",
+        "PASSWORD",
+        "PGPASSWORD",
+        "SECRET",
+        "TOKEN",
+    }
+)
+_URL_WITH_PASSWORD = re.compile(r"://[^/\s@]*:[^/\s@]*@")
+
+
+def child_environment(secrets: Collection[str] = (), *, has_settings: bool = False) -> dict[str, str]:
+    """Return the variables that a child process may have.
+
+    Args:
+        secrets: the names of the secrets that it needs.
+        has_settings: whether it reads the settings, `TOQUE_*`.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in secrets
+        or (not _is_secret(name, value) and (has_settings or not name.startswith("TOQUE_")))
+    }
+
+
+def _is_secret(name: str, value: str) -> bool:
+    words = name.upper().split("_")
+    return (
+        name in ENGINES or not _SECRET_WORDS.isdisjoint(words) or _URL_WITH_PASSWORD.search(value) is not None
+    )
