@@ -48,7 +48,7 @@ def test_a_file_is_checked_beside_another_projects_bombs(
         bombs = [upload(one, bomb, "bomb.jsonl.gz") for _ in range(3)]
         file = upload(other, training_bytes())
         assert (
-            other.files.wait_for_processing(file, poll_interval=0.05, max_wait_seconds=20).status
+            other.files.wait_for_processing(file, poll_interval=0.05, max_wait_seconds=60).status
             == "processed"
         )
         for each in bombs:
