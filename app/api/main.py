@@ -37,6 +37,7 @@ from app.models.adapters.router import adapters_router, models_router
 from app.models.aliases.router import models_router as aliased_models_router
 from app.models.aliases.router import router as aliases_router
 from app.models.promotion.router import router as promotion_router
+from app.organization.router import router as organization_router
 from app.responses.router import router as responses_router
 from app.storage import open_storage
 from app.uploads.router import router as uploads_router
@@ -104,6 +105,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         batches_router,
         promotion_router,
         usage_router,
+        organization_router,
         health.router,
     ):
         app.include_router(router)

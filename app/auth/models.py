@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from sqlalchemy import JSON, ForeignKey, String
-from sqlalchemy.orm import Mapped, mapped_column
+from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.auth.roles import Role
 from app.core.database import Base, new_id
@@ -58,3 +58,6 @@ class ApiKey(Base):
     last_used_at: Mapped[float | None]
     """To the minute."""
     revoked_at: Mapped[float | None]
+
+    project: Mapped[Project] = relationship()
+    service_account: Mapped[ServiceAccount] = relationship()

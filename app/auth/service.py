@@ -199,7 +199,7 @@ def rotate_key(session: Session, key_id: str, overlap_seconds: float) -> tuple[A
         role=key.role,
         models=key.models,
         expires_at=None if key.expires_at is None else now + key.expires_at - key.created_at,
-        account=session.get_one(ServiceAccount, key.service_account_id),
+        account=key.service_account,
     )
     key.expires_at = min(now + overlap_seconds, key.expires_at or float("inf"))
     return key, successor, secret

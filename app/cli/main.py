@@ -20,6 +20,7 @@ from app.cli import (
     jobs,
     keys,
     models,
+    projects,
     promote,
     serve,
     workers,
@@ -59,6 +60,7 @@ app.add_typer(compare.app, name="compare")
 app.add_typer(batches.app, name="batches")
 app.command()(promote.promote)
 app.command()(chat.chat)
+app.add_typer(projects.app, name="projects")
 app.add_typer(keys.app, name="keys")
 app.add_typer(db.app, name="db")
 app.command()(workers.workers)

@@ -62,9 +62,17 @@ class Sums:
 
 
 @dataclass(frozen=True, slots=True)
+class Group:
+    """What sums are of: None stands for all projects, or all models."""
+
+    project_id: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Bucket:
-    """A span of time with the sums in it by model, or under None if they are not grouped."""
+    """A span of time with the sums in it by group."""
 
     start: int
     end: int
-    results: Sequence[tuple[str | None, Sums]]
+    results: Sequence[tuple[Group, Sums]]

@@ -9,7 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from app.usage.models import Bucket
 
@@ -17,7 +18,7 @@ BucketWidth = Literal["1m", "1h", "1d"]
 _LAST_SECOND = 253_402_300_799
 """The last second of the year 9999."""
 Moment = Annotated[int, Field(ge=0, le=_LAST_SECOND, description="Unix seconds")]
-Group = Literal["model", "project_id"]
+GroupBy = Literal["model", "project_id"]
 
 
 class UsageQuery(BaseModel):
@@ -26,8 +27,8 @@ class UsageQuery(BaseModel):
     start_time: Moment
     end_time: Moment | None = None
     bucket_width: BucketWidth = "1d"
-    group_by: list[Group] | None = None
-    group_by_in_brackets: Annotated[list[Group] | None, Field(alias="group_by[]")] = None
+    group_by: list[GroupBy] | None = None
+    group_by_in_brackets: Annotated[list[GroupBy] | None, Field(alias="group_by[]")] = None
     models: list[str] | None = None
     models_in_brackets: Annotated[list[str] | None, Field(alias="models[]")] = None
     aliases: Annotated[list[str] | None, Field(description="Only requests by these names")] = None
@@ -46,9 +47,9 @@ class UsageQuery(BaseModel):
         return int(time.time()) + 1 if self.end_time is None else self.end_time
 
     @property
-    def by_model(self) -> bool:
-        """Whether the sums are wanted for each model."""
-        return "model" in [*(self.group_by or ()), *(self.group_by_in_brackets or ())]
+    def groups(self) -> set[GroupBy]:
+        """What the sums are wanted for each of."""
+        return {*(self.group_by or ()), *(self.group_by_in_brackets or ())}
 
     @property
     def only_models(self) -> list[str]:
@@ -61,14 +62,41 @@ class UsageQuery(BaseModel):
         return [*(self.aliases or ()), *(self.aliases_in_brackets or ())]
 
 
+def _refuse_unknown(value: object) -> None:
+    if value is not None:
+        reason = "usage is known by project and model only"
+        raise PydanticCustomError("unsupported_parameter", "{reason}", {"reason": reason})
+
+
+Unknown = Annotated[None, BeforeValidator(_refuse_unknown, json_schema_input_type=str | None)]
+
+
+class OrganizationUsageQuery(UsageQuery):
+    """Which usage of the whole deployment is asked for."""
+
+    project_ids: list[str] | None = None
+    project_ids_in_brackets: Annotated[list[str] | None, Field(alias="project_ids[]")] = None
+    user_ids: Unknown = None
+    user_ids_in_brackets: Annotated[Unknown, Field(alias="user_ids[]")] = None
+    api_key_ids: Unknown = None
+    api_key_ids_in_brackets: Annotated[Unknown, Field(alias="api_key_ids[]")] = None
+    batch: Unknown = None
+
+    @property
+    def only_projects(self) -> list[str] | None:
+        """The projects whose usage is asked for; None means all."""
+        return [*(self.project_ids or ()), *(self.project_ids_in_brackets or ())] or None
+
+
 class UsageResult(BaseModel):
-    """The sums of one bucket, or of one model in it."""
+    """The sums of one bucket, or of one project or model in it."""
 
     object: Literal["organization.usage.completions.result"] = "organization.usage.completions.result"
     input_tokens: int
     output_tokens: int
     num_model_requests: int
-    project_id: str
+    project_id: str | None
+    """Null in the usage of all projects, unless grouped by project."""
     model: str | None = None
     """Null unless grouped by model."""
 
@@ -91,7 +119,7 @@ class UsagePage(BaseModel):
     next_page: str | None
 
     @classmethod
-    def of(cls, project_id: str, buckets: Sequence[Bucket], next_start: int | None) -> UsagePage:
+    def of(cls, buckets: Sequence[Bucket], next_start: int | None) -> UsagePage:
         """Return the page as the API shows it."""
         data = [
             UsageBucket(
@@ -102,10 +130,10 @@ class UsagePage(BaseModel):
                         input_tokens=sums.input_tokens,
                         output_tokens=sums.output_tokens,
                         num_model_requests=sums.requests,
-                        project_id=project_id,
-                        model=model,
+                        project_id=group.project_id,
+                        model=group.model,
                     )
-                    for model, sums in bucket.results
+                    for group, sums in bucket.results
                 ],
             )
             for bucket in buckets

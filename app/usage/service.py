@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import astuple
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, func, null, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.core.errors import InvalidRequestError
-from app.usage.models import AliasUsage, Bucket, Key, Sums, Table, Usage
-from app.usage.schemas import UsageQuery
+from app.usage.models import AliasUsage, Bucket, Group, Key, Sums, Table, Usage
+from app.usage.schemas import GroupBy, UsageQuery
 
 BUCKET_SECONDS = {"1m": 60, "1h": 3600, "1d": 86400}
 DAYS_OF_MINUTES = 90
@@ -72,8 +72,10 @@ def _fold_oldest_day(session: Session, now: float, table: Table) -> bool:
     return True
 
 
-def list_buckets(session: Session, project_id: str, query: UsageQuery) -> tuple[Sequence[Bucket], int | None]:
-    """Return the usage that the query asks for, bucket by bucket, the empty ones too.
+def list_buckets(
+    session: Session, query: UsageQuery, *, project_ids: Sequence[str] | None, group_by: Set[GroupBy]
+) -> tuple[Sequence[Bucket], int | None]:
+    """Return the usage of these projects, or of all, bucket by bucket, the empty ones too.
 
     Buckets begin at whole minutes, hours and days (UTC), so the first may begin before `query.start`.
 
@@ -100,22 +102,24 @@ def list_buckets(session: Session, project_id: str, query: UsageQuery) -> tuple[
     until = starts[-1] + seconds
     table: Table = AliasUsage if query.only_aliases else Usage
     bucket = (table.minute - table.minute % seconds).label("bucket")
-    rows = select(
-        bucket,
-        table.model,
-        func.sum(table.requests),
-        func.sum(table.input_tokens),
-        func.sum(table.output_tokens),
-    ).where(table.project_id == project_id, table.minute >= first, table.minute < until)
+    groups = [getattr(table, name) if name in group_by else null() for name in ("project_id", "model")]
+    sums = [func.sum(getattr(table, name)) for name in _SUMS]
+    rows = select(bucket, *groups, *sums).where(table.minute >= first, table.minute < until)
+    if project_ids is not None:
+        rows = rows.where(table.project_id.in_(project_ids))
     if query.only_models:
         rows = rows.where(table.model.in_(query.only_models))
     if query.only_aliases:
         rows = rows.where(AliasUsage.alias.in_(query.only_aliases))
-    found: defaultdict[int, dict[str | None, Sums]] = defaultdict(dict)
-    for at, model, *numbers in session.execute(rows.group_by("bucket", table.model).order_by(table.model)):
-        group = model if query.by_model else None
-        sums = Sums(*map(int, numbers))
-        before = found[int(at)].get(group)
-        found[int(at)][group] = sums if before is None else before + sums
-    buckets = [Bucket(at, at + seconds, list(found[at].items())) for at in starts]
+    by = [getattr(table, name) for name in sorted(group_by)]
+    found: defaultdict[int, list[tuple[Group, Sums]]] = defaultdict(list)
+    for row in session.execute(rows.group_by("bucket", *by)):
+        at, project_id, model, *numbers = tuple[Any, ...](row)
+        found[int(at)].append((Group(project_id, model), Sums(*map(int, numbers))))
+    buckets = [Bucket(at, at + seconds, sorted(found[at], key=_by_name)) for at in starts]
     return buckets, until if until < end else None
+
+
+def _by_name(result: tuple[Group, Sums]) -> tuple[str, str]:
+    group, _ = result
+    return group.project_id or "", group.model or ""

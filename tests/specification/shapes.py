@@ -14,6 +14,15 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from openai.types import Batch, Completion, FileDeleted, FileObject, Model, ModelDeleted, Upload
+from openai.types.admin.organization import Project, UsageCompletionsResponse
+from openai.types.admin.organization.projects import (
+    APIKeyDeleteResponse,
+    ProjectAPIKey,
+    ProjectServiceAccount,
+    ServiceAccountCreateResponse,
+    ServiceAccountDeleteResponse,
+)
+from openai.types.admin.organization.projects.service_accounts import APIKeyCreateResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.alpha import GraderRunResponse, GraderValidateResponse
@@ -94,6 +103,7 @@ REQUIRED_NULLS: Mapping[Any, set[str]] = {
         "MetadataErrors.python_grader_runtime_error_details",
         "MetadataErrors.model_grader_server_error_details",
     },
+    ProjectAPIKey: {"ProjectAPIKey.last_used_at"},
 }
 """Fields that must be there, and may be null."""
 
@@ -116,6 +126,12 @@ OPTIONAL_NULLS: Mapping[Any, set[str]] = {
     },
     Model: {"Model.shutdown_date"},
     Batch: {"Batch.metadata", "BatchError.param", "BatchError.line"},
+    Project: {"Project.archived_at"},
+    UsageCompletionsResponse: {
+        "UsageCompletionsResponse.next_page",
+        "DataResultOrganizationUsageCompletionsResult.project_id",
+        "DataResultOrganizationUsageCompletionsResult.model",
+    },
 }
 """Fields that may be absent, and may be null. Any other field that may be absent is never null."""
 
@@ -172,6 +188,10 @@ EXTRAS: Mapping[Any, Mapping[str, set[str]]] = {
             for metric in ("accuracy", "margin")
         }
     },
+    Project: {"Project": {"slug"}},
+    ProjectAPIKey: {"ProjectAPIKey": {"role", "models"}},
+    ServiceAccountCreateResponse: {"APIKey": {"role", "models"}},
+    APIKeyCreateResponse: {"APIKeyCreateResponse": {"role", "models"}},
 }
 """Fields of ours beside OpenAI's, by object; docs/api.md describes them."""
 
@@ -303,6 +323,8 @@ def _tighten(schema: dict[str, Any], type_: Any) -> None:
         properties.setdefault(extra, {})
 
 
+_ACCOUNTS = "/v1/organization/projects/{project_id}/service_accounts"
+_KEYS = "/v1/organization/projects/{project_id}/api_keys"
 SHAPES = {
     "POST /v1/chat/completions": validator(ChatCompletion),
     "POST /v1/completions": validator(Completion),
@@ -334,6 +356,21 @@ SHAPES = {
     "POST /v1/batches": validator(Batch),
     "GET /v1/batches/{batch_id}": validator(Batch),
     "POST /v1/batches/{batch_id}/cancel": validator(Batch),
+    "GET /v1/organization/projects": page_validator(Project),
+    "POST /v1/organization/projects": validator(Project),
+    "GET /v1/organization/projects/{project_id}": validator(Project),
+    "POST /v1/organization/projects/{project_id}": validator(Project),
+    "POST /v1/organization/projects/{project_id}/archive": validator(Project),
+    f"GET {_ACCOUNTS}": page_validator(ProjectServiceAccount),
+    f"POST {_ACCOUNTS}": validator(ServiceAccountCreateResponse),
+    f"GET {_ACCOUNTS}/{{service_account_id}}": validator(ProjectServiceAccount),
+    f"DELETE {_ACCOUNTS}/{{service_account_id}}": validator(ServiceAccountDeleteResponse),
+    f"POST {_ACCOUNTS}/{{service_account_id}}/api_keys": validator(APIKeyCreateResponse),
+    f"GET {_KEYS}": page_validator(ProjectAPIKey),
+    f"GET {_KEYS}/{{api_key_id}}": validator(ProjectAPIKey),
+    f"POST {_KEYS}/{{api_key_id}}": validator(ProjectAPIKey),
+    f"DELETE {_KEYS}/{{api_key_id}}": validator(APIKeyDeleteResponse),
+    "GET /v1/organization/usage/completions": validator(UsageCompletionsResponse),
 }
 """What a successful response is, by route."""
 

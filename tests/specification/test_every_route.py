@@ -56,6 +56,7 @@ def test_every_route_keeps_its_shape(
     _ask_for_models(http, database)
     _ask_for_graders(http)
     _ask_for_batches(http)
+    _ask_for_projects(http)
     assert SHAPES.keys() == service.watch.seen
 
 
@@ -155,6 +156,31 @@ def _ask_for_batches(http: httpx2.Client) -> None:
     _ok(http.get("/v1/batches"))
     _ok(http.get(f"/v1/batches/{batch}"))
     assert http.post(f"/v1/batches/{batch}/cancel").status_code in (200, 409)
+
+
+def _ask_for_projects(http: httpx2.Client) -> None:
+    projects = "/v1/organization/projects"
+    project = _ok(http.post(projects, json={"name": "Support"}))["id"]
+    _ok(http.get(projects))
+    _ok(http.get(f"{projects}/{project}"))
+    _ok(http.post(f"{projects}/{project}", json={"name": "Customer support"}))
+    accounts = f"{projects}/{project}/service_accounts"
+    limited = {"role": "inference", "models": [BASE_MODEL], "expires_in_seconds": 3600}
+    account = _ok(http.post(accounts, json={"name": "web"} | limited))["id"]
+    _ok(http.get(accounts))
+    _ok(http.get(f"{accounts}/{account}"))
+    key = _ok(http.post(f"{accounts}/{account}/api_keys", json=limited))["id"]
+    keys = f"{projects}/{project}/api_keys"
+    _ok(http.get(keys))
+    _ok(http.get(f"{keys}/{key}"))
+    _ok(http.post(f"{keys}/{key}", json={"expires_in_seconds": 60}))
+    _ok(http.delete(f"{keys}/{key}"))
+    _ok(http.delete(f"{accounts}/{account}"))
+    _ok(http.post(f"{projects}/{project}/archive"))
+    _ok(http.get(projects, params={"include_archived": True}))
+    for groups in ([], ["project_id"], ["model", "project_id"]):
+        query: dict[str, Any] = {"start_time": 1_700_000_000, "group_by": groups}
+        _ok(http.get("/v1/organization/usage/completions", params=query))
 
 
 FILE = {"id": "f", "object": "file", "bytes": 1, "created_at": 1, "filename": "f", "purpose": "batch"}

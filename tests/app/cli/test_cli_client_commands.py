@@ -44,6 +44,8 @@ def test_help_and_version_do_not_load_the_slow_libraries() -> None:
         "compare report",
         "models pull",
         "keys create",
+        "keys rotate",
+        "projects create",
         "db upgrade",
         "chat",
     ],
@@ -209,6 +211,47 @@ def test_keys_from_first_to_last(service: Service) -> None:
     assert refused.exit_code == 1
     assert "code invalid_api_key" in refused.stderr
     assert service.run("keys", "revoke", "key_none").exit_code == 1
+
+
+def test_a_key_is_limited_and_rotated(service: Service) -> None:
+    limits = ("--role", "inference", "--model", MODEL, "--model", "soup:live", "--expires-in", "90d")
+    made = json.loads(service.run("keys", "create", "web", *limits, "--json").stdout)
+    assert (made["role"], made["models"]) == ("inference", [MODEL, "soup:live"])
+    assert made["expires_at"] == pytest.approx(time.time() + 90 * 86_400, abs=60)
+    limited = Service(service.environment | {"TOQUE_API_KEY": made["key"]}, service.database)
+    refused = limited.run("jobs", "list")
+    assert refused.exit_code == 1
+    assert "code insufficient_permissions" in refused.stderr
+
+    rotated = service.run("keys", "rotate", made["id"], "--overlap", "30m", "--json")
+    successor = json.loads(rotated.stdout)
+    assert made["id"] in rotated.stderr
+    keys = {key["id"]: key for key in json.loads(service.run("keys", "list", "--json").stdout)}
+    assert keys[made["id"]]["expires_at"] == pytest.approx(time.time() + 1800, abs=60)
+    for name in ("name", "project", "role", "models"):
+        assert keys[successor["id"]][name] == keys[made["id"]][name]
+    assert successor["key"] not in rotated.stderr
+
+    for wrong in (("--expires-in", "5w"), ("--role", "chef")):
+        assert service.run("keys", "create", "web", *wrong).exit_code == 2
+    refused = service.run("keys", "create", "web", "--role", "train", "--model", MODEL)
+    assert refused.exit_code == 1
+    assert "'inference'" in refused.stderr
+
+
+def test_projects_from_first_to_last(service: Service) -> None:
+    made = json.loads(service.run("projects", "create", "Night shift", "--json").stdout)
+    assert (made["name"], made["slug"], made["status"]) == ("Night shift", "night-shift", "active")
+    assert "Night shift" in service.run("projects", "list").stdout
+    assert service.run("projects", "archive", made["id"]).exit_code == 0
+
+    assert "Night shift" not in service.run("projects", "list").stdout
+    listed = json.loads(service.run("projects", "list", "--archived", "--json").stdout)
+    assert made["id"] in [each["id"] for each in listed if each["status"] == "archived"]
+    refused = service.run("keys", "create", "late", "--project", "night-shift")
+    assert refused.exit_code == 1
+    assert "archived" in refused.stderr
+    assert service.run("projects", "archive", "proj_none").exit_code == 1
 
 
 def test_keys_need_a_database(service: Service, tmp_path: Path) -> None:
