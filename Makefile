@@ -17,7 +17,7 @@ help:
 	@echo "make test              lint, types, contracts and all tests (PROCESSES=2)"
 	@echo "make test-quick        lint, types, contracts and the unit tests, in a minute or two"
 	@echo "make test-bases        every family of base models, trained and served; writes docs/bases.md"
-	@echo "make test-clients      OpenAI's clients, LangChain and others against one service"
+	@echo "make test-clients      OpenAI's clients, LangChain and others against one service; writes docs/clients.md"
 	@echo "make lint              formatting, lint, import contracts and types"
 	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
 	@echo "make install           install what the service needs into .venv"
@@ -79,7 +79,7 @@ test-bases: .venv/.installed-dev
 	$(BIN)/python -m tests.bases --page docs/bases.md
 
 test-clients: .venv/.installed-dev
-	$(BIN)/python -m tests.clients
+	$(BIN)/python -m tests.clients --page docs/clients.md
 
 generated: .venv/.installed-dev
 	$(BIN)/python -m app.api > openapi/openapi.json
