@@ -121,7 +121,8 @@ def _node(client: Client, folder: Path, report: Path) -> list[str]:
 def _service(options: argparse.Namespace) -> AbstractContextManager[LiveService]:
     if not options.base_url:
         return live_service()
-    key = os.environ["OPENAI_API_KEY"]
+    if not (key := os.environ.get("OPENAI_API_KEY")):
+        raise SystemExit("--base-url needs the service's key in OPENAI_API_KEY")
     return nullcontext(LiveService(options.base_url, key, BASE_MODEL, options.base_folder, options.model))
 
 
