@@ -9,7 +9,7 @@ from typing import Any, Literal
 import openai
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 client = OpenAI()
 MODEL, BASE = os.environ["MODEL"], os.environ["BASE_MODEL"]
@@ -161,7 +161,7 @@ def test_the_named_tool_is_called() -> None:
 class Timer(BaseModel):
     """A timer, as the parse helper wants it."""
 
-    minutes: int
+    minutes: int = Field(ge=1, le=120)
     size: Literal["small", "large"]
 
 

@@ -116,16 +116,20 @@ def test_a_pydantic_model_is_parsed() -> None:
 
 def test_a_stored_response_is_continued_read_and_deleted() -> None:
     first = client.responses.create(
-        model=BASE, input="My name is Otto.", temperature=0, max_output_tokens=16, store=True
+        model=BASE,
+        input="What is the capital of France?",
+        temperature=0,
+        max_output_tokens=16,
+        store=True,
     )
     second = client.responses.create(
         model=BASE,
         previous_response_id=first.id,
-        input="What is my name?",
+        input="And of Spain?",
         temperature=0,
-        max_output_tokens=24,
+        max_output_tokens=16,
     )
-    assert "Otto" in second.output_text
+    assert "Madrid" in second.output_text
     assert client.responses.retrieve(first.id).output_text == first.output_text
     assert client.responses.input_items.list(first.id).data[0].type == "message"
     client.responses.delete(first.id)
