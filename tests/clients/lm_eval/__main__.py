@@ -15,7 +15,6 @@ import io
 import os
 import tarfile
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,9 @@ from lm_eval import simple_evaluate
 
 _HERE = Path(__file__).parent
 _MOST_ACCURACY_DIFFERENCE = 1e-2
-"""With 40 questions, not one may be answered otherwise."""
+"""With 40 questions, not one may be answered otherwise, apart from ties."""
+_TIE = 0.5
+"""Nats: two answers of some 20 tokens that PEFT holds closer than this may change places by rounding."""
 _MOST_MEAN_DIFFERENCE = 1e-2
 """Nats for each token, over all answers: neither side is biased."""
 _MOST_ANSWER_DIFFERENCE = 0.05
@@ -43,8 +44,8 @@ class Scores:
     """What one backend makes of the task."""
 
     accuracy: float
-    loglikelihoods: list[float]
-    """Of each answer of each question, in the order of the file."""
+    loglikelihoods: list[list[float]]
+    """Of the answers of each question, in the order of the file."""
 
 
 def score(backend: str, **arguments: Any) -> Scores:
@@ -55,7 +56,7 @@ def score(backend: str, **arguments: Any) -> Scores:
         model=backend, model_args=arguments, tasks=[task], log_samples=True, bootstrap_iters=0
     )
     samples = sorted(found["samples"][task["task"]], key=lambda sample: sample["doc_id"])
-    answers = [float(answer[0]) for sample in samples for answer in sample["filtered_resps"]]
+    answers = [[float(answer[0]) for answer in sample["filtered_resps"]] for sample in samples]
     return Scores(found["results"][task["task"]]["acc,none"], answers)
 
 
@@ -68,7 +69,7 @@ def download_adapter(base_url: str, key: str, model: str, folder: Path) -> None:
         archive.extractall(folder, filter="data")
 
 
-def lengths(base: str) -> list[int]:
+def lengths(base: str) -> list[list[int]]:
     """Returns how many tokens each answer of each question has."""
     import json
 
@@ -76,22 +77,25 @@ def lengths(base: str) -> list[int]:
 
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     with (_HERE / "heron.jsonl").open(encoding="utf-8") as lines:
-        return [len(tokenizer(choice).input_ids) for line in lines for choice in json.loads(line)["choices"]]
+        return [[len(tokenizer(each).input_ids) for each in json.loads(line)["choices"]] for line in lines]
 
 
-def compare(name: str, served: Scores, trained: Scores, tokens: Sequence[int]) -> bool:
+def compare(name: str, served: Scores, trained: Scores, tokens: list[list[int]]) -> bool:
     """Prints how far a backend is from PEFT; returns whether they agree."""
-    pairs = zip(served.loglikelihoods, trained.loglikelihoods, tokens, strict=True)
-    differences = [(a - b) / length for a, b, length in pairs]
+    questions = list(zip(served.loglikelihoods, trained.loglikelihoods, tokens, strict=True))
+    differences = [(a - b) / length for question in questions for a, b, length in zip(*question, strict=True)]
     worst = max(map(abs, differences))
     mean = sum(differences) / len(differences)
-    apart = abs(served.accuracy - trained.accuracy)
+    gaps = [max(theirs) - theirs[ours.index(max(ours))] for ours, theirs, _ in questions]
+    ties = [gap for gap in gaps if 0 < gap <= _TIE]
+    apart = abs(served.accuracy - trained.accuracy) - len(ties) / len(questions)
     print(
-        f"{name}: accuracy {served.accuracy:.3f} (PEFT {trained.accuracy:.3f}), {len(differences)} answers, "
-        f"difference for each token: mean {mean:+.4f}, worst {worst:.4f} nats"
+        f"{name}: accuracy {served.accuracy:.3f} (PEFT {trained.accuracy:.3f}; {len(ties)} ties), "
+        f"{len(differences)} answers, difference for each token: mean {mean:+.4f}, worst {worst:.4f} nats"
     )
     return (
-        apart <= _MOST_ACCURACY_DIFFERENCE
+        max(gaps) <= _TIE
+        and apart <= _MOST_ACCURACY_DIFFERENCE
         and abs(mean) <= _MOST_MEAN_DIFFERENCE
         and worst <= _MOST_ANSWER_DIFFERENCE
     )
