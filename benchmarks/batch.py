@@ -2,7 +2,7 @@
 
 Throughput: the same requests, every prompt new, straight from an asyncio client to vLLM at its best
 concurrency (found first, by doubling), and as a batch through `toque api`, from `in_progress` to the
-published output file. The two take turns. `ratio` is that of their tokens per second.
+published output file. The two take turns, some seconds apart. `ratio` is that of their tokens per second.
 
 Latency: a stream through the gateway every second, with nothing else to do and beside a batch, in turns.
 `ttft_ratio` is that of the times to the first token that 95 % of the streams do not exceed.
@@ -38,7 +38,7 @@ from benchmarks.serving.engines import running_vllm
 from benchmarks.serving.measurements import Measurements, percentile, progress
 from workers.inference.vllm_process import Vllm
 
-REQUESTS, PROMPT_WORDS, ANSWER_TOKENS = 192, 48, 48
+REQUESTS, PROMPT_WORDS, ANSWER_TOKENS = 384, 48, 48
 CONCURRENCIES = (8, 16, 32, 64, 128, 256)
 STREAMS, STREAM_TOKENS = 40, 12
 """Streams of one turn, and the tokens of each."""
@@ -101,6 +101,9 @@ class Side:
         for number in range(rounds):
             direct = asyncio.run(self._ask_directly(self._bodies(requests), best))
             measured.add("direct_tokens_per_second", direct)
+            time.sleep(
+                6.0
+            )  # until the engine no longer shortens the steps of batches for the next such request
             measured.add("batch_tokens_per_second", self._run_batch(self._bodies(requests)))
             progress(f"throughput {number + 1}/{rounds}: {measured.last()}")
         return {
