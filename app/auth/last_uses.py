@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Mapping
-
-from anyio import to_thread
-from sqlalchemy.exc import SQLAlchemyError
+from typing_extensions import override
 
 from app.auth import service
 from app.core.database import Database
-
-log = logging.getLogger("toque.auth")
-
-_FLUSH_SECONDS = 60.0
+from app.core.periodic_writer import PeriodicWriter
 
 
-class LastUses:
+class LastUses(PeriodicWriter[dict[str, float]]):
     """The uses of keys that this process has seen and not yet written."""
+
+    _seconds = 60.0
+    _what = "last uses of keys"
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -28,23 +23,16 @@ class LastUses:
         """Note that a key is used at this time (seconds since the epoch)."""
         self._unwritten[key_id] = at
 
-    async def run(self) -> None:
-        """Write once a minute, until cancelled."""
-        while True:
-            await asyncio.sleep(_FLUSH_SECONDS)
-            await self.flush()
+    @override
+    def _take(self) -> dict[str, float]:
+        gathered, self._unwritten = self._unwritten, {}
+        return gathered
 
-    async def flush(self) -> None:
-        """Write the uses; if the database cannot be reached, they are kept for the next time."""
-        unwritten, self._unwritten = self._unwritten, {}
-        if not unwritten:
-            return
-        try:
-            await to_thread.run_sync(self._write, unwritten)
-        except SQLAlchemyError as error:
-            log.warning("last uses of keys cannot be written yet: %s", type(error).__name__)
-            self._unwritten = unwritten | self._unwritten
-
-    def _write(self, unwritten: Mapping[str, float]) -> None:
+    @override
+    def _write(self, gathered: dict[str, float]) -> None:
         with self._database.writer() as session:
-            service.record_uses(session, unwritten)
+            service.record_uses(session, gathered)
+
+    @override
+    def _put_back(self, gathered: dict[str, float]) -> None:
+        self._unwritten = gathered | self._unwritten

@@ -186,11 +186,12 @@ def rotate_key(session: Session, key_id: str, overlap_seconds: float) -> tuple[A
 
     Raises:
         NotFoundError: no key has that id.
-        ConflictError: it was revoked, or has expired.
+        ConflictError: it was revoked or has expired, or its project is archived.
     """
     key = _get_key(session, key_id, lock=True)
     now = time.time()
-    if key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
+    has_expired = key.expires_at is not None and key.expires_at <= now
+    if has_expired or key.revoked_at is not None or key.project.archived_at is not None:
         raise ConflictError(f"The key '{key_id}' is not valid any more; create a new one.", code="key_ended")
     successor, secret = create_key(
         session,
