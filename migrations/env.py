@@ -17,6 +17,7 @@ from app.models.catalogue import models as _catalogue  # noqa: F401
 from app.responses import models as _responses  # noqa: F401
 from app.uploads import models as _uploads  # noqa: F401
 from app.usage import models as _usage  # noqa: F401
+from app.webhooks import models as _webhooks  # noqa: F401
 
 
 def check_references(ctx, **_):

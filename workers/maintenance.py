@@ -17,6 +17,7 @@ from app.orphans import sweep_orphans
 from app.responses import service as responses_service
 from app.storage.base import Storage
 from app.usage.service import fold_oldest_day
+from app.webhooks import queue as webhook_queue
 
 log = logging.getLogger("toque.maintenance")
 
@@ -80,6 +81,7 @@ class Maintenance:
         with self._database.writer() as session:
             delete_expired(session)
             responses_service.delete_expired(session)
+            webhook_queue.delete_old(session)
             worker_registry.delete_silent(session)
         sweep_orphans(self._database, self._storage)
         while self._fold_usage():

@@ -43,6 +43,9 @@ from app.storage import open_storage
 from app.uploads.router import router as uploads_router
 from app.usage.aggregator import UsageAggregator
 from app.usage.router import router as usage_router
+from app.webhooks.client import WebhookClient
+from app.webhooks.router import router as webhooks_router
+from app.webhooks.runner import Runner as WebhookRunner
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -68,7 +71,18 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         checker = app.state.checker = Checker(
             settings, app.state.database, app.state.storage, admit, training_files.is_awaited
         )
-        parts = (replicas, keys.last_uses, usage, background_load, runner, batch_runner, checker)
+        webhook_client = app.state.webhook_client = WebhookClient(settings)
+        webhook_runner = WebhookRunner(settings, app.state.database, webhook_client)
+        parts = (
+            replicas,
+            keys.last_uses,
+            usage,
+            background_load,
+            runner,
+            batch_runner,
+            checker,
+            webhook_runner,
+        )
         background = [asyncio.create_task(part.run()) for part in parts]
         try:
             yield
@@ -79,6 +93,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await keys.last_uses.flush()
             await usage.flush()
             await replicas.close()
+            await webhook_client.close()
             app.state.database.dispose()
 
     app = FastAPI(
@@ -106,6 +121,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         promotion_router,
         usage_router,
         organization_router,
+        webhooks_router,
         health.router,
     ):
         app.include_router(router)

@@ -55,6 +55,9 @@ _RULES: Mapping[str, tuple[Action, Action]] = {
     "responses": (Action.READ_MODELS, Action.ASK),
     "uploads": (Action.READ, Action.TRAIN),
     "usage": (Action.READ, Action.MANAGE),
+    "webhook_endpoints": (Action.READ, Action.MANAGE),
+    "webhook_event_types": (Action.READ, Action.MANAGE),
+    "webhooks": (Action.READ, Action.MANAGE),
 }
 """By the first part of the path: what GET does, and what any other method does."""
 

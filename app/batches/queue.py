@@ -9,7 +9,7 @@ and whoever claims it next publishes what was answered.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from sqlalchemy.orm import Session, aliased
 from app.batches.models import FINAL_STATUSES, Batch, BatchAnswer
 from app.core.database import database_now
 from app.core.lease import Lease, LeaseTable
+from app.webhooks import outbox
+from app.webhooks.events import EventType
 
 LEASES = LeaseTable(
     Batch,
@@ -32,6 +34,13 @@ LEASES = LeaseTable(
 _MAX_ASKED_OF_PROJECT = 4
 """Batches of one project that are asked at once, so that it does not hold every place."""
 _ANSWERS_A_DELETION = 1000
+_EVENTS: Mapping[str, EventType] = {
+    "failed": "batch.failed",
+    "completed": "batch.completed",
+    "expired": "batch.expired",
+    "cancelled": "batch.cancelled",
+}
+"""The event of each final status."""
 
 
 def _leased_of_project(*conditions: ColumnElement[bool]) -> ScalarSelect[int]:
@@ -114,7 +123,7 @@ def fail(session: Session, lease: Lease, errors: list[dict[str, Any]]) -> None:
     Raises:
         LeaseLostError: this process has lost its lease.
     """
-    LEASES.release(session, lease, status="failed", failed_at=time.time(), errors=errors)
+    end(session, lease, "failed", errors=errors)
 
 
 def record_answers(
@@ -142,13 +151,15 @@ def finalize(session: Session, lease: Lease) -> None:
     LEASES.release(session, lease, status="finalizing", finalizing_at=time.time())
 
 
-def end(session: Session, lease: Lease, status: str, **files: str | None) -> None:
-    """End the batch with a final status.
+def end(session: Session, lease: Lease, status: str, **values: Any) -> None:
+    """End the batch with a final status, and tell the project's webhooks.
 
     Raises:
         LeaseLostError: this process has lost its lease.
     """
-    LEASES.release(session, lease, **{"status": status, f"{status}_at": time.time(), **files})
+    LEASES.release(session, lease, **{"status": status, f"{status}_at": time.time(), **values})
+    project = select(Batch.project_id).where(Batch.id == lease.id).scalar_subquery()
+    outbox.add_event(session, project, _EVENTS[status], {"id": lease.id})
 
 
 def find_published(session: Session) -> tuple[str, Sequence[int]] | None:

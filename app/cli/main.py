@@ -23,6 +23,7 @@ from app.cli import (
     projects,
     promote,
     serve,
+    webhooks,
     workers,
 )
 
@@ -58,6 +59,7 @@ app.add_typer(adapters.app, name="adapters")
 app.add_typer(aliases.app, name="aliases")
 app.add_typer(compare.app, name="compare")
 app.add_typer(batches.app, name="batches")
+app.add_typer(webhooks.app, name="webhooks")
 app.command()(promote.promote)
 app.command()(chat.chat)
 app.add_typer(projects.app, name="projects")

@@ -6,7 +6,7 @@ A comparison is leased (`app.core.lease`) while its status is `running`.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, func, or_, select, update
@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session, aliased
 
 from app.comparisons.models import Answer, Comparison, Judgement
 from app.core.lease import Lease, LeaseTable
+from app.webhooks import outbox
+from app.webhooks.events import EventType
 
 LEASES = LeaseTable(
     Comparison,
@@ -24,6 +26,12 @@ LEASES = LeaseTable(
     held=Comparison.status == "running",
     status=Comparison.status,
 )
+_EVENTS: Mapping[str, EventType] = {
+    "succeeded": "comparison.completed",
+    "failed": "comparison.failed",
+    "cancelled": "comparison.cancelled",
+}
+"""The event of each final status."""
 _CLAIMABLE = or_(Comparison.status == "queued", LEASES.expired)
 
 
@@ -86,7 +94,7 @@ def succeed(
     Raises:
         LeaseLostError: this process has lost its lease.
     """
-    _end(session, lease, status="succeeded", results=results)
+    _end(session, lease, "succeeded", results=results)
     graded = (
         update(Answer)
         .where(
@@ -115,7 +123,7 @@ def fail(session: Session, lease: Lease, *, code: str, message: str) -> None:
         LeaseLostError: this process has lost its lease.
     """
     error = {"code": code, "message": message, "param": None}
-    _end(session, lease, status="failed", error=error)
+    _end(session, lease, "failed", error=error)
 
 
 def release(session: Session, lease: Lease) -> None:
@@ -125,6 +133,12 @@ def release(session: Session, lease: Lease) -> None:
         LeaseLostError: this process has lost its lease.
     """
     LEASES.release(session, lease, status="queued")
+
+
+def announce_end(session: Session, comparison_id: str, status: str) -> None:
+    """Tell the project's webhooks that it has ended; to be called in the transaction that ends it."""
+    project = select(Comparison.project_id).where(Comparison.id == comparison_id).scalar_subquery()
+    outbox.add_event(session, project, _EVENTS[status], {"id": comparison_id})
 
 
 def _insert_new(
@@ -137,5 +151,6 @@ def _insert_new(
     )
 
 
-def _end(session: Session, lease: Lease, **values: Any) -> None:
-    LEASES.release(session, lease, finished_at=time.time(), api_keys=None, **values)
+def _end(session: Session, lease: Lease, status: str, **values: Any) -> None:
+    LEASES.release(session, lease, status=status, finished_at=time.time(), api_keys=None, **values)
+    announce_end(session, lease.id, status)

@@ -10,6 +10,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.comparisons import queue
 from app.comparisons.input_files import InputFiles, ValidatedFiles
 from app.comparisons.models import FINAL_STATUSES, Answer, Comparison, Question
 from app.comparisons.resolver import ResolvedRequest, resolve_request
@@ -134,6 +135,7 @@ def cancel_comparison(session: Session, project_id: str, comparison_id: str) -> 
     comparison.status = "cancelled"
     comparison.finished_at = time.time()
     comparison.lease_until = comparison.api_keys = None
+    queue.announce_end(session, comparison.id, "cancelled")
     return comparison
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from platformdirs import user_data_path
-from pydantic import BaseModel, Field, JsonValue, SecretStr, StringConstraints, field_validator
+from pydantic import BaseModel, Field, IPvAnyNetwork, JsonValue, SecretStr, StringConstraints, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core import chat_templates
@@ -213,6 +213,9 @@ class Settings(BaseSettings):
     external_endpoints: list[str] = []
     """Base URLs of the OpenAI-compatible services that comparisons may ask, as a JSON list such as
     `["https://host/v1"]`."""
+    webhook_private_networks: list[IPvAnyNetwork] = []
+    """Networks that are not public and that webhooks may be sent to, as a JSON list such as `["10.0.0.0/8"]`.
+    Where there are any, the URL of a webhook endpoint may begin with `http://`, too."""
     upstream_timeout: float = Field(default=600.0, gt=0)
     """How many seconds the gateway waits for the engine's next byte before it gives up a completion."""
 

@@ -8,9 +8,9 @@ has claimed it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Integer, String, func, insert, literal_column, select
 from sqlalchemy.orm import Session, aliased
@@ -20,6 +20,8 @@ from app.auth.models import Project
 from app.core.database import database_now
 from app.core.lease import Lease, LeaseTable
 from app.fine_tuning.models import SPEC_VERSION, Checkpoint, Event, FineTuningJob
+from app.webhooks import outbox
+from app.webhooks.events import EventType
 
 MAX_ATTEMPTS = 3
 
@@ -39,6 +41,11 @@ LEASES = LeaseTable(
 )
 _NO_WORKER = "No worker offers"
 _NEW_EVENT = insert(Event).inline()
+_EVENTS_OF_ENDS: Mapping[str, EventType] = {
+    "succeeded": "fine_tuning.job.succeeded",
+    "failed": "fine_tuning.job.failed",
+    "cancelled": "fine_tuning.job.cancelled",
+}
 
 
 def claim_next(
@@ -176,6 +183,7 @@ def succeed(
     )
     created = f"New fine-tuned model created: {fine_tuned_model}"
     add_event(session, lease.id, created, "The job has successfully completed")
+    announce_end(session, lease.id, "succeeded")
 
 
 def fail(session: Session, lease: Lease, *, code: str, message: str, param: str | None) -> None:
@@ -187,6 +195,7 @@ def fail(session: Session, lease: Lease, *, code: str, message: str, param: str 
     error = {"code": code, "message": message, "param": param}
     LEASES.release(session, lease, status="failed", finished_at=time.time(), error=error)
     add_event(session, lease.id, f"The job failed: {message}", level="error")
+    announce_end(session, lease.id, "failed")
 
 
 def retry(session: Session, lease: Lease, reason: str, *, code: str, retry_seconds: float) -> None:
@@ -307,6 +316,12 @@ def add_event(
     kind = "message" if data is None else "metrics"
     line = {"job_id": job_id, "level": level, "type": kind, "data": data}
     session.connection().execute(_NEW_EVENT, [line | {"message": message} for message in messages])
+
+
+def announce_end(session: Session, job_id: str, status: Literal["succeeded", "failed", "cancelled"]) -> None:
+    """Tell the project's webhooks that the job has ended; to be called in the transaction that ends it."""
+    project = select(FineTuningJob.project_id).where(FineTuningJob.id == job_id).scalar_subquery()
+    outbox.add_event(session, project, _EVENTS_OF_ENDS[status], {"id": job_id})
 
 
 @lru_cache

@@ -253,7 +253,9 @@ def cancel_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
         ConflictError: the job has succeeded or failed.
     """
     job = _move(session, project_id, job_id, "cancelled", "The job was cancelled.")
-    job.finished_at = job.finished_at or time.time()
+    if job.finished_at is None:
+        job.finished_at = time.time()
+        queue.announce_end(session, job.id, "cancelled")
     return job
 
 

@@ -154,6 +154,7 @@ def _admit(database: Database, context: Context, job: FineTuningJob) -> None:
             job.status, job.finished_at = "failed", time.time()
             job.error = {"code": "invalid_training_file", "message": body.message, "param": body.param}
             queue.add_event(session, job.id, f"The job failed: {body.message}", level="error")
+            queue.announce_end(session, job.id, "failed")
 
 
 def _plan_of(database: Database, context: Context, job: FineTuningJob) -> JobPlan:

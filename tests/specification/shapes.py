@@ -29,6 +29,13 @@ from openai.types.fine_tuning.alpha import GraderRunResponse, GraderValidateResp
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from openai.types.responses import Response, ResponseItem, ResponseStreamEvent
 from openai.types.uploads import UploadPart
+from openai.types.webhooks import (
+    DeletedWebhookEndpoint,
+    WebhookEndpoint,
+    WebhookEndpointTestResult,
+    WebhookEndpointWithSecret,
+    WebhookEventTypeList,
+)
 from pydantic import TypeAdapter
 
 from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS
@@ -136,7 +143,10 @@ OPTIONAL_NULLS: Mapping[Any, set[str]] = {
 """Fields that may be absent, and may be null. Any other field that may be absent is never null."""
 
 _HYPERPARAMETERS = {each.name for each in HYPERPARAMETERS}
+_WEBHOOK_ENDPOINT = {"enabled", "failures"}
 EXTRAS: Mapping[Any, Mapping[str, set[str]]] = {
+    WebhookEndpoint: {"WebhookEndpoint": _WEBHOOK_ENDPOINT},
+    WebhookEndpointWithSecret: {"WebhookEndpointWithSecret": _WEBHOOK_ENDPOINT},
     ChatCompletion: {
         "ChatCompletion": {"prompt_logprobs"},
         "ChatCompletionMessage": {"reasoning", "reasoning_content"},
@@ -356,6 +366,7 @@ SHAPES = {
     "POST /v1/batches": validator(Batch),
     "GET /v1/batches/{batch_id}": validator(Batch),
     "POST /v1/batches/{batch_id}/cancel": validator(Batch),
+<<<<<<< HEAD
     "GET /v1/organization/projects": page_validator(Project),
     "POST /v1/organization/projects": validator(Project),
     "GET /v1/organization/projects/{project_id}": validator(Project),
@@ -371,6 +382,16 @@ SHAPES = {
     f"POST {_KEYS}/{{api_key_id}}": validator(ProjectAPIKey),
     f"DELETE {_KEYS}/{{api_key_id}}": validator(APIKeyDeleteResponse),
     "GET /v1/organization/usage/completions": validator(UsageCompletionsResponse),
+=======
+    "GET /v1/webhook_event_types": validator(WebhookEventTypeList),
+    "GET /v1/webhook_endpoints": page_validator(WebhookEndpoint),
+    "POST /v1/webhook_endpoints": validator(WebhookEndpointWithSecret),
+    "GET /v1/webhook_endpoints/{webhook_endpoint_id}": validator(WebhookEndpoint),
+    "POST /v1/webhook_endpoints/{webhook_endpoint_id}": validator(WebhookEndpoint),
+    "DELETE /v1/webhook_endpoints/{webhook_endpoint_id}": validator(DeletedWebhookEndpoint),
+    "POST /v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret": validator(WebhookEndpointWithSecret),
+    "POST /v1/webhook_endpoints/{webhook_endpoint_id}/test": validator(WebhookEndpointTestResult),
+>>>>>>> b050e3e (Webhooks: what ends or moves is told to a project's endpoints, signed, in order and at least once)
 }
 """What a successful response is, by route."""
 

@@ -6,6 +6,7 @@ All other tests that ask a service are held to the same shapes (`tests/support/s
 from __future__ import annotations
 
 import json
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ import pytest
 from openai.types import FileObject
 
 from app.core.database import Database
+from app.core.settings import Settings
 from app.fine_tuning.models import Checkpoint, FineTuningJob
 from app.models.adapters.models import Adapter
 from tests.specification.shapes import SHAPES, validator
 from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import BASE_MODEL, Service
 from tests.support.training_files import training_bytes
+from tests.support.webhook_receiver import run_receiver
 
 pytestmark = pytest.mark.one_database
 
-OURS = ("/health", "/metrics", "/v1/adapters", "/v1/aliases", "/v1/comparisons", "/v1/usage")
+OURS = ("/health", "/metrics", "/v1/adapters", "/v1/aliases", "/v1/comparisons", "/v1/usage", "/v1/webhooks/")
 """Routes of resources that OpenAI does not have."""
 WITHOUT_SHAPE = {
     "GET /v1/files/{file_id}/content": "the file's bytes",
@@ -46,7 +49,7 @@ def test_every_route_has_a_shape() -> None:
 
 
 def test_every_route_keeps_its_shape(
-    service: Service, http: httpx2.Client, database: Database, engine: EngineStandIn
+    settings: Settings, service: Service, http: httpx2.Client, database: Database, engine: EngineStandIn
 ) -> None:
     _ask_for_completions(http)
     _ask_for_responses(http)
@@ -56,7 +59,11 @@ def test_every_route_keeps_its_shape(
     _ask_for_models(http, database)
     _ask_for_graders(http)
     _ask_for_batches(http)
+<<<<<<< HEAD
     _ask_for_projects(http)
+=======
+    _ask_for_webhooks(http, settings)
+>>>>>>> b050e3e (Webhooks: what ends or moves is told to a project's endpoints, signed, in order and at least once)
     assert SHAPES.keys() == service.watch.seen
 
 
@@ -158,6 +165,7 @@ def _ask_for_batches(http: httpx2.Client) -> None:
     assert http.post(f"/v1/batches/{batch}/cancel").status_code in (200, 409)
 
 
+<<<<<<< HEAD
 def _ask_for_projects(http: httpx2.Client) -> None:
     projects = "/v1/organization/projects"
     project = _ok(http.post(projects, json={"name": "Support"}))["id"]
@@ -181,6 +189,21 @@ def _ask_for_projects(http: httpx2.Client) -> None:
     for groups in ([], ["project_id"], ["model", "project_id"]):
         query: dict[str, Any] = {"start_time": 1_700_000_000, "group_by": groups}
         _ok(http.get("/v1/organization/usage/completions", params=query))
+=======
+def _ask_for_webhooks(http: httpx2.Client, settings: Settings) -> None:
+    _ok(http.get("/v1/webhook_event_types"))
+    settings.webhook_private_networks.append(ip_network("127.0.0.0/8"))
+    with run_receiver() as receiver:
+        asked = {"name": "ours", "url": receiver.url, "event_types": ["batch.completed"]}
+        endpoint = _ok(http.post("/v1/webhook_endpoints", json=asked))["id"]
+        _ok(http.get("/v1/webhook_endpoints"))
+        path = f"/v1/webhook_endpoints/{endpoint}"
+        _ok(http.get(path))
+        _ok(http.post(path, json={"name": "theirs"}))
+        _ok(http.post(f"{path}/rotate_secret", json={}))
+        _ok(http.post(f"{path}/test", json={"event_type": "batch.completed"}))
+        _ok(http.delete(path))
+>>>>>>> b050e3e (Webhooks: what ends or moves is told to a project's endpoints, signed, in order and at least once)
 
 
 FILE = {"id": "f", "object": "file", "bytes": 1, "created_at": 1, "filename": "f", "purpose": "batch"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -22,20 +24,21 @@ from tests.support.waiting import wait_until
 def api_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], OpenAI]]:
     """`toque api` as a process, to be killed, and a client of it."""
     with tempfile.TemporaryDirectory(prefix="toque-") as folder:
-        socket = str(Path(folder) / "api.sock")
+        path = str(Path(folder) / "api.sock")
         environment = os.environ | {
             "TOQUE_DATA_DIR": str(settings.data_dir),
             "TOQUE_DATABASE_URL": settings.database_url,
             "TOQUE_MODELS_DIR": str(settings.models_dir),
             "TOQUE_HEARTBEAT_SECONDS": str(settings.heartbeat_seconds),
             "TOQUE_POLL_SECONDS": "0.1",
+            "TOQUE_WEBHOOK_PRIVATE_NETWORKS": json.dumps([*map(str, settings.webhook_private_networks)]),
         }
-        command = [sys.executable, "-m", "uvicorn", "app.api.main:create_app", "--factory", "--uds", socket]
+        command = [sys.executable, "-m", "uvicorn", "app.api.main:create_app", "--factory", "--uds", path]
         process = subprocess.Popen([*command, "--log-level", "critical"], env=environment)
-        transport = httpx2.HTTPTransport(uds=socket)
+        transport = httpx2.HTTPTransport(uds=path)
         http = httpx2.Client(transport=transport)
         try:
-            wait_until(Path(socket).exists, "the API starts", seconds=90)
+            wait_until(lambda: _listens(path), "the API starts", seconds=90)
             yield (
                 process,
                 OpenAI(base_url="http://api/v1", api_key=API_KEY, max_retries=0, http_client=http),
@@ -44,3 +47,9 @@ def api_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], O
             http.close()
             process.kill()
             process.wait()
+
+
+def _listens(path: str) -> bool:
+    """Whether the socket can be connected to; it exists a little earlier."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(path) == 0

@@ -43,6 +43,7 @@ from app.models.catalogue import Catalogue, added_at, is_prepared, reading_files
 from app.models.serving_support import adapted, has_experts
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
+from app.webhooks import outbox
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,15 @@ def lineage(session: Session, adapter: Adapter) -> list[str]:
 def quarantine(session: Session, name: str, reason: str) -> bool:
     """Stop the adapter from being served. The first reason stands: returns whether it is this one."""
     this = update(Adapter).where(Adapter.name == name, Adapter.quarantine_reason.is_(None))
-    return _has_changed(session, this.values(quarantine_reason=reason[:1024]))
+    is_new = _has_changed(session, this.values(quarantine_reason=reason[:1024]))
+    if is_new:
+        _announce_quarantine(session, name, reason[:1024])
+    return is_new
+
+
+def _announce_quarantine(session: Session, name: str, reason: str) -> None:
+    project = select(Adapter.project_id).where(Adapter.name == name).scalar_subquery()
+    outbox.add_event(session, project, "model.quarantined", {"id": name, "reason": reason})
 
 
 def record_parity(session: Session, name: str, parity: dict[str, Any]) -> bool:
@@ -226,6 +235,8 @@ def check_again(database: Database, context: Context, name: str) -> Adapter:
             raise _no_adapter(name)
         if problem is None and found.quarantine_reason is not None:
             found.parity = None  # it may have been measured on other files
+        if problem is not None and found.quarantine_reason is None:
+            _announce_quarantine(session, name, problem)
         found.quarantine_reason = problem
     return found
 

@@ -24,6 +24,7 @@ from app.models.aliases.models import Alias, AliasChange, ChangeKind, Share
 from app.models.aliases.resolution import find_model, is_models_name
 from app.models.aliases.schemas import PutAlias, RollBackAlias
 from app.models.catalogue import Catalogue
+from app.webhooks import outbox
 
 FindComparison = Callable[[Session, str, str], object]
 """Finds a comparison by its project's id and its own, for `put_alias`, which cannot import comparisons.
@@ -229,7 +230,7 @@ def lock_alias(session: Session, context: Context, name: str, version: int | Non
 
 
 def point(session: Session, context: Context, name: str, alias: Alias | None, move: Move) -> AliasChange:
-    """Move an alias that the caller has locked, or create it, and write that into its history.
+    """Move an alias that the caller has locked, or create it; write that into its history, and tell webhooks.
 
     Raises:
         ConflictError: another request has just created it.
@@ -255,6 +256,8 @@ def point(session: Session, context: Context, name: str, alias: Alias | None, mo
     )
     session.add(change)
     session.flush()
+    moved = {"id": name, "version": change.version, "kind": change.kind}
+    outbox.add_event(session, context.project_id, "alias.moved", moved)
     return change
 
 

@@ -134,6 +134,8 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
         "/v1/fine_tuning/jobs/{job_id}/cancel",
         "/v1/fine_tuning/jobs/{job_id}/pause",
         "/v1/fine_tuning/jobs/{job_id}/resume",
+        "/v1/webhook_endpoints/{webhook_endpoint_id}",
+        "/v1/webhook_endpoints/{webhook_endpoint_id}/test",
     }
     posts = {
         path: item["post"]
@@ -157,6 +159,9 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
         "/v1/uploads",
         "/v1/uploads/{upload_id}/complete",
         "/v1/uploads/{upload_id}/parts",
+        "/v1/webhook_endpoints",
+        "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret",
+        "/v1/webhooks/deliveries/{delivery_id}/replay",
     }
 
 

@@ -222,6 +222,18 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             {"id": "aliaschange_1", "alias_id": "alias_1", "version": 1, "kind": "created", "key_id": "key_1"}
             | {"split_before": [], "split_after": [{"model": MODEL, "weight": 1.0}], "created_at": now - 500}
         ],
+        "webhook_endpoints": [
+            project
+            | {"id": "whe_1", "name": "ci", "url": "https://ci.invalid/", "event_types": ["batch.failed"]}
+            | {"secret": "whsec_AAAA", "enabled": False, "failures": 0, "not_before": 0.0, "lease_epoch": 1}
+            | {"created_at": now - 500, "updated_at": now - 500}
+        ],
+        "webhook_deliveries": [
+            project
+            | {"seq": 1, "id": "whd_1", "endpoint_id": "whe_1", "event_id": "evt_1"}
+            | {"event_type": "batch.failed", "event_created_at": now - 400, "data": {"id": "batch_0"}}
+            | {"created_at": now - 400, "ended_at": now - 399, "status": "succeeded", "attempts": 1}
+        ],
     }
 
 
