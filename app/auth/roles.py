@@ -20,7 +20,7 @@ class Action(Enum):
     ADMINISTER = "administer"
     """Create projects and keys, and see the usage of all projects."""
     MANAGE = "manage"
-    """Change what those who ask the project's models rely on: aliases move, models go."""
+    """Change what others rely on: aliases move, models go, webhooks are sent elsewhere."""
     TRAIN = "train"
     """Change files, jobs, comparisons and batches, and import adapters."""
     ASK = "ask"

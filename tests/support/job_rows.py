@@ -12,7 +12,7 @@ from tests.support.service import BASE_MODEL
 
 def add_job(session: Session) -> None:
     """A succeeded job `ftjob-t` of the project `proj_t`."""
-    session.add(Project(id="proj_t", name="t"))
+    session.add(Project(id="proj_t", name="t", title="t"))
     session.flush()
     file = {"filename": "t.jsonl", "purpose": "fine-tune", "bytes": 1, "sha256": "0", "storage_key": "t"}
     session.add(File(id="file-t", project_id="proj_t", **file))

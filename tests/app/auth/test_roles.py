@@ -38,6 +38,9 @@ MAY: dict[str, set[Role]] = {
     "PUT /v1/aliases/{name}": {"admin", "project"},
     "POST /v1/aliases/{name}/promote": {"admin", "project"},
     "DELETE /v1/models/{model}": {"admin", "project"},
+    "POST /v1/webhook_endpoints": {"admin", "project"},
+    "GET /v1/webhooks/deliveries": {"admin", "project", "train", "read"},
+    "POST /v1/webhooks/deliveries/{delivery_id}/replay": {"admin", "project"},
 }
 
 

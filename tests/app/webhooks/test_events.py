@@ -9,7 +9,8 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.auth.models import ApiKey, Project
+from app.auth import service as auth_service
+from app.auth.models import Project
 from app.batches import queue as batch_queue
 from app.batches import service as batches_service
 from app.batches.models import Batch
@@ -52,7 +53,6 @@ def rows(database: Database) -> Database:
         comparison = {"model": BASE_MODEL, "file_id": "file-t", "plan": {}, "excluded": [], "total": 1}
         session.add(Comparison(id="cmp_t", project_id="proj_t", status="queued", **comparison))
         session.add(Adapter(name=ADAPTER, project_id="proj_t", base_model=BASE_MODEL, storage_key="none"))
-        session.add(ApiKey(id="key_t", project_id="proj_t", name="t", key_sha256="t", hint="t"))
         other = session.scalars(select(Project.id).where(Project.name == "other")).one()
         for project_id in ("proj_t", other):
             add_endpoint(session, project_id, list(EVENT_TYPES))
@@ -168,7 +168,9 @@ def test_a_transition_and_its_event_are_one(
 
 
 def test_every_move_of_an_alias(rows: Database, settings: Settings) -> None:
-    context = Context("proj_t", settings, open_storage(settings), "key_t")
+    with rows.writer() as session:
+        key, _ = auth_service.create_key(session, "proj_t", "t")
+    context = Context("proj_t", settings, open_storage(settings), key.id)
     with rows.writer() as session:
         share: Any = {"model": BASE_MODEL, "weight": 1.0}
         aliases_service.point(session, context, "chat", None, Move("set", [share]))
