@@ -366,7 +366,6 @@ SHAPES = {
     "POST /v1/batches": validator(Batch),
     "GET /v1/batches/{batch_id}": validator(Batch),
     "POST /v1/batches/{batch_id}/cancel": validator(Batch),
-<<<<<<< HEAD
     "GET /v1/organization/projects": page_validator(Project),
     "POST /v1/organization/projects": validator(Project),
     "GET /v1/organization/projects/{project_id}": validator(Project),
@@ -382,7 +381,6 @@ SHAPES = {
     f"POST {_KEYS}/{{api_key_id}}": validator(ProjectAPIKey),
     f"DELETE {_KEYS}/{{api_key_id}}": validator(APIKeyDeleteResponse),
     "GET /v1/organization/usage/completions": validator(UsageCompletionsResponse),
-=======
     "GET /v1/webhook_event_types": validator(WebhookEventTypeList),
     "GET /v1/webhook_endpoints": page_validator(WebhookEndpoint),
     "POST /v1/webhook_endpoints": validator(WebhookEndpointWithSecret),
@@ -391,7 +389,6 @@ SHAPES = {
     "DELETE /v1/webhook_endpoints/{webhook_endpoint_id}": validator(DeletedWebhookEndpoint),
     "POST /v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret": validator(WebhookEndpointWithSecret),
     "POST /v1/webhook_endpoints/{webhook_endpoint_id}/test": validator(WebhookEndpointTestResult),
->>>>>>> b050e3e (Webhooks: what ends or moves is told to a project's endpoints, signed, in order and at least once)
 }
 """What a successful response is, by route."""
 

@@ -59,11 +59,8 @@ def test_every_route_keeps_its_shape(
     _ask_for_models(http, database)
     _ask_for_graders(http)
     _ask_for_batches(http)
-<<<<<<< HEAD
     _ask_for_projects(http)
-=======
     _ask_for_webhooks(http, settings)
->>>>>>> b050e3e (Webhooks: what ends or moves is told to a project's endpoints, signed, in order and at least once)
     assert SHAPES.keys() == service.watch.seen
 
 
@@ -165,7 +162,6 @@ def _ask_for_batches(http: httpx2.Client) -> None:
     assert http.post(f"/v1/batches/{batch}/cancel").status_code in (200, 409)
 
 
-<<<<<<< HEAD
 def _ask_for_projects(http: httpx2.Client) -> None:
     projects = "/v1/organization/projects"
     project = _ok(http.post(projects, json={"name": "Support"}))["id"]
@@ -189,7 +185,8 @@ def _ask_for_projects(http: httpx2.Client) -> None:
     for groups in ([], ["project_id"], ["model", "project_id"]):
         query: dict[str, Any] = {"start_time": 1_700_000_000, "group_by": groups}
         _ok(http.get("/v1/organization/usage/completions", params=query))
-=======
+
+
 def _ask_for_webhooks(http: httpx2.Client, settings: Settings) -> None:
     _ok(http.get("/v1/webhook_event_types"))
     settings.webhook_private_networks.append(ip_network("127.0.0.0/8"))
@@ -203,7 +200,6 @@ def _ask_for_webhooks(http: httpx2.Client, settings: Settings) -> None:
         _ok(http.post(f"{path}/rotate_secret", json={}))
         _ok(http.post(f"{path}/test", json={"event_type": "batch.completed"}))
         _ok(http.delete(path))
->>>>>>> b050e3e (Webhooks: what ends or moves is told to a project's endpoints, signed, in order and at least once)
 
 
 FILE = {"id": "f", "object": "file", "bytes": 1, "created_at": 1, "filename": "f", "purpose": "batch"}
