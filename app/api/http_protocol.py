@@ -11,8 +11,9 @@ from typing import Any
 
 from typing_extensions import override
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
+
+from app.api.bounded_connection import BoundedConnection
 
 _READ_BYTES = 64 * 1024
 _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
@@ -45,7 +46,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._http.data_received(bytes(_buffer[:nbytes]))
 
 
-class _ReadsOnDemand(HttpToolsProtocol):
+class _ReadsOnDemand(BoundedConnection):
     """Stops reading once the headers are there; `receive` of the application goes on."""
 
     @override

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -111,9 +112,12 @@ def api(
         ws="none",
         access_log=access_log,
         server_header=False,
+        limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=_API_DRAIN_SECONDS,
     )
     server = uvicorn.Server(config)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # each connection is one
     # What is loaded by now stays; collecting it again and again would pause all answers for 70 ms each time.
     gc.collect()
     gc.freeze()

@@ -124,6 +124,10 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """The port that the API listens on; 0 picks a free one."""
 
+    max_connections: int = Field(default=1000, ge=1)
+    """The most connections of one API process. Beyond that, one that waits for a request is closed for a new
+    one."""
+
     base_models: list[BaseModelEntry] = [
         BaseModelEntry(
             name="smollm2-135m-instruct",

@@ -54,6 +54,7 @@ class _Server(uvicorn.Server):
                 self.watch,
                 port=0,
                 http="app.api.http_protocol:HttpProtocol",
+                limit_concurrency=settings.max_connections,
                 log_level="warning",
                 access_log=False,
             )

@@ -1,0 +1,150 @@
+"""Clients that stand still are not waited for, and one client's connections do not keep out another's."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from app.api import bounded_connection
+from app.core.database import Database
+from app.core.settings import Settings
+from tests.support.service import API_KEY, Service, run_service
+
+pytestmark = pytest.mark.one_database
+AUTHORIZED = f"host: x\r\nauthorization: Bearer {API_KEY}\r\n".encode()
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_connection, "HEADER_SECONDS", 1.0)
+    monkeypatch.setattr(bounded_connection, "WINDOW_SECONDS", 1.0)
+    monkeypatch.setattr(bounded_connection, "LOOK_SECONDS", 0.1)
+
+
+@pytest.fixture
+def connect(service: Service) -> Iterator[Callable[[], socket.socket]]:
+    host, _, port = service.url.removeprefix("http://").partition(":")
+    with ExitStack() as stack:
+        yield lambda: stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+
+
+def answer(connection: socket.socket) -> tuple[int, str]:
+    """The status and the code of an answer, read until the connection is closed."""
+    content = b""
+    while chunk := connection.recv(2**16):
+        content += chunk
+    head, _, body = content.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def drip(connection: socket.socket) -> None:
+    """Send a byte every now and then, until the connection is closed."""
+    connection.settimeout(0.2)
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        connection.send(b"x")
+        try:
+            connection.recv(1, socket.MSG_PEEK)
+        except TimeoutError:
+            continue
+        connection.settimeout(20)
+        return
+    pytest.fail("the connection stays open")
+
+
+def test_headers_that_do_not_end(connect: Callable[[], socket.socket]) -> None:
+    silent, halfway, dripping = connect(), connect(), connect()
+    halfway.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n")
+    dripping.send(b"GET /health/live HTTP/1.1\r\nx: ")
+    drip(dripping)
+    for each in (dripping, silent, halfway):
+        assert answer(each) == (408, "request_timeout")
+
+
+def test_headers_that_do_not_end_after_an_answer(connect: Callable[[], socket.socket]) -> None:
+    connection = connect()
+    connection.send(b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert b"200 OK" in connection.recv(2**16)
+    connection.send(b"GET /health/live HTTP/1.1\r\nx: ")
+    drip(connection)
+    assert answer(connection) == (408, "request_timeout")
+
+
+def test_headers_without_end(connect: Callable[[], socket.socket]) -> None:
+    connection = connect()
+    connection.sendall(b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 20_000)
+    assert answer(connection) == (431, "headers_too_large")
+
+
+def test_what_is_no_http(connect: Callable[[], socket.socket]) -> None:
+    connection = connect()
+    connection.send(b"\x16\x03\x01\r\n\r\n")
+    assert answer(connection) == (400, "invalid_http")
+
+
+@pytest.mark.parametrize("path", ["files", "fine_tuning/jobs"])
+def test_a_body_that_stands_still(path: str, connect: Callable[[], socket.socket]) -> None:
+    connection = connect()
+    kind = b"multipart/form-data; boundary=b" if path == "files" else b"application/json"
+    connection.send(
+        b"POST /v1/%s HTTP/1.1\r\n%scontent-type: %s\r\ncontent-length: 1000000\r\n\r\n--b\r\n"
+        % (path.encode(), AUTHORIZED, kind)
+    )
+    drip(connection)
+    assert answer(connection) == (408, "request_timeout")
+
+
+def test_a_slow_upload_arrives(connect: Callable[[], socket.socket]) -> None:
+    body = (
+        b'--b\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        b'--b\r\ncontent-disposition: form-data; name="file"; filename="x"\r\n\r\n%s\r\n--b--\r\n'
+        % (b"x" * 3000)
+    )
+    connection = connect()
+    connection.send(
+        b"POST /v1/files HTTP/1.1\r\n%sconnection: close\r\ncontent-type: multipart/form-data; boundary=b\r\n"
+        b"content-length: %d\r\n\r\n" % (AUTHORIZED, len(body))
+    )
+    for start in range(0, len(body), 100):
+        connection.send(body[start : start + 100])
+        time.sleep(0.1)  # twice the rate, for three times as long as the window
+    content = b""
+    while chunk := connection.recv(2**16):
+        content += chunk
+    assert b"200 OK" in content
+    assert b'"object":"file"' in content
+
+
+def test_a_client_that_does_not_read(service: Service, connect: Callable[[], socket.socket]) -> None:
+    with service.client() as client:
+        file = client.files.create(file=("x", b"x" * 2**25), purpose="batch")
+    connection = connect()
+    connection.send(b"GET /v1/files/%s/content HTTP/1.1\r\n%s\r\n" % (file.id.encode(), AUTHORIZED))
+    time.sleep(4)  # reads nothing
+    received = 0
+    with suppress(ConnectionResetError):
+        while chunk := connection.recv(2**20):
+            received += len(chunk)
+    assert 0 < received < 2**25
+
+
+def test_half_sent_requests_give_way(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded_connection, "HEADER_SECONDS", 60.0)
+    with run_service(settings.model_copy(update={"max_connections": 20})) as service, ExitStack() as stack:
+        host, _, port = service.url.removeprefix("http://").partition(":")
+        halves = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(60)
+        ]
+        for half in halves:
+            half.send(b"GET /v1/models HTTP/1.1\r\n")
+        with service.client() as client:
+            assert client.models.list().data
+        halves[0].settimeout(20)
+        assert halves[0].recv(1) == b""
