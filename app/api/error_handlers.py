@@ -13,6 +13,7 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError,
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 
+from app.core.database import is_damaged
 from app.core.errors import ConflictError, ErrorBody, InvalidRequestError, ToqueError, UnavailableError
 from app.core.validation_errors import validation_error
 
@@ -64,7 +65,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_database_error(_request: Request, error: Exception) -> Response:
-    log.error("database unavailable: %s", error)
+    if is_damaged(error.orig if isinstance(error, DBAPIError) else error):
+        log.error(
+            "the file of SQLite's database is damaged: stop the service, restore a backup of the database "
+            "and of the storage (docs/operations.md, Backup), and run `toque db check`: %s",
+            error,
+        )
+    else:
+        log.error("database unavailable: %s", error)
     return error_response(
         UnavailableError("The database cannot be reached; try again.", code="database_unavailable")
     )
@@ -82,7 +90,7 @@ async def _on_statement_error(request: Request, error: Exception) -> Response:
                 "A value in the request cannot be stored: a NUL character?", code="invalid_value"
             )
         )
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
+    if isinstance(error, DBAPIError) and (error.connection_invalidated or is_damaged(error.orig)):
         return await _on_database_error(request, error)
     return await _on_unexpected(request, error)
 

@@ -23,6 +23,9 @@ from app.models.catalogue import Catalogue, is_prepared
 
 router = APIRouter(tags=["Health"])
 
+_LOCK_SECONDS = 1.0
+"""How long SQLite's lock may be held before the service counts as not ready."""
+
 
 class Live(BaseModel):
     """The process answers."""
@@ -50,6 +53,9 @@ def ready(request: Request, database: DatabaseDep, settings: SettingsDep) -> Res
     try:
         if migrations.is_outdated(database.engine):
             checks = {"database": migrations.OUTDATED}  # and nothing else can be told
+        elif not database.lock_is_free(_LOCK_SECONDS):
+            # Workers and engines cannot report themselves, so that they only seem to be gone.
+            checks = {"database": "another process holds SQLite's lock: nothing can be written"}
         else:
             with database.reader() as session:
                 checks = {"database": "ok"} | _deployment_checks(session, settings, _replicas(request))

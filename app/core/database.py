@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import sqlite3
 import time
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -25,6 +26,8 @@ from sqlalchemy.types import Double
 DATABASE_AWAY = (OperationalError, InternalError, PoolTimeoutError)
 """The exceptions that mean that the database cannot be reached now."""
 _IDLE_TRANSACTION_SECONDS = 30
+_BUSY_MILLISECONDS = 30_000
+"""How long a statement waits for SQLite's lock."""
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 
@@ -88,10 +91,38 @@ class Database:
         """Open a session that commits at the end of the `with` block, or rolls back if the block raises."""
         return self._write.begin()
 
+    def lock_is_free(self, seconds: float) -> bool:
+        """Return whether SQLite's lock on writing can be had within so long; PostgreSQL has no such lock.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database cannot be reached.
+        """
+        with self.engine.connect() as connection:
+            if connection.dialect.name != "sqlite":
+                return True
+            driver: Any = connection.connection.driver_connection
+            try:
+                driver.execute(f"PRAGMA busy_timeout={seconds * 1000:.0f}")
+                driver.execute("BEGIN IMMEDIATE")
+                driver.rollback()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+                    raise
+                return False
+            finally:
+                driver.execute(f"PRAGMA busy_timeout={_BUSY_MILLISECONDS}")
+        return True
+
     def dispose(self) -> None:
         """Close the pool; a connection that a thread still uses is closed once it is given back."""
         event.listen(self.engine, "checkin", _close_returned)
         self.engine.dispose()
+
+
+def is_damaged(error: BaseException | None) -> bool:
+    """Return whether the driver's error says that the file of SQLite's database is damaged."""
+    codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    return isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF in codes
 
 
 def advisory_lock(session: Session, name: str, *, shared: bool = False) -> None:
@@ -128,7 +159,12 @@ def _connect(url: str) -> Engine:
 
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver's own BEGIN comes too late; see on_begin
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=NORMAL",
+            "foreign_keys=ON",
+            f"busy_timeout={_BUSY_MILLISECONDS}",
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     def on_begin(connection: Any) -> None:

@@ -131,3 +131,45 @@ def test_a_silent_worker_does_not_count(http: httpx2.Client, database: Database)
         session.execute(update(Worker).values(heartbeat_at=Worker.heartbeat_at - 86400.0))
         worker_registry.delete_silent(session)
     assert "worker_1" not in http.get("/metrics").text
+
+
+def test_a_lock_that_is_held_is_named(service: Service, database: Database) -> None:
+    add_worker(database)
+    if database.engine.dialect.name != "sqlite":
+        assert database.lock_is_free(0.1)
+        return
+    with database.writer() as session, service.http(None) as http:
+        session.connection()  # takes the lock
+        held = http.get("/health/ready")
+    assert held.status_code == 503
+    assert held.json()["checks"] == {
+        "database": "another process holds SQLite's lock: nothing can be written"
+    }
+    with service.http(None) as http:
+        assert http.get("/health/ready").json()["checks"]["database"] == "ok"
+
+
+@pytest.mark.parametrize("damage", [b"\x00" * 4096, b"no database"], ids=["page", "file"])
+def test_a_damaged_sqlite_file(
+    damage: bytes, settings: Settings, database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    if database.engine.dialect.name != "sqlite":
+        pytest.skip("a file of SQLite")
+    with run_service(settings) as service, service.http() as http:
+        database.dispose()
+        path = settings.data_dir / "toque.db"
+        for suffix in ("-wal", "-shm"):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.write(damage * (size // len(damage)))
+        chat = {"model": BASE_MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+        for answer in (
+            http.get("/v1/files"),
+            http.get("/v1/fine_tuning/jobs"),
+            http.post("/v1/chat/completions", json=chat),
+        ):
+            assert answer.status_code == 503, answer.text
+            assert answer.json()["error"]["code"] == "database_unavailable"
+        assert http.get("/health/ready").json()["checks"]["database"].startswith("cannot be used: ")
+    assert "restore a backup" in caplog.text
