@@ -124,9 +124,20 @@ class ChatAnswer(SampledAnswer[WholeChoice, ChunkChoice]):
     def __init__(self, *, include_usage: bool, prompt_logprobs: bool = False) -> None:
         super().__init__(include_usage=include_usage, prompt_logprobs=prompt_logprobs)
         self._begun = set[int]()
+        self._called = set[int]()
+
+    @override
+    def shape_choice(self, choice: WholeChoice) -> None:
+        """Says that calls ended it only if there are some: vLLM says so wherever they are required."""
+        if choice.finish_reason == "tool_calls" and not choice.message.tool_calls:
+            choice.finish_reason = "stop"
 
     @override
     def shape_chunk(self, choice: ChunkChoice) -> None:
-        """Names the role in a choice's first delta, and only there."""
+        """Names the role in a choice's first delta, and only there; and the reason of its end as above."""
         choice.delta.role = None if choice.index in self._begun else "assistant"
         self._begun.add(choice.index)
+        if choice.delta.tool_calls:
+            self._called.add(choice.index)
+        if choice.finish_reason == "tool_calls" and choice.index not in self._called:
+            choice.finish_reason = "stop"

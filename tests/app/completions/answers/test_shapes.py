@@ -92,6 +92,17 @@ def test_tool_calls_and_thoughts() -> None:
     assert choice["finish_reason"] == "tool_calls"
 
 
+def test_an_answer_without_calls_did_not_end_with_them() -> None:
+    """With `tool_choice: required` vLLM says so even of a model that thought, and then called nothing."""
+    [choice] = shaped(whole_chat({"content": "", "reasoning": "Hm."}, finish_reason="tool_calls"))["choices"]
+    assert choice["finish_reason"] == "stop"
+    called = {"tool_calls": [{"index": 0, "id": "call-1", "function": {"name": "f", "arguments": "{}"}}]}
+    for deltas, told in (([{"reasoning": "Hm."}, {}], "stop"), ([called, {}], "tool_calls")):
+        passed = EventStream(ChatAnswer(include_usage=False)).forward(events(deltas, "tool_calls"))
+        *_, last, _, _ = passed.split(b"\n\n")
+        assert json.loads(last.removeprefix(b"data: "))["choices"][0]["finish_reason"] == told
+
+
 def test_logprobs_have_the_refusals() -> None:
     content = [LOGPROB | {"top_logprobs": [LOGPROB | {"bytes": None}]}]
     [choice] = shaped(whole_chat({"content": "a"}, logprobs={"content": content}))["choices"]
