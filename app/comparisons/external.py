@@ -14,6 +14,8 @@ from app.core.settings import Settings
 
 _MOST_BYTES = 16 * 2**20
 _CONNECT_SECONDS = 10.0
+_SHORTEST_KEY = 12
+"""The characters from which a key is looked for in answers; a shorter one is a placeholder, such as `none`."""
 
 
 class Endpoint(NamedTuple):
@@ -66,6 +68,8 @@ class ExternalEndpoints:
             raise UnavailableError(
                 "The external endpoint does not answer as it should.", code="external_failed"
             ) from error
+        if endpoint.api_key and len(endpoint.api_key) >= _SHORTEST_KEY:
+            content = _without(endpoint.api_key, content)
         if answer.status != 200:
             raise _refusal(answer.status, answer.headers.get("retry-after", ""), content)
         return content
@@ -85,6 +89,14 @@ def allowed_endpoint(settings: Settings, base_url: str) -> str | None:
     """Return the URL as the setting has it, or None if it is not allowed."""
     allowed = {url.rstrip("/") for url in settings.external_endpoints}
     return base_url.rstrip("/") if base_url.rstrip("/") in allowed else None
+
+
+def _without(api_key: str, content: bytes) -> bytes:
+    """Return a JSON document with the key left out, should the endpoint repeat what it was sent."""
+    quoted = orjson.dumps(api_key)[1:-1]
+    for written in {api_key.encode(), quoted, quoted.replace(b"/", b"\\/")}:
+        content = content.replace(written, b"[redacted]")
+    return content
 
 
 def _refusal(status: int, retry_after: str, content: bytes) -> ToqueError:

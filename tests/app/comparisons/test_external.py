@@ -104,6 +104,36 @@ def no_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.comparisons.chat_client.BACK_OFF", wait_none())
 
 
+@pytest.mark.one_database
+@pytest.mark.parametrize("key", [SECRET, 'sk-"quoted"/secret'])
+@pytest.mark.parametrize("status", [200, 400])
+async def test_a_key_that_is_echoed_is_not_passed_on(
+    status: int,
+    key: str,
+    settings: Settings,
+    elsewhere: tuple[Elsewhere, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    service, base_url = elsewhere
+
+    def echo(authorization: str | None, _body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        said = f"{'x' * 470} not with {authorization}"
+        call = {"id": said, "function": {"name": "f", "arguments": said}}
+        message = {"role": "assistant", "content": said, "tool_calls": [call]}
+        return status, {"error": {"message": said}, "choices": [{"message": message}]}
+
+    monkeypatch.setattr(service, "answer", echo)
+    external = ExternalEndpoints(settings)
+    chat_client = ChatClient(cast("Any", None), external, "project")
+    messages = [{"role": "user", "content": question(3)}]
+    reply = await chat_client.ask("big-one", messages, endpoint=Endpoint(base_url, key))
+    await external.close()
+
+    assert "secret" not in repr(reply) and "sk-" not in repr(reply)
+    if status == 200:
+        assert "Bearer [redacted]" in str(reply.text)
+
+
 @pytest.mark.parametrize(
     ("usage", "tokens"),
     [
