@@ -15,7 +15,7 @@ from app.core.settings import Settings
 _MOST_BYTES = 16 * 2**20
 _CONNECT_SECONDS = 10.0
 _SHORTEST_KEY = 12
-"""The characters from which a key is looked for in answers; a shorter one is a placeholder, such as `none`."""
+"""The length from which a key is looked for in answers; a shorter one is a placeholder, such as `none`."""
 
 
 class Endpoint(NamedTuple):
