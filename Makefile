@@ -7,7 +7,8 @@ LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients lint generated lock bench-train bench-api \
-  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-soak bench-upload bench-validate bench-verdict \
+  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-hostile bench-soak bench-upload bench-validate \
+  bench-verdict \
   fuzz clean
 
 help:
@@ -29,6 +30,7 @@ help:
 	@echo "make bench-estimates   predicted time and memory of jobs against what they take"
 	@echo "make bench-serving     many adapters over one base: correctness, speed, overhead of the gateway"
 	@echo "make bench-batch       a batch against a plain client, and what it costs those who wait"
+	@echo "make bench-hostile     what one caller's attacks cost another (ATTACK=NAME)"
 	@echo "make bench-comparison  a comparison's time against the engine's own"
 	@echo "make bench-verdict     how often the verdict of a simulated comparison is wrong"
 	@echo "make bench-validate    the check of a 1 GB dataset against datasets (SIZE=MB)"
@@ -105,6 +107,10 @@ bench-queue: .venv/.installed-bench
 bench-serving: .venv/.installed-bench
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.serving
+
+bench-hostile: .venv/.installed-dev
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.hostile $(ATTACK)
 
 bench-batch: .venv/.installed-dev
 	@$(BIN)/toque models pull smollm2-135m-instruct
