@@ -54,7 +54,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     messages = {
         404: f"Unknown URL: {request.method} {request.url.path}. The API's routes are under /v1; see /docs.",
         405: f"{request.method} is not allowed here.",
-        400: f"The request cannot be read: {error.detail}.",
+        400: _unreadable(error),
     }
     body = ErrorBody(
         message=messages.get(error.status_code, str(error.detail)),
@@ -62,6 +62,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         code={400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code),
     )
     return _envelope(body, error.status_code, error.headers)
+
+
+def _unreadable(error: HTTPException) -> str:
+    """Return what is wrong with a body that the framework cannot parse."""
+    is_deep = isinstance(error.__cause__, RecursionError)
+    return "The body is nested too deep." if is_deep else f"The request cannot be read: {error.detail}."
 
 
 async def _on_database_error(_request: Request, error: Exception) -> Response:

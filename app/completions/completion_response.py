@@ -140,7 +140,7 @@ class CompletionResponse(Response):
         events = EventStream(self._answer)
         passed = events.forward(received)  # before the response starts: another replica may still be asked
         await self._start(send, headers + _STREAM_HEADERS)
-        while received:
+        while received and not events.is_broken:
             if events.has_ended:
                 passed = await self._answer.finish(passed)
             if passed:
@@ -150,7 +150,9 @@ class CompletionResponse(Response):
             except aiohttp.ClientError:
                 received = b""
             passed = events.forward(received)
-        last = b"" if events.has_ended else await self._answer.finish(events.break_off())
+        if not events.has_ended:
+            passed = events.break_off()
+        last = await self._answer.finish(passed)
         await send({"type": "http.response.body", "body": last})
 
     async def _start(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from inspect import signature
 from typing import Annotated, Any, cast, get_type_hints
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
@@ -46,6 +47,10 @@ _ANSWER: dict[int | str, dict[str, Any]] = {
 }
 
 
+_LARGE_BODY = 2**18
+"""From this size on, a body is parsed in a thread, so that other requests get their turns meanwhile."""
+
+
 class DirectRoute(APIRoute):
     """A route that parses the body by itself; FastAPI only describes it.
 
@@ -69,7 +74,11 @@ class DirectRoute(APIRoute):
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope, receive)
             caller = caller_of(scope)
-            body = parse_request(kind, await _read_body(request))
+            content = await _read_body(request)
+            if len(content) < _LARGE_BODY:
+                body = parse_request(kind, content)
+            else:
+                body = await to_thread.run_sync(parse_request, kind, content)
             response = await endpoint(body=body, request=request, caller=caller)
             await response(scope, receive, send)
 

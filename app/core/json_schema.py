@@ -34,6 +34,8 @@ MAX_SCHEMA_BYTES = 64 * 2**10
 MAX_SCHEMA_OBJECTS = 2000
 MAX_SCHEMA_DEPTH = 128
 """Objects and arrays in each other."""
+LONGEST_PATH = 80
+"""The most characters of a path that are kept: each value has one, and names may be long."""
 SCHEMA_SECONDS = 1.0
 """The time that a schema may take on one answer."""
 _DIALECTS = frozenset(
@@ -116,18 +118,17 @@ def _check_patterns(schema: dict[str, Any]) -> None:
         if not isinstance(value, dict):
             continue
         node = cast("dict[str, Any]", value)
-        place = path[:80]
         if "patternProperties" in node:
-            raise SchemaError(f"has patternProperties ({place}), which is not supported")
+            raise SchemaError(f"has patternProperties ({path}), which is not supported")
         pattern = node.get("pattern")
         if not isinstance(pattern, str):
             continue
         if len(pattern) > MAX_PATTERN:
-            raise SchemaError(f"has a pattern ({place}) of more than {MAX_PATTERN} characters")
+            raise SchemaError(f"has a pattern ({path}) of more than {MAX_PATTERN} characters")
         try:
             compile_pattern(pattern)
         except PatternError as error:
-            raise SchemaError(f"has a pattern ({place}) that {error}") from None
+            raise SchemaError(f"has a pattern ({path}) that {error}") from None
         total += expanded_length(pattern)
         if total > 10 * MAX_EXPANDED_LENGTH:
             raise SchemaError("has patterns that together repeat too much; use smaller counts, or * and +")
@@ -147,7 +148,7 @@ def _check_dialect(schema: dict[str, Any]) -> None:
 
 
 def values_in(document: Any) -> Iterator[tuple[str, Any]]:
-    """Yield every value in a JSON document with its path.
+    """Yield every value in a JSON document with the beginning of its path.
 
     Raises:
         SchemaError: more than `MAX_SCHEMA_DEPTH` objects and arrays are in each other.
@@ -163,7 +164,7 @@ def values_in(document: Any) -> Iterator[tuple[str, Any]]:
             children = ((f"{path}[{at}]", child) for at, child in enumerate(cast("list[Any]", value)))
         if depth > MAX_SCHEMA_DEPTH:
             raise SchemaError("is nested too deep")
-        waiting += [(path, child, depth + 1) for path, child in children]
+        waiting += [(path[:LONGEST_PATH], child, depth + 1) for path, child in children]
 
 
 class _TooLongError(Exception):

@@ -120,7 +120,7 @@ class CreateJob(LoraHyperparameters):
     hyperparameters: RequestedHyperparameters | None = None
     """Deprecated by OpenAI in favour of `method`."""
     metadata: Metadata | None = None
-    integrations: list[Integration] | None = None
+    integrations: Annotated[list[Integration], Field(max_length=8, fail_fast=True)] | None = None
     priority: Annotated[int, Field(ge=-100, le=100, strict=True)] | None = None
     """The job's rank among the project's waiting jobs: the highest goes first. The default is 0."""
 

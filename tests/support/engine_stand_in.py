@@ -30,6 +30,11 @@ from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until
 
 ENGINE_KEY = "engine-key"
+DEATH = (
+    'data: {"error": {"message": "EngineCore encountered an issue. See stack trace (above) for the root '
+    'cause.", "type": "InternalServerError", "param": null, "code": 500}}\n\n'
+)
+"""vLLM's last words in a stream when its model process has died, before `[DONE]`."""
 USAGE = {"prompt_tokens": 5, "total_tokens": 8, "completion_tokens": 3}
 
 
@@ -143,9 +148,14 @@ class EngineStandIn:
                 self.chunks_sent += 1
                 if self.behaviour == "break":
                     raise ConnectionError("the engine dies")
+                if self.behaviour.startswith("die"):
+                    yield DEATH
+                    break
                 if self.behaviour == "pause":
                     await asyncio.Event().wait()
                 await asyncio.sleep(0.01)
+            if self.behaviour == "die slowly":
+                await asyncio.Event().wait()
             if body.get("stream_options", {}).get("include_usage"):
                 yield self._event(self._envelope(body, ".chunk", []) | {"usage": USAGE})
             yield "data: [DONE]\n\n"
@@ -164,6 +174,11 @@ class EngineStandIn:
                     continue
                 if self.behaviour == "break":
                     raise ConnectionError("the engine dies")
+                if self.behaviour.startswith("die"):
+                    yield DEATH + "data: [DONE]\n\n"
+                    break
+            if self.behaviour == "die slowly":
+                await asyncio.Event().wait()
                 if self.behaviour == "pause":
                     await asyncio.Event().wait()
         except asyncio.CancelledError:

@@ -7,6 +7,8 @@ from app.completions.vllm_client import RetryableError, broken_off
 from app.core.errors import ToqueError
 
 _END = b"\n\n"
+_ALIVE = b":\n\n"
+"""A comment, which keeps the connection open."""
 
 
 class EventStream:
@@ -18,6 +20,8 @@ class EventStream:
         self._has_begun = False
         self.has_ended = False
         """Whether the client has got the last event, or an error in its place; nothing is sent after it."""
+        self.is_broken = False
+        """Whether it was an error, so that nothing more of the engine's need be read."""
 
     def forward(self, received: bytes) -> bytes:
         """Returns the bytes to send on to the client, from every event that is complete by now.
@@ -44,13 +48,15 @@ class EventStream:
     def _shape(self, event: bytes) -> bytes:
         if self.has_ended:
             return b""
+        if event.startswith(b":"):
+            return _ALIVE
         _, is_data, data = event.partition(b"data: ")
-        if not is_data or event.startswith(b":"):
-            return event + _END  # a comment, which keeps the connection open
+        if not is_data:
+            return b""  # nothing that an engine says outside of its events is meant for clients
         shaped = self._answer.event(data)
         self.has_ended = self._answer.has_ended
         return shaped
 
     def _end_with(self, error: ToqueError) -> bytes:
-        self.has_ended = True
+        self.has_ended = self.is_broken = True
         return self._answer.failure(error)

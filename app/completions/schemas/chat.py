@@ -9,13 +9,17 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
 from app.completions.answers import ChatAnswer
-from app.completions.schemas.prompts import most_tokens
+from app.completions.schemas.prompts import MAX_PARTS, check_count, most_tokens
 from app.completions.schemas.reasoning import ReasoningEffort, check_reasoning
 from app.completions.schemas.refusals import by_json_type, only, refused
 from app.completions.schemas.sampling import ResponseFormat, SamplingParameters, Tokens
 from app.completions.schemas.tools import NamedTool, ToolCall, ToolChoice, Tools, check_tools
 from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
+
+_MOST_MESSAGES = 2**15
+"""Each of them is at least one token of the prompt."""
+_MOST_CALLS = 128
 
 
 def _refuse_media(part: Any) -> Any:
@@ -36,7 +40,9 @@ class TextPart(BaseModel):
 Content = Annotated[
     Annotated[str, Tag("a text")]
     | Annotated[
-        list[Annotated[TextPart, BeforeValidator(_refuse_media)]], Field(fail_fast=True), Tag("a list")
+        list[Annotated[TextPart, BeforeValidator(_refuse_media)]],
+        Field(max_length=MAX_PARTS, fail_fast=True),
+        Tag("a list"),
     ],
     by_json_type("a text", "a list of parts"),
 ]
@@ -51,7 +57,7 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=_MOST_CALLS, fail_fast=True)] | None = None
     tool_call_id: str | None = None
     reasoning: str | None = None
     """What the assistant thought before its answer: some chat templates show it to the model again."""
@@ -65,7 +71,7 @@ class ChatCompletionRequest(SamplingParameters):
 
     path = "/v1/chat/completions"
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=_MOST_MESSAGES, fail_fast=True)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
@@ -109,6 +115,8 @@ class ChatCompletionRequest(SamplingParameters):
 
     @override
     def check(self, base: BaseModelEntry) -> None:
+        parts = sum(len(turn.content) for turn in self.messages if isinstance(turn.content, list))
+        check_count(len(self.messages) + parts, base, "messages")
         named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
         choice = self.tool_choice if isinstance(self.tool_choice, str) else "auto"
         check_tools(base, [tool.function for tool in self.tools or ()], choice, named)
@@ -128,6 +136,15 @@ class ChatCompletionRequest(SamplingParameters):
     @override
     def count_prompt_tokens(self, context: int) -> int:
         return min(most_tokens(self.model_dump_json(include={"messages", "tools"})), context)
+
+    @override
+    def count_answers(self) -> int:
+        return self.n or 1
+
+    @override
+    def count_tokens(self, context: int) -> int:
+        max_tokens = self.max_completion_tokens or self.max_tokens or context
+        return (self.n or 1) * min(self.count_prompt_tokens(context) + max_tokens, context)
 
     @override
     def new_answer(self) -> ChatAnswer:

@@ -67,6 +67,16 @@ class CompletionRequest(SamplingParameters):
     def count_prompt_tokens(self, context: int) -> int:
         return sum(min(most_tokens(prompt), context) for prompt in one_by_one(self.prompt))
 
+    @override
+    def count_answers(self) -> int:
+        return len(one_by_one(self.prompt)) * (self.n or 1)
+
+    @override
+    def count_tokens(self, context: int) -> int:
+        max_tokens = _DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        counted = (most_tokens(prompt) + max_tokens for prompt in one_by_one(self.prompt))
+        return (self.n or 1) * sum(min(tokens, context) for tokens in counted)
+
     def _check_echo(self) -> None:
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequestError(
@@ -83,9 +93,9 @@ class CompletionRequest(SamplingParameters):
 
     def _check_prompts(self, base: BaseModelEntry) -> None:
         prompts = one_by_one(self.prompt)
-        if len(prompts) * (self.n or 1) > _MOST_ANSWERS:
+        if (answers := self.count_answers()) > _MOST_ANSWERS:
             raise InvalidRequestError(
-                f"{len(prompts)} prompts with 'n' {self.n} are {len(prompts) * (self.n or 1)} answers, and a "
+                f"{len(prompts)} prompts with 'n' {self.n} are {answers} answers, and a "
                 f"request can have {_MOST_ANSWERS}. Send fewer prompts at once.",
                 code="invalid_value",
                 param="n",

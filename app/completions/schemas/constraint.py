@@ -14,7 +14,7 @@ from typing import Annotated, Any, cast
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from app.core.json_schema import SchemaError, check_schema
+from app.core.json_schema import LONGEST_PATH, SchemaError, check_schema
 from app.core.patterns import expanded_length
 
 MAX_PROPERTIES = 500
@@ -50,9 +50,9 @@ def check_constraint(schema: dict[str, Any]) -> None:
         if isinstance(pattern := node.get("pattern"), str):
             patterns += expanded_length(pattern)
             if _BACK_REFERENCE.search(pattern):
-                raise SchemaError(f"has a pattern ({path[:80]}) that refers back to a group")
+                raise SchemaError(f"has a pattern ({path}) that refers back to a group")
             if any(int(count or 0) > MAX_REPEATED for counts in _COUNT.findall(pattern) for count in counts):
-                raise SchemaError(f"has a pattern ({path[:80]}) that counts further than {MAX_REPEATED}")
+                raise SchemaError(f"has a pattern ({path}) that counts further than {MAX_REPEATED}")
     _check_references(schema)
     for count, most, what in (
         (properties, MAX_PROPERTIES, "properties"),
@@ -74,7 +74,7 @@ def _length(value: Any) -> int:
 
 
 def _schemas_in(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every schema within a schema, itself included, with its path.
+    """Yield every schema within a schema, itself included, with the beginning of its path.
 
     What stands under an unknown keyword counts as one, since a reference may lead there.
     """
@@ -83,14 +83,14 @@ def _schemas_in(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         path, value, is_map = waiting.pop()
         if isinstance(value, list):
             items = cast("list[Any]", value)
-            waiting += [(f"{path}[{at}]", item, False) for at, item in enumerate(items)]
+            waiting += [(f"{path}[{at}]"[:LONGEST_PATH], item, False) for at, item in enumerate(items)]
         if not isinstance(value, dict):
             continue
         node = cast("dict[str, Any]", value)
         if not is_map:
             yield path, node
         waiting += [
-            (f"{path}.{name}", part, not is_map and name in _MAPS)
+            (f"{path}.{name}"[:LONGEST_PATH], part, not is_map and name in _MAPS)
             for name, part in node.items()
             if is_map or name not in _DATA
         ]

@@ -6,6 +6,11 @@ from typing import Annotated, Literal, cast
 
 from pydantic import Discriminator, Field, Tag
 
+from app.core.errors import InvalidRequestError
+from app.core.settings import BaseModelEntry
+
+MAX_PARTS = 1024
+"""In one message."""
 _MOST_PROMPTS = 64
 _MOST_TOKENS = 2**18
 """In one prompt. No base model here reads as many, and no list that is longer is read to its end."""
@@ -45,6 +50,21 @@ Prompt = Annotated[
         custom_error_message="It must be a text or a list of token ids, or a list of either",
     ),
 ]
+
+
+def check_count(count: int, base: BaseModelEntry, param: str) -> None:
+    """Check that messages, with their parts, are not more than the context has tokens: each takes one.
+
+    Raises:
+        InvalidRequestError: they are; without this bound, engines would spend seconds on rendering them.
+    """
+    if count > base.context:
+        raise InvalidRequestError(
+            f"The conversation has {count:,} messages and parts, and the context of '{base.name}' is "
+            f"{base.context:,} tokens.",
+            code="context_length_exceeded",
+            param=param,
+        )
 
 
 def one_by_one(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str] | list[list[int]]:

@@ -11,7 +11,9 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
+from app.completions.schemas.prompts import MAX_PARTS
 from app.completions.schemas.refusals import by_json_type, only, refused
+from app.completions.schemas.tools import Arguments
 
 ItemObject = dict[str, Any]
 """An item as it is stored and listed: `ItemResource` of OpenAI's specification."""
@@ -50,7 +52,7 @@ Part = Annotated[
 ]
 Content = Annotated[
     Annotated[str, Tag("a text")]
-    | Annotated[list[Part], Field(max_length=1024, fail_fast=True), Tag("a list")],
+    | Annotated[list[Part], Field(max_length=MAX_PARTS, fail_fast=True), Tag("a list")],
     by_json_type("a text", "a list of parts"),
 ]
 
@@ -89,7 +91,7 @@ class FunctionCallItem(BaseModel):
     type: Literal["function_call"]
     call_id: Annotated[str, Field(min_length=1, max_length=256)]
     name: Annotated[str, Field(min_length=1, max_length=128)]
-    arguments: str
+    arguments: Arguments
 
     def as_object(self, new_id: str) -> ItemObject:
         """Returns the item as it is stored and listed."""
@@ -128,8 +130,8 @@ class ReasoningItem(BaseModel):
     """What the model thought before an earlier answer or call."""
 
     type: Literal["reasoning"]
-    summary: Annotated[list[Thought], Field(max_length=1024, fail_fast=True)] = []
-    content: Annotated[list[Thought], Field(max_length=1024, fail_fast=True)] | None = None
+    summary: Annotated[list[Thought], Field(max_length=MAX_PARTS, fail_fast=True)] = []
+    content: Annotated[list[Thought], Field(max_length=MAX_PARTS, fail_fast=True)] | None = None
     encrypted_content: Annotated[
         None, refused("it was encrypted by another service; send the reasoning as 'content', or leave it out")
     ] = None

@@ -11,6 +11,7 @@ from typing_extensions import override
 from app.completions.answers import ResponseAnswer
 from app.completions.answers.response import Keep
 from app.completions.schemas.engine_items import to_engine
+from app.completions.schemas.prompts import check_count
 from app.completions.schemas.reasoning import check_reasoning
 from app.completions.schemas.refusals import by_json_type
 from app.completions.schemas.response_items import (
@@ -38,7 +39,15 @@ from app.completions.schemas.response_tools import (
     ToolChoice,
     Tools,
 )
-from app.completions.schemas.sampling import GatewayRequest, Probability, Seed, Temperature, Tokens, TopK
+from app.completions.schemas.sampling import (
+    GatewayRequest,
+    Probability,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    Tokens,
+    TopK,
+)
 from app.completions.schemas.tools import check_tools
 from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry
@@ -97,7 +106,7 @@ class ResponseRequest(GatewayRequest):
     seed: Seed | None = None
     top_k: TopK | None = None
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
 
     _id: str = PrivateAttr(default_factory=new_response_id)
     _history: list[ItemObject] = PrivateAttr(default_factory=list[ItemObject])
@@ -137,6 +146,9 @@ class ResponseRequest(GatewayRequest):
 
     @override
     def check(self, base: BaseModelEntry) -> None:
+        items = [] if isinstance(self.input, str) else self.input
+        parts = (item.content for item in items if isinstance(item, MessageItem))
+        check_count(len(items) + sum(len(part) for part in parts if isinstance(part, list)), base, "input")
         tools, choice = self._chosen_tools()
         named = choice.name if isinstance(choice, ChosenFunction) else None
         mode = "auto" if isinstance(choice, ChosenFunction) else choice

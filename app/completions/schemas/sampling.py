@@ -20,6 +20,8 @@ Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _MOST = 2**31 - 1
 """The largest count: engines keep counts in 32 bits."""
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=2, allow_inf_nan=False)]
+"""Engines divide by it in 32 bits, in which much smaller ones are 0."""
 Tokens = Annotated[int, Field(ge=1, le=_MOST, strict=True)]
 TokensOrNone = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
 TopK = Annotated[int, Field(ge=-1, le=_MOST, strict=True)]
@@ -35,6 +37,10 @@ BiasedToken = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 _MOST_LOGPROBS = 2**18
 """In one answer. The engine makes Python objects of them all at once, while its other requests wait."""
+
+
+_MOST_TOKENS = 2**21
+"""In all answers to one request, each with its prompt. A single answer is bounded by the context alone."""
 
 
 class JsonSchema(BaseModel):
@@ -145,7 +151,7 @@ class SamplingParameters(GatewayRequest, ABC):
     # vLLM's own fields, which OpenAI's client sends with `extra_body`.
     top_k: TopK | None = None
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=2, allow_inf_nan=False)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     min_tokens: TokensOrNone | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20, strict=True)] | None = None
 
@@ -157,6 +163,7 @@ class SamplingParameters(GatewayRequest, ABC):
                 code="invalid_value",
                 param="prompt_logprobs",
             )
+        self._check_tokens(base)
         if (counted := self.count_logprobs(base.context)) > _MOST_LOGPROBS:
             raise InvalidRequestError(
                 f"The answer may have {_MOST_LOGPROBS:,} log-probabilities, and this one would have up to "
@@ -175,6 +182,26 @@ class SamplingParameters(GatewayRequest, ABC):
     @abstractmethod
     def count_prompt_tokens(self, context: int) -> int:
         """Returns how many tokens the prompts have at most, at a base of that context."""
+
+    @abstractmethod
+    def count_answers(self) -> int:
+        """Returns how many answers are asked for."""
+
+    @abstractmethod
+    def count_tokens(self, context: int) -> int:
+        """Returns how many tokens all answers have at most, each with its prompt."""
+
+    def _check_tokens(self, base: BaseModelEntry) -> None:
+        answers = self.count_answers()
+        if answers == 1 or answers * base.context <= _MOST_TOKENS:
+            return
+        if (counted := self.count_tokens(base.context)) > _MOST_TOKENS:
+            raise InvalidRequestError(
+                f"The {answers} answers may have up to {counted:,} tokens with their prompts. Those to one "
+                f"request may have {_MOST_TOKENS:,}. Send a smaller 'max_tokens' or 'n', or fewer prompts.",
+                code="invalid_value",
+                param="n" if self.n not in (None, 1) else "prompt",
+            )
 
     @property
     def includes_usage(self) -> bool:

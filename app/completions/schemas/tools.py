@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections import deque
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import msgspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, Tag
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, Tag
 from pydantic_core import PydanticCustomError
 
 from app.completions.schemas.constraint import MAX_PROPERTIES, ShownSchema, check_constraint, count_properties
 from app.completions.schemas.refusals import by_json_type, only
 from app.core.errors import InvalidRequestError
-from app.core.json_schema import SchemaError
+from app.core.json_schema import SchemaError, values_in
 from app.core.settings import BaseModelEntry
 
 MAX_TOOLS = 128
@@ -26,11 +28,37 @@ ToolType = Annotated[
 ]
 
 
+def _check_arguments(arguments: str) -> str:
+    """Refuse arguments that engines, which parse them for the chat template, would fail on.
+
+    What is no JSON passes: a model may have written it, and engines show an empty object in its place.
+    """
+    try:
+        parsed = json.loads(arguments)  # as engines do
+        deque(values_in(parsed), maxlen=0)
+        json.dumps(parsed, ensure_ascii=False).encode()
+    except json.JSONDecodeError:
+        return arguments
+    except (SchemaError, RecursionError):
+        problem = "the JSON is nested too deep"
+    except UnicodeEncodeError:
+        problem = "the JSON has an unpaired surrogate in it, which is not a valid Unicode character"
+    except ValueError:
+        problem = "the JSON has a number in it that is too long"
+    else:
+        return arguments
+    raise PydanticCustomError("invalid_arguments", "{problem}", {"problem": problem})
+
+
+Arguments = Annotated[str, AfterValidator(_check_arguments)]
+"""The arguments of a call as a JSON string."""
+
+
 class FunctionCall(BaseModel):
-    """The function that a tool call names, its arguments as a JSON string."""
+    """The function that a tool call names."""
 
     name: str
-    arguments: str
+    arguments: Arguments
 
 
 class ToolCall(BaseModel):
@@ -87,10 +115,11 @@ class NamedTool(BaseModel):
 
 
 def _refuse_large(tools: object) -> object:
-    if len(msgspec.json.encode(tools, enc_hook=dict)) > MAX_TOOLS_BYTES:
+    is_too_long = isinstance(tools, list) and len(cast("list[object]", tools)) > MAX_TOOLS  # refused for that
+    if not is_too_long and len(msgspec.json.encode(tools, enc_hook=dict)) > MAX_TOOLS_BYTES:
         problem = f"together the tools are larger than {MAX_TOOLS_BYTES:,} bytes"
         raise PydanticCustomError("too_large", "{problem}", {"problem": problem})
-    return tools
+    return cast("object", tools)
 
 
 NotTooLarge = BeforeValidator(_refuse_large)

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from typing import Any
 
 import httpx2
 import pytest
 
+from app.completions.schemas import ChatCompletionRequest, CompletionRequest, GatewayRequest
+from app.core.errors import InvalidRequestError
+from app.core.settings import Settings
 from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import API_KEY, BASE_MODEL
 
 pytestmark = pytest.mark.one_database
 
 CHAT = "/v1/chat/completions"
+TEXT = {"type": "text", "text": ""}
+
+
+def turn(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
@@ -90,8 +101,12 @@ def test_hostile_bodies(http: httpx2.Client, engine: EngineStandIn, body: bytes)
         json.dumps(ASK | {"logit_bias": {f"x{number}": 1 for number in range(100_000)}}).encode(),
         b'{"prompt": [' + b"[]," * 2_000_000 + b"[]]}",
         b'{"prompt": [' + b"-1," * 500_000 + b"-1]}",
+        json.dumps(ASK | {"messages": [{"role": "user", "content": ""}] * 250_000}).encode(),
+        json.dumps(ASK | {"messages": [{"role": "user", "content": [TEXT] * 250_000}]}).encode(),
+        json.dumps(ASK | {"messages": [{"role": "user", "content": [TEXT] * 1000}] * 250}).encode(),
+        json.dumps(ASK | {"tools": [{"type": "function", "function": {"name": "f"}}] * 100_000}).encode(),
     ],
-    ids=range(6),
+    ids=range(10),
 )
 def test_a_body_with_very_many_values_holds_up_nobody(
     http: httpx2.Client, engine: EngineStandIn, body: bytes
@@ -221,7 +236,89 @@ def test_counts_that_no_engine_can_hold(
 
 
 def test_a_long_conversation_reaches_the_engine_whole(http: httpx2.Client, engine: EngineStandIn) -> None:
-    turn = {"role": "user", "content": "Soup? " * 10}
-    response = http.post(CHAT, json=ASK | {"messages": [turn] * 20_000})
+    turn = {"role": "user", "content": "Soup? " * 200}
+    response = http.post(CHAT, json=ASK | {"messages": [turn] * 2000})
     assert response.status_code == 200, response.text
-    assert len(engine.bodies[-1]["messages"]) == 20_000
+    assert len(engine.bodies[-1]["messages"]) == 2000
+
+
+@pytest.mark.parametrize("messages", [[turn("x")] * 2049, [turn([TEXT] * 1000)] * 3])
+def test_more_messages_and_parts_than_the_context_has_tokens(
+    http: httpx2.Client, engine: EngineStandIn, messages: list[Any]
+) -> None:
+    error = error_of(http.post(CHAT, json=ASK | {"messages": messages}))
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    items = [each | {"type": "message"} for each in messages]
+    items = json.loads(json.dumps(items).replace('"text", "text"', '"input_text", "text"'))
+    error = error_of(http.post("/v1/responses", json={"model": BASE_MODEL, "input": items}))
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
+    assert engine.bodies == []
+
+
+CALL = {"id": "a", "type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["[" * 100_000, '{"a":' * 200 + "1" + "}" * 200, '{"a": ' + "1" * 5000 + "}", '{"a": "\\ud800"}'],
+    ids=range(4),
+)
+def test_arguments_that_engines_fail_on(http: httpx2.Client, engine: EngineStandIn, arguments: str) -> None:
+    """They would be answered with 503, which clients repeat."""
+    arguments = arguments.replace("\\\\", "\\")
+    call = CALL | {"function": {"name": "f", "arguments": arguments}}
+    said = {"role": "assistant", "tool_calls": [call]}
+    result = {"role": "tool", "tool_call_id": "a", "content": "x"}
+    error = error_of(http.post(CHAT, json=ASK | {"messages": [said, result]}))
+    assert error["param"] == "messages[0].tool_calls[0].function.arguments"
+    item = {"type": "function_call", "call_id": "a", "name": "f", "arguments": arguments}
+    output = {"type": "function_call_output", "call_id": "a", "output": "x"}
+    error = error_of(http.post("/v1/responses", json={"model": BASE_MODEL, "input": [item, output]}))
+    assert error["param"] == "input[0].arguments"
+    assert engine.bodies == []
+
+
+@pytest.mark.parametrize("arguments", ["", "{", '{"a": [1]}', "no JSON", "[]", "{'a': 1}"])
+def test_arguments_that_a_model_may_have_written(
+    http: httpx2.Client, engine: EngineStandIn, arguments: str
+) -> None:
+    call = CALL | {"function": {"name": "f", "arguments": arguments}}
+    messages = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "x"},
+    ]
+    response = http.post(CHAT, json=ASK | {"messages": messages})
+    assert response.status_code == 200, response.text
+    assert engine.bodies[-1]["messages"][0]["tool_calls"][0]["function"]["arguments"] == arguments
+
+
+def test_a_long_name_in_a_schema_is_not_copied_for_each_value(
+    http: httpx2.Client, engine: EngineStandIn
+) -> None:
+    schema = {"type": "object", "x" * 30_000: [0] * 15_000}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    tracemalloc.start()
+    response = http.post(CHAT, json=ASK | {"tools": tools})
+    assert response.status_code == 200, response.text
+    assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    tracemalloc.stop()
+
+
+def test_the_answers_to_one_request_are_bounded_together(settings: Settings) -> None:
+    [base] = [base for base in settings.base_models if base.name == BASE_MODEL]
+    base = base.model_copy(update={"context": 2**20})
+
+    def refused(request: GatewayRequest) -> str | None:
+        try:
+            request.check(base)
+        except InvalidRequestError as error:
+            return error.body.param
+        return None
+
+    assert refused(ChatCompletionRequest.model_validate(ASK)) is None
+    assert refused(ChatCompletionRequest.model_validate(ASK | {"n": 16})) == "n"
+    assert refused(ChatCompletionRequest.model_validate(ASK | {"n": 16, "max_tokens": 2**20})) == "n"
+    assert refused(ChatCompletionRequest.model_validate(ASK | {"n": 16, "max_tokens": 1000})) is None
+    prompts = {"model": BASE_MODEL, "prompt": ["x" * 100_000] * 64}
+    assert refused(CompletionRequest.model_validate(prompts)) == "prompt"
+    assert refused(CompletionRequest.model_validate(prompts | {"prompt": ["Soup?"] * 64})) is None
