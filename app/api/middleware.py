@@ -63,6 +63,7 @@ class RequestMiddleware:
                     *message.get("headers", ()),
                     (b"x-request-id", request_id.encode()),
                     (b"openai-processing-ms", b"%d" % elapsed_ms),
+                    (b"x-content-type-options", b"nosniff"),
                 ]
                 if (status == 403 or CALLER not in scope) and _may_go_on(headers):
                     message["headers"].append((b"connection", b"close"))

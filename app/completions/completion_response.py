@@ -137,7 +137,7 @@ class CompletionResponse(Response):
         upstream: aiohttp.ClientResponse,
         received: bytes,
     ) -> None:
-        events = EventStream(self._answer)
+        events = EventStream(self._answer, self._body)
         passed = events.forward(received)  # before the response starts: another replica may still be asked
         await self._start(send, headers + _STREAM_HEADERS)
         while received and not events.is_broken:

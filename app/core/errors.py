@@ -104,6 +104,18 @@ class UnsupportedMediaTypeError(ToqueError):
     type = "invalid_request_error"
 
 
+class RangeNotSatisfiableError(ToqueError):
+    """416: a range that a file of this many bytes does not have (RFC 9110, section 15.5.17)."""
+
+    status = 416
+    type = "invalid_request_error"
+
+    def __init__(self, size: int) -> None:
+        message = f"The header 'Range' names no range of this file, which has {size:,} bytes."
+        super().__init__(message, code="invalid_range", param="Range")
+        self.headers["content-range"] = f"bytes */{size}"
+
+
 class FailedDependencyError(ToqueError):
     """424: something that the request builds on is broken, and stays so: the response says not to retry."""
 

@@ -90,6 +90,25 @@ def expanded_length(pattern: str) -> int:
     return sum(sizes[0])
 
 
+def count_choices(pattern: str) -> int:
+    """Return how many parts of the pattern may have several lengths; those in a repeated group count as often
+    as it may be repeated.
+    """
+    open_ended = alternatives = 0
+    repeated, before = 1, ""
+    for token in _TOKEN.finditer(pattern):
+        text = token[0]
+        counts = _counts(token["counts"]) if token["counts"] is not None else []
+        is_range = "," in text and bool(counts) and counts != counts[:1] * 2
+        if text in ("*", "+") or is_range or (text == "?" and before != "("):
+            open_ended += 1
+        alternatives += text == "|"
+        if counts and before == ")":
+            repeated *= max(1, *counts)
+        before = text
+    return (open_ended + (alternatives if repeated > 1 else 0)) * repeated
+
+
 def _counts(text: str) -> list[int]:
     """Return the numbers in `{m,n}`. Those in a comment count as well, which can only raise the bound."""
     joined = re.sub(r"\s|#[^\n]*\n", "", text)

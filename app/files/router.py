@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse
 
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
@@ -14,6 +13,7 @@ from app.core.pagination import Order, Page
 from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
 from app.files import service
 from app.files.dependencies import CheckerDep
+from app.files.download import Download
 from app.files.schemas import FileDeleted, FileObject, FileValidation
 
 router = APIRouter(prefix="/v1/files", tags=["Files"], responses=ERROR_RESPONSES)
@@ -105,8 +105,8 @@ async def file_validation(
     return FileValidation.of(file, report)
 
 
-@router.get("/{file_id}/content", response_class=FileResponse)
-def file_content(file_id: str, context: ContextDep, session: ReadSession) -> FileResponse:
+@router.get("/{file_id}/content", response_class=Download)
+def file_content(file_id: str, context: ContextDep, session: ReadSession) -> Download:
     """The file's bytes."""
     file, path = service.find_content(session, context, file_id)
-    return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
+    return Download(path, file.filename)

@@ -100,6 +100,10 @@ class EngineStandIn:
         body = await request.json()
         self.bodies.append(body)
         await to_thread.run_sync(self.on_request)
+        if self.behaviour == "refuse in the stream":
+            error = {"message": self.refusal, "type": "BadRequestError", "param": self.refused, "code": 400}
+            events = f"data: {json.dumps({'error': error})}\n\ndata: [DONE]\n\n"
+            return Response(events, media_type="text/event-stream")
         if self.behaviour == "refuse":
             error = {"message": self.refusal, "type": "BadRequestError", "param": self.refused, "code": 400}
             return JSONResponse({"error": error}, 400)

@@ -31,6 +31,8 @@ from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from workers.inference.grammars import cancel_compilation, compile_in_background
+
 _ALERT_SECONDS = 5.0
 """How long after an interactive request the steps of batches are short."""
 _SHORT_STEP_TOKENS = 16
@@ -114,6 +116,7 @@ class InteractiveFirstScheduler(Scheduler):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        compile_in_background(self.structured_output_manager)
         self._queue = self.waiting = InteractiveFirstQueue()
         self._full_step_tokens: int = cast(Any, self).max_num_scheduled_tokens
         self._can_split_prompts = self.scheduler_config.enable_chunked_prefill
@@ -128,6 +131,14 @@ class InteractiveFirstScheduler(Scheduler):
         if sampling is not None and sampling.prompt_logprobs is not None:
             request.arrival_time += _SCORED_LATER_SECONDS  # vLLM only orders by it
         super().add_request(request)
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        """End requests that somebody else has ended, such as those whose callers have left."""
+        ended = super().finish_requests(request_ids, finished_status)
+        cancel_compilation(ended)
+        return ended
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Choose what the next step computes."""

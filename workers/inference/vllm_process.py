@@ -178,6 +178,8 @@ class Vllm:
             "--middleware=workers.inference.allowlist.Allowlist",  # the last one given is the outermost
             "--scheduling-policy=priority",
             f"--scheduler-cls=workers.inference.scheduler.{_SCHEDULERS[device.kind]}",
+            # Left to itself, vLLM compiles all schemas with the library that the first one needs.
+            '--structured-outputs-config={"backend": "xgrammar"}',
             "--disable-fastapi-docs",
             "--disable-uvicorn-access-log",
             "--uvicorn-log-level=warning",
@@ -203,6 +205,7 @@ class Vllm:
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a forked process would not load our plugins
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
+            "VLLM_XGRAMMAR_CACHE_MB": "128",  # of compiled schemas; in the process that has the model
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_OFFLINE": "1",
             "PYTHONWARNINGS": "ignore",
@@ -210,7 +213,12 @@ class Vllm:
         if self._sleeps:
             # This adds the routes for sleep and wake-up, and others, which the allowlist blocks.
             fixed["VLLM_SERVER_DEV_MODE"] = "1"
-        defaults = {"VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_LOGS": "-all"}
+        defaults = {
+            "VLLM_XGRAMMAR_CACHE_MB": "128",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+            "TORCH_LOGS": "-all",
+        }
         if device.kind == "cpu":
             fixed["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(settings.engine_kv_cache_gib)))
             # The model runs in the engine core's own process: one process less, and no shared memory (which

@@ -1,28 +1,35 @@
 """JSON Schemas in requests: those that a model only reads, and those that what it writes must fit.
 
-An engine compiles a schema of the second kind to a grammar. In xgrammar 0.2.8, on two cores, that takes
-1.5 s for 500 optional properties of one object and four times as long for twice as many, and 2 ms for each
-repetition that the patterns of a schema count. The bounds keep every request to a few seconds.
+An engine compiles a schema of the second kind to a grammar. In xgrammar 0.2.8, with a vocabulary of 49,000
+tokens, one core of a small machine needs 0.3 s for 500 optional properties of one object, four times as long
+for twice as many; 7 ms for each character that `maxLength` counts, up to 128, where equal limits count once;
+and 7 ms for each character of a pattern times its parts that may have several lengths. The bounds keep the
+worst schema below 12 s, which engines spend in threads that give way to everything else
+(`workers.inference.grammars`).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from app.core.json_schema import LONGEST_PATH, SchemaError, check_schema
-from app.core.patterns import expanded_length
+from app.core.patterns import count_choices, expanded_length
 
 MAX_PROPERTIES = 500
 MAX_ENUM_VALUES = 1000
 MAX_LENGTH = 10_000
 """The most characters and items that a schema may count, all its parts together."""
-MAX_PATTERNS_LENGTH = 1000
-"""The largest `expanded_length` of all patterns together."""
+MAX_LENGTHS = 1024
+"""The same for texts, where equal limits count once, and none counts for more than `_COSTLIEST_LENGTH`."""
+_COSTLIEST_LENGTH = 128
+MAX_PATTERNS_COST = 1500
+"""The largest `expanded_length` of all patterns together, each times its `count_choices`."""
+_IN_PATTERNS = "characters in patterns, written out and counted again for each part of several lengths"
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
 """What applies to the same value as the schema around it."""
@@ -42,31 +49,45 @@ def check_constraint(schema: dict[str, Any]) -> None:
     Raises:
         SchemaError: it cannot; the message is a predicate, as in "refers to itself without end".
     """
-    properties = enum_values = counted = patterns = 0
     for path, node in _schemas_in(schema):
+        pattern = node.get("pattern")
+        if not isinstance(pattern, str):
+            continue
+        if _BACK_REFERENCE.search(pattern):
+            raise SchemaError(f"has a pattern ({path}) that refers back to a group")
+        if any(int(count or 0) > MAX_REPEATED for counts in _COUNT.findall(pattern) for count in counts):
+            raise SchemaError(f"has a pattern ({path}) that counts further than {MAX_REPEATED}")
+    _check_references(schema)
+    check_costs([schema])
+
+
+def check_costs(schemas: Iterable[dict[str, Any]]) -> None:
+    """Check that an engine can compile several schemas for one answer soon.
+
+    Raises:
+        SchemaError: together they are too large.
+    """
+    properties = enum_values = counted = 0
+    lengths: set[tuple[int, int]] = set()
+    patterns: set[str] = set()
+    for node in (node for schema in schemas for _, node in _schemas_in(schema)):
         properties += _length(node.get("properties"))
         enum_values += _length(node.get("enum"))
-        counted += sum(int(node[name]) for name in _COUNTS if isinstance(node.get(name), int | float))
-        if isinstance(pattern := node.get("pattern"), str):
-            patterns += expanded_length(pattern)
-            if _BACK_REFERENCE.search(pattern):
-                raise SchemaError(f"has a pattern ({path}) that refers back to a group")
-            if any(int(count or 0) > MAX_REPEATED for counts in _COUNT.findall(pattern) for count in counts):
-                raise SchemaError(f"has a pattern ({path}) that counts further than {MAX_REPEATED}")
-    _check_references(schema)
+        counts = {name: int(node[name]) for name in _COUNTS if isinstance(node.get(name), int | float)}
+        counted += sum(counts.values())
+        lengths.add((counts.get("minLength", 0), counts.get("maxLength", 0)))
+        patterns |= {node["pattern"]} if isinstance(node.get("pattern"), str) else set()
+    lengths_cost = sum(min(max(each), _COSTLIEST_LENGTH) for each in lengths)
+    patterns_cost = sum(expanded_length(each) * max(1, count_choices(each)) for each in patterns)
     for count, most, what in (
         (properties, MAX_PROPERTIES, "properties"),
-        (enum_values, MAX_ENUM_VALUES, "values in its enums"),
+        (enum_values, MAX_ENUM_VALUES, "values in enums"),
         (counted, MAX_LENGTH, "characters and items to count"),
-        (patterns, MAX_PATTERNS_LENGTH, "characters in its patterns, written out"),
+        (lengths_cost, MAX_LENGTHS, "characters to count in texts; use fewer different limits"),
+        (patterns_cost, MAX_PATTERNS_COST, _IN_PATTERNS),
     ):
         if count > most:
             raise SchemaError(f"has more than {most:,} {what}")
-
-
-def count_properties(schema: dict[str, Any]) -> int:
-    """Return how many properties a schema describes, in all its parts."""
-    return sum(_length(node.get("properties")) for _, node in _schemas_in(schema))
 
 
 def _length(value: Any) -> int:

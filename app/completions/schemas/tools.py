@@ -11,7 +11,7 @@ import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, Tag
 from pydantic_core import PydanticCustomError
 
-from app.completions.schemas.constraint import MAX_PROPERTIES, ShownSchema, check_constraint, count_properties
+from app.completions.schemas.constraint import ShownSchema, check_constraint, check_costs
 from app.completions.schemas.refusals import by_json_type, only
 from app.core.errors import InvalidRequestError
 from app.core.json_schema import SchemaError, values_in
@@ -161,8 +161,10 @@ def check_tools(
             check_constraint(parameters)
         except SchemaError as error:
             raise _invalid(f"{place.format(at)}.parameters", f"the schema {error}") from None
-    if sum(count_properties(parameters) for _, parameters in constraining) > MAX_PROPERTIES:
-        raise _invalid("tools", f"those whose schemas are kept have more than {MAX_PROPERTIES:,} properties")
+    try:
+        check_costs(parameters for _, parameters in constraining)
+    except SchemaError as error:
+        raise _invalid("tools", f"what the model must keep to, all schemas together, {error}") from None
 
 
 def _check_names(names: list[str], choice: str, named: str | None, place: str) -> None:

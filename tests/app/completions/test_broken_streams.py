@@ -58,3 +58,16 @@ def test_an_engine_that_dies_and_keeps_the_connection_open(
 ) -> None:
     engine.behaviour = "die slowly"
     assert "The engine broke off its answer." in events(http, path, body)[-1]
+
+
+@pytest.mark.parametrize(("path", "body"), ROUTES)
+def test_an_engine_that_refuses_once_the_stream_has_begun(
+    http: httpx2.Client, engine: EngineStandIn, path: str, body: dict[str, Any]
+) -> None:
+    """vLLM validates what is particular to sampling only then. No client need repeat it."""
+    engine.behaviour = "refuse in the stream"
+    engine.refusal, engine.refused = "temperature must be non-negative, got -1.", "temperature"
+    response = http.post(path, json=body | {"stream": True, "temperature": 0})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == "temperature"
+    assert len(engine.bodies) == 1

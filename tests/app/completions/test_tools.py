@@ -8,6 +8,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from app.completions.schemas.constraint import check_constraint
+from app.core.json_schema import check_schema
 from tests.support.engine_stand_in import ASK, EngineStandIn
 
 pytestmark = pytest.mark.one_database
@@ -150,6 +152,11 @@ ENDLESS = {
     "items": {"type": "array", "minItems": 1e30},
     "patterns": {"properties": {f"p{n}": {"type": "string", "pattern": "[a-z]{64}"} for n in range(20)}},
     "count": {"type": "string", "pattern": "^[a-z]{1,129}$"},
+    "lengths": {"properties": {f"p{n}": {"type": "string", "maxLength": 150 + n} for n in range(9)}},
+    "ranges": {"type": "string", "pattern": "^" + "[a-z0-9 ]{1,16}" * 8 + "$"},
+    "options": {"type": "string", "pattern": "^" + "[a-z]?" * 128 + "$"},
+    "in a group": {"type": "string", "pattern": "^([a-z]{1,16}){8}$"},
+    "alternatives": {"type": "string", "pattern": "^(.|..|...){42}$"},
     "back": {"type": "string", "pattern": r"(a)\1"},
     "itself": {"$ref": "#"},
     "circle": {
@@ -174,6 +181,33 @@ def test_no_engine_sees_a_schema_that_is_none_or_too_large(
     assert len(error["message"]) < 500
     asked = {"type": "json_schema", "json_schema": {"name": "dish", "schema": schema}}
     assert refused(http, engine, {"response_format": asked})["param"] == "response_format.json_schema.schema"
+
+
+USUAL = {
+    "lengths": {"properties": {f"p{n}": {"type": "string", "maxLength": 2**n} for n in range(1, 12)}},
+    "equal lengths": {"properties": {f"p{n}": {"type": "string", "maxLength": 200} for n in range(50)}},
+    "uuid": {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
+    "address": {"type": "string", "pattern": r"^[\w.+-]+@[\w-]+(\.[\w-]+)*\.[a-z]{2,24}$"},
+    "telephone": {"type": "string", "pattern": r"^\+?[0-9]{1,3}([ -]?[0-9]{2,4}){1,5}$"},
+    "text": {"type": "string", "pattern": "^.{1,100}$"},
+    "names": {"type": "string", "pattern": f"^({'|'.join(f'country{n}' for n in range(80))})$"},
+    "equal patterns": {
+        "properties": {f"p{n}": {"type": "string", "pattern": "^[A-Z]{2,8}$"} for n in range(50)}
+    },
+}
+
+
+@pytest.mark.parametrize("schema", USUAL.values(), ids=USUAL)
+def test_usual_schemas_are_compiled(schema: dict[str, Any]) -> None:
+    check_schema(schema)
+    check_constraint(schema)
+
+
+def test_all_schemas_of_a_request_are_bounded_together(http: httpx2.Client, engine: EngineStandIn) -> None:
+    tools = [tool(f"f{n}", {"properties": {"a": {"type": "string", "maxLength": 200 + n}}}) for n in range(9)]
+    error = refused(http, engine, {"tools": tools, "tool_choice": "required"})
+    assert error["param"] == "tools"
+    assert "fewer different limits" in error["message"]
 
 
 @pytest.mark.parametrize("schema", ENDLESS.values(), ids=ENDLESS)

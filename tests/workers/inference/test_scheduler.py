@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import warnings
 from collections.abc import Callable
 from itertools import count
@@ -19,13 +21,13 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # vLLM's and torch's own, as they are imported
     from vllm.config import CacheConfig, LoRAConfig, ModelConfig, SchedulerConfig, VllmConfig
     from vllm.lora.request import LoRARequest
-    from vllm.sampling_params import SamplingParams
+    from vllm.sampling_params import SamplingParams, StructuredOutputsParams
     from vllm.utils.hashing import sha256
     from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.outputs import ModelRunnerOutput
-    from vllm.v1.request import Request
+    from vllm.v1.request import Request, RequestStatus
     from vllm.v1.structured_output import StructuredOutputManager
 
     from workers.inference import scheduler as module
@@ -82,11 +84,12 @@ class Engine:
         prompt: int = PROMPT,
         tokens: int = 50,
         adapter: int | None = None,
+        schema: StructuredOutputsParams | None = None,
     ) -> Request:
         request = Request(
             request_id=name,
             prompt_token_ids=[next(self._number)] * prompt,
-            sampling_params=SamplingParams(max_tokens=tokens, ignore_eos=True),
+            sampling_params=SamplingParams(max_tokens=tokens, ignore_eos=True, structured_outputs=schema),
             pooling_params=None,
             priority=int(of_batch),
             block_hasher=self._hasher,
@@ -227,3 +230,33 @@ def test_no_turn_of_batches_is_empty(start: Callable[..., Engine], clock: Clock)
         clock.now += 0.3
         assert "b" not in (computed := engine.step()), "all places are taken"
         assert len(computed) == 16
+
+
+SCHEMA = StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "string"}}})
+
+
+def test_a_grammar_is_compiled_in_the_time_that_the_model_leaves(start: Callable[..., Engine]) -> None:
+    engine = start()
+    executor = engine.scheduler.structured_output_manager.executor
+    niceness = executor.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
+    assert niceness == 19
+    assert os.getpriority(os.PRIO_PROCESS, 0) < 19
+
+
+def test_a_grammar_is_not_compiled_for_a_caller_who_has_left(start: Callable[..., Engine]) -> None:
+    engine = start()
+    manager = engine.scheduler.structured_output_manager
+    go_on = threading.Event()
+    others = [manager.executor.submit(go_on.wait) for _ in range(8)]
+    request = engine.ask("a", schema=SCHEMA)
+    compiled: list[str] = []
+    manager._create_grammar = lambda request: compiled.append(request.request_id)  # type: ignore[method-assign, assign]
+    manager.backend = object()  # type: ignore[assignment]
+    manager.grammar_init(request)
+    assert engine.step() == {}
+    engine.scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    assert engine.step() == {}
+    go_on.set()
+    manager.executor.shutdown(wait=True)
+    assert all(other.result() for other in others)
+    assert compiled == []

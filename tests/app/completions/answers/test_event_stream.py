@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from app.completions.answers import ChatAnswer, EventStream
 from app.completions.vllm_client import RetryableError
+from app.core.errors import InvalidRequestError
 
 DONE = b"data: [DONE]\n\n"
 
@@ -51,6 +52,22 @@ def test_an_event_waits_for_no_other() -> None:
 def test_an_engine_that_fails_before_its_first_word_may_be_replaced() -> None:
     with pytest.raises(RetryableError):
         EventStream(ChatAnswer(include_usage=False)).forward(ERROR + DONE)
+
+
+def test_an_engine_that_refuses_in_the_stream() -> None:
+    said = {"message": "Grammar error: too large", "type": "BadRequestError", "param": None, "code": 400}
+    refusal = b"data: " + json.dumps({"error": said}).encode() + b"\n\n"
+    request = json.dumps({"model": "m", "messages": [], "response_format": {}}).encode()
+    with pytest.raises(InvalidRequestError) as caught:
+        EventStream(ChatAnswer(include_usage=False), request).forward(refusal + DONE)
+    assert (caught.value.body.code, caught.value.body.param) == ("invalid_json_schema", "response_format")
+
+
+@pytest.mark.parametrize("word", [b"event: odd", b"Internal Server Error", b"retry: 1", b": vLLM says hello"])
+def test_what_is_no_event_stays_here(word: bytes) -> None:
+    stream = EventStream(ChatAnswer(include_usage=False))
+    assert stream.forward(word + b"\n\n") in (b"", b":\n\n")
+    assert stream.forward(event("a") + DONE).endswith(DONE)
 
 
 def test_an_engine_that_fails_later_ends_the_stream_with_our_error() -> None:
