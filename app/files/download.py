@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fastapi.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
 from typing_extensions import override
@@ -12,7 +14,7 @@ from app.core.errors import RangeNotSatisfiableError
 class Download(FileResponse):
     """A file that is kept, not shown."""
 
-    def __init__(self, path: str, filename: str) -> None:
+    def __init__(self, path: Path, filename: str) -> None:
         super().__init__(path, media_type="application/octet-stream", filename=filename)
 
     @override

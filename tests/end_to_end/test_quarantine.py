@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from openai import OpenAI
 
 from app.models.adapters.validation import module_shapes
+from app.models.serving_support import adapted
 from tests.support.deployment import Deployment
 from tests.support.peft_folder import tensors, write_adapter
 from tests.support.service import BASE_MODEL
@@ -58,3 +60,22 @@ def test_from_the_first_request_to_the_repair(
     assert len(answers) == 1, "they have the same weights"
     [engine] = json.loads(deployment.toque("engines", "--json").stdout)
     assert {bad, good} <= set(engine["adapters"])
+
+
+def test_the_largest_weights_that_are_accepted_still_answer(
+    deployment: Deployment, client: OpenAI, base_models_dir: Path, tmp_path: Path
+) -> None:
+    """In every module; with larger ones, activations leave bfloat16's range, and nothing is answered."""
+    weights = tensors(adapted(module_shapes(base_models_dir / BASE_MODEL)))
+    enormous = {name: tensor.sign() * 9999 for name, tensor in weights.items()}
+    folder = write_adapter(tmp_path / "enormous", enormous, lora_alpha=4)
+    refused = deployment.toque("adapters", "import", str(folder), "--base-model", BASE_MODEL)
+    assert refused.returncode != 0
+    assert "enormous" in refused.stderr
+    large = {name: tensor.sign() * 100 for name, tensor in weights.items()}
+    name, _ = imported(deployment, write_adapter(tmp_path / "large", large, lora_alpha=4))
+    for model in (name, BASE_MODEL):
+        answer = client.chat.completions.create(model=model, messages=SOUP, max_tokens=4, logprobs=True)
+        assert answer.usage and answer.usage.completion_tokens
+        assert answer.choices[0].logprobs and answer.choices[0].logprobs.content
+        assert all(math.isfinite(token.logprob) for token in answer.choices[0].logprobs.content)

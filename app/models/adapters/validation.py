@@ -31,8 +31,9 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
-_LARGEST_WEIGHT = 1e4
-"""Trained weights are below 10; far above this, their products leave bfloat16's range."""
+_LARGEST_WEIGHT = 100.0
+"""Of the first half, and of the second with its scale. Trained weights are below 10. With far larger ones in
+all modules, the products of a few layers leave bfloat16's range, and then a model answers nothing."""
 _LARGEST_CONFIG = 2**20
 _LARGEST_ALPHA = 1e9
 

@@ -153,3 +153,27 @@ def test_json_lines_of_every_kind_are_taken(client: OpenAI) -> None:
     lines = [json.dumps(tools), json.dumps({"prompt": "Leek", "completion": " soup"})]
     file = upload(client, "\n".join(lines).encode())
     assert client.files.wait_for_processing(file.id, poll_interval=0.05).status == "processed"
+
+
+def test_a_part_of_a_file(client: OpenAI, http: httpx2.Client) -> None:
+    url = f"/v1/files/{upload(client, b'0123456789', purpose='user_data').id}/content"
+    part = http.get(url, headers={"range": "bytes=2-4"})
+    assert (part.status_code, part.content) == (206, b"234")
+    assert part.headers["content-range"] == "bytes 2-4/10"
+    assert http.get(url).headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize(
+    "asked", ["bytes=5-1", "bytes=10-", "bytes=99-100", "bytes=a-b", "lines=1-2", "bytes"]
+)
+def test_a_part_that_a_file_does_not_have(client: OpenAI, http: httpx2.Client, asked: str) -> None:
+    url = f"/v1/files/{upload(client, b'0123456789', purpose='user_data').id}/content"
+    response = http.get(url, headers={"range": asked})
+    assert response.status_code == 416
+    assert response.headers["content-range"] == "bytes */10"
+    error = response.json()["error"]
+    assert (error["type"], error["code"], error["param"]) == (
+        "invalid_request_error",
+        "invalid_range",
+        "Range",
+    )

@@ -100,6 +100,8 @@ def test_configurations_that_are_not_served(
         *((spoilt(float("-inf"), d), "invalid_weights", "numbers") for d in (torch.float16, torch.bfloat16)),
         (spoilt(float("nan"), torch.float16), "invalid_weights", "not numbers"),
         (spoilt(1e30), "invalid_weights", "enormous"),
+        ({name: tensor.sign() * 9999 for name, tensor in tensors().items()}, "invalid_weights", "enormous"),
+        ({name: tensor.sign() * 500 for name, tensor in tensors().items()}, "invalid_weights", "enormous"),
         (spoilt(60_000, torch.float16), "invalid_weights", "enormous"),
         (spoilt(float("nan"), name=FIRST_B), "invalid_weights", "lora_B"),
         ({}, "invalid_weights", "no weights"),
