@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse
 
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
@@ -105,7 +106,7 @@ async def file_validation(
     return FileValidation.of(file, report)
 
 
-@router.get("/{file_id}/content", response_class=Download)
+@router.get("/{file_id}/content", response_class=FileResponse)
 def file_content(file_id: str, context: ContextDep, session: ReadSession) -> Download:
     """The file's bytes."""
     file, path = service.find_content(session, context, file_id)
