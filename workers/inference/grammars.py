@@ -1,31 +1,55 @@
 """Grammars of JSON Schemas: compiled in threads that leave the cores to the model.
 
 To compile a schema may take seconds, on every core, and cannot be interrupted. The gateway bounds what is
-compiled (`app.completions.schemas.constraint`). Here it is made to hold up nobody meanwhile: its threads get
-the time that the model does not need, a small schema does not wait for a large one to end, and what has not
-begun yet when its caller leaves is never compiled.
+compiled (`app.completions.schemas.constraint`). Here it is made to hold up nobody meanwhile: its threads give
+way to the model's, small schemas do not wait for large ones, and what has not begun when its caller leaves
+never does.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import cast
+from functools import partial
+from typing import Any, cast
 
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-_AT_ONCE = 8
-_LOWEST_PRIORITY = 19
-"""The kernel's nice value. Threads that a thread starts, as xgrammar's does, have its own."""
+_AT_ONCE = 4
+_SMALL = 5
+_LARGE = 10
+"""The kernel's nice values of threads, with which they get about a third and a tenth of a core that the model
+wants, too. Threads that they start, as xgrammar's do, have the same."""
+_SMALL_CHARACTERS = 8192
+_COSTLY = re.compile(r'"(?:pattern|minLength|maxLength)"')
+"""The keywords that take longest to compile; a property of such a name counts as well."""
+
+
+class Lanes:
+    """Compiles grammars as the executor of vLLM's `StructuredOutputManager`."""
+
+    def __init__(self) -> None:
+        self._small = ThreadPoolExecutor(_AT_ONCE, "small-grammar", partial(_give_way, _SMALL))
+        self._large = ThreadPoolExecutor(_AT_ONCE, "large-grammar", partial(_give_way, _LARGE))
+
+    def submit(self, compile_for: Callable[[Request], Any], request: Request) -> Future[Any]:
+        """Compile the grammar of a request, as soon as its lane is free."""
+        return (self._small if _is_small(request) else self._large).submit(compile_for, request)
+
+    def shutdown(self, *, wait: bool = True, cancel_futures: bool = False) -> None:
+        """End the threads."""
+        for lane in (self._small, self._large):
+            lane.shutdown(wait=wait, cancel_futures=cancel_futures)
 
 
 def compile_in_background(manager: StructuredOutputManager) -> None:
     """Make vLLM compile grammars in such threads."""
     manager.executor.shutdown(wait=False)
-    manager.executor = ThreadPoolExecutor(_AT_ONCE, "grammar", initializer=_give_way)
+    manager.executor = cast("ThreadPoolExecutor", Lanes())
 
 
 def cancel_compilation(requests: Iterable[Request]) -> None:
@@ -36,5 +60,11 @@ def cancel_compilation(requests: Iterable[Request]) -> None:
             cast("Future[object]", compiling).cancel()
 
 
-def _give_way() -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+def _is_small(request: Request) -> bool:
+    compiled = request.structured_output_request
+    _, grammar = compiled.structured_output_key if compiled else ("", "")
+    return len(grammar) <= _SMALL_CHARACTERS and not _COSTLY.search(grammar)
+
+
+def _give_way(niceness: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)

@@ -23,7 +23,14 @@ from typing import Any
 import msgspec
 
 from app.models.adapters.target_modules import shorten
-from app.models.adapters.weights import FLOATS, DamagedWeightsError, Tensor, is_plausible, read_tensors
+from app.models.adapters.weights import (
+    FLOATS,
+    DamagedWeightsError,
+    Tensor,
+    is_plausible,
+    largest_number,
+    read_tensors,
+)
 from app.models.serving_support import adapted
 from app.models.token_mixing import read_config
 
@@ -31,9 +38,11 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
-_LARGEST_WEIGHT = 100.0
-"""Of the first half, and of the second with its scale. Trained weights are below 10. With far larger ones in
-all modules, the products of a few layers leave bfloat16's range, and then a model answers nothing."""
+_LARGEST_WEIGHT = 1e4
+"""Trained weights are below 10; far above this, their products leave bfloat16's range."""
+_LARGEST_PRODUCT = 1e4
+"""Of a number of the one half and one of the other, with its scale; trained ones are below 100. Far above
+this, activations leave bfloat16's range within a few layers, and then a model answers nothing."""
 _LARGEST_CONFIG = 2**20
 _LARGEST_ALPHA = 1e9
 
@@ -145,7 +154,19 @@ def check_adapter(folder: Path, base: Shapes | None, max_rank: int | None) -> Lo
             if not is_plausible(file, tensor, largest):
                 problem = f"{_shown(name)} has weights that are not numbers, or enormous"
                 raise AdapterError(WEIGHTS, "invalid_weights", problem)
+        _check_products(file, tensors, lora.scale)
     return lora
+
+
+def _check_products(file: BufferedReader, tensors: dict[str, Tensor], scale: float) -> None:
+    for name, tensor in tensors.items():
+        module, is_second, _ = name.rpartition(".lora_B.weight")
+        if not is_second:
+            continue
+        first = largest_number(file, tensors[f"{module}.lora_A.weight"])
+        if first * largest_number(file, tensor) * scale > _LARGEST_PRODUCT:
+            problem = f"{_shown(name)} has weights that are enormous, together with those of its other half"
+            raise AdapterError(WEIGHTS, "invalid_weights", problem)
 
 
 def describe_adapter(folder: Path, base: Shapes | None) -> LoraWeights:

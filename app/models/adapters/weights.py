@@ -16,6 +16,7 @@ import msgspec
 
 _LARGEST_HEADER = 32 * 2**20
 _CHUNK = 2**20
+_WITHOUT_SIGN = bytes(top & 0x7F for top in range(256))
 
 Size = Annotated[int, msgspec.Meta(ge=0)]
 FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
@@ -97,16 +98,39 @@ def is_plausible(file: BinaryIO, tensor: Tensor, largest: float) -> bool:
     return True
 
 
+def largest_number(file: BinaryIO, tensor: Tensor) -> float:
+    """Return the size of the tensor's largest number, to a factor of four downwards; its numbers are finite.
+
+    Raises:
+        DamagedWeightsError: the file ends before the tensor does.
+    """
+    width, top = FLOATS[tensor.dtype], 0
+    file.seek(tensor.start)
+    left = tensor.end - tensor.start
+    while left:
+        chunk = file.read(min(left, _CHUNK))
+        if not chunk or len(chunk) % width:
+            raise DamagedWeightsError("it ends before its last tensor does")
+        top = max(top, *set(chunk[width - 1 :: width].translate(_WITHOUT_SIGN)))
+        left -= len(chunk)
+    return _number(tensor.dtype, 0, top)
+
+
 @cache
 def _plausible_tops(dtype: str, largest: float) -> bytes:
     """The top bytes, of either sign, that no infinity, NaN or enormous number has."""
-    layout, rest = ("<e", 1) if dtype == "F16" else ("<f", 3)  # BF16 is the upper half of F32
-
-    def number(low: int, top: int) -> float:
-        return struct.unpack(layout, bytes([low] * rest + [top]))[0]
-
-    tops = [top for top in range(128) if math.isfinite(number(0xFF, top)) and number(0, top) <= largest]
+    tops = [
+        top
+        for top in range(128)
+        if math.isfinite(_number(dtype, 0xFF, top)) and _number(dtype, 0, top) <= largest
+    ]
     return bytes(tops + [top | 0x80 for top in tops])
+
+
+def _number(dtype: str, low: int, top: int) -> float:
+    """The number whose highest byte is `top`, and whose others are `low`."""
+    layout, rest = ("<e", 1) if dtype == "F16" else ("<f", 3)  # BF16 is the upper half of F32
+    return struct.unpack(layout, bytes([low] * rest + [top]))[0]
 
 
 def _check_layout(tensors: dict[str, Tensor], begin: int, size: int) -> None:

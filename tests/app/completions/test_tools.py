@@ -150,12 +150,14 @@ ENDLESS = {
     "enum": {"enum": list(range(1001))},
     "long": {"type": "string", "maxLength": 100_000},
     "items": {"type": "array", "minItems": 1e30},
-    "patterns": {"properties": {f"p{n}": {"type": "string", "pattern": "[a-z]{64}"} for n in range(20)}},
+    "patterns": {
+        "properties": {f"p{n}": {"type": "string", "pattern": f"[a-z]{{64}}{n}"} for n in range(30)}
+    },
     "count": {"type": "string", "pattern": "^[a-z]{1,129}$"},
     "lengths": {"properties": {f"p{n}": {"type": "string", "maxLength": 150 + n} for n in range(9)}},
-    "ranges": {"type": "string", "pattern": "^" + "[a-z0-9 ]{1,16}" * 8 + "$"},
+    "ranges": {"type": "string", "pattern": "^" + "[a-z0-9 ]{1,16}" * 10 + "$"},
     "options": {"type": "string", "pattern": "^" + "[a-z]?" * 128 + "$"},
-    "in a group": {"type": "string", "pattern": "^([a-z]{1,16}){8}$"},
+    "in a group": {"type": "string", "pattern": "^([a-z]{1,16}){12}$"},
     "alternatives": {"type": "string", "pattern": "^(.|..|...){42}$"},
     "back": {"type": "string", "pattern": r"(a)\1"},
     "itself": {"$ref": "#"},

@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -232,31 +233,53 @@ def test_no_turn_of_batches_is_empty(start: Callable[..., Engine], clock: Clock)
         assert len(computed) == 16
 
 
-SCHEMA = StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "string"}}})
+SMALL = StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "string"}}})
+LARGE = StructuredOutputsParams(json={"type": "string", "maxLength": 1000})
 
 
-def test_a_grammar_is_compiled_in_the_time_that_the_model_leaves(start: Callable[..., Engine]) -> None:
+class Compiler:
+    """Compiles nothing, once it may, and notes for whom and how much the threads give way."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.go_on = threading.Event()
+        self.niceness: dict[str, int] = {}
+        self.manager = engine.scheduler.structured_output_manager
+        self.manager.backend = object()  # type: ignore[assignment]
+        self.manager._create_grammar = self.compile  # type: ignore[method-assign]
+
+    def compile(self, request: Request) -> Any:
+        if "large" in request.request_id:
+            assert self.go_on.wait(30)
+        self.niceness[request.request_id] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def ask(self, engine: Engine, name: str, schema: StructuredOutputsParams) -> Future[Any]:
+        request = engine.ask(name, schema=schema)
+        self.manager.grammar_init(request)
+        assert request.structured_output_request
+        return request.structured_output_request._grammar  # type: ignore[return-value]
+
+
+def test_grammars_are_compiled_in_the_time_that_the_model_leaves(start: Callable[..., Engine]) -> None:
     engine = start()
-    executor = engine.scheduler.structured_output_manager.executor
-    niceness = executor.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result()
-    assert niceness == 19
-    assert os.getpriority(os.PRIO_PROCESS, 0) < 19
+    compiler = Compiler(engine)
+    large = [compiler.ask(engine, f"large{number}", LARGE) for number in range(9)]
+    compiler.ask(engine, "small", SMALL).result(30)  # which waits for no large one
+    assert list(compiler.niceness) == ["small"]
+    compiler.go_on.set()
+    for each in large:
+        each.result(30)
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert own < compiler.niceness["small"] < compiler.niceness["large0"] == compiler.niceness["large8"]
 
 
 def test_a_grammar_is_not_compiled_for_a_caller_who_has_left(start: Callable[..., Engine]) -> None:
     engine = start()
-    manager = engine.scheduler.structured_output_manager
-    go_on = threading.Event()
-    others = [manager.executor.submit(go_on.wait) for _ in range(8)]
-    request = engine.ask("a", schema=SCHEMA)
-    compiled: list[str] = []
-    manager._create_grammar = lambda request: compiled.append(request.request_id)  # type: ignore[method-assign, assign]
-    manager.backend = object()  # type: ignore[assignment]
-    manager.grammar_init(request)
+    compiler = Compiler(engine)
+    waiting = [compiler.ask(engine, f"large{number}", LARGE) for number in range(9)]
     assert engine.step() == {}
-    engine.scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
-    assert engine.step() == {}
-    go_on.set()
-    manager.executor.shutdown(wait=True)
-    assert all(other.result() for other in others)
-    assert compiled == []
+    engine.scheduler.finish_requests("large8", RequestStatus.FINISHED_ABORTED)
+    assert waiting[8].cancelled()
+    compiler.go_on.set()
+    compiler.manager.executor.shutdown(wait=True)
+    assert "large8" not in compiler.niceness
+    assert "large7" in compiler.niceness
