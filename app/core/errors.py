@@ -127,6 +127,17 @@ class FailedDependencyError(ToqueError):
         self.headers["x-should-retry"] = "false"
 
 
+class QuotaExceededError(ToqueError):
+    """429 until the project has fewer of something: the response says not to retry before."""
+
+    status = 429
+    type = "insufficient_quota"
+
+    def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
+        super().__init__(message, code=code, param=param)
+        self.headers["x-should-retry"] = "false"
+
+
 class UnavailableError(ToqueError):
     """503: nothing wrong with the request; try again after `retry_after` seconds."""
 

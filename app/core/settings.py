@@ -145,6 +145,12 @@ class Settings(BaseSettings):
     """The largest file that can be uploaded in one request."""
     max_upload_bytes: int = Field(default=8 * 2**30, ge=1)
     """The largest file that can be uploaded in parts."""
+    max_open_uploads_per_project: int = Field(default=100, ge=1)
+    """The most uploads in parts of one project that are neither completed nor cancelled."""
+    max_open_upload_bytes_per_project: int = Field(default=64 * 2**30, ge=1)
+    """The most bytes that these uploads may have announced together."""
+    max_waiting_jobs_per_project: int = Field(default=1000, ge=1)
+    """The most jobs of one project that wait to be run."""
     max_body_bytes: int = Field(default=16 * 2**20, ge=1)
     """The largest request body, uploads aside."""
 

@@ -14,8 +14,8 @@ from sqlalchemy import Text, cast, func, select
 from sqlalchemy.orm import Session, selectinload
 
 from app.context import Context
-from app.core.database import Database
-from app.core.errors import ConflictError, InvalidRequestError, NotFoundError
+from app.core.database import Database, advisory_lock
+from app.core.errors import ConflictError, InvalidRequestError, NotFoundError, QuotaExceededError
 from app.core.idempotency import IdempotentRequest
 from app.core.pagination import fetch_page
 from app.core.settings import Settings
@@ -55,6 +55,7 @@ def create_job(
         FailedDependencyError: the model to continue from is quarantined or damaged.
         UnavailableError: a hold-out is to be made of a file that is still being checked, or the base model's
             files are damaged.
+        QuotaExceededError: too many of the project's jobs are waiting.
     """
     content = request.model_dump(exclude_unset=True)
     with database.writer() as session:
@@ -78,6 +79,7 @@ def _create(
     session: Session, context: Context, request: CreateJob, plan: JobPlan, split: IncomingSplit | None
 ) -> FineTuningJob:
     base, parent = plan.base, plan.parent
+    _require_room(session, context)
     for param, file in plan.files.items():  # one may have been deleted since the plan was made
         files_service.get_file(session, context.project_id, file.id, param=param)
     if parent is not None:
@@ -123,6 +125,19 @@ def _create(
             session, job.id, f"'{request.model}' is '{base.name}' here: that model is trained.", level="warn"
         )
     return job
+
+
+def _require_room(session: Session, context: Context) -> None:
+    most = context.settings.max_waiting_jobs_per_project
+    advisory_lock(session, f"jobs of {context.project_id}")  # two at once would not count each other
+    waits = FineTuningJob.status.in_(("queued", "validating_files"))
+    waiting = select(func.count()).where(FineTuningJob.project_id == context.project_id, waits)
+    if (session.scalar(waiting) or 0) >= most:
+        raise QuotaExceededError(
+            f"{most:,} jobs of the project are waiting already (TOQUE_MAX_WAITING_JOBS_PER_PROJECT): cancel "
+            "some, or wait until some have run.",
+            code="too_many_jobs",
+        )
 
 
 def plan_job(

@@ -16,6 +16,7 @@ class Upload(Base):
     """A file that arrives in parts, until it is completed or cancelled, for an hour at most."""
 
     __tablename__ = "uploads"
+    __table_args__ = (Index("ix_uploads_project_created", "project_id", "created_at", "id"),)
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True, default=lambda: new_id("upload_"))
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.concurrency import run_in_threadpool
 
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
+from app.core.pagination import Order, Page
 from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
 from app.files.dependencies import CheckerDep
 from app.uploads import service
@@ -47,6 +48,21 @@ def create_upload(
 ) -> UploadObject:
     """Announces a file that comes in parts, within an hour."""
     return UploadObject.of(service.create_upload(session, context, creating, body))
+
+
+@router.get("")
+def list_uploads(
+    context: ContextDep,
+    session: ReadSession,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Order = "desc",
+) -> Page[UploadObject]:
+    """The project's uploads, newest first, without the files that they became."""
+    uploads, has_more = service.list_uploads(
+        session, context.project_id, after=after, limit=limit, order=order
+    )
+    return Page[UploadObject].of([UploadObject.of(upload) for upload in uploads], has_more)
 
 
 @router.get("/{upload_id}")

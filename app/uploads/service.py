@@ -12,14 +12,22 @@ from sqlalchemy.orm import Session
 
 from app.context import Context
 from app.core.database import Database
-from app.core.errors import ConflictError, InvalidRequestError, NotFoundError, TooLargeError, UnavailableError
+from app.core.errors import (
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    TooLargeError,
+    UnavailableError,
+)
 from app.core.idempotency import IdempotentRequest
+from app.core.pagination import Order, fetch_page
 from app.core.settings import Settings
 from app.files import service as files_service
 from app.files.models import File
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFile
 from app.uploads.models import Upload, UploadPart, parts_key
+from app.uploads.quota import require_room
 from app.uploads.schemas import MAX_PARTS, CompleteUpload, CreateUpload
 
 MAX_PART_BYTES = 64 * 2**20
@@ -33,11 +41,13 @@ def create_upload(
 
     Raises:
         TooLargeError: it is larger than the service takes.
+        QuotaExceededError: the project has too many open uploads, or they have announced too much.
     """
     if request.bytes > context.settings.max_upload_bytes:
         raise _too_large(context.settings, "bytes")
 
     def create() -> Upload:
+        require_room(session, context, request.bytes)
         upload = Upload(
             project_id=context.project_id,
             filename=files_service.plain_filename(request.filename),
@@ -56,6 +66,21 @@ def create_upload(
         request.model_dump(exclude_unset=True),
         find=partial(get_upload, session, context.project_id),
         create=create,
+    )
+
+
+def list_uploads(
+    session: Session, project_id: str, *, after: str | None, limit: int, order: Order
+) -> tuple[Sequence[Upload], bool]:
+    """Return a page of the project's uploads, whatever became of them, and whether more follow."""
+    return fetch_page(
+        session,
+        select(Upload).where(Upload.project_id == project_id),
+        (Upload.created_at, Upload.id),
+        identity=Upload.id,
+        after=after,
+        limit=limit,
+        order=order,
     )
 
 

@@ -31,6 +31,7 @@ OURS = ("/health", "/metrics", "/v1/adapters", "/v1/aliases", "/v1/comparisons",
 WITHOUT_SHAPE = {
     "GET /v1/files/{file_id}/content": "the file's bytes",
     "GET /v1/files/{file_id}/validation": "ours",
+    "GET /v1/uploads": "ours",
     "GET /v1/uploads/{upload_id}": "ours",
     "DELETE /v1/responses/{response_id}": "the specification has no body",
     "POST /v1/responses/{response_id}/cancel": "it always refuses",

@@ -1,0 +1,43 @@
+"""How many uploads a project may have open at the same time, and how many bytes they may announce."""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.context import Context
+from app.core.database import advisory_lock
+from app.core.errors import QuotaExceededError
+from app.uploads.models import Upload
+
+_ADVICE = "complete or cancel some (GET /v1/uploads lists them), or wait until they expire"
+
+
+def require_room(session: Session, context: Context, announced: int) -> None:
+    """Check that the project may open one more upload, of so many bytes, until this transaction ends.
+
+    Raises:
+        QuotaExceededError: it has too many open uploads, or they have announced too much.
+    """
+    settings, project_id = context.settings, context.project_id
+    advisory_lock(session, f"uploads of {project_id}")  # two at once would not count each other
+    is_open = Upload.status == "pending", Upload.expires_at > time.time()
+    size = func.coalesce(func.sum(Upload.bytes), 0)
+    opened = select(func.count(), size).where(Upload.project_id == project_id, *is_open)
+    count, total = session.execute(opened).one()
+    if count >= settings.max_open_uploads_per_project:
+        raise QuotaExceededError(
+            f"{count:,} uploads of the project are open already (TOQUE_MAX_OPEN_UPLOADS_PER_PROJECT): "
+            f"{_ADVICE}.",
+            code="too_many_uploads",
+        )
+    most = settings.max_open_upload_bytes_per_project
+    if total + announced > most:
+        raise QuotaExceededError(
+            f"The project's open uploads have announced {total:,} bytes; more than {most:,} are not taken "
+            f"(TOQUE_MAX_OPEN_UPLOAD_BYTES_PER_PROJECT): {_ADVICE}.",
+            code="too_many_upload_bytes",
+            param="bytes",
+        )
