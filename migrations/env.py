@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from app.audit import models as _audit  # noqa: F401
 from app.auth import models as _auth  # noqa: F401
 from app.batches import models as _batches  # noqa: F401
 from app.comparisons import models as _comparisons  # noqa: F401

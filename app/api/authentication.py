@@ -15,6 +15,7 @@ from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.error_handlers import respond_to
+from app.audit.recorder import ACTOR, Actor
 from app.auth.key_cache import KeyCache
 from app.auth.roles import Action, action_of
 from app.core.scope import CALLER
@@ -35,10 +36,12 @@ class Authentication:
             request = Request(scope, receive)
             keys = cast("KeyCache", request.app.state.keys)
             try:
-                scope[CALLER] = await keys.authenticate(bearer_secret(request))
+                caller = scope[CALLER] = await keys.authenticate(bearer_secret(request))
             except Exception as error:  # the app's own error handlers are behind this
                 await (await respond_to(request, error))(scope, receive, send)
                 return
+            # Requests have a context each, so that this ends with the request.
+            ACTOR.set(Actor("api_key", caller.key_id, request.client.host if request.client else None))
         await self._app(scope, receive, send)
 
 

@@ -16,6 +16,7 @@ from app.api.error_handlers import install_error_handlers
 from app.api.metrics import Metrics
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import describe
+from app.audit.router import router as audit_router
 from app.auth.key_cache import KeyCache
 from app.batches.router import router as batches_router
 from app.batches.runner import Runner as BatchRunner
@@ -121,6 +122,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         promotion_router,
         usage_router,
         organization_router,
+        audit_router,
         webhooks_router,
         health.router,
     ):

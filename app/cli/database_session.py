@@ -18,12 +18,13 @@ def database_session(settings: Settings, *, read_only: bool = False) -> Generato
     """Yields a session in one transaction; an error ends the command with one line."""
     from sqlalchemy.exc import DatabaseError  # noqa: PLC0415 - SQLAlchemy is slow to import
 
+    from app.audit.recorder import acting_as_user  # noqa: PLC0415 - as above
     from app.core.database import Database  # noqa: PLC0415 - as above
     from app.core.errors import ToqueError  # noqa: PLC0415 - as above
 
     database = Database(settings.sqlalchemy_url)
     try:
-        with database.reader() if read_only else database.writer() as session:
+        with acting_as_user(), database.reader() if read_only else database.writer() as session:
             yield session
     except ToqueError as error:
         fail(error.body.message)

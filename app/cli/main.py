@@ -10,6 +10,7 @@ import typer
 from app.cli import (
     adapters,
     aliases,
+    audit,
     batches,
     chat,
     compare,
@@ -64,6 +65,7 @@ app.command()(promote.promote)
 app.command()(chat.chat)
 app.add_typer(projects.app, name="projects")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 app.add_typer(db.app, name="db")
 app.command()(workers.workers)
 app.command()(engines.engines)

@@ -14,7 +14,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from openai.types import Batch, Completion, FileDeleted, FileObject, Model, ModelDeleted, Upload
-from openai.types.admin.organization import Project, UsageCompletionsResponse
+from openai.types.admin.organization import AuditLogListResponse, Project, UsageCompletionsResponse
 from openai.types.admin.organization.projects import (
     APIKeyDeleteResponse,
     ProjectAPIKey,
@@ -38,6 +38,7 @@ from openai.types.webhooks import (
 )
 from pydantic import TypeAdapter
 
+from app.audit.resources import RESOURCES
 from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS
 
 _RESPONSE_REQUIRED_NULLS = {
@@ -145,6 +146,14 @@ OPTIONAL_NULLS: Mapping[Any, set[str]] = {
 _HYPERPARAMETERS = {each.name for each in HYPERPARAMETERS}
 _WEBHOOK_ENDPOINT = {"enabled", "failures"}
 EXTRAS: Mapping[Any, Mapping[str, set[str]]] = {
+    AuditLogListResponse: {
+        "AuditLogListResponse": {"object", "ip_address", "before", "after"}
+        | {
+            f"{resource}.{kind}"
+            for resource in RESOURCES.values()
+            for kind in ("created", "updated", "deleted", "archived")
+        }
+    },
     WebhookEndpoint: {"WebhookEndpoint": _WEBHOOK_ENDPOINT},
     WebhookEndpointWithSecret: {"WebhookEndpointWithSecret": _WEBHOOK_ENDPOINT},
     ChatCompletion: {
@@ -217,6 +226,11 @@ class Deviation:
 
 _NULL: dict[str, Any] = {"type": "null"}
 DEVIATIONS: Mapping[Any, tuple[Deviation, ...]] = {
+    AuditLogListResponse: (
+        Deviation(
+            "AuditLogListResponse.type", {"type": "string"}, "changes of resources of ours are logged, too"
+        ),
+    ),
     GraderValidateResponse: (
         Deviation(
             "MultiGrader.graders",
@@ -381,6 +395,7 @@ SHAPES = {
     f"POST {_KEYS}/{{api_key_id}}": validator(ProjectAPIKey),
     f"DELETE {_KEYS}/{{api_key_id}}": validator(APIKeyDeleteResponse),
     "GET /v1/organization/usage/completions": validator(UsageCompletionsResponse),
+    "GET /v1/organization/audit_logs": page_validator(AuditLogListResponse),
     "GET /v1/webhook_event_types": validator(WebhookEventTypeList),
     "GET /v1/webhook_endpoints": page_validator(WebhookEndpoint),
     "POST /v1/webhook_endpoints": validator(WebhookEndpointWithSecret),

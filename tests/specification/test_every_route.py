@@ -62,6 +62,7 @@ def test_every_route_keeps_its_shape(
     _ask_for_batches(http)
     _ask_for_projects(http)
     _ask_for_webhooks(http, settings)
+    _ok(http.get("/v1/organization/audit_logs", params={"limit": 100}))
     assert SHAPES.keys() == service.watch.seen
 
 

@@ -222,6 +222,17 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             {"id": "aliaschange_1", "alias_id": "alias_1", "version": 1, "kind": "created", "key_id": "key_1"}
             | {"split_before": [], "split_after": [{"model": MODEL, "weight": 1.0}], "created_at": now - 500}
         ],
+        "audit_logs": [
+            project
+            | {"seq": 1, "id": "audit_log-1", "effective_at": now - 500, "type": "alias.created"}
+            | {
+                "resource_id": "alias_1",
+                "actor_type": "api_key",
+                "actor_id": "key_1",
+                "before": {},
+                "after": {},
+            }
+        ],
         "webhook_endpoints": [
             project
             | {"id": "whe_1", "name": "ci", "url": "https://ci.invalid/", "event_types": ["batch.failed"]}
