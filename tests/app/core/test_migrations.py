@@ -224,7 +224,7 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
         ],
         "audit_logs": [
             project
-            | {"seq": 1, "id": "audit_log-1", "effective_at": now - 500, "type": "alias.created"}
+            | {"id": "audit_log-1", "effective_at": now - 500, "type": "alias.created"}
             | {
                 "resource_id": "alias_1",
                 "actor_type": "api_key",
@@ -241,7 +241,7 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
         ],
         "webhook_deliveries": [
             project
-            | {"seq": 1, "id": "whd_1", "endpoint_id": "whe_1", "event_id": "evt_1"}
+            | {"id": "whd_1", "endpoint_id": "whe_1", "event_id": "evt_1"}
             | {"event_type": "batch.failed", "event_created_at": now - 400, "data": {"id": "batch_0"}}
             | {"created_at": now - 400, "ended_at": now - 399, "status": "succeeded", "attempts": 1}
         ],
