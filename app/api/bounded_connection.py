@@ -99,6 +99,11 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_response_complete()
 
     @override
+    def pause_writing(self) -> None:
+        self._begin_window()
+        super().pause_writing()
+
+    @override
     def resume_writing(self) -> None:
         self._has_drained = True
         super().resume_writing()

@@ -96,6 +96,7 @@ class Database:
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the database cannot be reached.
+            sqlite3.Error: its file is damaged.
         """
         with self.engine.connect() as connection:
             if connection.dialect.name != "sqlite":
