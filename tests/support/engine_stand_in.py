@@ -181,10 +181,10 @@ class EngineStandIn:
                 if self.behaviour.startswith("die"):
                     yield DEATH + "data: [DONE]\n\n"
                     break
-            if self.behaviour == "die slowly":
-                await asyncio.Event().wait()
                 if self.behaviour == "pause":
                     await asyncio.Event().wait()
+            if self.behaviour == "die slowly":
+                await asyncio.Event().wait()
         except asyncio.CancelledError:
             self.disconnected.set()
             raise
