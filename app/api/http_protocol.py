@@ -1,7 +1,7 @@
 """uvicorn's protocol, made frugal: nothing of a body is read before the application asks for it.
 
 uvicorn reads up to 256 kB at a time and goes on until 64 KiB of the body wait, whoever sends it. Here, a
-request that is refused by its headers costs one read, of 64 KiB at most.
+request that is refused by its headers costs one read, of 60 KiB at most.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from app.api.bounded_connection import BoundedConnection
 
-_READ_BYTES = 64 * 1024
+_READ_BYTES = 60 * 1024
 _BODY_HEADERS = {b"content-length", b"transfer-encoding"}
 _buffer = memoryview(bytearray(_READ_BYTES))
 """One for all connections of an event loop, since what was read is copied before anything else can run."""

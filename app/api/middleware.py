@@ -26,7 +26,7 @@ _COMPLETIONS = frozenset(each.path for each in (ChatCompletionRequest, Completio
 _MOST_VALUES = 2**15
 """In a body of any other route, by its commas. To report what is wrong with them takes some microseconds for
 each, in which every other request waits."""
-_MOST_DROPPED = 64 * 1024
+_MOST_DROPPED = 48 * 1024
 """The most bytes of a refused request's body that are read and dropped, to keep the connection."""
 _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
