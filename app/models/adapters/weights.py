@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, BinaryIO, NamedTuple
 
@@ -83,19 +84,8 @@ def is_plausible(file: BinaryIO, tensor: Tensor, largest: float) -> bool:
     Raises:
         DamagedWeightsError: the file ends before the tensor does.
     """
-    width = FLOATS[tensor.dtype]
     plausible = _plausible_tops(tensor.dtype, largest)
-    file.seek(tensor.start)
-    left = tensor.end - tensor.start
-    while left:
-        chunk = file.read(min(left, _CHUNK))
-        if not chunk or len(chunk) % width:
-            raise DamagedWeightsError("it ends before its last tensor does")
-        # Only the top byte of each: all but the last bit of its exponent.
-        if chunk[width - 1 :: width].translate(None, plausible):
-            return False
-        left -= len(chunk)
-    return True
+    return not any(tops.translate(None, plausible) for tops in _tops(file, tensor))
 
 
 def largest_number(file: BinaryIO, tensor: Tensor) -> float:
@@ -104,16 +94,21 @@ def largest_number(file: BinaryIO, tensor: Tensor) -> float:
     Raises:
         DamagedWeightsError: the file ends before the tensor does.
     """
-    width, top = FLOATS[tensor.dtype], 0
+    top = max((max({*tops.translate(_WITHOUT_SIGN)}) for tops in _tops(file, tensor)), default=0)
+    return _number(tensor.dtype, 0, top)
+
+
+def _tops(file: BinaryIO, tensor: Tensor) -> Iterator[bytes]:
+    """Yield the top byte of each number, some at once: its sign, and all but the last bit of its exponent."""
+    width = FLOATS[tensor.dtype]
     file.seek(tensor.start)
     left = tensor.end - tensor.start
     while left:
         chunk = file.read(min(left, _CHUNK))
         if not chunk or len(chunk) % width:
             raise DamagedWeightsError("it ends before its last tensor does")
-        top = max(top, *set(chunk[width - 1 :: width].translate(_WITHOUT_SIGN)))
+        yield chunk[width - 1 :: width]
         left -= len(chunk)
-    return _number(tensor.dtype, 0, top)
 
 
 @cache
