@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from itertools import chain, count
 
-from sqlalchemy import select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.auth import service as auth_service
@@ -156,8 +156,9 @@ def delete_service_account(session: Session, project_id: str, account_id: str) -
     """
     account = get_service_account(session, project_id, account_id)
     now = account.deleted_at = time.time()
-    keys = update(ApiKey).where(ApiKey.service_account_id == account.id, ApiKey.revoked_at.is_(None))
-    session.execute(keys.values(revoked_at=now))
+    keys = select(ApiKey).where(ApiKey.service_account_id == account.id, ApiKey.revoked_at.is_(None))
+    for key in session.scalars(keys):  # one by one, so that each is in the audit log
+        key.revoked_at = now
 
 
 def create_key(session: Session, project_id: str, account_id: str, request: CreateKey) -> tuple[ApiKey, str]:

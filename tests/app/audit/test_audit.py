@@ -99,7 +99,10 @@ def test_secrets_are_in_no_line(http: httpx2.Client, database: Database) -> None
     project = http.post("/v1/organization/projects", json={"name": "Support"}).json()["id"]
     made = http.post(f"/v1/organization/projects/{project}/service_accounts", json=account)
     assert made.status_code == 200, made.text
-    found = logs(http, limit=100)
+    accounts = f"/v1/organization/projects/{project}/service_accounts"
+    assert http.delete(f"{accounts}/{made.json()['id']}").status_code == 200
+    ended, account_ended, *found = sorted(logs(http, limit=2), key=lambda each: each["type"]) + logs(http)[2:]
+    assert (ended["type"], account_ended["type"]) == ("api_key.deleted", "service_account.deleted")
     assert [each["type"] for each in reversed(found)] == [
         "webhook_endpoint.created",
         "webhook_endpoint.updated",

@@ -134,6 +134,12 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
         "/v1/fine_tuning/jobs/{job_id}/cancel",
         "/v1/fine_tuning/jobs/{job_id}/pause",
         "/v1/fine_tuning/jobs/{job_id}/resume",
+        "/v1/organization/projects/{project_id}",
+        "/v1/organization/projects/{project_id}/archive",
+        "/v1/organization/projects/{project_id}/api_keys/{api_key_id}",
+        # What these create cannot be shown again: docs/keys.md.
+        "/v1/organization/projects/{project_id}/service_accounts",
+        "/v1/organization/projects/{project_id}/service_accounts/{service_account_id}/api_keys",
         "/v1/webhook_endpoints/{webhook_endpoint_id}",
         "/v1/webhook_endpoints/{webhook_endpoint_id}/test",
     }
@@ -156,6 +162,7 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
         "/v1/comparisons",
         "/v1/files",
         "/v1/fine_tuning/jobs",
+        "/v1/organization/projects",
         "/v1/uploads",
         "/v1/uploads/{upload_id}/complete",
         "/v1/uploads/{upload_id}/parts",
