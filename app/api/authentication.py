@@ -11,7 +11,7 @@ from typing import cast
 
 from fastapi import Request
 from fastapi.routing import APIRoute
-from starlette.routing import BaseRoute
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.error_handlers import respond_to
@@ -49,9 +49,11 @@ def authorize(routes: Iterable[BaseRoute]) -> None:
     """Let every route under /v1 answer only those whose role allows what it does.
 
     Raises:
-        LookupError: a route has no rule in `app.auth.roles`.
+        LookupError: a route has no rule in `app.auth.roles`, or is of a kind that is not known here.
     """
     for route in routes:
+        if not isinstance(route, Route):  # as newer versions of FastAPI keep the routes of a router
+            raise LookupError(f"{route!r} is no route that can be authorized")
         if isinstance(route, APIRoute) and route.path.startswith(_PROTECTED):
             for method in route.methods:
                 route.app = _Authorization(route.app, action_of(method, route.path))

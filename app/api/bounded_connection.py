@@ -26,6 +26,8 @@ WINDOW_SECONDS = 20.0
 BYTES_PER_SECOND = 500
 LOOK_SECONDS = 1.0
 MAX_HEADER_BYTES = 64 * 1024
+MAX_PIPELINED = 8
+"""Requests that a client may send ahead of the answers to earlier ones."""
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -49,6 +51,8 @@ class BoundedConnection(HttpToolsProtocol):
         """The bytes of headers that are not complete; None between them."""
         self._is_sending = False
         """Whether the client has more of a body to send."""
+        self._bodiless_bytes = 0
+        """The bytes that came since the body last grew: its frame, or trailers without end."""
         self._received = self._received_before = self._unread_before = 0
         self._has_drained = False
         self._timer: asyncio.TimerHandle | None = None
@@ -73,9 +77,11 @@ class BoundedConnection(HttpToolsProtocol):
         if self._header_bytes is not None:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADER_BYTES:
-                self._refuse(
-                    431, f"A request has {MAX_HEADER_BYTES:,} bytes of headers at most.", "headers_too_large"
-                )
+                self._refuse_headers()
+        elif self._is_sending:
+            self._bodiless_bytes += len(data)
+            if self._bodiless_bytes > len(data) + MAX_HEADER_BYTES:
+                self._refuse_headers()
 
     @override
     def on_message_begin(self) -> None:
@@ -83,10 +89,23 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_begin()
 
     @override
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._header_bytes is not None:  # else it is a trailer, which nobody reads
+            super().on_header(name, value)
+
+    @override
     def on_headers_complete(self) -> None:
-        self._header_bytes, self._is_sending = None, True
+        self._header_bytes, self._is_sending, self._bodiless_bytes = None, True, 0
         self._begin_window()
-        super().on_headers_complete()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.transport.close()  # what is sent with them is parsed, but not kept
+        if not self.transport.is_closing():
+            super().on_headers_complete()
+
+    @override
+    def on_body(self, body: bytes) -> None:
+        self._bodiless_bytes = 0
+        super().on_body(body)
 
     @override
     def on_message_complete(self) -> None:
@@ -97,6 +116,8 @@ class BoundedConnection(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()
         super().on_response_complete()
+        if self.pipeline:  # uvicorn would read on, and so take ever more of them
+            self.flow.pause_reading()
 
     @override
     def pause_writing(self) -> None:
@@ -157,11 +178,16 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             self.app = _busy
 
+    def _refuse_headers(self) -> None:
+        self._refuse(
+            431, f"A request has {MAX_HEADER_BYTES:,} bytes of headers at most.", "headers_too_large"
+        )
+
     def _refuse(self, status: int, message: str, code: str) -> None:
         """Answer in our envelope, unless an answer has begun, and close the connection."""
         if self.transport.is_closing():
             return
-        if self._idles or not self.cycle.response_started:
+        if self._idles or not (self.cycle.response_started or self.pipeline):
             error = ErrorBody(message=message, type="invalid_request_error", code=code)
             content = ErrorResponse(error=error).model_dump_json().encode()
             self.transport.write(
@@ -173,7 +199,7 @@ class BoundedConnection(HttpToolsProtocol):
 
 
 async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
-    """Refuse a request on a connection that is one too many."""
+    """Refuse a request on a connection beyond the limit."""
     busy = UnavailableError("The service has too many connections; try again.", code="too_many_connections")
     response = error_response(busy)
     response.headers["connection"] = "close"

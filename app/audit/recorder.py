@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from getpass import getuser
+from pwd import getpwuid
 from socket import gethostname
 from typing import Any, Literal, cast
 
@@ -45,8 +45,8 @@ ACTOR: ContextVar[Actor | None] = ContextVar("actor", default=None)
 def acting_as_user() -> Generator[None]:
     """Act on behalf of the user of the operating system who runs this command, while a `with` block runs."""
     try:
-        user = getuser()
-    except (KeyError, OSError):  # as in a container, whose user may have no name
+        user = getpwuid(os.getuid()).pw_name  # unlike $LOGNAME, it cannot be chosen
+    except KeyError:  # as in a container, whose user may have no name
         user = f"uid {os.getuid()}"
     acting = ACTOR.set(Actor("session", user, gethostname()))
     try:

@@ -18,7 +18,7 @@ _LOOKUPS_AT_ONCE = 4
 
 
 class KeyCache:
-    """Authenticates the requests of one process. What was changed is known after three seconds at most."""
+    """Authenticates the requests of one process. Changes take effect within three seconds."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

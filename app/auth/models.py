@@ -23,7 +23,7 @@ class Project(Base):
     """What people call it."""
     created_at: Mapped[float] = mapped_column(default=time.time)
     archived_at: Mapped[float | None]
-    """Since when its keys are refused."""
+    """When it was archived; its keys are refused from then on."""
 
 
 class ServiceAccount(Base):

@@ -25,15 +25,19 @@ def find_caller(session: Session, key_sha256: str) -> Caller:
     """Return the caller whose key has this digest; it may have expired, which changes by itself.
 
     Raises:
-        AuthenticationError: no key has it, or the key was revoked, or its project was archived.
+        AuthenticationError: no key has it, the key was revoked, its service account was deleted, or its
+            project was archived.
     """
     found = session.execute(
-        select(ApiKey, Project.archived_at).join(Project).where(ApiKey.key_sha256 == key_sha256)
+        select(ApiKey, ServiceAccount.deleted_at, Project.archived_at)
+        .join_from(ApiKey, ServiceAccount)
+        .join_from(ApiKey, Project)
+        .where(ApiKey.key_sha256 == key_sha256)
     ).one_or_none()
     if found is None:
         raise invalid_key()
-    key, archived_at = found
-    if key.revoked_at is not None:
+    key, deleted_at, archived_at = found
+    if key.revoked_at is not None or deleted_at is not None:
         raise invalid_key()
     if archived_at is not None:
         raise _refused("The project of this API key is archived.")

@@ -10,6 +10,7 @@ DATABASE = ("TOQUE_DATABASE_URL", "PGPASSWORD")
 """What a process needs to open the database."""
 DOWNLOADS = (
     "HF_TOKEN",
+    "HF_TOKEN_PATH",
     "HUGGING_FACE_HUB_TOKEN",
     "PIP_INDEX_URL",
     "PIP_EXTRA_INDEX_URL",

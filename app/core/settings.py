@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=16 * 2**20, ge=1)
     """The largest request body, uploads aside."""
 
-    max_file_lines: int = Field(default=10_000_000, ge=1)
+    max_file_lines: int = Field(default=50_000_000, ge=1)
     """The most lines of a training file, empty ones included, however well it is compressed."""
     max_check_seconds: float = Field(default=600.0, gt=0)
     """How long the check of a training file may take, once it has begun. A file for which that is not enough

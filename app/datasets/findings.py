@@ -49,7 +49,7 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
     "damaged_file": _error(_REPACK),
     "decompression_bomb": _error("Upload it without compression."),
     "too_many_lines": _error(
-        "Leave out what is no example, or ask whoever runs the service to raise the limit."
+        "Remove the lines that are not examples, or ask whoever runs the service to raise the limit."
     ),
     "check_timed_out": _error("Upload a smaller file, or ask whoever runs the service to raise the limit."),
     "too_few_examples": _warning(

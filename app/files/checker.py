@@ -31,7 +31,7 @@ _SETTLE_POLL_SECONDS = 0.05
 _UNREADABLE_RETRY_SECONDS = 10.0
 """How long a check waits after its file could not be read."""
 _LOOK_SECONDS = 2.0
-"""How long a check goes on after its file was deleted, in seconds."""
+"""How long a check goes on after its file was deleted."""
 _MAX_PROCESSES = 4
 """The most processes that one check uses."""
 

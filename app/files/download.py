@@ -22,7 +22,7 @@ class Download(FileResponse):
         """Sends the file.
 
         Raises:
-            RangeNotSatisfiableError: the request's `Range` is none that the file has.
+            RangeNotSatisfiableError: the request's `Range` is not satisfiable.
         """
 
         async def send_file(message: Message) -> None:

@@ -130,11 +130,11 @@ def _create(
 def _require_room(session: Session, context: Context) -> None:
     most = context.settings.max_waiting_jobs_per_project
     advisory_lock(session, f"jobs of {context.project_id}")  # two at once would not count each other
-    waits = FineTuningJob.status.in_(("queued", "validating_files"))
+    waits = FineTuningJob.status.in_(("queued", "validating_files", "paused"))
     waiting = select(func.count()).where(FineTuningJob.project_id == context.project_id, waits)
     if (session.scalar(waiting) or 0) >= most:
         raise QuotaExceededError(
-            f"{most:,} jobs of the project are waiting already (TOQUE_MAX_WAITING_JOBS_PER_PROJECT): cancel "
+            f"{most:,} jobs of the project wait or are paused (TOQUE_MAX_WAITING_JOBS_PER_PROJECT): cancel "
             "some, or wait until some have run.",
             code="too_many_jobs",
         )

@@ -36,7 +36,7 @@ def require_room(session: Session, context: Context, announced: int) -> None:
     most = settings.max_open_upload_bytes_per_project
     if total + announced > most:
         raise QuotaExceededError(
-            f"The project's open uploads have announced {total:,} bytes; more than {most:,} are not taken "
+            f"The project's open uploads have announced {total:,} bytes; the limit is {most:,} "
             f"(TOQUE_MAX_OPEN_UPLOAD_BYTES_PER_PROJECT): {_ADVICE}.",
             code="too_many_upload_bytes",
             param="bytes",

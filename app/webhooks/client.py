@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,7 +65,7 @@ class WebhookClient:
         except aiohttp.ClientConnectorError as error:
             return Answer(None, None, f"It cannot be connected to: {_reason(error)}.")
         except (aiohttp.ClientError, ValueError) as error:
-            return Answer(None, None, f"It does not answer as HTTP has it ({type(error).__name__}).")
+            return Answer(None, None, f"It did not send a valid HTTP response ({type(error).__name__}).")
 
     async def close(self) -> None:
         """Close every connection."""
@@ -139,4 +138,6 @@ def _reason(error: aiohttp.ClientConnectorError) -> str:
         return "its certificate is not valid"
     if isinstance(error.os_error, AddressNotAllowedError):
         return str(error.os_error)
-    return os.strerror(error.os_error.errno) if error.os_error.errno else type(error.os_error).__name__
+    if isinstance(error, aiohttp.ClientSSLError):
+        return "TLS cannot be established"
+    return error.os_error.strerror or type(error.os_error).__name__

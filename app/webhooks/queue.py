@@ -118,7 +118,9 @@ def record_attempt(
         attempt |= {"status": ended, "ended_at": now}
     session.execute(update(WebhookDelivery).where(WebhookDelivery.id == delivery.id).values(attempt))
     if is_gone:
-        give_up(session, lease.id, "The endpoint has answered with the status 410: it wants no more.")
+        give_up(session, lease.id, "The endpoint has answered with the status 410: it is gone.")
+    elif not answer.is_success:
+        _give_up_old(session, lease.id)
 
 
 def release(session: Session, lease: Lease) -> None:
@@ -134,6 +136,23 @@ def give_up(session: Session, endpoint_id: str, reason: str) -> None:
     """End all deliveries that wait for the endpoint as failed."""
     waiting = update(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id, _PENDING)
     session.execute(waiting.values(status="failed", ended_at=time.time(), error=reason))
+
+
+def _give_up_old(session: Session, endpoint_id: str) -> None:
+    """End what has waited for too long behind another delivery: it is out of date."""
+    session.execute(
+        update(WebhookDelivery)
+        .where(
+            WebhookDelivery.endpoint_id == endpoint_id,
+            _PENDING,
+            WebhookDelivery.created_at <= time.time() - GIVEN_UP_SECONDS,
+        )
+        .values(
+            status="failed",
+            ended_at=time.time(),
+            error="The endpoint did not take an earlier event for three days.",
+        )
+    )
 
 
 def delete_old(session: Session) -> None:

@@ -120,7 +120,7 @@ class EventObject(Identified):
     object: Literal["event"] = "event"
     created_at: int
     """When it happened."""
-    type: EventType
+    type: str
     data: dict[str, Any]
     """The `id` of what it is about, and for some types more."""
 

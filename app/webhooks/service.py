@@ -9,7 +9,7 @@ from functools import partial
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.core.database import new_id
+from app.core.database import advisory_lock, new_id
 from app.core.errors import ConflictError, FailedDependencyError, InvalidRequestError, NotFoundError
 from app.core.idempotency import IdempotentRequest
 from app.core.pagination import fetch_page
@@ -50,6 +50,7 @@ def create_endpoint(
 
 
 def _create(session: Session, project_id: str, request: CreateWebhookEndpoint) -> WebhookEndpoint:
+    advisory_lock(session, f"webhook endpoints of {project_id}")  # two at once would not count each other
     of_project = select(func.count()).where(WebhookEndpoint.project_id == project_id)
     if (session.scalar(of_project) or 0) >= MAX_ENDPOINTS:
         raise InvalidRequestError(

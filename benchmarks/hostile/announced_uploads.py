@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import aiohttp
 
@@ -24,5 +25,6 @@ async def attack(base_url: str, key: str) -> None:
 
 async def _announce(session: aiohttp.ClientSession, url: str) -> None:
     while True:
-        async with session.post(url, json=_UPLOAD) as answer:
-            await answer.read()
+        with suppress(aiohttp.ClientError):
+            async with session.post(url, json=_UPLOAD) as answer:
+                await answer.read()

@@ -67,4 +67,6 @@ def _is_small(request: Request) -> bool:
 
 
 def _give_way(niceness: int) -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+    thread = threading.get_native_id()
+    inherited = os.getpriority(os.PRIO_PROCESS, thread)  # which nobody but root may lower
+    os.setpriority(os.PRIO_PROCESS, thread, max(niceness, inherited))

@@ -205,7 +205,6 @@ class Vllm:
             "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a forked process would not load our plugins
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
-            "VLLM_XGRAMMAR_CACHE_MB": "128",  # of compiled schemas; in the process that has the model
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_OFFLINE": "1",
             "PYTHONWARNINGS": "ignore",
@@ -214,7 +213,7 @@ class Vllm:
             # This adds the routes for sleep and wake-up, and others, which the allowlist blocks.
             fixed["VLLM_SERVER_DEV_MODE"] = "1"
         defaults = {
-            "VLLM_XGRAMMAR_CACHE_MB": "128",
+            "VLLM_XGRAMMAR_CACHE_MB": "128",  # of compiled schemas; in the process that has the model
             "VLLM_LOGGING_LEVEL": "ERROR",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
             "TORCH_LOGS": "-all",

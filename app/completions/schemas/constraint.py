@@ -23,14 +23,16 @@ from app.core.patterns import count_choices, expanded_length
 MAX_PROPERTIES = 500
 MAX_ENUM_VALUES = 1000
 MAX_LENGTH = 10_000
-"""The most characters and items that a schema may count, all its parts together."""
+"""The most characters, items and properties that a schema may count, all its parts together; equal limits of
+texts count once."""
 MAX_LENGTHS = 1024
-"""The same for texts, where equal limits count once, and none counts for more than `_COSTLIEST_LENGTH`."""
+"""The same for texts alone, none of which counts for more than `_COSTLIEST_LENGTH`."""
 _COSTLIEST_LENGTH = 128
 MAX_PATTERNS_COST = 1500
 """The largest `expanded_length` of all patterns together, each times its `count_choices`."""
 _IN_PATTERNS = "characters in patterns, written out and counted again for each part of several lengths"
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_TEXT_COUNTS = ("minLength", "maxLength")
+_COUNTS = (*_TEXT_COUNTS, "minItems", "maxItems", "minProperties", "maxProperties")
 _IN_PLACE = ("allOf", "anyOf", "oneOf", "not", "if", "then", "else")
 """What applies to the same value as the schema around it."""
 _MAPS = ("properties", "$defs", "definitions", "dependentSchemas", "dependencies")
@@ -73,8 +75,10 @@ def check_costs(schemas: Iterable[dict[str, Any]]) -> None:
     for node in (node for schema in schemas for _, node in _schemas_in(schema)):
         properties += _length(node.get("properties"))
         enum_values += _length(node.get("enum"))
-        counts = {name: int(node[name]) for name in _COUNTS if isinstance(node.get(name), int | float)}
-        counted += sum(counts.values())
+        counts = {
+            name: max(0, int(node[name])) for name in _COUNTS if isinstance(node.get(name), int | float)
+        }
+        counted += sum(count for name, count in counts.items() if name not in _TEXT_COUNTS)
         lengths.add((counts.get("minLength", 0), counts.get("maxLength", 0)))
         patterns |= {node["pattern"]} if isinstance(node.get("pattern"), str) else set()
     lengths_cost = sum(min(max(each), _COSTLIEST_LENGTH) for each in lengths)
@@ -82,7 +86,7 @@ def check_costs(schemas: Iterable[dict[str, Any]]) -> None:
     for count, most, what in (
         (properties, MAX_PROPERTIES, "properties"),
         (enum_values, MAX_ENUM_VALUES, "values in enums"),
-        (counted, MAX_LENGTH, "characters and items to count"),
+        (counted + sum(map(max, lengths)), MAX_LENGTH, "characters, items and properties to count"),
         (lengths_cost, MAX_LENGTHS, "characters to count in texts; use fewer different limits"),
         (patterns_cost, MAX_PATTERNS_COST, _IN_PATTERNS),
     ):

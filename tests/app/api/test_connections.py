@@ -81,6 +81,28 @@ def test_headers_without_end(connect: Callable[[], socket.socket]) -> None:
     assert answer(connection) == (431, "headers_too_large")
 
 
+def test_trailers_without_end(connect: Callable[[], socket.socket]) -> None:
+    connection = connect()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\n%stransfer-encoding: chunked\r\n\r\n" % AUTHORIZED
+    connection.sendall(head + b"1\r\n{\r\n0\r\n" + b"x: y\r\n" * 30_000)
+    assert answer(connection) == (431, "headers_too_large")
+
+
+def test_requests_ahead_of_their_answers_are_few(connect: Callable[[], socket.socket]) -> None:
+    request = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+    few, many = connect(), connect()
+    few.sendall(request * 5)
+    content = b""
+    while content.count(b"200 OK") < 5:
+        content += few.recv(2**16)
+    content = b""
+    with suppress(ConnectionError):
+        many.sendall(request * 20_000)
+        while chunk := many.recv(2**16):
+            content += chunk
+    assert content.count(b"200 OK") <= bounded_connection.MAX_PIPELINED + 1
+
+
 def test_what_is_no_http(connect: Callable[[], socket.socket]) -> None:
     connection = connect()
     connection.send(b"\x16\x03\x01\r\n\r\n")

@@ -155,6 +155,10 @@ ENDLESS = {
     },
     "count": {"type": "string", "pattern": "^[a-z]{1,129}$"},
     "lengths": {"properties": {f"p{n}": {"type": "string", "maxLength": 150 + n} for n in range(9)}},
+    "less than nothing": {
+        "properties": {f"p{n}": {"type": "string", "maxLength": 150 + n} for n in range(9)},
+        "unknown": {"minLength": -(2**53), "maxLength": -(2**53)},
+    },
     "ranges": {"type": "string", "pattern": "^" + "[a-z0-9 ]{1,16}" * 10 + "$"},
     "options": {"type": "string", "pattern": "^" + "[a-z]?" * 128 + "$"},
     "in a group": {"type": "string", "pattern": "^([a-z]{1,16}){12}$"},
@@ -188,6 +192,7 @@ def test_no_engine_sees_a_schema_that_is_none_or_too_large(
 USUAL = {
     "lengths": {"properties": {f"p{n}": {"type": "string", "maxLength": 2**n} for n in range(1, 12)}},
     "equal lengths": {"properties": {f"p{n}": {"type": "string", "maxLength": 200} for n in range(50)}},
+    "equal long texts": {"properties": {f"p{n}": {"type": "string", "maxLength": 4000} for n in range(5)}},
     "uuid": {"type": "string", "pattern": "^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"},
     "address": {"type": "string", "pattern": r"^[\w.+-]+@[\w-]+(\.[\w-]+)*\.[a-z]{2,24}$"},
     "telephone": {"type": "string", "pattern": r"^\+?[0-9]{1,3}([ -]?[0-9]{2,4}){1,5}$"},

@@ -182,6 +182,29 @@ def test_it_is_given_up_after_three_days(
     assert [each["id"] for each in deliveries(http, status="failed")] == [first["id"]]
 
 
+@pytest.mark.usefixtures("no_back_off")
+def test_what_waits_behind_it_is_given_up_as_well(
+    http: httpx2.Client,
+    database: Database,
+    receiver: Receiver,
+    add_endpoint: AddEndpoint,
+    write_event: WriteEvent,
+) -> None:
+    add_endpoint(receiver.url)
+    receiver.answer = lambda request: 200 if request.number == 4 else 500
+    for number in (1, 2, 3, 4):
+        write_event(number)
+    wait_until(lambda: len(receiver.received) > 2, "the first was tried several times")
+    with database.writer() as session:
+        for waiting in session.scalars(select(WebhookDelivery).order_by(WebhookDelivery.seq).limit(3)):
+            waiting.created_at -= 3 * 86400
+    fourth, third, second, first = await_ended(http, 4)
+    assert fourth["status"] == "succeeded"
+    assert [each["status"] for each in (first, second, third)] == ["failed"] * 3
+    assert {second["attempts"], third["attempts"]} == {0}
+    assert "earlier event" in second["error"]
+
+
 @pytest.mark.one_database
 def test_redirects_are_not_followed(
     http: httpx2.Client, receiver: Receiver, add_endpoint: AddEndpoint, write_event: WriteEvent
