@@ -48,8 +48,12 @@ def too_many_values(most: int) -> InvalidRequestError:
 
 
 def _parsed(content: bytes) -> object:
-    """Return the body as parsed JSON, or None if it is not JSON."""
+    """Return the body as parsed JSON; None if there is none.
+
+    Raises:
+        InvalidRequestError: it is not JSON, such as one with `Infinity`, which pydantic reads.
+    """
     try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:
-        return None
+        return orjson.loads(content) if content else None
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error}", code="invalid_json") from None

@@ -20,7 +20,7 @@ import pytest
 from openai import OpenAI
 
 from app.auth.models import Project
-from app.auth.service import authenticate
+from app.auth.service import digest, find_caller
 from app.core.database import Database
 from tests.support.command import TOQUE
 from tests.support.watched_process import Watched, has_ended, read_rest, read_until
@@ -215,8 +215,8 @@ def test_a_given_key_is_not_shown(serve: Serve, tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "api_key").exists()
     database = Database(f"sqlite:///{tmp_path / 'data' / 'toque.db'}")
     with database.reader() as session:
-        key = authenticate(session, "sk-given")
-        assert session.get_one(Project, key.project_id).name == "default"
+        caller = find_caller(session, digest("sk-given"))
+        assert session.get_one(Project, caller.project_id).name == "default"
     database.dispose()
 
 

@@ -95,7 +95,7 @@ def test_racing_requests_with_one_key_create_one(client: OpenAI, service: Servic
     assert len(jobs(client)) == 1
 
 
-@pytest.mark.parametrize("held_up", ["api_keys", "creations"])
+@pytest.mark.parametrize("held_up", ["files", "creations"])
 def test_a_try_that_is_slow_rather_than_lost_creates_no_second(
     service: Service, client: OpenAI, database: Database, file_id: str, held_up: str
 ) -> None:

@@ -47,7 +47,7 @@ class QueueMachine(RuleBasedStateMachine):
             # In order of age: a replayed example must break ties in the same way.
             age = session.scalar(select(func.count()).select_from(Project)) or 0
             self.projects = [f"proj_{age + number:08}" for number in range(2)]
-            session.add_all(Project(id=project, name=project) for project in self.projects)
+            session.add_all(Project(id=project, name=project, title=project) for project in self.projects)
             session.flush()
             for project in self.projects:
                 session.add(

@@ -122,6 +122,7 @@ def test_the_fields_are_found() -> None:
 @example((ChatCompletionRequest, "repetition_penalty"), 1e-308)
 @example((ChatCompletionRequest, "temperature"), -0.0)
 @example((ResponseRequest, "seed"), -(2**63))
+@example((ChatCompletionRequest, "max_tokens"), math.inf)
 def test_any_number_in_any_field(place: tuple[type[GatewayRequest], str], number: float) -> None:
     kind, name = place
     engine_kind, body = KINDS[kind]
