@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import suppress
 from dataclasses import dataclass
@@ -140,4 +141,6 @@ def _reason(error: aiohttp.ClientConnectorError) -> str:
         return str(error.os_error)
     if isinstance(error, aiohttp.ClientSSLError):
         return "TLS cannot be established"
+    if error.os_error.errno:
+        return os.strerror(error.os_error.errno)
     return error.os_error.strerror or type(error.os_error).__name__

@@ -157,4 +157,4 @@ def test_an_answer_that_is_not_http() -> None:
             finally:
                 await client.close()
 
-        assert "does not answer" in (asyncio.run(answer()).error or "")
+        assert "valid HTTP response" in (asyncio.run(answer()).error or "")
