@@ -7,9 +7,8 @@ LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients lint generated lock bench-train bench-api \
-  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-hostile bench-soak bench-upload bench-validate \
-  bench-verdict \
-  fuzz clean
+  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-hostile bench-soak bench-upload \
+  bench-validate bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"

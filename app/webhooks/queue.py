@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from sqlalchemy import and_, delete, exists, func, literal_column, or_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, literal_column, or_, select, update
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.types import String
 from tenacity import RetryCallState, Retrying, wait_random_exponential
@@ -120,7 +120,9 @@ def record_attempt(
     if is_gone:
         give_up(session, lease.id, "The endpoint has answered with the status 410: it is gone.")
     elif not answer.is_success:
-        _give_up_old(session, lease.id)
+        # What has waited behind it for as long is out of date as well.
+        are_old = WebhookDelivery.created_at <= now - GIVEN_UP_SECONDS
+        give_up(session, lease.id, "The endpoint did not take an earlier event for three days.", are_old)
 
 
 def release(session: Session, lease: Lease) -> None:
@@ -132,27 +134,10 @@ def release(session: Session, lease: Lease) -> None:
     LEASES.release(session, lease)
 
 
-def give_up(session: Session, endpoint_id: str, reason: str) -> None:
-    """End all deliveries that wait for the endpoint as failed."""
-    waiting = update(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id, _PENDING)
+def give_up(session: Session, endpoint_id: str, reason: str, *conditions: ColumnElement[bool]) -> None:
+    """End deliveries that wait for the endpoint as failed: all of them, or those that meet the conditions."""
+    waiting = update(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint_id, _PENDING, *conditions)
     session.execute(waiting.values(status="failed", ended_at=time.time(), error=reason))
-
-
-def _give_up_old(session: Session, endpoint_id: str) -> None:
-    """End what has waited for too long behind another delivery: it is out of date."""
-    session.execute(
-        update(WebhookDelivery)
-        .where(
-            WebhookDelivery.endpoint_id == endpoint_id,
-            _PENDING,
-            WebhookDelivery.created_at <= time.time() - GIVEN_UP_SECONDS,
-        )
-        .values(
-            status="failed",
-            ended_at=time.time(),
-            error="The endpoint did not take an earlier event for three days.",
-        )
-    )
 
 
 def delete_old(session: Session) -> None:
