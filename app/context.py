@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.auth.caller import Caller
 from app.core.settings import Settings
 from app.storage.base import Storage
 
@@ -19,11 +20,9 @@ class Context:
     project_id: str
     settings: Settings
     storage: Storage
-    key_id: str | None = None
-    """The API key that the request came with; None in background work."""
-    models: frozenset[str] | None = None
-    """The only models and aliases that the key may ask; None means all of the project."""
+    caller: Caller | None = None
+    """Whose request it is; None in background work."""
 
     def may_ask(self, model: str) -> bool:
-        """Whether the key may ask a model, or an alias, by this name."""
-        return self.models is None or model in self.models
+        """Whether the caller may ask a model, or an alias, by this name."""
+        return self.caller is None or self.caller.may_ask(model)

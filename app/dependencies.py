@@ -79,7 +79,7 @@ async def _context(
     request: Request, settings: SettingsDep, _credentials: Annotated[object, Depends(bearer)]
 ) -> Context:
     caller = caller_of(request.scope)
-    return Context(caller.project_id, settings, request.app.state.storage, caller.key_id, caller.models)
+    return Context(caller.project_id, settings, request.app.state.storage, caller)
 
 
 ContextDep = Annotated[Context, Depends(_context, scope="function")]

@@ -34,13 +34,17 @@ class Caller:
             code="insufficient_permissions",
         )
 
+    def may_ask(self, name: str) -> bool:
+        """Whether the key may ask a model, or an alias, by this name."""
+        return self.models is None or name in self.models
+
     def check_model(self, name: str) -> None:
         """Make sure that the key may ask a model, or an alias, by this name.
 
         Raises:
             PermissionDeniedError: it may not, whether there is such a model or not.
         """
-        if self.models is not None and name not in self.models:
+        if not self.may_ask(name):
             raise PermissionDeniedError(
                 f"This API key does not have access to the model '{name[:255]}'.",
                 code="model_not_found",

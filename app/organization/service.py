@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from itertools import chain, count
 
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload
 
 from app.auth import service as auth_service
 from app.auth.models import ApiKey, Project, ServiceAccount
@@ -200,8 +200,10 @@ def list_keys(
         NotFoundError: the project does not exist.
         InvalidRequestError: `after` is none of them.
     """
-    query = select(ApiKey).where(
-        ApiKey.project_id == get_project(session, project_id).id, ApiKey.revoked_at.is_(None)
+    query = (
+        select(ApiKey)
+        .where(ApiKey.project_id == get_project(session, project_id).id, ApiKey.revoked_at.is_(None))
+        .options(joinedload(ApiKey.service_account), joinedload(ApiKey.project))
     )
     key = (ApiKey.created_at, ApiKey.id)
     return fetch_page(session, query, key, identity=ApiKey.id, after=after, limit=limit)

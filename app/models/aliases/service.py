@@ -246,7 +246,7 @@ def point(session: Session, context: Context, name: str, alias: Alias | None, mo
         alias_id=alias.id,
         version=alias.version,
         kind="created" if is_new and move.kind == "set" else move.kind,
-        key_id=context.key_id,
+        key_id=context.caller.key_id if context.caller else None,
         reason=move.reason,
         comparison_id=move.comparison_id,
         rules=move.rules,

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.auth import service as auth_service
+from app.auth.caller import Caller
 from app.auth.models import Project
 from app.batches import queue as batch_queue
 from app.batches import service as batches_service
@@ -170,7 +171,7 @@ def test_a_transition_and_its_event_are_one(
 def test_every_move_of_an_alias(rows: Database, settings: Settings) -> None:
     with rows.writer() as session:
         key, _ = auth_service.create_key(session, "proj_t", "t")
-    context = Context("proj_t", settings, open_storage(settings), key.id)
+    context = Context("proj_t", settings, open_storage(settings), Caller("proj_t", key.id, "project"))
     with rows.writer() as session:
         share: Any = {"model": BASE_MODEL, "weight": 1.0}
         aliases_service.point(session, context, "chat", None, Move("set", [share]))

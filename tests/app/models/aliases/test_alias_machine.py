@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from sqlalchemy import select
 
 from app.auth import service as auth_service
+from app.auth.caller import Caller
 from app.auth.models import ApiKey
 from app.context import Context
 from app.core.database import Database
@@ -60,7 +61,9 @@ class AliasMachine(RuleBasedStateMachine):
                         storage_key="k",
                     )
                 )
-        self.context = Context(project.id, SETTINGS, open_storage(SETTINGS), key.id)
+        self.context = Context(
+            project.id, SETTINGS, open_storage(SETTINGS), Caller(project.id, key.id, "project")
+        )
         self.creating = IdempotentRequest(project.id, None, None, lambda: False)
         self.stack: list[list[Share]] = []
         self.version = 0
