@@ -11,6 +11,7 @@ It renders as transformers' `apply_chat_template` does, without importing transf
 from __future__ import annotations
 
 import json
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -204,9 +205,10 @@ class ChatTemplate:
         """Returns the token ids of a text; control tokens in it are recognised, and none are added."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def count_tokens(self, texts: list[str]) -> list[int]:
-        """Returns the number of tokens in each text."""
-        return [len(one) for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    def encode_batch(self, texts: list[str]) -> list[memoryview]:
+        """Returns the token ids of each text."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [memoryview(array("I", one.ids)) for one in encodings]
 
     def _sequences(self, example: ChatExample | CompletionExample) -> list[_Sequence]:
         if isinstance(example, CompletionExample):

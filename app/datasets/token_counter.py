@@ -19,11 +19,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.datasets.chat_template import ChatTemplate, TemplateOptions, TokenizedExample
-from app.datasets.template_segments import SAMPLE_TEXTS, RenderedTurn, TemplateSegments, sample_chats
+from app.datasets.template_segments import (
+    SAMPLE_TEXTS,
+    RenderedTurn,
+    TemplateSegments,
+    TurnSegments,
+    sample_chats,
+)
 from app.datasets.types import ChatExample, CompletionExample, Example, ExampleError, PreferenceExample
 
-CountTokens = Callable[[list[str]], Sequence[int]]
-"""Returns the number of tokens in each text."""
+EncodeTexts = Callable[[list[str]], list[memoryview]]
+"""Returns the token ids of each text."""
 
 
 class TokenCounts(NamedTuple):
@@ -58,9 +64,9 @@ class Shortcuts(NamedTuple):
             FileNotFoundError: the folder has no tokenizer or no chat template.
         """
         template = ChatTemplate.load(base_model_dir, options)
-        fast = _fast_count(base_model_dir, template)
+        fast = _fast_encode(base_model_dir, template)
         segments = TemplateSegments.infer(template)
-        if segments is not None and not TurnCounter.agrees(template, segments, fast or template.count_tokens):
+        if segments is not None and not TurnCounter.agrees(template, segments, fast or template.encode_batch):
             segments = None
         return cls(fast is not None, segments, tuple(template.special_texts))
 
@@ -73,9 +79,9 @@ class TokenCounter:
     ) -> None:
         self._folder = base_model_dir
         self._options = options
-        self._fast_count = _fast_count(base_model_dir) if shortcuts.fast_tokenizer else None
+        self._fast_encode = _fast_encode(base_model_dir) if shortcuts.fast_tokenizer else None
         self._turns = (
-            TurnCounter(shortcuts.segments, self._count_tokens) if shortcuts.segments is not None else None
+            TurnCounter(shortcuts.segments, self._encode) if shortcuts.segments is not None else None
         )
         special = sorted(shortcuts.special_texts, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special))) if special else None
@@ -141,13 +147,13 @@ class TokenCounter:
             if any(sign in text for sign in self._first_signs) and (found := self._special.search(text)):
                 yield pointer, found[0]
 
-    def _count_tokens(self, texts: list[str]) -> Sequence[int]:
-        if self._fast_count is not None:
+    def _encode(self, texts: list[str]) -> list[memoryview]:
+        if self._fast_encode is not None:
             try:
-                return self._fast_count(texts)
+                return self._fast_encode(texts)
             except ValueError:  # bytes that are not in the vocabulary; the base's own tokenizer drops them
                 pass
-        return self._template.count_tokens(texts)
+        return self._template.encode_batch(texts)
 
     def _count_one(
         self, example: ChatExample | CompletionExample, *, is_answer: bool = False
@@ -160,39 +166,54 @@ class TokenCounter:
             return error
 
 
+class EncodedTurn(NamedTuple):
+    """The token ids of a turn."""
+
+    segments: TurnSegments
+    text: memoryview
+    """The turn in its place in the whole conversation."""
+    learnt: memoryview | None
+    """The turn as it is learnt, `text` itself where both are the same; None if it is not a target."""
+
+
 class TurnCounter:
     """Counts tokens turn by turn, for a template whose turns begin with a control token."""
 
-    def __init__(self, segments: TemplateSegments, count_tokens: CountTokens) -> None:
+    def __init__(self, segments: TemplateSegments, encode: EncodeTexts) -> None:
         self._segments = segments
-        self._count_tokens = count_tokens
-        # White space at the end of a closing is not a target.
+        self._encode = encode
         turns = list(segments.turns.values())
-        prompts = count_tokens([turn.prompt for turn in turns])
-        closings = count_tokens([turn.closing for turn in turns])
-        ends = count_tokens([turn.closing.rstrip() for turn in turns])
-        self._overhead = {
-            turn: prompt + closing - end
-            for turn, prompt, closing, end in zip(turns, prompts, closings, ends, strict=True)
+        self._prompts = dict(zip(turns, encode([turn.prompt for turn in turns]), strict=True))
+        # White space at the end of a closing is not a target.
+        closings = encode([turn.closing for turn in turns])
+        ends = encode([turn.closing.rstrip() for turn in turns])
+        self._trailing = {
+            turn: len(closing) - len(end) for turn, closing, end in zip(turns, closings, ends, strict=True)
         }
 
     @classmethod
-    def agrees(cls, template: ChatTemplate, segments: TemplateSegments, count_tokens: CountTokens) -> bool:
-        """Returns whether turns begin with a control token, and all samples have the same counts."""
+    def agrees(cls, template: ChatTemplate, segments: TemplateSegments, encode: EncodeTexts) -> bool:
+        """Returns whether turns begin with a control token, and all counts of samples are right.
+
+        One answer at least must be counted. Where none is, prompts end amid the first token of their answers,
+        and every example would be rendered anyway.
+        """
         special = tuple(template.special_texts)
         openings = [text for turn in segments.turns.values() for text in (turn.opening, turn.last_opening)]
         if not special or not all(opening.startswith(special) for opening in openings):
             return False
         chats = list(sample_chats())
-        for chat, counted in zip(chats, cls(segments, count_tokens).count(chats), strict=True):
-            if counted is None:
-                continue
-            try:
-                if counted != TokenCounts.of(template.tokenize(chat)):
-                    return False
-            except ExampleError:
-                return False
-        return True
+        counts = [
+            (chat, count)
+            for chat, count in zip(chats, cls(segments, encode).count(chats), strict=True)
+            if count
+        ]
+        try:
+            return any(count.targets for _, count in counts) and all(
+                count == TokenCounts.of(template.tokenize(chat)) for chat, count in counts
+            )
+        except ExampleError:
+            return False
 
     def count(self, chats: Sequence[ChatExample]) -> list[TokenCounts | None]:
         """Returns the tokens of each conversation, or None for one that must be rendered."""
@@ -202,33 +223,42 @@ class TurnCounter:
             texts.append(turn.text)
             if turn.learnt is not None and turn.learnt != turn.text:
                 texts.append(turn.learnt)
-        sizes = iter(self._count_tokens(texts))
-        return [None if turns is None else self._count_turns(turns, sizes) for turns in rendered]
+        encoded = iter(self._encode(texts))
+        return [
+            None if turns is None else self._count_turns([self._encode_turn(turn, encoded) for turn in turns])
+            for turns in rendered
+        ]
 
-    def _count_turns(self, turns: list[RenderedTurn], sizes: Iterator[int]) -> TokenCounts:
-        """Counts a conversation's sequences, given the size of each turn's text and of its other as learnt.
+    def _encode_turn(self, turn: RenderedTurn, encoded: Iterator[memoryview]) -> EncodedTurn:
+        text = next(encoded)
+        learnt = text if turn.learnt == turn.text else None if turn.learnt is None else next(encoded)
+        return EncodedTurn(turn.segments, text, learnt)
+
+    def _count_turns(self, turns: list[EncodedTurn]) -> TokenCounts | None:
+        """Counts a conversation's sequences; None where an answer's first token begins in its prompt.
 
         A sequence goes on until a turn that is learnt as a text other than the one that later turns follow.
         """
         before = tokens = targets = longest = 0
         is_complete = False
-        for turn in turns:
-            size = learnt_size = next(sizes)
-            if turn.learnt is not None:
-                is_complete = turn.learnt != turn.text
+        for segments, text, learnt in turns:
+            if learnt is not None:
+                prompt = self._prompts[segments]
+                if learnt[: len(prompt)] != prompt:
+                    return None
+                is_complete = learnt is not text
                 if is_complete:
-                    learnt_size = next(sizes)
-                    tokens += before + learnt_size
-                    longest = max(longest, before + learnt_size)
-                targets += learnt_size - self._overhead[turn.segments]
-            before += size
+                    tokens += before + len(learnt)
+                    longest = max(longest, before + len(learnt))
+                targets += len(learnt) - len(prompt) - self._trailing[segments]
+            before += len(text)
         if is_complete:
             return TokenCounts(tokens, targets, longest)
         return TokenCounts(tokens + before, targets, max(longest, before))
 
 
-def _fast_count(base_model_dir: Path, template: ChatTemplate | None = None) -> CountTokens | None:
-    """Returns a count by `fastokens`; None if it cannot load the tokenizer or differs on a sample."""
+def _fast_encode(base_model_dir: Path, template: ChatTemplate | None = None) -> EncodeTexts | None:
+    """Returns an encoder of `fastokens`; None if it cannot load the tokenizer or differs on a sample."""
     # One thread is enough, since several processes read a file; each further thread takes 34 MB.
     os.environ.setdefault("FASTOKENS_BPE_THREADS", "1")
     import fastokens  # pyright: ignore[reportMissingTypeStubs]  # noqa: PLC0415 - large, and used only here
@@ -242,13 +272,14 @@ def _fast_count(base_model_dir: Path, template: ChatTemplate | None = None) -> C
     except Exception:  # whatever went wrong, the base model's own tokenizer works
         return None
 
-    def count_tokens(texts: list[str]) -> Sequence[int]:
-        _, raw = tokenizer.encode_batch_flat(texts)
+    def encode(texts: list[str]) -> list[memoryview]:
+        ids, raw = tokenizer.encode_batch_flat(texts)
         offsets = array("Q")
         offsets.frombytes(raw)
-        return [end - start for start, end in itertools.pairwise(offsets)]
+        view = memoryview(ids).cast("I")
+        return [view[start:end] for start, end in itertools.pairwise(offsets)]
 
-    return count_tokens
+    return encode
 
 
 def _release_memory() -> None:

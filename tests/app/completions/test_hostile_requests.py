@@ -114,7 +114,7 @@ def test_a_body_with_very_many_values_holds_up_nobody(
     path = CHAT if b"messages" in body else "/v1/completions"
     started = time.process_time()
     error_of(http.post(path, content=body))
-    assert time.process_time() - started < 2  # pydantic's own report of a million errors takes a minute
+    assert time.process_time() - started < 10  # pydantic's own report of a million errors takes a minute
     assert engine.bodies == []
 
 

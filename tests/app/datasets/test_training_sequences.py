@@ -280,6 +280,19 @@ def test_counts_are_those_of_the_sequences(name: str, tmp_path: Path) -> None:
     check()
 
 
+def test_an_answer_whose_first_token_would_begin_in_its_prompt_is_counted_as_it_is_learnt(
+    tmp_path: Path,
+) -> None:
+    kind = TEMPLATES["folded system"]
+    counter, template = TokenCounter.load(kind.write(tmp_path)), template_of(kind)
+    assert counter.counts_by_turn
+    assert len(template.encode("\n_")) == 1  # SentencePiece merges the end of the prompt with the answer
+    line = {"messages": [ASK, {"role": "assistant", "content": "_"}]}
+    example = cast(ChatExample, parse_line(json.dumps(line).encode()))
+    [counted] = counter.count([example])
+    assert check_count(template, example, counted) == 1
+
+
 BY_TURN = [
     "chatml",
     "headers",
