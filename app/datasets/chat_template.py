@@ -11,7 +11,6 @@ It renders as transformers' `apply_chat_template` does, without importing transf
 from __future__ import annotations
 
 import json
-from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -205,10 +204,9 @@ class ChatTemplate:
         """Returns the token ids of a text; control tokens in it are recognised, and none are added."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_batch(self, texts: list[str]) -> list[memoryview]:
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Returns the token ids of each text."""
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [memoryview(array("I", one.ids)) for one in encodings]
+        return [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _sequences(self, example: ChatExample | CompletionExample) -> list[_Sequence]:
         if isinstance(example, CompletionExample):

@@ -23,13 +23,24 @@ from app.datasets.template_segments import (
     SAMPLE_TEXTS,
     RenderedTurn,
     TemplateSegments,
-    TurnSegments,
     sample_chats,
 )
 from app.datasets.types import ChatExample, CompletionExample, Example, ExampleError, PreferenceExample
 
-EncodeTexts = Callable[[list[str]], list[memoryview]]
-"""Returns the token ids of each text."""
+
+class EncodedTexts(NamedTuple):
+    """The token ids of several texts."""
+
+    ids: array[int]
+    offsets: array[int]
+    """The place in `ids` where each text begins, and where the last one ends."""
+
+    def of(self, number: int) -> array[int]:
+        """Returns the token ids of one text."""
+        return self.ids[self.offsets[number] : self.offsets[number + 1]]
+
+
+EncodeTexts = Callable[[list[str]], EncodedTexts]
 
 
 class TokenCounts(NamedTuple):
@@ -66,7 +77,9 @@ class Shortcuts(NamedTuple):
         template = ChatTemplate.load(base_model_dir, options)
         fast = _fast_encode(base_model_dir, template)
         segments = TemplateSegments.infer(template)
-        if segments is not None and not TurnCounter.agrees(template, segments, fast or template.encode_batch):
+        if segments is not None and not TurnCounter.agrees(
+            template, segments, fast or _slow_encode(template)
+        ):
             segments = None
         return cls(fast is not None, segments, tuple(template.special_texts))
 
@@ -147,13 +160,13 @@ class TokenCounter:
             if any(sign in text for sign in self._first_signs) and (found := self._special.search(text)):
                 yield pointer, found[0]
 
-    def _encode(self, texts: list[str]) -> list[memoryview]:
+    def _encode(self, texts: list[str]) -> EncodedTexts:
         if self._fast_encode is not None:
             try:
                 return self._fast_encode(texts)
             except ValueError:  # bytes that are not in the vocabulary; the base's own tokenizer drops them
                 pass
-        return self._template.encode_batch(texts)
+        return _slow_encode(self._template)(texts)
 
     def _count_one(
         self, example: ChatExample | CompletionExample, *, is_answer: bool = False
@@ -166,16 +179,6 @@ class TokenCounter:
             return error
 
 
-class EncodedTurn(NamedTuple):
-    """The token ids of a turn."""
-
-    segments: TurnSegments
-    text: memoryview
-    """The turn in its place in the whole conversation."""
-    learnt: memoryview | None
-    """The turn as it is learnt, `text` itself where both are the same; None if it is not a target."""
-
-
 class TurnCounter:
     """Counts tokens turn by turn, for a template whose turns begin with a control token."""
 
@@ -183,13 +186,15 @@ class TurnCounter:
         self._segments = segments
         self._encode = encode
         turns = list(segments.turns.values())
-        self._prompts = dict(zip(turns, encode([turn.prompt for turn in turns]), strict=True))
-        # White space at the end of a closing is not a target.
+        prompts = encode([turn.prompt for turn in turns])
         closings = encode([turn.closing for turn in turns])
         ends = encode([turn.closing.rstrip() for turn in turns])
-        self._trailing = {
-            turn: len(closing) - len(end) for turn, closing, end in zip(turns, closings, ends, strict=True)
+        self._prompts = {
+            # White space at the end of a closing is not a target.
+            turn: (prompts.of(number), len(closings.of(number)) - len(ends.of(number)))
+            for number, turn in enumerate(turns)
         }
+        """The generation prompt, and the number of tokens at the end that are no targets."""
 
     @classmethod
     def agrees(cls, template: ChatTemplate, segments: TemplateSegments, encode: EncodeTexts) -> bool:
@@ -223,35 +228,35 @@ class TurnCounter:
             texts.append(turn.text)
             if turn.learnt is not None and turn.learnt != turn.text:
                 texts.append(turn.learnt)
-        encoded = iter(self._encode(texts))
-        return [
-            None if turns is None else self._count_turns([self._encode_turn(turn, encoded) for turn in turns])
-            for turns in rendered
-        ]
+        encoded = self._encode(texts)
+        spans = itertools.pairwise(encoded.offsets)
+        return [None if turns is None else self._count_turns(turns, encoded.ids, spans) for turns in rendered]
 
-    def _encode_turn(self, turn: RenderedTurn, encoded: Iterator[memoryview]) -> EncodedTurn:
-        text = next(encoded)
-        learnt = text if turn.learnt == turn.text else None if turn.learnt is None else next(encoded)
-        return EncodedTurn(turn.segments, text, learnt)
-
-    def _count_turns(self, turns: list[EncodedTurn]) -> TokenCounts | None:
-        """Counts a conversation's sequences; None where an answer's first token begins in its prompt.
+    def _count_turns(
+        self, turns: list[RenderedTurn], ids: array[int], spans: Iterator[tuple[int, int]]
+    ) -> TokenCounts | None:
+        """Counts a conversation's sequences, given the span of each turn's text and of its other as learnt.
 
         A sequence goes on until a turn that is learnt as a text other than the one that later turns follow.
+        Returns None where the first token of an answer begins in its prompt.
         """
         before = tokens = targets = longest = 0
-        is_complete = False
-        for segments, text, learnt in turns:
-            if learnt is not None:
-                prompt = self._prompts[segments]
-                if learnt[: len(prompt)] != prompt:
-                    return None
-                is_complete = learnt is not text
+        is_complete, is_merged = False, False
+        for turn in turns:
+            start, end = next(spans)
+            size = end - start
+            if turn.learnt is not None:
+                is_complete = turn.learnt != turn.text
                 if is_complete:
-                    tokens += before + len(learnt)
-                    longest = max(longest, before + len(learnt))
-                targets += len(learnt) - len(prompt) - self._trailing[segments]
-            before += len(text)
+                    start, end = next(spans)
+                    tokens += before + end - start
+                    longest = max(longest, before + end - start)
+                prompt, trailing = self._prompts[turn.segments]
+                is_merged |= ids[start : start + len(prompt)] != prompt
+                targets += end - start - len(prompt) - trailing
+            before += size
+        if is_merged:
+            return None
         if is_complete:
             return TokenCounts(tokens, targets, longest)
         return TokenCounts(tokens + before, targets, max(longest, before))
@@ -272,12 +277,18 @@ def _fast_encode(base_model_dir: Path, template: ChatTemplate | None = None) -> 
     except Exception:  # whatever went wrong, the base model's own tokenizer works
         return None
 
-    def encode(texts: list[str]) -> list[memoryview]:
-        ids, raw = tokenizer.encode_batch_flat(texts)
-        offsets = array("Q")
-        offsets.frombytes(raw)
-        view = memoryview(ids).cast("I")
-        return [view[start:end] for start, end in itertools.pairwise(offsets)]
+    def encode(texts: list[str]) -> EncodedTexts:
+        ids, offsets = tokenizer.encode_batch_flat(texts)
+        return EncodedTexts(array("I", ids), array("Q", offsets))
+
+    return encode
+
+
+def _slow_encode(template: ChatTemplate) -> EncodeTexts:
+    def encode(texts: list[str]) -> EncodedTexts:
+        each = template.encode_batch(texts)
+        offsets = itertools.accumulate(map(len, each), initial=0)
+        return EncodedTexts(array("I", itertools.chain.from_iterable(each)), array("Q", offsets))
 
     return encode
 
