@@ -38,9 +38,9 @@ def find_orphans(session: Session, storage: Storage, age_seconds: float = AGE_SE
     """Compare all rows with storage, leaving out what was new or still needed `age_seconds` ago."""
     now = time.time()
     before = now - age_seconds
-    missing = sorted(key for key in _wanted_keys(session, now) if not storage.path(key).exists())
+    missing = sorted(key for key in wanted_keys(session, now) if not storage.path(key).exists())
     open_uploads = select(Upload.id).where(Upload.status == "pending", Upload.expires_at > before)
-    wanted = _wanted_keys(session, before) | {parts_key(upload) for upload in session.scalars(open_uploads)}
+    wanted = wanted_keys(session, before) | {parts_key(upload) for upload in session.scalars(open_uploads)}
     unnamed = [
         path
         for path in _stored(session, storage)
@@ -83,7 +83,7 @@ def sweep_object(database: Database, storage: Storage, path: Path, age_seconds: 
     return True
 
 
-def _wanted_keys(session: Session, before: float) -> set[str]:
+def wanted_keys(session: Session, before: float) -> set[str]:
     """The keys of files that are needed, and of adapters that exist or that an unfinished job starts from."""
     files = select(File.storage_key).where(_needed(before))
     parents = select(FineTuningJob.parent).where(

@@ -173,6 +173,12 @@ def ensure_first_key(session: Session, secret: str | None) -> str | None:
     return create_key(session, project.id, "first key", role="admin")[1]
 
 
+def lacks_admin(session: Session) -> bool:
+    """Return whether there are valid keys, but none with the role `admin`."""
+    roles = session.scalars(select(ApiKey.role).where(ApiKey.revoked_at.is_(None)).distinct()).all()
+    return bool(roles) and "admin" not in roles
+
+
 def list_keys(session: Session) -> Sequence[tuple[ApiKey, Project]]:
     """Return every key with its project, oldest first."""
     rows = session.execute(select(ApiKey, Project).join(Project).order_by(ApiKey.created_at))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from app.cli.database_session import database_session
-from app.cli.keys import ensure_first_key
+from app.cli.keys import ensure_first_key, warn_without_admin
 from app.cli.output import AsJson, fail, print_fields, print_json, print_table
 from app.cli.permissions import restrict_permissions
 from app.cli.settings import read_settings
@@ -31,6 +31,9 @@ def upgrade() -> None:
     print_fields({"database": upgrade_database(settings), "schema": "newest"})
     if settings.api_key:
         ensure_first_key(settings)
+    else:
+        with database_session(settings, read_only=True) as session:
+            warn_without_admin(session)
 
 
 @app.command()

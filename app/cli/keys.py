@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -17,7 +18,11 @@ from app.cli.settings import read_settings
 from app.core.settings import Settings
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from app.auth.models import ApiKey, Project
+
+log = logging.getLogger("toque.keys")
 
 app = typer.Typer(
     no_args_is_help=True, help="Manage API keys; these commands need the database, not the service."
@@ -136,11 +141,23 @@ def ensure_first_key(settings: Settings) -> str | None:
 
     given = settings.api_key.get_secret_value() if settings.api_key else None
     with database_session(settings) as session:
+        warn_without_admin(session)
         secret = service.ensure_first_key(session, given)
         if secret is not None:
             # Before the commit, since the secret cannot be read from the database afterwards.
             _write_private(first_key_file(settings), secret)
     return secret
+
+
+def warn_without_admin(session: Session) -> None:
+    """Says in the log if there are keys, but none that may administer: they are older than roles."""
+    from app.auth.service import lacks_admin  # noqa: PLC0415 - as above
+
+    if lacks_admin(session):
+        log.warning(
+            "no API key has the role admin, so nobody can administer the deployment over HTTP: "
+            "`toque keys create NAME --role admin` makes one"
+        )
 
 
 def first_key_file(settings: Settings) -> Path:

@@ -11,6 +11,7 @@ from app.cli import (
     adapters,
     aliases,
     audit,
+    backup,
     batches,
     chat,
     compare,
@@ -67,6 +68,8 @@ app.add_typer(projects.app, name="projects")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(db.app, name="db")
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command()(workers.workers)
 app.command()(engines.engines)
 

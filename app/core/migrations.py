@@ -34,9 +34,25 @@ def is_outdated(engine: Engine) -> bool:
     return current is None or current in _older_revisions()
 
 
-@cache
+def is_newest(revision: str) -> bool:
+    """Return whether the revision is the one that this version works with."""
+    return revision == _revisions()[-1]
+
+
+def is_known(revision: str) -> bool:
+    """Return whether the revision is one of this version's, and so the schema can be upgraded from it."""
+    return revision in _revisions()
+
+
 def _older_revisions() -> frozenset[str]:
-    """Return all revisions but the newest. Their files are named after them, in order."""
+    """Return all revisions but the newest."""
+    return frozenset(_revisions()[:-1])
+
+
+@cache
+def _revisions() -> tuple[str, ...]:
+    """Return all revisions, oldest first. Their files are named after them, in order."""
     names = (file.name for file in files("migrations").joinpath("versions").iterdir())
-    revisions = sorted(name.partition("_")[0] for name in names if name.endswith(".py") and name[0].isdigit())
-    return frozenset(revisions[:-1])
+    return tuple(
+        sorted(name.partition("_")[0] for name in names if name.endswith(".py") and name[0].isdigit())
+    )

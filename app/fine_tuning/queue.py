@@ -218,14 +218,16 @@ def retry(session: Session, lease: Lease, reason: str, *, code: str, retry_secon
     add_event(session, lease.id, message, level="warn")
 
 
-def release(session: Session, lease: Lease) -> None:
+def release(
+    session: Session, lease: Lease, reason: str = "The worker stopped; the job waits for another"
+) -> None:
     """Give an unfinished job back to the queue; the attempt does not count as failed.
 
     Raises:
         LeaseLostError: the attempt has lost its lease.
     """
     _requeue(session, lease)
-    add_event(session, lease.id, "The worker stopped; the job waits for another", level="warn")
+    add_event(session, lease.id, reason, level="warn")
 
 
 def pause_for_room(session: Session, lease: Lease, reason: str) -> None:

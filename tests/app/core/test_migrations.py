@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -17,14 +19,16 @@ from app.core.lease import Lease
 from app.core.migrations import upgrade
 from app.core.settings import Settings
 from app.fine_tuning import queue
-from app.fine_tuning.models import FineTuningJob
+from app.fine_tuning.models import Event, FineTuningJob
 from app.models.adapters import service as adapters_service
 from app.storage import open_storage
 from app.storage.base import Storage
+from tests.support.command import run
 from tests.support.databases import configuration, downgrade
 from tests.support.jobs import create
 from tests.support.service import API_KEY, BASE_MODEL, run_service
 from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
 from workers.training.protocol import Checkpoint, Finished, Hyperparameters, Metrics, Started, Step
 from workers.training.reporter import JobReporter
 
@@ -313,6 +317,52 @@ def test_a_deployment_of_any_revision_goes_on(revision: str, settings: Settings)
     check_what_users_see(settings, {row["name"] for row in before.get("base_models", [])})
     check_what_workers_do(settings, database)
     database.dispose()
+
+
+BEFORE_ROLES = "0021"
+"""The revision of the deployments before this version."""
+
+
+def test_a_deployment_is_upgraded_while_its_worker_trains(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    command.downgrade(configuration(settings.database_url), BEFORE_ROLES)
+    database, ended = Database(settings.database_url), threading.Event()
+    storage = open_storage(settings)
+    storage.write("files/file-1", training_bytes())
+    storage.write("files/file-2", b"step\n3\n\n")
+    fill(database.engine, rows(time.time()))
+    beats: list[int] = []
+
+    def train_on() -> None:
+        """What the old version's worker does to the job that it holds."""
+        lease = Lease("ftjob-held", 1)
+        while not ended.is_set():
+            with database.writer() as session:
+                queue.LEASES.renew(session, lease, 60.0)
+                queue.add_event(session, lease.id, f"beat {len(beats)}")
+            beats.append(1)
+
+    with ThreadPoolExecutor() as threads:
+        training = threads.submit(train_on)
+        wait_until(lambda: beats, "the old worker trains")
+        assert run(settings, "db", "upgrade").exit_code == 0
+        before = len(beats)
+        wait_until(lambda: len(beats) > before or training.done(), "it goes on with the new schema")
+        ended.set()
+        training.result()
+    assert "no API key has the role admin" in caplog.text
+    with database.reader() as session:
+        recorded = session.scalars(select(Event.message).where(Event.message.startswith("beat"))).all()
+    assert len(recorded) == len(beats)
+    check_what_users_see(settings, {"added"})
+    check_what_workers_do(settings, database)
+    database.dispose()
+
+    caplog.clear()
+    assert run(settings, "keys", "create", "boss", "--role", "admin").exit_code == 0
+    assert run(settings, "db", "upgrade").exit_code == 0
+    assert "no API key has the role admin" not in caplog.text
 
 
 def check_what_users_see(settings: Settings, added_bases: set[str]) -> None:
