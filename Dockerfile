@@ -36,7 +36,7 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 FROM python AS api-packages
 COPY requirements/base.txt /requirements/
 RUN python -m venv --without-pip /opt/toque \
-    && pip --python /opt/toque/bin/python install --no-deps --only-binary :all: -r /requirements/base.txt
+    && pip --python /opt/toque/bin/python install --no-deps --require-hashes --only-binary :all: -r /requirements/base.txt
 COPY --from=project /wheels /wheels
 RUN pip --python /opt/toque/bin/python install --no-deps /wheels/*.whl
 
@@ -51,7 +51,7 @@ COPY requirements/cpu.txt requirements/cuda.txt /requirements/
 # that break it.
 RUN python -m venv /opt/toque \
     && pip install --only-binary :all: ${TORCH_PIP_OPTIONS} "torch>=2.13,<2.14" "torchvision>=0.28,<0.29"
-RUN pip install --no-deps --only-binary :all: -r "/requirements/${DEVICE}.txt"
+RUN pip install --no-deps --require-hashes --only-binary :all: -r "/requirements/${DEVICE}.txt"
 COPY --from=project /wheels /wheels
 RUN pip install --no-deps /wheels/*.whl
 

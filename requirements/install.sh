@@ -34,5 +34,5 @@ for lock in "${locks[@]}"; do requirements+=(--requirement "requirements/$lock.t
 
 # torch and torchvision with their dependencies, which differ between builds; everything else exactly as locked.
 pip install --quiet 'setuptools==78.1.1' 'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'
-pip install --quiet --no-deps "${requirements[@]}"
+pip install --quiet --no-deps --require-hashes "${requirements[@]}"
 pip install --quiet --no-deps --no-build-isolation --editable .

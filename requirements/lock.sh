@@ -1,20 +1,18 @@
 #!/usr/bin/env bash
 # Renews the locks beside this file from the *.in lists; needs `uv`.
-# torch and torchvision stay ranges, and what torch itself asks for (CUDA's libraries, triton) is left out: both
-# are installed first, with their dependencies, so that each machine takes the builds that fit it.
+# torch, torchvision and what torch itself asks for (CUDA's libraries, triton) are left out: install.sh installs
+# them first, so that each machine takes the builds that fit it.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-torch_brings='triton|cuda-(bindings|pathfinder|toolkit)|nvidia-(cublas|cuda-(cupti|nvrtc|runtime)|cudnn-cu13|cufft|cufile|curand|cusolver|cusparse|cusparselt-cu13|nccl-cu13|nvjitlink|nvshmem-cu13|nvtx)'
+by_install_sh='torch|torchvision|triton|cuda-(bindings|pathfinder|toolkit)|nvidia-(cublas|cuda-(cupti|nvrtc|runtime)|cudnn-cu13|cufft|cufile|curand|cusolver|cusparse|cusparselt-cu13|nccl-cu13|nvjitlink|nvshmem-cu13|nvtx)'
 
 lock() {
   cp "$1.txt" "$1.tmp"  # what is pinned stays, unless UPGRADE=1
-  uv pip compile -q --python-version 3.11 --no-header --no-annotate --no-emit-index-url \
+  uv pip compile -q --python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url \
     "$1.in" -o "$1.tmp" ${UPGRADE:+--upgrade} "${@:2}"
   { echo "# Made by requirements/lock.sh from $(basename "$1").in."
-    sed -E -e "/^($torch_brings)==/d" \
-           -e 's/^torch==.*/torch>=2.13,<2.14/' \
-           -e 's/^torchvision==.*/torchvision>=0.28,<0.29/' "$1.tmp"; } > "$1.txt"
+    awk -v left_out="^($by_install_sh)==" '/^[^ ]/ { skipped = $0 ~ left_out } !skipped' "$1.tmp"; } > "$1.txt"
   rm "$1.tmp"
 }
 

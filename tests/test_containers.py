@@ -117,10 +117,12 @@ def test_nothing_else_is_sent_to_the_builder(path: str) -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_torch_is_installed_in_the_range_of_its_lock(device: str) -> None:
-    lock = (ROOT / "requirements" / f"{device}.txt").read_text()
-    (locked,) = re.findall(r"^torch[^-\w].*$", lock, re.MULTILINE)
-    assert f'"{locked}"' in STAGES["worker-packages"].runs[0]
+def test_torch_is_installed_before_what_is_locked_in_the_range_that_it_asks_for(device: str) -> None:
+    folder = ROOT / "requirements"
+    (wanted,) = re.findall(r"^torch[^-\w].*$", (folder / f"{device}.in").read_text(), re.MULTILINE)
+    assert f'"{wanted}"' in STAGES["worker-packages"].runs[0]
+    assert f"'{wanted}'" in (folder / "install.sh").read_text()
+    assert not re.search(r"^torch(vision)?[^-\w]", (folder / f"{device}.txt").read_text(), re.MULTILINE)
     assert f"requirements/{device}.txt" in STAGES["worker-packages"].copies
 
 

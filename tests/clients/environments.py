@@ -60,7 +60,16 @@ def _install_requirements(folder: Path, requirements: Path) -> None:
         # It is compared with PEFT. What the project's own environment has (torch, …) is not installed twice.
         [packages] = (folder / "lib").glob("python*/site-packages")
         (packages / "project.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+    pip = [
+        python,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--require-hashes",
+    ]
     _run(*pip, "--requirement", str(requirements))
 
 
