@@ -19,13 +19,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
-from openai import OpenAI
+from openai import ConflictError, OpenAI
 
 import benchmarks.hostile
 from app.core.settings import Settings
@@ -65,6 +65,7 @@ def main() -> None:
             with _attacking(name, f"{service.address}/v1", attacker):
                 results[name] = side.measure(idle)
             progress(f"{name}: {results[name]}")
+            _cancel_jobs(service, attacker)
     worst = {field: max(found[field] for found in results.values()) for field in TARGETS}
     print(json.dumps({"idle_ttft_p95_ms": round(idle, 1), "attacks": results, **worst, "targets": TARGETS}))
     if any(found["job_seconds"] is None for found in results.values()):
@@ -152,6 +153,15 @@ def _create_project(service: ServiceProcess, name: str) -> str:
         project = admin.post(projects, json={"name": name}).raise_for_status().json()["id"]
         account = admin.post(f"{projects}/{project}/service_accounts", json={"name": name}).raise_for_status()
     return account.json()["api_key"]["value"]
+
+
+def _cancel_jobs(service: ServiceProcess, key: str) -> None:
+    """Cancel what an attack has left, so that the next one is measured alone."""
+    client = OpenAI(base_url=f"{service.address}/v1", api_key=key)
+    for job in client.fine_tuning.jobs.list(limit=100):
+        if job.status in ("validating_files", "queued", "running"):
+            with suppress(ConflictError):  # it has just ended
+                client.fine_tuning.jobs.cancel(job.id)
 
 
 @contextmanager
