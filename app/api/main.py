@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import cache, partial
 
 from fastapi import FastAPI
+from starlette.routing import BaseRoute
 
 from app import __version__
 from app.api import health
@@ -105,8 +106,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.openapi = cache(partial(describe, app))
     install_error_handlers(app)
-    # Routes are tried in this order: first those that are asked most.
-    for router in (
+    app.router.routes.extend(_routes())
+    app.add_middleware(Authentication)
+    app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes, metrics=metrics)
+    return app
+
+
+@cache
+def _routes() -> tuple[BaseRoute, ...]:
+    """Return the routes in the order in which they are tried: first those that are asked most.
+
+    They are those of the routers themselves, since FastAPI takes 0.1 s to build them once more for an app.
+    """
+    routers = (
         completions_router,
         responses_router,
         files_router,
@@ -125,9 +137,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         audit_router,
         webhooks_router,
         health.router,
-    ):
-        app.include_router(router)
-    authorize(app.routes)
-    app.add_middleware(Authentication)
-    app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes, metrics=metrics)
-    return app
+    )
+    routes = tuple(route for router in routers for route in router.routes)
+    authorize(routes)
+    return routes

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from socket import socket
 from typing import Any
 
 import httpx2
@@ -65,6 +66,17 @@ class _Server(uvicorn.Server):
     async def main_loop(self) -> None:
         await self.on_tick(0)
         await self.told_to_stop.wait()
+
+    @override
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """Stop without uvicorn's pause of 0.1 s, which thousands of tests would take."""
+        for listener in self.servers:
+            listener.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await asyncio.sleep(0)
+        await self._wait_tasks_to_complete()
+        await self.lifespan.shutdown()
 
 
 class _Loop:
