@@ -8,6 +8,10 @@ and of nginx's `send_timeout`: a slow client passes, one that stands still does 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
+from contextlib import suppress
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -153,7 +157,7 @@ class BoundedConnection(HttpToolsProtocol):
     def _begin_window(self) -> None:
         self._window_began = self.loop.time()
         self._received_before, self._has_drained = self._received, False
-        self._unread_before = self.transport.get_write_buffer_size()
+        self._unread_before = self._unread_bytes()
 
     def _sends_too_slowly(self) -> bool:
         """Whether a body that the service waits for has hardly grown."""
@@ -164,9 +168,16 @@ class BoundedConnection(HttpToolsProtocol):
     def _reads_too_slowly(self) -> bool:
         """Whether what the client has to read has hardly shrunk, and nothing could be added to it."""
         is_full = self.flow.write_paused or self.transport.is_closing()
-        shrunk = self._unread_before - self.transport.get_write_buffer_size()
+        shrunk = self._unread_before - self._unread_bytes()
         was_waiting = self._unread_before > 0 and is_full and not self._has_drained
         return was_waiting and shrunk < min(BYTES_PER_SECOND * WINDOW_SECONDS, self._unread_before)
+
+    def _unread_bytes(self) -> int:
+        """The bytes that the client has not acknowledged, here and in the buffer of the kernel (tcp(7))."""
+        queued = bytearray(4)
+        with suppress(OSError):  # the connection is closed
+            fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
+        return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     def _make_room(self) -> None:
         others = (

@@ -159,6 +159,26 @@ def test_a_client_that_does_not_read(service: Service, connect: Callable[[], soc
     assert 0 < received < 2**25
 
 
+def test_a_slow_reader_is_served(service: Service) -> None:
+    size = 2**23
+    with service.client() as client:
+        file = client.files.create(file=("x", b"x" * size), purpose="batch")
+    host, _, port = service.url.removeprefix("http://").partition(":")
+    with socket.socket() as connection:
+        connection.settimeout(20)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+        connection.connect((host, int(port)))
+        request = b"GET /v1/files/%s/content HTTP/1.1\r\nconnection: close\r\n%s\r\n"
+        connection.send(request % (file.id.encode(), AUTHORIZED))
+        received = 0
+        slow_until = time.monotonic() + 3
+        while chunk := connection.recv(2**14):
+            received += len(chunk)
+            if time.monotonic() < slow_until:
+                time.sleep(0.06)  # the kernel takes nothing more until a third of its buffer is free
+    assert received > size
+
+
 def test_half_sent_requests_give_way(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
