@@ -6,9 +6,10 @@ PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients lint generated lock bench-train bench-api \
-  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-hostile bench-soak bench-upload \
-  bench-validate bench-verdict fuzz clean
+.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-trackers \
+  install-trackers lint generated lock bench-train bench-api bench-queue bench-bases bench-batch \
+  bench-serving bench-comparison bench-estimates bench-hostile bench-soak bench-upload bench-validate \
+  bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
@@ -18,9 +19,11 @@ help:
 	@echo "make test-quick        lint, types, contracts and the unit tests, in a minute or two"
 	@echo "make test-bases        every family of base models, trained and served; writes docs/bases.md"
 	@echo "make test-clients      OpenAI's clients, LangChain and others against one service; writes docs/clients.md"
+	@echo "make test-trackers     metrics of jobs in a real MLflow server, trackio and W&B's offline mode"
 	@echo "make lint              formatting, lint, import contracts and types"
 	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
 	@echo "make install           install what the service needs into .venv"
+	@echo "make install-trackers  also what sends metrics to MLflow, trackio and W&B"
 	@echo "make lock              update the pinned requirements (UPGRADE=1 for new versions)"
 	@echo "make clean             remove .venv and build files"
 	@echo
@@ -41,12 +44,18 @@ help:
 
 install: .venv/.installed
 
+install-trackers: .venv/.installed-trackers
+
 .venv/.installed: $(LOCKS)
 	requirements/install.sh $(DEVICE)
 	@touch $@
 
 .venv/.installed-dev: $(LOCKS)
 	requirements/install.sh $(DEVICE) dev
+	@touch .venv/.installed $@
+
+.venv/.installed-trackers: $(LOCKS)
+	requirements/install.sh $(DEVICE) trackers
 	@touch .venv/.installed $@
 
 .venv/.installed-bench: $(LOCKS)
@@ -78,6 +87,9 @@ test-quick: lint
 
 test-bases: .venv/.installed-dev
 	$(BIN)/python -m tests.bases --page docs/bases.md
+
+test-trackers: .venv/.installed-dev .venv/.installed-trackers
+	$(BIN)/pytest tests/trackers
 
 test-clients: .venv/.installed-dev
 	$(BIN)/python -m tests.clients --page docs/clients.md

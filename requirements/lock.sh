@@ -21,4 +21,6 @@ lock cpu --override overrides.txt
 lock cuda
 lock dev
 lock bench --override overrides.txt
+lock trackers --override overrides.txt --override trackers_overrides.txt
+lock ../tests/trackers/requirements-mlflow
 for list in ../tests/clients/requirements-*.in; do lock "${list%.in}"; done

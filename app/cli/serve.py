@@ -28,7 +28,7 @@ from app.cli.permissions import restrict_permissions
 from app.cli.serve_lock import FolderInUseError, ServeLock
 from app.cli.settings import read_settings
 from app.cli.supervisor import Program, Supervisor
-from app.core.child_environment import DATABASE, ENGINES, child_environment
+from app.core.child_environment import DATABASE, ENGINES, TRACKERS, child_environment
 from app.core.settings import BaseModelEntry, Settings
 
 _API_DRAIN_SECONDS = 20
@@ -134,7 +134,7 @@ def worker() -> None:
 
     Example: toque worker
     """
-    _become("workers.training.worker")
+    _become("workers.training.worker", _worker_environment())
 
 
 def engine(
@@ -153,7 +153,7 @@ def engine(
     if base is not None:
         # Two engines cannot listen on one address; this one gets a Unix socket.
         os.environ |= {"TOQUE_ENGINE_BASE_MODEL": base, "TOQUE_ENGINE_LISTEN": "", "TOQUE_ENGINE_URL": ""}
-    _become("workers.inference.engine")
+    _become("workers.inference.engine", _engine_environment())
 
 
 def _end(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -178,7 +178,7 @@ async def _supervise(
 def _engine(entry: BaseModelEntry, is_default: bool) -> Program:
     """Returns the engine of a base model; the default one has the address of the settings."""
     name, options = ("engine", []) if is_default else (f"engine of {entry.name}", ["--base", entry.name])
-    return Program(name, _toque("engine", *options), _worker_environment(), outlives=("api",))
+    return Program(name, _toque("engine", *options), _engine_environment(), outlives=("api",))
 
 
 async def _announce(address: str, started: float) -> None:
@@ -268,13 +268,17 @@ def _toque(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "app.cli.main", *arguments]
 
 
-def _become(module: str) -> NoReturn:
+def _become(module: str, environment: dict[str, str]) -> NoReturn:
     restrict_permissions(read_settings())
     command = [sys.executable, "-P", "-m", module]
-    os.execve(sys.executable, command, _worker_environment())  # noqa: S606 - no shell is the point
+    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is the point
 
 
 def _worker_environment() -> dict[str, str]:
+    return child_environment((*DATABASE, *TRACKERS), has_settings=True)
+
+
+def _engine_environment() -> dict[str, str]:
     return child_environment(DATABASE, has_settings=True)
 
 

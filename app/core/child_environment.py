@@ -18,6 +18,17 @@ DOWNLOADS = (
     *(f"{scheme}_PROXY" for scheme in ("HTTP", "HTTPS", "ALL")),
 )
 """What a process needs to download base models."""
+TRACKERS = (
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "MLFLOW_TRACKING_URI",
+    "DATABRICKS_TOKEN",
+    "TRACKIO_SERVER_URL",
+    "TRACKIO_WRITE_TOKEN",
+    "WANDB_API_KEY",
+    *DOWNLOADS,
+)
+"""What a process needs to send metrics to a tracker."""
 ENGINES = ("TOQUE_ENGINE_URLS",)
 """What a process needs to ask vLLM servers that are run by somebody else."""
 

@@ -34,7 +34,12 @@ _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 class Base(DeclarativeBase):
     """The base of every table; JSON columns hold plain dicts and lists."""
 
-    type_annotation_map: ClassVar[dict[Any, Any]] = {dict[str, Any]: JSON, list[str]: JSON, float: Double}
+    type_annotation_map: ClassVar[dict[Any, Any]] = {
+        dict[str, Any]: JSON,
+        list[dict[str, Any]]: JSON,
+        list[str]: JSON,
+        float: Double,
+    }
 
 
 class database_now(GenericFunction[float]):  # noqa: N801 - reads as the SQL function it is

@@ -163,6 +163,13 @@ class Settings(BaseSettings):
     """How long the creation of a job waits for its files to be checked before it answers with the status
     `validating_files`."""
 
+    tracker: Literal["", "mlflow", "trackio", "wandb"] = ""
+    """Where the worker sends the metrics of jobs besides their log: [a tracker](trackers.md), or nowhere."""
+    tracker_project: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")] = (
+        "toque"
+    )
+    """The tracker's project (in MLflow, the experiment) of jobs that name none."""
+
     response_days: float = Field(default=30.0, ge=0)
     """How long responses of `POST /v1/responses` are stored, so that they can be read and continued, unless a
     request says `"store": false`. 0 means that none is stored."""

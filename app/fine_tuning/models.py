@@ -71,6 +71,8 @@ class FineTuningJob(Base):
     gpus: Mapped[int] = mapped_column(default=1, server_default="1")
     """The GPUs that it needs, as in `hyperparameters`: a column, because claims compare it."""
     job_metadata: Mapped[dict[str, Any] | None]
+    integrations: Mapped[list[dict[str, Any]] | None]
+    """What was requested, as `app.fine_tuning.integrations.Integration`."""
     rank: Mapped[int] = mapped_column(default=0, server_default="0")
     """The negated priority, for the index: of a project's waiting jobs, the lowest rank goes first."""
     spec_version: Mapped[int] = mapped_column(default=1, server_default="1")
@@ -125,6 +127,49 @@ class Event(Base):
     type: Mapped[str] = mapped_column(String(16))
     message: Mapped[str] = mapped_column(Text)
     data: Mapped[dict[str, Any] | None]
+
+
+class TrackedRun(Base):
+    """The run in a tracker (MLflow, trackio, W&B) that shows a job's metrics, and how much of it was sent.
+
+    It is leased while a process sends to it.
+    """
+
+    __tablename__ = "tracked_runs"
+    __table_args__ = (
+        Index(
+            "ix_tracked_runs_open",
+            "not_before",
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+    )
+
+    job_id: Mapped[str] = mapped_column(
+        ForeignKey("fine_tuning_jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    tracker: Mapped[str] = mapped_column(String(16))
+    project: Mapped[str] = mapped_column(String(128))
+    """The tracker's project; in MLflow, the experiment."""
+    entity: Mapped[str | None] = mapped_column(String(128))
+    name: Mapped[str] = mapped_column(String(128))
+    tags: Mapped[list[str]]
+    is_announced: Mapped[bool] = mapped_column(default=False)
+    """Whether the job's log says where its run is."""
+    sent_step: Mapped[int] = mapped_column(default=0)
+    """The last step whose metrics were sent."""
+    ended_at: Mapped[float | None]
+    """The time at which all had been sent, or was given up."""
+
+    failures: Mapped[int] = mapped_column(default=0)
+    """The attempts in a row that have failed."""
+    is_warned: Mapped[bool] = mapped_column(default=False)
+    """Whether the job's log says that an attempt has failed."""
+    not_before: Mapped[float] = mapped_column(default=0.0)
+    """The earliest time of the next attempt, by the database's clock."""
+    lease_epoch: Mapped[int] = mapped_column(Integer, default=0)
+    lease_until: Mapped[float | None]
+    """The end of the lease by the database's clock; None while no process sends to the run."""
 
 
 class Checkpoint(Base):

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_mod
 from app.core.optional_field import OmittedIfNone
 from app.core.pagination import Identified
 from app.fine_tuning import methods
+from app.fine_tuning.integrations import Integration, Integrations
 from app.fine_tuning.methods import METHODS
 from app.fine_tuning.methods.hyperparameters import HYPERPARAMETERS, taken_by
 from app.fine_tuning.methods.metrics import Metrics
@@ -80,14 +81,6 @@ class Method(_method_fields()):
         type: str
 
 
-class Integration(BaseModel):
-    """A third-party integration; none is supported, so its content does not matter."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-
-
 class SplitRequest(BaseModel):
     """How some of the training file's examples are held out (`validation_file: "auto"`)."""
 
@@ -120,7 +113,8 @@ class CreateJob(LoraHyperparameters):
     hyperparameters: RequestedHyperparameters | None = None
     """Deprecated by OpenAI in favour of `method`."""
     metadata: Metadata | None = None
-    integrations: Annotated[list[Integration], Field(max_length=8, fail_fast=True)] | None = None
+    integrations: Integrations | None = None
+    """Where the job's metrics are sent besides its events; only where the operator has set a tracker."""
     priority: Annotated[int, Field(ge=-100, le=100, strict=True)] | None = None
     """The job's rank among the project's waiting jobs: the highest goes first. The default is 0."""
 
@@ -175,7 +169,7 @@ class JobObject(Identified):
     fine_tuned_model: str | None
     finished_at: int | None
     hyperparameters: ResolvedHyperparameters
-    integrations: tuple[()] = ()
+    integrations: list[Integration]
     metadata: dict[str, str] | None
     method: dict[str, Any]
     model: str
@@ -213,6 +207,7 @@ class JobObject(Identified):
             fine_tuned_model=job.fine_tuned_model,
             finished_at=_seconds(job.finished_at),
             hyperparameters=hyperparameters,
+            integrations=[Integration.model_validate(each) for each in job.integrations or ()],
             metadata=job.job_metadata,
             method={"type": job.method, job.method: {"hyperparameters": of_method}},
             model=job.parent or job.model,

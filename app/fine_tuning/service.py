@@ -22,9 +22,10 @@ from app.core.settings import Settings
 from app.datasets.report import MIN_EXAMPLES
 from app.files import service as files_service
 from app.files.models import File
-from app.fine_tuning import queue, training_files, worker_registry
+from app.fine_tuning import queue, tracked_runs, training_files, worker_registry
 from app.fine_tuning.hold_out.service import keep_split, made_split
 from app.fine_tuning.hold_out.split import Choice, IncomingSplit
+from app.fine_tuning.integrations import require_wandb
 from app.fine_tuning.known_base import KnownBase
 from app.fine_tuning.methods import DEFAULT_METHOD, METHODS
 from app.fine_tuning.models import ALLOWED_MOVES, EXTENDED_SPEC_VERSION, Checkpoint, Event, FineTuningJob
@@ -97,6 +98,7 @@ def _create(
         method=plan.method,
         hyperparameters=plan.hyperparameters,
         job_metadata=request.metadata,
+        integrations=[each.model_dump() for each in request.integrations or ()] or None,
         gpus=plan.gpus,
         rank=-(request.priority or 0),
     )
@@ -114,6 +116,7 @@ def _create(
     if not plan.waits:
         training_files.settle(session, job, plan.hyperparameters)
     _note_files(session, job, plan.training_file, plan.validation_file)
+    tracked_runs.track(session, context.settings, job)
     queue.note_missing_gpus(
         session, worker_registry.offered_gpus(session, context.settings.heartbeat_seconds)
     )
@@ -158,6 +161,8 @@ def plan_job(
     """
     settings = context.settings
     method, requested = _method(request)
+    if request.integrations:
+        require_wandb(settings)
     named = {"training_file": request.training_file}
     if choice is None and request.validation_file is not None:
         named["validation_file"] = request.validation_file
@@ -366,12 +371,6 @@ def _method(request: CreateJob) -> tuple[str, dict[str, Any]]:
             f"The method '{method}' is not supported; supported: {', '.join(METHODS)}.",
             code="unsupported_method",
             param="method.type",
-        )
-    if request.integrations:
-        raise InvalidRequestError(
-            "Integrations are not supported; follow the job's events instead.",
-            code="unsupported_parameter",
-            param="integrations",
         )
     places: list[tuple[str, LoraHyperparameters | None]] = [
         (f"method.{method}.hyperparameters.", _of_method(request, method)),

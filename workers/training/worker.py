@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -35,6 +36,7 @@ from workers.crash_points import reach
 from workers.device import detect
 from workers.device_sharing import TrainingTurns, shared_device
 from workers.maintenance import Maintenance
+from workers.tracking.child import TrackingChild
 from workers.training.checkpoint import newest_resumable
 from workers.training.child import TRAINER, TrainerChild
 from workers.training.protocol import (
@@ -82,7 +84,8 @@ class TrainingWorker:
     def run(self) -> None:
         """Claim and train jobs until `stop`."""
         log.info("%s on %s waits for jobs", self._row.id, self._row.device)
-        with Heartbeat(self._settings.heartbeat_seconds, self._report_worker):
+        tracking = TrackingChild() if self._settings.tracker else nullcontext()
+        with Heartbeat(self._settings.heartbeat_seconds, self._report_worker), tracking:
             while not self._stopping.is_set():
                 self._maintenance.run_maintenance()
                 job = self._claim()

@@ -237,6 +237,11 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
                 "after": {},
             }
         ],
+        "tracked_runs": [
+            {"job_id": "ftjob-done", "tracker": "mlflow", "project": "toque", "name": "ftjob-done"}
+            | {"tags": [], "is_announced": True, "sent_step": 3, "ended_at": now - 400, "failures": 0}
+            | {"is_warned": False, "not_before": 0.0, "lease_epoch": 1}
+        ],
         "webhook_endpoints": [
             project
             | {"id": "whe_1", "name": "ci", "url": "https://ci.invalid/", "event_types": ["batch.failed"]}
