@@ -73,14 +73,21 @@ def sweep_object(database: Database, storage: Storage, path: Path, age_seconds: 
     An upload of equal bytes either commits before this transaction, which then sees it, or stores them again
     after it.
     """
-    key, before = storage.key(path), time.time() - age_seconds
+    key = storage.key(path)
     with database.writer() as session:
         advisory_lock(session, key)
-        needed = session.scalar(select(File.id).where(File.storage_key == key, _needed(before)).limit(1))
-        if needed is not None or not _is_older(path, before):
+        if is_needed(session, key, age_seconds=age_seconds) or not _is_older(path, time.time() - age_seconds):
             return False
         path.unlink(missing_ok=True)
     return True
+
+
+def is_needed(
+    session: Session, key: str, *conditions: ColumnElement[bool], age_seconds: float = AGE_SECONDS
+) -> bool:
+    """Whether a file, of those that meet the conditions, needs the bytes or did so `age_seconds` ago."""
+    needing = select(File.id).where(File.storage_key == key, _needed(time.time() - age_seconds), *conditions)
+    return session.scalar(needing.limit(1)) is not None
 
 
 def wanted_keys(session: Session, before: float) -> set[str]:

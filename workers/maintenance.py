@@ -12,8 +12,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.core.database import Database
 from app.core.idempotency import delete_expired
 from app.core.settings import Settings
-from app.fine_tuning import queue, worker_registry
+from app.fine_tuning import queue, quota_pauses, worker_registry
+from app.models.adapters import service as adapters_service
 from app.orphans import sweep_orphans
+from app.project_data.retention import delete_old_data
 from app.responses import service as responses_service
 from app.storage.base import Storage
 from app.usage.service import fold_oldest_day
@@ -46,6 +48,8 @@ class Maintenance:
         try:
             self._requeue_jobs()
             self._note_missing_gpus()
+            with self._database.writer() as session:
+                quota_pauses.pause_and_resume(session)
             self._verify_models()
             if now - self._cleaned_up_at > _CLEAN_UP_SECONDS:
                 self._cleaned_up_at = now
@@ -83,6 +87,8 @@ class Maintenance:
             responses_service.delete_expired(session)
             webhook_queue.delete_old(session)
             worker_registry.delete_silent(session)
+            adapters_service.measure(session, self._storage)
+        delete_old_data(self._database)
         sweep_orphans(self._database, self._storage)
         while self._fold_usage():
             pass

@@ -40,6 +40,7 @@ from app.models.aliases.router import models_router as aliased_models_router
 from app.models.aliases.router import router as aliases_router
 from app.models.promotion.router import router as promotion_router
 from app.organization.router import router as organization_router
+from app.project_data.router import router as project_data_router
 from app.responses.router import router as responses_router
 from app.storage import open_storage
 from app.uploads.router import router as uploads_router
@@ -134,6 +135,7 @@ def _routes() -> tuple[BaseRoute, ...]:
         promotion_router,
         usage_router,
         organization_router,
+        project_data_router,
         audit_router,
         webhooks_router,
         health.router,

@@ -41,14 +41,19 @@ ACTOR: ContextVar[Actor | None] = ContextVar("actor", default=None)
 """On whose behalf this request or command acts; None in the service's own work."""
 
 
-@contextmanager
-def acting_as_user() -> Generator[None]:
-    """Act on behalf of the user of the operating system who runs this command, while a `with` block runs."""
+def this_user() -> Actor:
+    """Return the user of the operating system who runs this command."""
     try:
         user = getpwuid(os.getuid()).pw_name  # unlike $LOGNAME, it cannot be chosen
     except KeyError:  # as in a container, whose user may have no name
         user = f"uid {os.getuid()}"
-    acting = ACTOR.set(Actor("session", user, gethostname()))
+    return Actor("session", user, gethostname())
+
+
+@contextmanager
+def acting_as(actor: Actor) -> Generator[None]:
+    """Act on somebody's behalf while a `with` block runs."""
+    acting = ACTOR.set(actor)
     try:
         yield
     finally:

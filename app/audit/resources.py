@@ -34,6 +34,7 @@ NOT_WATCHED = frozenset(
         "engine_demands",
         "engines",
         "file_checks",
+        "fine_tuning_attempts",
         "fine_tuning_checkpoints",
         "fine_tuning_events",
         "responses",  # answers, which may be many a second

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from sqlalchemy import JSON, ForeignKey, String
+from sqlalchemy import JSON, BigInteger, ForeignKey, String
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.auth.roles import Role
@@ -24,6 +25,12 @@ class Project(Base):
     created_at: Mapped[float] = mapped_column(default=time.time)
     archived_at: Mapped[float | None]
     """When it was archived; its keys are refused from then on."""
+    max_stored_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """The most bytes that it may store; None means any number."""
+    max_gpu_hours: Mapped[float | None]
+    """The most GPU-hours of a calendar month after which it may create jobs; None means any number."""
+    retention_days: Mapped[dict[str, Any] | None]
+    """The days after which something is deleted, by its kind; what is not named stays."""
 
 
 class ServiceAccount(Base):

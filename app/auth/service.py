@@ -235,7 +235,7 @@ def record_uses(session: Session, used_at: Mapping[str, float]) -> None:
 
 
 def _get_key(session: Session, key_id: str, *, lock: bool = False) -> ApiKey:
-    key = session.get(ApiKey, key_id, with_for_update=lock or None)
+    key = session.get(ApiKey, key_id, with_for_update={"key_share": True} if lock else None)
     if key is None:
         raise NotFoundError(f"No key '{key_id}'; `toque keys list` shows them.", code="key_not_found")
     return key

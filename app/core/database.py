@@ -119,6 +119,24 @@ class Database:
                 driver.execute(f"PRAGMA busy_timeout={_BUSY_MILLISECONDS}")
         return True
 
+    def scrub(self) -> bool:
+        """Rewrite SQLite's file without what deleted rows have left in it; return False if it is busy.
+
+        PostgreSQL does so by itself (https://www.postgresql.org/docs/current/routine-vacuuming.html).
+        """
+        with self.engine.connect() as connection:
+            if connection.dialect.name != "sqlite":
+                return True
+            driver: Any = connection.connection.driver_connection
+            try:
+                driver.execute("VACUUM")
+                is_busy, *_ = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    raise
+                return False
+        return not is_busy
+
     def dispose(self) -> None:
         """Close the pool; a connection that a thread still uses is closed once it is given back."""
         event.listen(self.engine, "checkin", _close_returned)

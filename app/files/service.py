@@ -24,6 +24,7 @@ from app.files.checker import Checker
 from app.files.models import File
 from app.files.schemas import LONGEST_LIFE, SHORTEST_LIFE, UploadPurpose
 from app.models.catalogue import Catalogue, prepared_base
+from app.quotas.stored_bytes import require_bytes
 from app.storage.base import Storage, object_key
 from app.storage.incoming import IncomingFile, StoredFile
 
@@ -41,17 +42,23 @@ def create_file(
     Raises:
         InvalidRequestError: a field is wrong; nothing is kept.
         NotFoundError: the idempotency key stands for a file that was deleted.
+        QuotaExceededError: the project stores too much.
     """
     purpose = _purpose(fields.get("purpose"))
     expires_at = _expiry(fields)
     incoming.finish()
+
+    def create(session: Session) -> File:
+        require_bytes(session, context.project_id, incoming.bytes, "file")
+        return keep_file(session, context, incoming, filename, purpose, expires_at)
+
     with database.writer() as session:
         return creating.once(
             session,
             "file",
             [incoming.sha256, filename, fields],
             find=partial(get_file, session, context.project_id),
-            create=partial(keep_file, session, context, incoming, filename, purpose, expires_at),
+            create=partial(create, session),
         )
 
 

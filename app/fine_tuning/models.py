@@ -186,6 +186,21 @@ class Checkpoint(Base):
     created_at: Mapped[float] = mapped_column(default=time.time)
 
 
+class Attempt(Base):
+    """An attempt at a job that has ended, and the time for which a worker held it."""
+
+    __tablename__ = "fine_tuning_attempts"
+    __table_args__ = (Index("ix_attempts_project_ended", "project_id", "ended_at"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("fine_tuning_jobs.id"), primary_key=True)
+    epoch: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    gpus: Mapped[int]
+    started_at: Mapped[float]
+    ended_at: Mapped[float]
+    """By the database's clock, as `started_at`; the end of its lease if its worker died."""
+
+
 class Worker(Base):
     """A process that claims jobs; alive while its heartbeat is recent."""
 

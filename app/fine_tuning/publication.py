@@ -27,16 +27,17 @@ def publish_checkpoint(
     *,
     step: int,
     storage_key: str,
+    size: int | None = None,
     metrics: dict[str, Any],
 ) -> str:
-    """Record a complete checkpoint and make it servable, in the caller's transaction.
+    """Record a complete checkpoint of `size` bytes and make it servable, in the caller's transaction.
 
     Raises:
         LeaseLostError: the attempt has lost its lease.
     """
     name = f"{fine_tuned_model_name(session, job)}:ckpt-step-{step}"
     queue.record_checkpoint(session, lease, step=step, name=name, metrics=metrics)
-    _add_adapter(session, job, name, storage_key)
+    _add_adapter(session, job, name, storage_key, size)
     return name
 
 
@@ -46,10 +47,11 @@ def publish_model(
     lease: Lease,
     *,
     storage_key: str,
+    size: int | None = None,
     trained_tokens: int,
     result_file_id: str,
 ) -> str:
-    """Add the adapter and end the job as succeeded, in the caller's transaction.
+    """Add the adapter, of `size` bytes, and end the job as succeeded, in the caller's transaction.
 
     Raises:
         LeaseLostError: the attempt has lost its lease.
@@ -62,11 +64,11 @@ def publish_model(
         trained_tokens=trained_tokens,
         result_file_id=result_file_id,
     )
-    _add_adapter(session, job, name, storage_key)
+    _add_adapter(session, job, name, storage_key, size)
     return name
 
 
-def _add_adapter(session: Session, job: FineTuningJob, name: str, storage_key: str) -> None:
+def _add_adapter(session: Session, job: FineTuningJob, name: str, storage_key: str, size: int | None) -> None:
     if session.get(Adapter, name) is None:
         session.add(
             Adapter(
@@ -76,6 +78,7 @@ def _add_adapter(session: Session, job: FineTuningJob, name: str, storage_key: s
                 base_model=job.model,
                 parent=job.parent,
                 storage_key=storage_key,
+                bytes=size,
                 quantization="nf4" if job.hyperparameters.get("quantization") == "nf4" else None,
             )
         )

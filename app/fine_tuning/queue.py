@@ -19,6 +19,7 @@ from sqlalchemy.sql.dml import ReturningUpdate
 from app.auth.models import Project
 from app.core.database import database_now
 from app.core.lease import Lease, LeaseTable
+from app.fine_tuning.gpu_hours import record_attempt
 from app.fine_tuning.models import SPEC_VERSION, Checkpoint, Event, FineTuningJob
 from app.webhooks import outbox
 from app.webhooks.events import EventType
@@ -172,6 +173,7 @@ def succeed(
     Raises:
         LeaseLostError: the attempt has lost its lease.
     """
+    record_attempt(session, lease.id)
     LEASES.release(
         session,
         lease,
@@ -193,6 +195,7 @@ def fail(session: Session, lease: Lease, *, code: str, message: str, param: str 
         LeaseLostError: the attempt has lost its lease.
     """
     error = {"code": code, "message": message, "param": param}
+    record_attempt(session, lease.id)
     LEASES.release(session, lease, status="failed", finished_at=time.time(), error=error)
     add_event(session, lease.id, f"The job failed: {message}", level="error")
     announce_end(session, lease.id, "failed")
@@ -236,6 +239,7 @@ def pause_for_room(session: Session, lease: Lease, reason: str) -> None:
     Raises:
         LeaseLostError: the attempt has lost its lease.
     """
+    record_attempt(session, lease.id)
     LEASES.release(session, lease, status="paused", pause_reason="storage_full", worker_id=None)
     add_event(session, lease.id, f"Paused until there is room: {reason}", level="warn")
 
@@ -382,4 +386,5 @@ def _claim(
 
 
 def _requeue(session: Session, lease: Lease, **values: Any) -> None:
+    record_attempt(session, lease.id)
     LEASES.release(session, lease, status="queued", worker_id=None, estimated_finish=None, **values)

@@ -23,6 +23,7 @@ from app.datasets.report import MIN_EXAMPLES
 from app.files import service as files_service
 from app.files.models import File
 from app.fine_tuning import queue, tracked_runs, training_files, worker_registry
+from app.fine_tuning.gpu_hours import record_attempt, require_gpu_hours
 from app.fine_tuning.hold_out.service import keep_split, made_split
 from app.fine_tuning.hold_out.split import Choice, IncomingSplit
 from app.fine_tuning.integrations import require_wandb
@@ -56,7 +57,7 @@ def create_job(
         FailedDependencyError: the model to continue from is quarantined or damaged.
         UnavailableError: a hold-out is to be made of a file that is still being checked, or the base model's
             files are damaged.
-        QuotaExceededError: too many of the project's jobs are waiting.
+        QuotaExceededError: too many of the project's jobs are waiting, or its GPU-hours are used up.
     """
     content = request.model_dump(exclude_unset=True)
     with database.writer() as session:
@@ -81,6 +82,7 @@ def _create(
 ) -> FineTuningJob:
     base, parent = plan.base, plan.parent
     _require_room(session, context)
+    require_gpu_hours(session, context.project_id)
     for param, file in plan.files.items():  # one may have been deleted since the plan was made
         files_service.get_file(session, context.project_id, file.id, param=param)
     if parent is not None:
@@ -295,9 +297,11 @@ def resume_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
 
     Raises:
         ConflictError: the job has ended.
+        QuotaExceededError: the project's GPU-hours are used up.
     """
     if get_job(session, project_id, job_id).status == "running":
         return get_job(session, project_id, job_id)
+    require_gpu_hours(session, project_id)
     job = _move(session, project_id, job_id, "queued", "The job was resumed; it waits for a worker.")
     job.pause_reason = None
     return job
@@ -357,6 +361,7 @@ def _move(session: Session, project_id: str, job_id: str, status: str, message: 
         return job
     if status not in ALLOWED_MOVES[job.status]:
         raise ConflictError(f"The job is {job.status}; it cannot become {status}.", code=f"job_{job.status}")
+    record_attempt(session, job.id)
     job.status = status
     job.lease_until = job.worker_id = job.estimated_finish = None
     queue.add_event(session, job.id, message, level="warn")

@@ -16,6 +16,7 @@ from app.auth.models import ApiKey, Project, ServiceAccount
 from app.core.errors import InvalidRequestError, NotFoundError
 from app.core.pagination import fetch_page
 from app.organization.schemas import CreateKey, CreateServiceAccount
+from app.webhooks import service as webhooks_service
 
 _LONGEST_SLUG = 24
 
@@ -54,7 +55,7 @@ def get_project(session: Session, project_id: str, *, to_change: bool = False) -
         NotFoundError: it does not exist.
         InvalidRequestError: it is to be changed, and is archived.
     """
-    project = session.get(Project, project_id, with_for_update=to_change or None)
+    project = session.get(Project, project_id, with_for_update={"key_share": True} if to_change else None)
     if project is None:
         raise NotFoundError(f"No project '{project_id}'.", code="project_not_found", param="project_id")
     if to_change and project.archived_at is not None:
@@ -78,7 +79,9 @@ def update_project(session: Session, project_id: str, title: str | None) -> Proj
 
 
 def archive_project(session: Session, project_id: str) -> Project:
-    """Archive a project: its keys end, and what it has stays. One that was archived before keeps its time.
+    """Archive a project: its keys end, its webhooks are sent no more, and what it has stays.
+
+    One that was archived before keeps its time.
 
     Raises:
         NotFoundError: it does not exist.
@@ -91,7 +94,9 @@ def archive_project(session: Session, project_id: str) -> Project:
             code="default_project",
             param="project_id",
         )
-    project.archived_at = project.archived_at or time.time()
+    if project.archived_at is None:
+        project.archived_at = time.time()
+        webhooks_service.disable_endpoints(session, project.id, "The project was archived.")
     return project
 
 

@@ -63,6 +63,10 @@ class Storage(Protocol):
         """The space that is left, in bytes."""
         ...
 
+    def size(self, key: str) -> int:
+        """The bytes of a file, or of all files in a folder; 0 if there is neither."""
+        ...
+
     def remove_folder(self, key: str) -> None:
         """Removes a folder and its contents; does nothing if the folder does not exist."""
         ...

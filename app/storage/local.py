@@ -85,6 +85,12 @@ class LocalStorage:
         self._root.mkdir(parents=True, exist_ok=True)
         return shutil.disk_usage(self._root).free
 
+    def size(self, key: str) -> int:
+        """The bytes of a file, or of all files in a folder; 0 if there is neither."""
+        path = self.path(key)
+        files = (each for each in path.rglob("*") if each.is_file()) if path.is_dir() else (path,)
+        return sum(each.stat().st_size for each in files if each.exists())
+
     def remove_folder(self, key: str) -> None:
         """Removes a folder and its contents; does nothing if the folder does not exist."""
         shutil.rmtree(self.path(key), ignore_errors=True)

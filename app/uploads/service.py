@@ -24,6 +24,7 @@ from app.core.pagination import Order, fetch_page
 from app.core.settings import Settings
 from app.files import service as files_service
 from app.files.models import File
+from app.quotas.stored_bytes import require_bytes
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFile
 from app.uploads.models import Upload, UploadPart, parts_key
@@ -41,13 +42,15 @@ def create_upload(
 
     Raises:
         TooLargeError: it is larger than the service takes.
-        QuotaExceededError: the project has too many open uploads, or they have announced too much.
+        QuotaExceededError: the project has too many open uploads, or they have announced too much, or it
+            stores too much.
     """
     if request.bytes > context.settings.max_upload_bytes:
         raise _too_large(context.settings, "bytes")
 
     def create() -> Upload:
         require_room(session, context, request.bytes)
+        require_bytes(session, context.project_id, request.bytes, "bytes")
         upload = Upload(
             project_id=context.project_id,
             filename=files_service.plain_filename(request.filename),

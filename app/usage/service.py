@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, null, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.auth.models import Project
 from app.core.errors import InvalidRequestError
 from app.usage.models import AliasUsage, Bucket, Group, Key, Sums, Table, Usage
 from app.usage.schemas import GroupBy, UsageQuery
@@ -28,14 +29,22 @@ _MOST_BUCKETS = {"1m": 1440, "1h": 168, "1d": 31}
 
 
 def add_usage(session: Session, counted: Mapping[Key, Sums], table: Table = Usage) -> None:
-    """Add to the sums, in one statement that other processes may run at the same time."""
+    """Add to the sums, in one statement that other processes may run at the same time.
+
+    What deleted projects have used is dropped.
+    """
+    projects = select(Project.id).where(Project.id.in_({project_id for project_id, *_ in counted}))
+    there = set(session.scalars(projects.with_for_update(read=True, key_share=True)))
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     columns = (*_KEYS[table], *_SUMS)
     rows: list[dict[str, Any]] = [
         dict(zip(columns, (*key, *astuple(sums)), strict=True))
         # Sorted, since two processes that lock rows in different orders could wait for each other.
         for key, sums in sorted(counted.items(), key=lambda item: item[0])
+        if key[0] in there
     ]
+    if not rows:
+        return
     statement = insert(table)
     added = {name: getattr(table, name) + statement.excluded[name] for name in _SUMS}
     session.execute(statement.on_conflict_do_update(index_elements=_KEYS[table], set_=added), rows)

@@ -114,9 +114,21 @@ def update_endpoint(
         endpoint.updated_at = time.time()
         _try_at_once(endpoint)
     if changes.get("enabled") is False:
-        endpoint.lease_until = None  # taken from the process that delivers to it
-        queue.give_up(session, endpoint.id, "The endpoint was disabled.")
+        _stop(session, endpoint, "The endpoint was disabled.")
     return endpoint
+
+
+def disable_endpoints(session: Session, project_id: str, reason: str) -> None:
+    """Disable all endpoints of a project, and give up what waits for them."""
+    enabled = select(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id, WebhookEndpoint.enabled)
+    for endpoint in session.scalars(enabled.order_by(WebhookEndpoint.id).with_for_update()).all():
+        endpoint.enabled, endpoint.updated_at = False, time.time()
+        _stop(session, endpoint, reason)
+
+
+def _stop(session: Session, endpoint: WebhookEndpoint, reason: str) -> None:
+    endpoint.lease_until = None  # taken from the process that delivers to it
+    queue.give_up(session, endpoint.id, reason)
 
 
 def delete_endpoint(session: Session, project_id: str, endpoint_id: str) -> str:

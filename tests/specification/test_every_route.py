@@ -29,6 +29,10 @@ pytestmark = pytest.mark.one_database
 OURS = ("/health", "/metrics", "/v1/adapters", "/v1/aliases", "/v1/comparisons", "/v1/usage", "/v1/webhooks/")
 """Routes of resources that OpenAI does not have."""
 WITHOUT_SHAPE = {
+    "GET /v1/organization/projects/{project_id}/quotas": "ours",
+    "POST /v1/organization/projects/{project_id}/quotas": "ours",
+    "GET /v1/organization/projects/{project_id}/retention": "ours",
+    "POST /v1/organization/projects/{project_id}/retention": "ours",
     "GET /v1/files/{file_id}/content": "the file's bytes",
     "GET /v1/files/{file_id}/validation": "ours",
     "GET /v1/uploads": "ours",

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.audit.recorder import acting_as_user
+from app.audit.recorder import acting_as, this_user
 from app.base_models.known import find_known
 from app.base_models.memory import cache_bytes, cache_bytes_per_token
 from app.base_models.parsers import REASONING_PARSERS, TOOL_PARSERS
@@ -71,7 +71,7 @@ def add(
             raise BaseModelError(f"{folder} has no linear layers that an adapter can change")
         say(f"{draft.name}: {_self_test(folder, draft.quantization)}")
         entry = draft.model_copy(update={"context": _context(folder, draft, wishes, settings, device)})
-        with acting_as_user(), database.writer() as session:
+        with acting_as(this_user()), database.writer() as session:
             add_base_model(session, settings, entry)
     finally:
         database.dispose()

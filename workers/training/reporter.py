@@ -218,11 +218,12 @@ class JobReporter:
     def _checkpoint(self, checkpoint: Checkpoint) -> None:
         step = checkpoint.metrics.step
         key = self._storage.key(Path(checkpoint.path))
+        size = self._storage.size(key)
         metrics = _numbers(checkpoint.metrics)
 
         def write(session: Session) -> None:
             name = publication.publish_checkpoint(
-                session, self.job, self._lease, step=step, storage_key=key, metrics=metrics
+                session, self.job, self._lease, step=step, storage_key=key, size=size, metrics=metrics
             )
             queue.record_event(session, self._lease, f"Checkpoint created at step {step}: {name}")
 
@@ -245,6 +246,7 @@ class JobReporter:
             return
         result = self._write_result()
         key = self._storage.key(Path(finished.path))
+        size = self._storage.size(key)
 
         def write(session: Session) -> None:
             file = files_service.create_result_file(
@@ -257,6 +259,7 @@ class JobReporter:
                 self.job,
                 self._lease,
                 storage_key=key,
+                size=size,
                 trained_tokens=finished.trained_tokens,
                 result_file_id=file.id,
             )

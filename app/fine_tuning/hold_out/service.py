@@ -18,6 +18,7 @@ from app.fine_tuning import training_files
 from app.fine_tuning.hold_out.split import Choice, IncomingSplit, choose, filenames, write_split
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.schemas import AUTO_SPLIT, CreateJob, SplitRequest
+from app.quotas.stored_bytes import require_bytes
 
 
 def choose_split(database: Database, context: Context, request: CreateJob) -> tuple[File, Choice] | None:
@@ -71,7 +72,13 @@ def made_split(database: Database, context: Context, request: CreateJob) -> Gene
 def keep_split(
     session: Session, context: Context, file: File, split: IncomingSplit, job: FineTuningJob
 ) -> None:
-    """Make files of both parts, and name them on the job."""
+    """Make files of both parts, and name them on the job.
+
+    Raises:
+        QuotaExceededError: the project stores too much.
+    """
+    size = split.rest.incoming.bytes + split.held_out.incoming.bytes
+    require_bytes(session, context.project_id, size, "validation_split")
     rest, held_out = (
         files_service.keep_file(session, context, part.incoming, filename, file.purpose)
         for part, filename in zip((split.rest, split.held_out), filenames(file.filename), strict=True)

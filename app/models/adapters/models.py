@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import ForeignKey, Index, String
+from sqlalchemy import BigInteger, ForeignKey, Index, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base
@@ -27,6 +27,8 @@ class Adapter(Base):
     base_model: Mapped[str] = mapped_column(String(64))
     storage_key: Mapped[str] = mapped_column(String(512))
     """The PEFT folder, relative to the storage root."""
+    bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """The size of its files; None for one that is older than this column."""
     quantization: Mapped[str | None] = mapped_column(String(16))
     """How its base model was quantized while it was trained; None if it was not, or elsewhere."""
     created_at: Mapped[float] = mapped_column(default=time.time)

@@ -41,6 +41,7 @@ from app.models.adapters.validation import (
 )
 from app.models.catalogue import Catalogue, added_at, is_prepared, reading_files, with_template
 from app.models.serving_support import adapted, has_experts
+from app.quotas.stored_bytes import require_bytes
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
 from app.webhooks import outbox
@@ -82,6 +83,7 @@ def import_adapter(
         NotFoundError: the catalogue has no such base model, or the idempotency key stands for an adapter
             that was deleted.
         InvalidRequestError: the adapter cannot be served; nothing is kept.
+        QuotaExceededError: the project stores too much.
     """
     with database.reader() as session:
         base = Catalogue.read(session, context.settings).get(request.base_model, param="base_model")
@@ -107,6 +109,8 @@ def _keep_imported(
     session: Session, context: Context, incoming: IncomingFolder, base: str, suffix: str | None
 ) -> Adapter:
     Catalogue.read_to_rely_on(session, context.settings).get(base)  # it may have been removed meanwhile
+    size = sum(path.stat().st_size for path in incoming.finish().iterdir())
+    require_bytes(session, context.project_id, size, "adapter_model.safetensors")
     adapter_id = new_id("")
     storage_key = f"adapters/{adapter_id}"
     context.storage.publish_folder(incoming, storage_key)
@@ -116,10 +120,18 @@ def _keep_imported(
         project_id=context.project_id,
         base_model=base,
         storage_key=storage_key,
+        bytes=size,
     )
     session.add(adapter)
     session.flush()
     return adapter
+
+
+def measure(session: Session, storage: Storage) -> None:
+    """Record the size of adapters that are older than the column for it."""
+    unmeasured = select(Adapter).where(Adapter.bytes.is_(None), Adapter.deleted_at.is_(None)).limit(1000)
+    for adapter in session.scalars(unmeasured):
+        adapter.bytes = storage.size(adapter.storage_key)
 
 
 def archive_adapter(session: Session, context: Context, name: str) -> AdapterArchive:

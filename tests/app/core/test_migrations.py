@@ -149,6 +149,11 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             },
             event | {"id": "ftevent-3", "type": "message", "message": "The job has successfully completed"},
         ],
+        "fine_tuning_attempts": [
+            project
+            | {"job_id": "ftjob-done", "epoch": 1, "gpus": 1}
+            | {"started_at": now - 900, "ended_at": now - 600}
+        ],
         "fine_tuning_checkpoints": [
             {"id": "ftckpt_1", "job_id": "ftjob-done", "step_number": 3, "metrics": {"step": 3}}
             | {"fine_tuned_model_checkpoint": CHECKPOINT, "created_at": now - 600}

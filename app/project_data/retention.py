@@ -1,0 +1,151 @@
+"""Deletes what projects keep no longer, by the days that each has set. A worker calls it every hour.
+
+Nothing is deleted that an unfinished job, batch or comparison uses, or that an alias points to. Each deletion
+is in the audit log.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from socket import gethostname
+
+from sqlalchemy import ColumnElement, delete, exists, func, or_, select
+from sqlalchemy.orm import Session
+
+from app.audit.models import AuditLog
+from app.audit.recorder import Actor, acting_as
+from app.auth.models import Project
+from app.batches.models import FINAL_STATUSES as ENDED_BATCHES
+from app.batches.models import Batch
+from app.comparisons.models import FINAL_STATUSES as ENDED_COMPARISONS
+from app.comparisons.models import Comparison
+from app.core.database import Database
+from app.files.models import File
+from app.fine_tuning.models import FINAL_STATUSES, Event, FineTuningJob
+from app.models.adapters.models import Adapter
+from app.models.aliases.models import Alias
+
+_AT_ONCE = 100
+_ACTOR = "retention"
+_DAY_SECONDS = 86_400
+_RESULTS = ("batch_output", "fine-tune-results")
+"""The purposes of files that nobody has uploaded."""
+
+
+def delete_old_data(database: Database) -> None:
+    """Delete what is older than its project keeps it."""
+    with database.reader() as session:
+        of_projects = select(Project.id, Project.retention_days).where(Project.retention_days.is_not(None))
+        kept = [(project, days or {}) for project, days in session.execute(of_projects)]
+    with acting_as(Actor("session", _ACTOR, gethostname())):
+        for project_id, days in kept:
+            for kind, delete_some in _KINDS.items():
+                before = time.time() - days.get(kind, float("inf")) * _DAY_SECONDS
+                while kind in days and _delete_some(database, delete_some, project_id, before):
+                    pass
+
+
+def _delete_some(
+    database: Database, delete_some: Callable[[Session, str, float], int], project_id: str, before: float
+) -> bool:
+    """Delete some in one transaction, and return whether there may be more."""
+    with database.writer() as session:
+        return delete_some(session, project_id, before) == _AT_ONCE
+
+
+def _delete_files(session: Session, project_id: str, before: float) -> int:
+    return _hide_files(session, project_id, before, File.purpose.not_in(_RESULTS))
+
+
+def _delete_outputs(session: Session, project_id: str, before: float) -> int:
+    return _hide_files(session, project_id, before, File.purpose == "batch_output")
+
+
+def _hide_files(session: Session, project_id: str, before: float, which: ColumnElement[bool]) -> int:
+    old = select(File).where(
+        File.project_id == project_id, File.deleted_at.is_(None), File.created_at < before, which, ~_is_used()
+    )
+    files = session.scalars(old.order_by(File.created_at).limit(_AT_ONCE)).all()
+    for file in files:
+        file.deleted_at = time.time()  # the bytes are removed a day later
+    return len(files)
+
+
+def _is_used() -> ColumnElement[bool]:
+    """The condition for files that something unfinished reads."""
+
+    of_jobs = (FineTuningJob.training_file_id, FineTuningJob.validation_file_id, FineTuningJob.rest_file_id)
+    of_comparisons = (Comparison.file_id, Comparison.regression_file_id)
+    return or_(
+        exists().where(
+            FineTuningJob.status.not_in(FINAL_STATUSES), or_(*(column == File.id for column in of_jobs))
+        ),
+        exists().where(Batch.status.not_in(ENDED_BATCHES), Batch.input_file_id == File.id),
+        exists().where(
+            Comparison.status.not_in(ENDED_COMPARISONS),
+            or_(*(column == File.id for column in of_comparisons)),
+        ),
+    )
+
+
+def _delete_checkpoints(session: Session, project_id: str, before: float) -> int:
+    busy = exists().where(Comparison.project_id == project_id, Comparison.status.not_in(ENDED_COMPARISONS))
+    if session.scalar(select(busy)):
+        return 0  # any of them may be a candidate
+    aliases = select(Alias).where(Alias.project_id == project_id, Alias.deleted_at.is_(None))
+    pointed = {share["model"] for alias in session.scalars(aliases) for share in alias.split}
+    unfinished = FineTuningJob.status.not_in(FINAL_STATUSES)
+    old = select(Adapter).where(
+        Adapter.project_id == project_id,
+        Adapter.deleted_at.is_(None),
+        Adapter.created_at < before,
+        Adapter.name.contains(":ckpt-step-", autoescape=True),
+        Adapter.name.not_in(pointed),
+        ~exists().where(unfinished, FineTuningJob.id == Adapter.job_id),
+        ~exists().where(unfinished, FineTuningJob.parent == Adapter.name),
+        ~exists().where(Batch.status.not_in(ENDED_BATCHES), Batch.model == Adapter.name),
+    )
+    checkpoints = session.scalars(old.order_by(Adapter.created_at).limit(_AT_ONCE).with_for_update()).all()
+    for checkpoint in checkpoints:
+        checkpoint.deleted_at = time.time()
+    return len(checkpoints)
+
+
+def _delete_logs(session: Session, project_id: str, before: float) -> int:
+    lines = (
+        select(Event.job_id, func.count())
+        .join(FineTuningJob, FineTuningJob.id == Event.job_id)
+        .where(
+            FineTuningJob.project_id == project_id,
+            FineTuningJob.status.in_(FINAL_STATUSES),
+            func.coalesce(FineTuningJob.finished_at, FineTuningJob.created_at) < before,
+        )
+        .group_by(Event.job_id)
+        .limit(_AT_ONCE)
+    )
+    counts = {job_id: count for job_id, count in session.execute(lines)}  # noqa: C416 - rows are no pairs
+    session.execute(delete(Event).where(Event.job_id.in_(counts)))
+    session.add_all(
+        AuditLog(
+            type="fine_tuning.job.updated",
+            resource_id=job_id,
+            project_id=project_id,
+            actor_type="session",
+            actor_id=_ACTOR,
+            address=gethostname(),
+            before={"events": count},
+            after={"events": 0},
+        )
+        for job_id, count in counts.items()
+    )
+    return len(counts)
+
+
+_KINDS: Mapping[str, Callable[[Session, str, float], int]] = {
+    "files": _delete_files,
+    "outputs": _delete_outputs,
+    "checkpoints": _delete_checkpoints,
+    "logs": _delete_logs,
+}
+"""What each kind of `app.project_data.schemas.Retention` deletes: some of it, returning how many."""
