@@ -39,6 +39,7 @@ NOT_WATCHED = frozenset(
         "fine_tuning_events",
         "responses",  # answers, which may be many a second
         "shared_devices",
+        "tracked_runs",
         "training_speeds",
         "upload_parts",
         "usage",
