@@ -8,7 +8,7 @@ BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-trackers \
   install-trackers lint generated lock bench-train bench-api bench-queue bench-bases bench-batch \
-  bench-serving bench-comparison bench-estimates bench-hostile bench-soak bench-upload bench-validate \
+  bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile bench-soak bench-upload bench-validate \
   bench-verdict fuzz clean
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make bench-serving     many adapters over one base: correctness, speed, overhead of the gateway"
 	@echo "make bench-batch       a batch against a plain client, and what it costs those who wait"
 	@echo "make bench-hostile     what one caller's attacks cost another (ATTACK=NAME)"
+	@echo "make bench-fair-share  what one project's waiting requests cost another"
 	@echo "make bench-comparison  a comparison's time against the engine's own"
 	@echo "make bench-verdict     how often the verdict of a simulated comparison is wrong"
 	@echo "make bench-validate    the check of a 1 GB dataset against datasets (SIZE=MB)"
@@ -122,6 +123,10 @@ bench-serving: .venv/.installed-bench
 bench-hostile: .venv/.installed-dev
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.hostile $(ATTACK)
+
+bench-fair-share: .venv/.installed-dev
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.fair_share
 
 bench-batch: .venv/.installed-dev
 	@$(BIN)/toque models pull smollm2-135m-instruct

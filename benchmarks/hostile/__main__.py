@@ -23,7 +23,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
 from openai import ConflictError, OpenAI
 
@@ -31,6 +30,7 @@ import benchmarks.hostile
 from app.core.settings import Settings
 from app.demo.service import ServiceProcess, running_service
 from app.models.catalogue import Catalogue
+from benchmarks.projects import create_project
 from benchmarks.serving.measurements import percentile, progress
 
 ATTACKS = [
@@ -56,7 +56,7 @@ def main() -> None:
         running_service(settings, Path(folder)) as service,
     ):
         service.await_ready(lambda _: None)
-        attacker, neighbour = (_create_project(service, name) for name in ("attacker", "neighbour"))
+        attacker, neighbour = (create_project(service, name) for name in ("attacker", "neighbour"))
         side = Neighbour(service, neighbour, Catalogue(settings).engine_base.name)
         side.stream(3)  # whatever is only slow the first time
         idle = percentile(side.stream(STREAMS), 95)
@@ -144,15 +144,6 @@ def _lines() -> bytes:
         for number in range(12)
     ]
     return "".join(json.dumps({"messages": each}) + "\n" for each in turns).encode()
-
-
-def _create_project(service: ServiceProcess, name: str) -> str:
-    """Create a project; returns a key of it."""
-    projects = f"{service.address}/v1/organization/projects"
-    with httpx2.Client(headers={"authorization": f"Bearer {service.api_key}"}) as admin:
-        project = admin.post(projects, json={"name": name}).raise_for_status().json()["id"]
-        account = admin.post(f"{projects}/{project}/service_accounts", json={"name": name}).raise_for_status()
-    return account.json()["api_key"]["value"]
 
 
 def _cancel_jobs(service: ServiceProcess, key: str) -> None:

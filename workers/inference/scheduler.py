@@ -1,4 +1,4 @@
-"""vLLM's scheduler, which answers requests that somebody waits for before those of batches.
+"""vLLM's scheduler, which answers requests that somebody waits for first, and lets projects take turns.
 
 Requests of batches have the priority 1, all others 0 (`app.completions.gateway`). vLLM alone would sort the
 queue by priority, but compute both in one step, which takes the longer the more it computes. Here they never
@@ -12,7 +12,14 @@ share a step:
   interactive requests. One that has no place yet gets it too, unless they
   lack room themselves.
 
-Prompts that are scored are interactive, but come many at a time: others that arrive soon after them go ahead.
+Among interactive requests, the next one is of the project that computes the fewest (`FairQueue`). If there is
+no room for it, the project that computes the most gives up the place of its newest request, provided that it
+computes more than twice as many. That request returns to the queue, and goes on when there is room. While a
+request waits for its first token, projects with far more requests get no tokens (`ProjectTurns`). For some
+seconds after that, steps are shorter, so that the next one waits less for the step that is being computed.
+
+Prompts that are scored are interactive, but come many at a time: others of the project that arrive soon after
+them go ahead.
 
 Without interactive requests, steps are vLLM's own.
 """
@@ -20,6 +27,7 @@ Without interactive requests, steps are vLLM's own.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, cast
@@ -31,12 +39,16 @@ from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from workers.inference.fair_queue import FairQueue, project_of
 from workers.inference.grammars import cancel_compilation, compile_in_background
+from workers.inference.project_turns import ProjectTurns
 
 _ALERT_SECONDS = 5.0
 """How long after an interactive request the steps of batches are short."""
 _SHORT_STEP_TOKENS = 16
 """Tokens in a short step: one each of as many sequences, or a part of a prompt."""
+_SHARED_STEP_PART = 32
+"""The part of a full step's tokens that a step has while several projects share the engine."""
 _SCORED_LATER_SECONDS = 30.0
 """How much later than it did a prompt that is scored counts as having arrived."""
 _TURN_SECONDS = 0.5
@@ -49,7 +61,7 @@ class InteractiveFirstQueue(RequestQueue):
     """The queues of waiting requests, interactive ones first, each of which can be closed."""
 
     def __init__(self) -> None:
-        self.interactive, self.batches = PriorityRequestQueue(), PriorityRequestQueue()
+        self.interactive, self.batches = FairQueue(), PriorityRequestQueue()
         self.admits_interactive = self.admits_batches = True
 
     @property
@@ -102,12 +114,12 @@ class InteractiveFirstQueue(RequestQueue):
         return chain(self.interactive, self.batches)
 
     @property
-    def _first_open(self) -> PriorityRequestQueue:
+    def _first_open(self) -> RequestQueue:
         if self.admits_interactive and (self.interactive or not self.admits_batches):
             return self.interactive
         return self.batches if self.admits_batches else PriorityRequestQueue()
 
-    def _queue_of(self, request: Request) -> PriorityRequestQueue:
+    def _queue_of(self, request: Request) -> RequestQueue:
         return self.batches if _is_of_batch(request) else self.interactive
 
 
@@ -122,6 +134,8 @@ class InteractiveFirstScheduler(Scheduler):
         self._can_split_prompts = self.scheduler_config.enable_chunked_prefill
         self._short_step_tokens = _SHORT_STEP_TOKENS if self._can_split_prompts else self._full_step_tokens
         self._asked_at = self._batches_at = -_ALERT_SECONDS
+        max_adapters = None if self.lora_config is None else self.lora_config.max_loras
+        self._turns = ProjectTurns(self._queue.interactive, max_adapters)
         self._without_room: Request | None = None
         """The interactive request that the last step had no room for."""
 
@@ -145,11 +159,12 @@ class InteractiveFirstScheduler(Scheduler):
         now = time.monotonic()
         batches = [request for request in self.running if _is_of_batch(request)]
         interactive = [request for request in self.running if not _is_of_batch(request)]
+        self._queue.interactive.computed = Counter(map(project_of, interactive))
         if interactive or self._queue.interactive:
             self._asked_at = now
+        full_step_tokens = self._let_projects_take_turns(interactive, now)
         if not (batches or self._queue.batches):
-            self._limit_step(self._full_step_tokens, admits_interactive=True, admits_batches=True)
-            return super().schedule(throttle_prefills)
+            return self._schedule_interactive(interactive, full_step_tokens, now, throttle_prefills)
         waiting = next(self._queue.ready, None)
         is_asked = bool(interactive or waiting)
         lacks_room = self._without_room is not None and _is_ready(self._without_room)
@@ -158,19 +173,50 @@ class InteractiveFirstScheduler(Scheduler):
         is_turn = not is_asked or (can_take_turn and self._is_turn_of_batches(now, interactive, waiting))
         if is_turn:
             self._batches_at = now
-        elif lacks_room and batches:
-            self._make_room(batches, now)
+        elif lacks_room:
+            self._make_room(interactive, batches, now)
         for request in interactive if is_turn else batches:
             request.next_decode_eligible_step = self.current_step + 2  # the step after this one
         is_short = is_turn and now - self._asked_at < _ALERT_SECONDS
         self._limit_step(
-            self._short_step_tokens if is_short else self._full_step_tokens,
+            self._short_step_tokens if is_short else full_step_tokens,
             admits_interactive=not (is_asked and is_turn),
             admits_batches=is_turn and not lacks_room,
         )
         scheduled = super().schedule(throttle_prefills)
         self._without_room = None if is_turn else self._find_without_room(scheduled)
         return scheduled
+
+    def _schedule_interactive(
+        self, interactive: list[Request], tokens: int, now: float, throttle_prefills: bool
+    ) -> SchedulerOutput:
+        """Choose what a step computes while there are no requests of batches."""
+        if self._without_room is not None and _is_ready(self._without_room):
+            self._make_room(interactive, [], now)
+        self._limit_step(tokens, admits_interactive=True, admits_batches=True)
+        scheduled = super().schedule(throttle_prefills)
+        self._without_room = self._find_without_room(scheduled)
+        return scheduled
+
+    def _let_projects_take_turns(self, interactive: list[Request], now: float) -> int:
+        """Let projects with far more requests than another wait for its first tokens.
+
+        Returns:
+            The tokens of a full step.
+        """
+        waiting = next(self._queue.ready, None)
+        held = self._turns.next(interactive, waiting, now)
+        if held:
+            for each in interactive:
+                if project_of(each) in held:
+                    each.next_decode_eligible_step = self.current_step + 2  # the step after this one
+            if len(self.running) >= self.max_num_active_reqs:
+                self._without_room = waiting
+        if held or not (self._can_split_prompts and self._turns.is_alert(now)):
+            return self._full_step_tokens
+        computed = self._queue.interactive.computed
+        self.running.sort(key=lambda each: computed[project_of(each)])  # they get tokens in this order
+        return max(_SHORT_STEP_TOKENS, self._full_step_tokens // _SHARED_STEP_PART)
 
     def _limit_step(self, tokens: int, *, admits_interactive: bool, admits_batches: bool) -> None:
         self.max_num_scheduled_tokens = tokens
@@ -198,12 +244,27 @@ class InteractiveFirstScheduler(Scheduler):
                 return each if left >= (1 if self._can_split_prompts else each.num_tokens) else None
         return None
 
-    def _make_room(self, batches: list[Request], now: float) -> None:
-        """Return the newest request of a batch to the queue: its cache or its place is needed."""
-        newest = max(batches)
-        batches.remove(newest)
-        self.running.remove(newest)
-        self._preempt_request(newest, now)
+    def _make_room(self, interactive: list[Request], batches: list[Request], now: float) -> None:
+        """Return to the queue a request of a batch or of a greedy project: its cache or place is needed."""
+        newest = max(batches) if batches else self._newest_of_greedy_project(interactive)
+        if newest is not None:
+            (batches if batches else interactive).remove(newest)
+            self.running.remove(newest)
+            self._preempt_request(newest, now)
+
+    def _newest_of_greedy_project(self, interactive: list[Request]) -> Request | None:
+        """Return the newest request of the project that computes the most, if it is to give up a place.
+
+        It is if it computes more than twice as many as the one that needs a place then will.
+        """
+        computed = self._queue.interactive.computed
+        if self._without_room is None or not computed:
+            return None
+        [(project, most)] = computed.most_common(1)
+        if most <= 2 * (computed[project_of(self._without_room)] + 1):
+            return None
+        computed[project] -= 1
+        return max((each for each in interactive if project_of(each) == project), key=_arrival)
 
 
 class AsyncInteractiveFirstScheduler(InteractiveFirstScheduler, AsyncScheduler):
@@ -212,6 +273,10 @@ class AsyncInteractiveFirstScheduler(InteractiveFirstScheduler, AsyncScheduler):
 
 def _is_of_batch(request: Request) -> bool:
     return request.priority > 0
+
+
+def _arrival(request: Request) -> float:
+    return request.arrival_time
 
 
 def _is_ready(request: Request) -> bool:

@@ -86,6 +86,7 @@ class Engine:
         tokens: int = 50,
         adapter: int | None = None,
         schema: StructuredOutputsParams | None = None,
+        project: str | None = None,
     ) -> Request:
         request = Request(
             request_id=name,
@@ -94,6 +95,7 @@ class Engine:
             pooling_params=None,
             priority=int(of_batch),
             block_hasher=self._hasher,
+            cache_salt=project,
             lora_request=None if adapter is None else LoRARequest(f"a{adapter}", adapter, "/adapter"),
         )
         self.scheduler.add_request(request)
@@ -231,6 +233,52 @@ def test_no_turn_of_batches_is_empty(start: Callable[..., Engine], clock: Clock)
         clock.now += 0.3
         assert "b" not in (computed := engine.step()), "all places are taken"
         assert len(computed) == 16
+
+
+def test_the_project_that_computes_the_fewest_is_next(start: Callable[..., Engine]) -> None:
+    engine = start()
+    for number in range(40):
+        engine.ask(f"a{number}", prompt=20, tokens=3, project="a")
+    assert list(engine.step()) == [f"a{number}" for number in range(16)]
+    for number in range(4):
+        engine.ask(f"b{number}", prompt=20, tokens=3, project="b")
+    order = list(dict.fromkeys(name for _ in range(80) for name in engine.step()))
+    beyond = [name for name in order if name not in {f"a{number}" for number in range(16)}]
+    assert beyond[:4] == ["b0", "b1", "b2", "b3"], "they wait for none of those that came before them"
+    assert engine.scheduler.requests == {}, "and nothing is left behind"
+
+
+def test_a_project_that_computes_many_gives_a_place_to_another(
+    start: Callable[..., Engine], clock: Clock
+) -> None:
+    engine = start()
+    greedy = [engine.ask(f"a{number}", prompt=20, tokens=100, project="a") for number in range(40)]
+    engine.step()
+    engine.ask("b", prompt=20, tokens=100, project="b")
+    assert engine.step() == {"b": 20}, "at once, and with nothing else in the step"
+    assert [each.request_id for each in greedy if each.num_preemptions] == ["a15"], "the newest, and no more"
+    for number in range(20):
+        engine.ask(f"c{number}", prompt=20, tokens=100, project="c")
+    for _ in range(50):
+        clock.now += 1
+        computed = engine.step()
+    shares = {project: sum(name[0] == project for name in computed) for project in "abc"}
+    assert shares == {"a": 10, "b": 1, "c": 5}, "a project with more than twice as many gives one up"
+    for _ in range(1500):
+        engine.step()
+    assert engine.scheduler.requests == {}
+
+
+def test_a_full_cache_costs_the_project_that_computes_the_most(start: Callable[..., Engine]) -> None:
+    engine = start(blocks=41)  # one of which vLLM keeps
+    greedy = [engine.ask(f"a{number}", prompt=70, tokens=200, project="a") for number in range(20)]
+    for _ in range(5):
+        engine.step()
+    other = engine.ask("b", prompt=70, tokens=200, project="b")
+    for _ in range(200):
+        engine.step()
+    assert other.num_preemptions == 0
+    assert sum(each.num_preemptions for each in greedy) > 1
 
 
 SMALL = StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "string"}}})
