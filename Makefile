@@ -8,8 +8,8 @@ BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-trackers \
   install-trackers lint generated lock bench-train bench-api bench-queue bench-bases bench-batch \
-  bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile bench-soak bench-upload bench-validate \
-  bench-verdict fuzz clean
+  bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile bench-soak bench-upload \
+  bench-validate bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"

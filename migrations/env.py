@@ -12,6 +12,7 @@ from app.core.database import Base, Database
 from app.core.settings import Settings
 from app.files import models as _files  # noqa: F401
 from app.fine_tuning import models as _fine_tuning  # noqa: F401
+from app.limits import models as _limits  # noqa: F401
 from app.models.adapters import models as _adapters  # noqa: F401 - fills the metadata
 from app.models.aliases import models as _aliases  # noqa: F401
 from app.models.catalogue import models as _catalogue  # noqa: F401

@@ -35,6 +35,8 @@ from app.files.router import router as files_router
 from app.fine_tuning import training_files
 from app.fine_tuning.router import router as fine_tuning_router
 from app.graders.router import router as graders_router
+from app.limits.rate_limiter import RateLimiter
+from app.limits.router import router as limits_router
 from app.models.adapters.router import adapters_router, models_router
 from app.models.aliases.router import models_router as aliased_models_router
 from app.models.aliases.router import router as aliases_router
@@ -66,7 +68,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         keys = app.state.keys = KeyCache(app.state.database)
         usage = UsageAggregator(app.state.database)
         replicas = app.state.replicas = Replicas(settings, app.state.database)
-        gateway = app.state.gateway = Gateway(settings, app.state.database, replicas, usage)
+        rate_limiter = RateLimiter(app.state.database)
+        gateway = app.state.gateway = Gateway(settings, app.state.database, replicas, usage, rate_limiter)
         runner = Runner(settings, app.state.database, app.state.storage, gateway)
         background_load = BackgroundLoad(replicas)
         batch_runner = BatchRunner(settings, app.state.database, app.state.storage, gateway, background_load)
@@ -80,6 +83,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             replicas,
             keys.last_uses,
             usage,
+            rate_limiter,
             background_load,
             runner,
             batch_runner,
@@ -136,6 +140,7 @@ def _routes() -> tuple[BaseRoute, ...]:
         usage_router,
         organization_router,
         project_data_router,
+        limits_router,
         audit_router,
         webhooks_router,
         health.router,

@@ -34,7 +34,8 @@ _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 class RequestMiddleware:
     """Adds `x-request-id` and `openai-processing-ms`, and refuses bodies over the limits.
 
-    It closes the connection of those who may not go on sending: whoever has no key, or no permission.
+    It closes the connection of those who may not go on sending: whoever has no key, no permission, or nothing
+    left of what they may ask.
     """
 
     def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: Metrics) -> None:
@@ -65,7 +66,7 @@ class RequestMiddleware:
                     (b"openai-processing-ms", b"%d" % elapsed_ms),
                     (b"x-content-type-options", b"nosniff"),
                 ]
-                if (status == 403 or CALLER not in scope) and _may_go_on(headers):
+                if (status in (403, 429) or CALLER not in scope) and _may_go_on(headers):
                     message["headers"].append((b"connection", b"close"))
             await send(message)
 

@@ -14,6 +14,7 @@ RESOURCES: Mapping[str, str] = {
     "files": "file",
     "fine_tuning_jobs": "fine_tuning.job",
     "projects": "project",
+    "rate_limits": "rate_limit",
     "service_accounts": "service_account",
     "uploads": "upload",
     "webhook_deliveries": "webhook.delivery",
@@ -37,6 +38,9 @@ NOT_WATCHED = frozenset(
         "fine_tuning_attempts",
         "fine_tuning_checkpoints",
         "fine_tuning_events",
+        "key_usage",
+        "rate_windows",
+        "requests_in_flight",
         "responses",  # answers, which may be many a second
         "shared_devices",
         "tracked_runs",

@@ -13,6 +13,7 @@ import typer
 from app.auth.roles import Role
 from app.cli.database_session import database_session
 from app.cli.duration import parse_duration
+from app.cli.limits import key_limits
 from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr
 from app.cli.settings import read_settings
 from app.core.settings import Settings
@@ -27,6 +28,7 @@ log = logging.getLogger("toque.keys")
 app = typer.Typer(
     no_args_is_help=True, help="Manage API keys; these commands need the database, not the service."
 )
+app.command("limits")(key_limits)
 
 
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", show_default=False)]

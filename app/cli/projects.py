@@ -8,6 +8,7 @@ import typer
 from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 
 from app.cli.database_session import database_session, opened_database
+from app.cli.limits import project_limits
 from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr
 from app.cli.settings import read_settings
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True, help="Manage projects; these commands need the database, not the service."
 )
+
+app.command("limits")(project_limits)
 
 _LISTED_AT_ONCE = 100
 

@@ -16,6 +16,7 @@ from app.completions.engine_refusals import MODEL_NOT_LOADED
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import GatewayRequest
 from app.core.errors import InvalidRequestError, ToqueError
+from app.limits.rate_limiter import Admission, estimate_tokens
 from app.models.adapters.service import ServedModel
 
 _CLIENT_GONE = 499
@@ -34,22 +35,26 @@ class CompletionResponse(Response):
         self,
         replicas: Replicas,
         add_usage: Callable[[int, int], None],
+        admission: Admission,
         served: ServedModel,
         look_up_now: Callable[[], Awaitable[object]],
-        project_id: str,
         body: GatewayRequest,
+        content: bytes,
         arrived: float,
     ) -> None:
         super().__init__()
         self._replicas = replicas
         self._add_usage = add_usage
+        self._admission = admission
         self._served = served
         self._look_up_now = look_up_now
         self._path = body.path
-        self._body = body.for_engine(served.name, project_id)
+        self._body = content
         self._streams = bool(body.stream)
         self._answer = body.new_answer()
         self._arrived = arrived
+        self._events = 0
+        """Of a stream, how many came from the engine."""
         self._has_started = False
         self._is_computed = False
         """Whether the engine's work on a whole answer is done, and counts, even if its client leaves now."""
@@ -73,6 +78,15 @@ class CompletionResponse(Response):
             if not self._has_started:
                 await send({"type": "http.response.start", "status": _CLIENT_GONE, "headers": []})
                 await send({"type": "http.response.body"})
+        finally:
+            await self._admission.settle(self._count_tokens())
+
+    def _count_tokens(self) -> int:
+        """Return how many tokens were used: by estimate if the engine was left before it said so."""
+        if not (self._has_started or self._is_computed):
+            return 0
+        answer = self._answer
+        return answer.prompt_tokens + answer.completion_tokens or estimate_tokens(self._body) + self._events
 
     async def _forward(self, send: Send) -> None:
         """Forwards the answer of one replica, or of another if the first sends nothing."""
@@ -81,6 +95,7 @@ class CompletionResponse(Response):
             await self._replicas.ask(served.base_model, served.name, lambda replica: self._ask(replica, send))
         except ToqueError as error:
             cause = await self._find_cause(error)
+            cause.headers.update(self._admission.headers)
             raise _with_same_replica(cause, error) from error
 
     async def _find_cause(self, error: ToqueError) -> ToqueError:
@@ -109,6 +124,7 @@ class CompletionResponse(Response):
                 (b"x-toque-model", self._served.name.encode()),
                 (b"x-toque-replica", replica.id.encode()),
                 (b"x-toque-queue-ms", b"%.1f" % (queued * 1000)),
+                *((name.encode(), value.encode()) for name, value in self._admission.headers.items()),
             ]
             try:
                 if self._streams:
@@ -149,6 +165,7 @@ class CompletionResponse(Response):
                 received = await upstream.content.readany()
             except aiohttp.ClientError:
                 received = b""
+            self._events += received.count(b"data: ")
             passed = events.forward(received)
         if not events.has_ended:
             passed = events.break_off()

@@ -15,6 +15,7 @@ from app.core.database import Database
 from app.core.scope import ARRIVED_AT
 from app.core.settings import Settings
 from app.core.stale_while_revalidate import StaleWhileRevalidate
+from app.limits.rate_limiter import RateLimiter, estimate_tokens
 from app.models.aliases import resolution
 from app.models.aliases.target import Target
 from app.usage.aggregator import UsageAggregator
@@ -29,12 +30,18 @@ class Gateway:
     """The state that all completions of this process share."""
 
     def __init__(
-        self, settings: Settings, database: Database, replicas: Replicas, usage: UsageAggregator
+        self,
+        settings: Settings,
+        database: Database,
+        replicas: Replicas,
+        usage: UsageAggregator,
+        rate_limiter: RateLimiter,
     ) -> None:
         self._settings = settings
         self._database = database
         self._replicas = replicas
         self._usage = usage
+        self.rate_limiter = rate_limiter
         self._conversations = Conversations(settings, database)
         # Once an alias is moved, every gateway uses its new model within two seconds.
         self._targets: StaleWhileRevalidate[tuple[str, str], Target] = StaleWhileRevalidate(
@@ -48,6 +55,7 @@ class Gateway:
             PermissionDeniedError: the caller may not ask this model.
             NotFoundError: the project has no such model or alias.
             InvalidRequestError: the model's base does not support what the request asks for.
+            RateLimitError: the caller's project or key has used up what it may.
         """
         caller.check_model(body.model)
         project_id = caller.project_id
@@ -56,10 +64,13 @@ class Gateway:
         served = target.model_for(body.user)
         body.check(served.base)
         await self._conversations.resolve(project_id, body)
-        add_usage = partial(self._usage.count, project_id, served.name, alias=target.alias)
+        content = body.for_engine(served.name, project_id)
+        prompt_tokens, answer_tokens = estimate_tokens(content), body.most_answer_tokens(served.base.context)
+        admission = await self.rate_limiter.admit(caller, served.base_model, prompt_tokens, answer_tokens)
+        count = partial(self._usage.count, project_id, served.name, alias=target.alias, key_id=caller.key_id)
         look_up_now = partial(self._targets.look_up_now, key)
         return CompletionResponse(
-            self._replicas, add_usage, served, look_up_now, project_id, body, scope[ARRIVED_AT]
+            self._replicas, count, admission, served, look_up_now, body, content, scope[ARRIVED_AT]
         )
 
     async def resolve(self, project_id: str, name: str) -> Target:

@@ -74,6 +74,7 @@ class DirectRoute(APIRoute):
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             request = Request(scope, receive)
             caller = caller_of(scope)
+            await _gateway(request).rate_limiter.check(caller)
             content = await _read_body(request)
             if len(content) < _LARGE_BODY:
                 body = parse_request(kind, content)

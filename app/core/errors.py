@@ -5,6 +5,7 @@ Envelope: https://platform.openai.com/docs/guides/error-codes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
@@ -136,6 +137,18 @@ class QuotaExceededError(ToqueError):
     def __init__(self, message: str, *, code: str, param: str | None = None) -> None:
         super().__init__(message, code=code, param=param)
         self.headers["x-should-retry"] = "false"
+
+
+class RateLimitError(ToqueError):
+    """429: too much in too short a time. `retry-after`, if it is there, says when to try again."""
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, kind: str, headers: Mapping[str, str]) -> None:
+        super().__init__(message, code="rate_limit_exceeded")
+        self.body.type = kind  # OpenAI says what there was too much of: `requests` or `tokens`
+        self.headers.update(headers)
 
 
 class UnavailableError(ToqueError):

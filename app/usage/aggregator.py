@@ -12,7 +12,7 @@ from typing_extensions import override
 from app.core.database import Database
 from app.core.periodic_writer import PeriodicWriter
 from app.usage import service
-from app.usage.models import AliasUsage, Key, Sums, Table, Usage
+from app.usage.models import AliasUsage, Key, KeyUsage, Sums, Table, Usage
 
 SumsByTable = dict[Table, dict[Key, Sums]]
 
@@ -28,11 +28,22 @@ class UsageAggregator(PeriodicWriter[SumsByTable]):
         self._unwritten: SumsByTable = {}
 
     def count(
-        self, project_id: str, model: str, input_tokens: int, output_tokens: int, *, alias: str | None
+        self,
+        project_id: str,
+        model: str,
+        input_tokens: int,
+        output_tokens: int,
+        *,
+        alias: str | None,
+        key_id: str = "",
     ) -> None:
-        """Count one answered request; `alias` is the alias that it named, if it named one."""
+        """Count one answered request.
+
+        `alias` is the alias that it named, if it named one; `key_id` the key that it came with, if it did.
+        """
         key, sums = (project_id, int(time.time()) // 60 * 60, model), Sums(1, input_tokens, output_tokens)
         self._add(Usage, key, sums)
+        self._add(KeyUsage, (*key, key_id), sums)
         if alias is not None:
             self._add(AliasUsage, (*key, alias), sums)
 

@@ -40,9 +40,18 @@ class AliasUsage(_Usage, Base):
     """The alias's name, which stays here when the alias is deleted."""
 
 
-Table: TypeAlias = type[Usage] | type[AliasUsage]
+class KeyUsage(_Usage, Base):
+    """The sums of the requests of each key; `Usage` counts these, too."""
+
+    __tablename__ = "key_usage"
+
+    api_key_id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Empty for what the service asks itself, such as the requests of a batch."""
+
+
+Table: TypeAlias = type[Usage] | type[AliasUsage] | type[KeyUsage]
 Key: TypeAlias = tuple[str, int, str] | tuple[str, int, str, str]
-"""The project, the minute's first second and the model; in `AliasUsage` also the alias."""
+"""The project, the minute's first second and the model; in the other tables also the alias or the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +72,11 @@ class Sums:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What sums are of: None stands for all projects, or all models."""
+    """What sums are of: None stands for all projects, all models, or all keys."""
 
     project_id: str | None = None
     model: str | None = None
+    api_key_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

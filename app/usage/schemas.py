@@ -18,7 +18,7 @@ BucketWidth = Literal["1m", "1h", "1d"]
 _LAST_SECOND = 253_402_300_799
 """The last second of the year 9999."""
 Moment = Annotated[int, Field(ge=0, le=_LAST_SECOND, description="Unix seconds")]
-GroupBy = Literal["model", "project_id"]
+GroupBy = Literal["model", "project_id", "api_key_id"]
 
 
 class UsageQuery(BaseModel):
@@ -33,6 +33,8 @@ class UsageQuery(BaseModel):
     models_in_brackets: Annotated[list[str] | None, Field(alias="models[]")] = None
     aliases: Annotated[list[str] | None, Field(description="Only requests by these names")] = None
     aliases_in_brackets: Annotated[list[str] | None, Field(alias="aliases[]")] = None
+    api_key_ids: list[str] | None = None
+    api_key_ids_in_brackets: Annotated[list[str] | None, Field(alias="api_key_ids[]")] = None
     limit: Annotated[int | None, Field(ge=1)] = None
     page: Annotated[str | None, Field(pattern=r"^[0-9]{1,12}$", description="A `next_page`")] = None
 
@@ -61,10 +63,15 @@ class UsageQuery(BaseModel):
         """The aliases whose usage is asked for; none means all requests."""
         return [*(self.aliases or ()), *(self.aliases_in_brackets or ())]
 
+    @property
+    def only_keys(self) -> list[str]:
+        """The keys whose usage is asked for; none means all requests."""
+        return [*(self.api_key_ids or ()), *(self.api_key_ids_in_brackets or ())]
+
 
 def _refuse_unknown(value: object) -> None:
     if value is not None:
-        reason = "usage is known by project and model only"
+        reason = "usage is known by project, model and key only"
         raise PydanticCustomError("unsupported_parameter", "{reason}", {"reason": reason})
 
 
@@ -78,8 +85,6 @@ class OrganizationUsageQuery(UsageQuery):
     project_ids_in_brackets: Annotated[list[str] | None, Field(alias="project_ids[]")] = None
     user_ids: Unknown = None
     user_ids_in_brackets: Annotated[Unknown, Field(alias="user_ids[]")] = None
-    api_key_ids: Unknown = None
-    api_key_ids_in_brackets: Annotated[Unknown, Field(alias="api_key_ids[]")] = None
     batch: Unknown = None
 
     @property
@@ -89,7 +94,7 @@ class OrganizationUsageQuery(UsageQuery):
 
 
 class UsageResult(BaseModel):
-    """The sums of one bucket, or of one project or model in it."""
+    """The sums of one bucket, or of one project, model or key in it."""
 
     object: Literal["organization.usage.completions.result"] = "organization.usage.completions.result"
     input_tokens: int
@@ -99,6 +104,8 @@ class UsageResult(BaseModel):
     """Null in the usage of all projects, unless grouped by project."""
     model: str | None = None
     """Null unless grouped by model."""
+    api_key_id: str | None = None
+    """Null unless grouped by key, and for what the service asked itself, such as the requests of a batch."""
 
 
 class UsageBucket(BaseModel):
@@ -132,6 +139,7 @@ class UsagePage(BaseModel):
                         num_model_requests=sums.requests,
                         project_id=group.project_id,
                         model=group.model,
+                        api_key_id=group.api_key_id,
                     )
                     for group, sums in bucket.results
                 ],

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from app.auth.models import Project
 from app.core.errors import InvalidRequestError
-from app.usage.models import AliasUsage, Bucket, Group, Key, Sums, Table, Usage
+from app.usage.models import AliasUsage, Bucket, Group, Key, KeyUsage, Sums, Table, Usage
 from app.usage.schemas import GroupBy, UsageQuery
 
 BUCKET_SECONDS = {"1m": 60, "1h": 3600, "1d": 86400}
@@ -22,7 +22,9 @@ DAYS_OF_MINUTES = 90
 _KEYS: dict[Table, tuple[str, ...]] = {
     Usage: ("project_id", "minute", "model"),
     AliasUsage: ("project_id", "minute", "model", "alias"),
+    KeyUsage: ("project_id", "minute", "model", "api_key_id"),
 }
+_GROUPS: tuple[GroupBy, ...] = ("project_id", "model", "api_key_id")
 _SUMS = ("requests", "input_tokens", "output_tokens")
 _DEFAULT_BUCKETS = {"1m": 60, "1h": 24, "1d": 7}
 _MOST_BUCKETS = {"1m": 1440, "1h": 168, "1d": 31}
@@ -92,7 +94,8 @@ def list_buckets(
         The buckets, and where the next page starts; None after the last.
 
     Raises:
-        InvalidRequestError: the query's end is not after its start, or it asks for too many buckets.
+        InvalidRequestError: the query's end is not after its start, it asks for too many buckets, or for
+            what is not known.
     """
     start, end = query.start, query.end
     if end <= start:
@@ -109,9 +112,9 @@ def list_buckets(
     first = start // seconds * seconds
     starts = range(first, end, seconds)[: query.limit or _DEFAULT_BUCKETS[width]]
     until = starts[-1] + seconds
-    table: Table = AliasUsage if query.only_aliases else Usage
+    table = _table(query, group_by)
     bucket = (table.minute - table.minute % seconds).label("bucket")
-    groups = [getattr(table, name) if name in group_by else null() for name in ("project_id", "model")]
+    groups = [getattr(table, name) if name in group_by else null() for name in _GROUPS]
     sums = [func.sum(getattr(table, name)) for name in _SUMS]
     rows = select(bucket, *groups, *sums).where(table.minute >= first, table.minute < until)
     if project_ids is not None:
@@ -120,15 +123,31 @@ def list_buckets(
         rows = rows.where(table.model.in_(query.only_models))
     if query.only_aliases:
         rows = rows.where(AliasUsage.alias.in_(query.only_aliases))
+    if query.only_keys:
+        rows = rows.where(KeyUsage.api_key_id.in_(query.only_keys))
     by = [getattr(table, name) for name in sorted(group_by)]
     found: defaultdict[int, list[tuple[Group, Sums]]] = defaultdict(list)
     for row in session.execute(rows.group_by("bucket", *by)):
-        at, project_id, model, *numbers = tuple[Any, ...](row)
-        found[int(at)].append((Group(project_id, model), Sums(*map(int, numbers))))
+        at, project_id, model, key_id, *numbers = tuple[Any, ...](row)
+        found[int(at)].append((Group(project_id, model, key_id or None), Sums(*map(int, numbers))))
     buckets = [Bucket(at, at + seconds, sorted(found[at], key=_by_name)) for at in starts]
     return buckets, until if until < end else None
 
 
-def _by_name(result: tuple[Group, Sums]) -> tuple[str, str]:
+def _table(query: UsageQuery, group_by: Set[GroupBy]) -> Table:
+    """Return the table that has what is asked for."""
+    by_key = bool(query.only_keys or "api_key_id" in group_by)
+    if by_key and query.only_aliases:
+        raise InvalidRequestError(
+            "Usage is known by alias or by key, not by both. Leave out 'aliases' or the keys.",
+            code="invalid_value",
+            param="aliases",
+        )
+    if query.only_aliases:
+        return AliasUsage
+    return KeyUsage if by_key else Usage
+
+
+def _by_name(result: tuple[Group, Sums]) -> tuple[str, str, str]:
     group, _ = result
-    return group.project_id or "", group.model or ""
+    return group.project_id or "", group.model or "", group.api_key_id or ""

@@ -18,6 +18,7 @@ from openai.types.admin.organization import AuditLogListResponse, Project, Usage
 from openai.types.admin.organization.projects import (
     APIKeyDeleteResponse,
     ProjectAPIKey,
+    ProjectRateLimit,
     ProjectServiceAccount,
     ServiceAccountCreateResponse,
     ServiceAccountDeleteResponse,
@@ -139,6 +140,7 @@ OPTIONAL_NULLS: Mapping[Any, set[str]] = {
         "UsageCompletionsResponse.next_page",
         "DataResultOrganizationUsageCompletionsResult.project_id",
         "DataResultOrganizationUsageCompletionsResult.model",
+        "DataResultOrganizationUsageCompletionsResult.api_key_id",
     },
 }
 """Fields that may be absent, and may be null. Any other field that may be absent is never null."""
@@ -209,6 +211,7 @@ EXTRAS: Mapping[Any, Mapping[str, set[str]]] = {
     },
     Project: {"Project": {"slug"}},
     ProjectAPIKey: {"ProjectAPIKey": {"role", "models"}},
+    ProjectRateLimit: {"ProjectRateLimit": {"max_concurrent_requests"}},
     ServiceAccountCreateResponse: {"APIKey": {"role", "models"}},
     APIKeyCreateResponse: {"APIKeyCreateResponse": {"role", "models"}},
 }
@@ -264,6 +267,10 @@ DEVIATIONS: Mapping[Any, tuple[Deviation, ...]] = {
         Deviation(
             "FileObject.purpose", {"const": "evals"}, "OpenAI's request has this purpose, its response not"
         ),
+    ),
+    ProjectRateLimit: tuple(
+        Deviation(f"ProjectRateLimit.{field}", _NULL, "nothing is limited unless it is set")
+        for field in ("max_requests_per_1_minute", "max_tokens_per_1_minute")
     ),
     FineTuningJob: (
         Deviation(
@@ -349,6 +356,7 @@ def _tighten(schema: dict[str, Any], type_: Any) -> None:
 
 _ACCOUNTS = "/v1/organization/projects/{project_id}/service_accounts"
 _KEYS = "/v1/organization/projects/{project_id}/api_keys"
+_LIMITS = "/v1/organization/projects/{project_id}/rate_limits"
 SHAPES = {
     "POST /v1/chat/completions": validator(ChatCompletion),
     "POST /v1/completions": validator(Completion),
@@ -394,6 +402,8 @@ SHAPES = {
     f"GET {_KEYS}/{{api_key_id}}": validator(ProjectAPIKey),
     f"POST {_KEYS}/{{api_key_id}}": validator(ProjectAPIKey),
     f"DELETE {_KEYS}/{{api_key_id}}": validator(APIKeyDeleteResponse),
+    f"GET {_LIMITS}": page_validator(ProjectRateLimit),
+    f"POST {_LIMITS}/{{rate_limit_id}}": validator(ProjectRateLimit),
     "GET /v1/organization/usage/completions": validator(UsageCompletionsResponse),
     "GET /v1/organization/audit_logs": page_validator(AuditLogListResponse),
     "GET /v1/webhook_event_types": validator(WebhookEventTypeList),

@@ -37,6 +37,8 @@ WITHOUT_SHAPE = {
     "GET /v1/files/{file_id}/validation": "ours",
     "GET /v1/uploads": "ours",
     "GET /v1/uploads/{upload_id}": "ours",
+    "GET /v1/organization/projects/{project_id}/api_keys/{api_key_id}/rate_limits": "ours",
+    "POST /v1/organization/projects/{project_id}/api_keys/{api_key_id}/rate_limits/{rate_limit_id}": "ours",
     "DELETE /v1/responses/{response_id}": "the specification has no body",
     "POST /v1/responses/{response_id}/cancel": "it always refuses",
 }
@@ -184,11 +186,13 @@ def _ask_for_projects(http: httpx2.Client) -> None:
     _ok(http.get(keys))
     _ok(http.get(f"{keys}/{key}"))
     _ok(http.post(f"{keys}/{key}", json={"expires_in_seconds": 60}))
+    _ok(http.post(f"{projects}/{project}/rate_limits/rl-all", json={"max_requests_per_1_minute": 60}))
+    _ok(http.get(f"{projects}/{project}/rate_limits"))
     _ok(http.delete(f"{keys}/{key}"))
     _ok(http.delete(f"{accounts}/{account}"))
     _ok(http.post(f"{projects}/{project}/archive"))
     _ok(http.get(projects, params={"include_archived": True}))
-    for groups in ([], ["project_id"], ["model", "project_id"]):
+    for groups in ([], ["project_id"], ["model", "project_id"], ["api_key_id"]):
         query: dict[str, Any] = {"start_time": 1_700_000_000, "group_by": groups}
         _ok(http.get("/v1/organization/usage/completions", params=query))
 

@@ -147,6 +147,11 @@ class ChatCompletionRequest(SamplingParameters):
         return (self.n or 1) * min(self.count_prompt_tokens(context) + max_tokens, context)
 
     @override
+    def most_answer_tokens(self, context: int) -> tuple[int, bool]:
+        max_tokens = self.max_completion_tokens or self.max_tokens
+        return (self.n or 1) * min(max_tokens or context, context), max_tokens is not None
+
+    @override
     def new_answer(self) -> ChatAnswer:
         return ChatAnswer(include_usage=self.includes_usage, prompt_logprobs=self.prompt_logprobs is not None)
 

@@ -77,6 +77,11 @@ class CompletionRequest(SamplingParameters):
         counted = (most_tokens(prompt) + max_tokens for prompt in one_by_one(self.prompt))
         return (self.n or 1) * sum(min(tokens, context) for tokens in counted)
 
+    @override
+    def most_answer_tokens(self, context: int) -> tuple[int, bool]:
+        max_tokens = _DEFAULT_MAX_TOKENS if self.max_tokens is None else self.max_tokens
+        return self.count_answers() * min(max_tokens, context), True
+
     def _check_echo(self) -> None:
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequestError(

@@ -196,6 +196,10 @@ class ResponseRequest(GatewayRequest):
             return [tool for tool in tools if tool.name in allowed], choice.mode
         return ([] if choice == "none" else tools), choice
 
+    @override
+    def most_answer_tokens(self, context: int) -> tuple[int, bool]:
+        return min(self.max_output_tokens or context, context), self.max_output_tokens is not None
+
     def _repeated(self) -> dict[str, Any]:
         """Returns the fields that the response repeats of its request, or their defaults."""
         choice = self.tool_choice or "auto"

@@ -116,6 +116,12 @@ class GatewayRequest(BaseModel, ABC):
             InvalidRequestError: it does not; the message says what to set in the base's catalogue entry.
         """
 
+    @abstractmethod
+    def most_answer_tokens(self, context: int) -> tuple[int, bool]:
+        """Returns how many tokens all answers have at most, at a base of that context, and whether the
+        request says so, rather than the context alone.
+        """
+
     def for_engine(self, model: str, project_id: str) -> bytes:
         """Returns the request body for the engine: the allowed fields, and those that clients may not set."""
         fixed = orjson.dumps({"model": model, "cache_salt": project_id, **self._set_by_gateway()})

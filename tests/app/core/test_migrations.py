@@ -190,6 +190,20 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             | {"minute": int(now) // 60 * 60, "model": MODEL, "alias": "soup:live"}
             | {"requests": 1, "input_tokens": 5, "output_tokens": 2}
         ],
+        "key_usage": [
+            project
+            | {"minute": int(now) // 60 * 60, "model": MODEL, "api_key_id": "key_1"}
+            | {"requests": 1, "input_tokens": 5, "output_tokens": 2}
+        ],
+        "rate_limits": [
+            project | {"id": "rl_1", "api_key_id": "", "base_model": "", "max_requests_per_1_minute": 60}
+        ],
+        "rate_windows": [project | {"name": "rl_1:requests", "most": 60, "used": 1, "ends_at": now + 60}],
+        "requests_in_flight": [
+            project
+            | {"name": "rl_1:concurrent_requests", "gateway_id": "gateway_1"}
+            | {"count": 1, "alive_until": now + 60}
+        ],
         "engine_demands": [{"base_model": BASE_MODEL, "asked_at": now - 5}],
         "base_models": [
             {"name": "added", "entry": {"name": "added", "source": "owner/added"}, "added_at": now - 700}

@@ -202,7 +202,7 @@ def test_the_usage_of_all_projects(admin: Organization, database: Database) -> N
     assert len(results(group_by=["model", "project_id"])) == 3
     assert results(project_ids=[other]) == {(None, None, 100, 200, 300)}
     assert results(project_ids=["proj_none"]) == set()
-    for unknown in ({"api_key_ids": ["k"]}, {"user_ids": ["u"]}, {"batch": True}):
+    for unknown in ({"user_ids": ["u"]}, {"batch": True}):
         with pytest.raises(openai.BadRequestError) as refused:
             results(**unknown)
         assert refused.value.code == "unsupported_parameter"

@@ -12,13 +12,14 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import select
 
+from app.auth import service as auth_service
 from app.auth.models import Project
 from app.core.database import Database
 from app.core.settings import Settings
 from app.usage import service as usage_service
 from app.usage.models import AliasUsage, Sums, Usage
 from tests.support.engine_stand_in import ASK, EngineStandIn
-from tests.support.service import BASE_MODEL, OTHER_KEY, Service, run_service
+from tests.support.service import API_KEY, BASE_MODEL, OTHER_KEY, Service, run_service
 from tests.support.usage import totals, usage
 from tests.support.waiting import wait_until
 
@@ -47,6 +48,30 @@ def test_every_kind_of_answer_is_counted(
     wait_until(lambda: totals(usage(http)) == (4, 20, 12), "usage is written", seconds=10)
     with service.http(OTHER_KEY) as other:
         assert totals(usage(other)) == (0, 0, 0)
+
+
+def test_usage_is_known_by_key(
+    service: Service, http: httpx2.Client, engine: EngineStandIn, database: Database
+) -> None:
+    with database.writer() as session:
+        project_id = session.scalars(select(Project.id).where(Project.name == "default")).one()
+        key, secret = auth_service.create_key(session, project_id, "second")
+    with service.http(secret) as second:
+        for asking in (http, second, second):
+            assert asking.post("/v1/chat/completions", json=ASK).status_code == 200
+    wait_until(lambda: totals(usage(http)) == (3, 15, 9), "usage is written", seconds=10)
+    path, day = "/v1/organization/usage/completions", {"start_time": int(time.time()) - 3600}
+    with OpenAI(base_url=f"{service.url}/v1", admin_api_key=API_KEY, api_key="none") as client:
+        page = client.admin.organization.usage.completions(**day, group_by=["api_key_id", "model"])
+    found = {
+        (each.api_key_id == key.id, each.model, each.num_model_requests)  # type: ignore[union-attr]
+        for bucket in page.data
+        for each in bucket.results
+    }
+    assert found == {(True, BASE_MODEL, 2), (False, BASE_MODEL, 1)}
+    of_one = http.get(path, params=day | {"api_key_ids[]": key.id}).json()["data"]
+    [result] = [each for bucket in of_one for each in bucket["results"]]
+    assert (result["num_model_requests"], result["api_key_id"]) == (2, None), "not grouped by it"
 
 
 def test_what_fails_is_not_counted_and_a_broken_stream_is_a_request(
@@ -143,7 +168,8 @@ def totals_of(result: Any) -> tuple[int, int, int]:
         ({"start_time": 100, "end_time": 100}, "end_time"),
         ({"start_time": 100, "bucket_width": "1w"}, "bucket_width"),
         ({"start_time": 100, "limit": 32}, "limit"),
-        ({"start_time": 100, "group_by": "api_key_id"}, "group_by"),
+        ({"start_time": 100, "group_by": "user_id"}, "group_by"),
+        ({"start_time": 100, "group_by": "api_key_id", "aliases": "a"}, "aliases"),
         ({"start_time": 100, "page": "x"}, "page"),
         ({"start_time": 100, "page": "9" * 12}, "end_time"),
     ],
