@@ -9,6 +9,7 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from openai import OpenAI
 
 from app.models.adapters.validation import module_shapes
@@ -16,6 +17,7 @@ from app.models.serving_support import adapted
 from tests.support.deployment import Deployment
 from tests.support.peft_folder import tensors, write_adapter
 from tests.support.service import BASE_MODEL
+from tests.support.waiting import wait_until
 
 SOUP: Any = [{"role": "user", "content": "Soup?"}]
 
@@ -79,3 +81,26 @@ def test_the_largest_weights_that_are_accepted_still_answer(
         assert answer.usage and answer.usage.completion_tokens
         assert answer.choices[0].logprobs and answer.choices[0].logprobs.content
         assert all(math.isfinite(token.logprob) for token in answer.choices[0].logprobs.content)
+
+
+def test_an_adapter_that_answers_nothing_is_quarantined_by_the_engine(
+    deployment: Deployment, client: OpenAI, base_models_dir: Path, tmp_path: Path
+) -> None:
+    """Each number is small enough, but they all point the same way: every token is as likely as any other."""
+    weights = tensors(adapted(module_shapes(base_models_dir / BASE_MODEL)))
+    same = {name: torch.full_like(tensor, 100.0) for name, tensor in weights.items()}
+    empty, _ = imported(deployment, write_adapter(tmp_path / "empty", same, lora_alpha=4))
+    small = {name: tensor * 0.02 for name, tensor in weights.items()}
+    good, _ = imported(deployment, write_adapter(tmp_path / "good", small, lora_alpha=4))
+
+    def reason(name: str) -> str | None:
+        return (client.models.retrieve(name).model_extra or {})["quarantine_reason"]
+
+    found: str = wait_until(lambda: reason(empty), "it is quarantined", seconds=120)
+    assert "again and again" in found
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(model=empty, messages=SOUP, max_tokens=4)
+    assert (caught.value.status_code, caught.value.code) == (424, "model_quarantined")
+    for model in (good, BASE_MODEL):
+        assert client.chat.completions.create(model=model, messages=SOUP, max_tokens=4).choices
+    assert reason(good) is None

@@ -7,6 +7,7 @@ was trained: each token of an adapter has log-probability -1, of the base -2.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socketserver
@@ -40,12 +41,21 @@ class Routes(BaseHTTPRequestHandler):
             return
         if Routes.asleep:
             self.note(f"asked for {self.path} while asleep")
-        self.answer(200 if allowed else 401, json.dumps(self.reply(json.loads(body))).encode())
+        asked: dict[str, Any] = json.loads(body)
+        for word, status in (("failing", 500), ("away", 503)):
+            if word in asked["model"]:
+                self.answer(status)
+                return
+        self.answer(200 if allowed else 401, json.dumps(self.reply(asked)).encode())
 
     def reply(self, body: dict[str, Any]) -> dict[str, Any]:
         if self.path == "/tokenize":
             return {"tokens": [1]}
         logprob = -2.0 if body["model"] == BASE_MODEL else -1.0
+        if body.get("ignore_eos"):  # an adapter is probed
+            tokens = [" soup"] * 3 if "monotonous" in body["model"] else [" a", " hot", " soup"]
+            logprobs = [math.nan if "nan" in body["model"] else logprob] * 3
+            return {"choices": [{"logprobs": {"token_logprobs": logprobs, "tokens": tokens}}]}
         return {"choices": [{"logprobs": {"token_logprobs": [None, *[logprob] * len(body["prompt"])]}}]}
 
     def answer(self, status: int = 200, content: bytes = b"") -> None:

@@ -19,6 +19,7 @@ from app.models.catalogue import Catalogue
 from workers.base_models import unready
 from workers.device import cpu, detect
 from workers.device_sharing import ServingTurns, shared_device
+from workers.inference.adapter_probe import AdapterProbe
 from workers.inference.registration import Registration
 from workers.inference.vllm_process import Vllm, installed_version, missing_plugins
 
@@ -55,6 +56,7 @@ class Engine:
         self._row = Registration(
             database, entry.name, self._device, vllm_version, settings.heartbeat_seconds, shared
         )
+        self._probe = AdapterProbe(database, entry.name, settings.poll_seconds)
         self._stopping = False
 
     def stop(self, *_: object) -> None:
@@ -98,6 +100,7 @@ class Engine:
         except VllmError as error:
             return str(error)
         finally:
+            self._probe.stop()
             vllm.stop()
             if self._turns:
                 self._turns.give_up()
@@ -129,8 +132,10 @@ class Engine:
             if time.monotonic() - answered > self._settings.heartbeat_seconds + _STUCK_SECONDS:
                 raise VllmError(f"vLLM did not answer its probes for {_STUCK_SECONDS:.0f} s")
             if self._turns and self._turns.is_wanted():
+                self._probe.stop()
                 self._lend_device(vllm, self._turns)
                 answered = time.monotonic()
+            self._probe.advance(vllm)
             time.sleep(_TICK_SECONDS)
 
     def _lend_device(self, vllm: Vllm, turns: ServingTurns) -> None:

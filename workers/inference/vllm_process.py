@@ -35,6 +35,7 @@ from app.datasets.chat_template import TemplateOptions, read_source
 from app.datasets.jinja_template import compile_template, detect_content_format
 from app.models.catalogue import template_options
 from workers.device import Device
+from workers.inference.adapter_probe import ServerError
 from workers.inference.spare_cores import SPINNING
 from workers.processes import stop_group
 
@@ -114,24 +115,27 @@ class Vllm:
         finally:
             connection.close()
 
-    def post(self, path: str) -> Generator[None]:
-        """Calls a route that may take a while; yields until vLLM has answered.
+    def post(self, path: str, body: bytes = b"") -> Generator[None, None, bytes]:
+        """Calls a route that may take a while; yields until vLLM has answered, and returns the answer's body.
 
         Raises:
-            OSError: vLLM cannot be reached, or has failed.
+            ServerError: the answer's status is not 200.
+            OSError: vLLM cannot be reached.
         """
         connection = self._connection(None)
         try:
-            connection.request("POST", path, b"", self._headers)
+            connection.request("POST", path, body, self._headers)
             while not select.select([connection.sock], [], [], 0)[0]:
                 yield
-            status = connection.getresponse().status
+            answer = connection.getresponse()
+            content = answer.read()
         except HTTPException as error:
             raise OSError(f"{path}: {error}") from error
         finally:
             connection.close()
-        if status != 200:
-            raise OSError(f"{path}: status {status}")
+        if answer.status != 200:
+            raise ServerError(path, answer.status)
+        return content
 
     def reason(self) -> str:
         """Returns why vLLM ended, from the end of its log."""

@@ -35,6 +35,8 @@ class Adapter(Base):
     deleted_at: Mapped[float | None]
     quarantine_reason: Mapped[str | None] = mapped_column(String(1024))
     """Why no engine may load it; None if nothing is known to be wrong with it."""
+    probed_at: Mapped[float | None]
+    """The time at which an engine answered with it as it should; None for what a job has trained."""
     parity: Mapped[dict[str, Any] | None]
     """How far the engine's answers were from the trainer's, once they were compared."""
 

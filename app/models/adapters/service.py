@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Update, literal, select, update
+from sqlalchemy import Update, func, literal, select, update
 from sqlalchemy.orm import Session, aliased
 
 from app.auth.models import Project
@@ -212,6 +212,31 @@ def _announce_quarantine(session: Session, name: str, reason: str) -> None:
     outbox.add_event(session, project, "model.quarantined", {"id": name, "reason": reason})
 
 
+def find_unprobed(session: Session, base_model: str) -> str | None:
+    """Return the name of an adapter of this base that was imported and has yet to answer, or None.
+
+    One at random, so that one that cannot be probed does not hold up the others.
+    """
+    unprobed = (
+        select(Adapter.name)
+        .where(
+            Adapter.base_model == base_model,
+            Adapter.job_id.is_(None),
+            Adapter.probed_at.is_(None),
+            Adapter.quarantine_reason.is_(None),
+            Adapter.deleted_at.is_(None),
+        )
+        .order_by(func.random())
+        .limit(1)
+    )
+    return session.scalar(unprobed)
+
+
+def record_probe(session: Session, name: str) -> None:
+    """Record that an engine has answered with an imported adapter as it should."""
+    session.execute(update(Adapter).where(Adapter.name == name).values(probed_at=time.time()))
+
+
 def record_parity(session: Session, name: str, parity: dict[str, Any]) -> bool:
     """Record how close an engine came to the trainer. Returns False if that was recorded before."""
     this = update(Adapter).where(Adapter.name == name, Adapter.parity.is_(None))
@@ -246,7 +271,7 @@ def check_again(database: Database, context: Context, name: str) -> Adapter:
         if found is None or found.deleted_at is not None:
             raise _no_adapter(name)
         if problem is None and found.quarantine_reason is not None:
-            found.parity = None  # it may have been measured on other files
+            found.parity = found.probed_at = None  # they may have been measured on other files
         if problem is not None and found.quarantine_reason is None:
             _announce_quarantine(session, name, problem)
         found.quarantine_reason = problem
