@@ -85,13 +85,18 @@ class Maintenance:
         with self._database.writer() as session:
             delete_expired(session)
             responses_service.delete_expired(session)
-            webhook_queue.delete_old(session)
             worker_registry.delete_silent(session)
             adapters_service.measure(session, self._storage)
         delete_old_data(self._database)
+        while self._delete_old_deliveries():
+            pass
         sweep_orphans(self._database, self._storage)
         while self._fold_usage():
             pass
+
+    def _delete_old_deliveries(self) -> bool:
+        with self._database.writer() as session:
+            return webhook_queue.delete_old(session)
 
     def _fold_usage(self) -> bool:
         with self._database.writer() as session:

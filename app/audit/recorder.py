@@ -20,9 +20,10 @@ from typing import Any, Literal, cast
 import orjson
 from sqlalchemy import event, insert, inspect
 from sqlalchemy.orm import InstanceState, Session
+from yarl import URL
 
 from app.audit.models import AuditLog
-from app.audit.resources import BOOKKEEPING, ENDS, RESOURCES, SECRETS
+from app.audit.resources import ADDRESSES, BOOKKEEPING, ENDS, RESOURCES, SECRETS
 from app.core.database import Base
 
 _LONGEST_VALUE = 4096
@@ -123,7 +124,10 @@ def _row(actor: Actor, changed: Base, kind: str, compare: _Compare) -> Values | 
         if not after.keys() - BOOKKEEPING:
             return None
         ended = [ENDS[name] for name in ENDS if after.get(name) is not None]
-        kind = ended[0] if ended else kind
+        begins_again = any(
+            before.get(name) is not None and after[name] is None for name in ENDS if name in after
+        )
+        kind = ended[0] if ended else "created" if begins_again else kind
     of_project = changed.__tablename__ == "projects"
     identity = state.mapper.primary_key_from_instance(changed)
     return {
@@ -162,11 +166,19 @@ def _changed(state: InstanceState[Base]) -> tuple[Values, Values]:
     return before, after
 
 
+def _without_secrets(address: str) -> str:
+    """Return the scheme and host of a URL: what follows may be a secret, as in chat services' webhooks."""
+    url = URL(address)
+    return f"{url.scheme}://{url.host}/…" if url.scheme and url.host else "[secret]"
+
+
 def _shown(name: str, value: object) -> object:
     """Return a value as the log has it: no secret, and nothing very long."""
     if value is None:
         return None
     if name in SECRETS:
         return "[secret]"
+    if name in ADDRESSES:
+        return _without_secrets(str(value))
     written = orjson.dumps(value, default=str)
     return value if len(written) <= _LONGEST_VALUE else f"[{len(written):,} bytes]"

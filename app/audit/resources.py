@@ -55,6 +55,9 @@ NOT_WATCHED = frozenset(
 SECRETS = frozenset({"api_keys", "key_sha256", "previous_secret", "secret"})
 """Columns whose values are in no log."""
 
+ADDRESSES = frozenset({"url"})
+"""Columns with URLs, of which only the scheme and the host are in the log."""
+
 BOOKKEEPING = frozenset(
     {"last_used_at", "lease_epoch", "lease_until", "not_before", "updated_at", "worker_id"}
 )

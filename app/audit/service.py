@@ -40,6 +40,13 @@ def list_logs(session: Session, query: AuditLogQuery) -> tuple[Sequence[AuditLog
 
 
 def export_logs(session: Session) -> Iterator[AuditLog]:
-    """Yield every change, oldest first, and hold few in memory."""
-    everything = select(AuditLog).order_by(AuditLog.seq).execution_options(yield_per=_READ_AT_ONCE)
-    yield from session.scalars(everything)
+    """Yield every change, oldest first; while the caller holds them up, no transaction is open."""
+    last = 0
+    while True:
+        page = select(AuditLog).where(AuditLog.seq > last).order_by(AuditLog.seq).limit(_READ_AT_ONCE)
+        logs = session.scalars(page).all()
+        session.commit()  # nothing; it ends the transaction
+        if not logs:
+            return
+        last = logs[-1].seq
+        yield from logs

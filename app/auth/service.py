@@ -19,6 +19,7 @@ from app.core.errors import AuthenticationError, ConflictError, InvalidRequestEr
 FIRST_PROJECT = "default"
 _PROJECT_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _MOST_MODELS = 100
+_NAME = re.compile(r"[^\x00-\x1f]{1,128}")
 
 
 def find_caller(session: Session, key_sha256: str) -> Caller:
@@ -108,10 +109,11 @@ def create_key(
         The key with its secret, which is not kept and cannot be shown again.
 
     Raises:
-        InvalidRequestError: a list of models was given to a role that reaches models in other ways, or is
-            empty, or too long.
+        InvalidRequestError: a list of models was given to a role that reaches models in other ways, or it or
+            the name is empty, or too long.
     """
     check_models(role, models)
+    check_name(name)
     if account is None:
         account = ServiceAccount(project_id=project_id, name=name)
         session.add(account)
@@ -130,6 +132,20 @@ def create_key(
     session.add(key)
     session.flush()
     return key, secret
+
+
+def check_name(name: str) -> None:
+    """Make sure that a key, a service account or a project can be called this.
+
+    Raises:
+        InvalidRequestError: it is empty or too long, or has control characters.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidRequestError(
+            "A name has 1 to 128 characters, and no control characters.",
+            code="invalid_value",
+            param="name",
+        )
 
 
 def check_models(role: Role, models: Sequence[str] | None) -> None:

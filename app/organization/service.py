@@ -22,7 +22,12 @@ _LONGEST_SLUG = 24
 
 
 def create_project(session: Session, title: str) -> Project:
-    """Create a project. Its models are named after its title, with a number if another's are already."""
+    """Create a project. Its models are named after its title, with a number if another's are already.
+
+    Raises:
+        InvalidRequestError: the title is empty or too long, or has control characters.
+    """
+    auth_service.check_name(title)
     plain = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode().lower()
     slug = re.sub(r"[^a-z0-9]+", "-", plain)[:_LONGEST_SLUG].strip("-") or "project"
     taken = set(session.scalars(select(Project.name).where(Project.name.startswith(slug, autoescape=True))))

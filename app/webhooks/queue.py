@@ -26,6 +26,8 @@ GIVEN_UP_SECONDS = 3 * 86400.0
 KEPT_SECONDS = 30 * 86400.0
 """The time for which deliveries can be looked at after they have ended."""
 
+MOST_DELETED = 1000
+"""Deliveries that one transaction deletes, so that it holds up no other for long."""
 _GONE = 410
 """The status by which an endpoint says that it wants no more: https://www.rfc-editor.org/rfc/rfc9110#status.410."""
 _PENDING = WebhookDelivery.status == literal_column("'pending'", String)
@@ -140,9 +142,17 @@ def give_up(session: Session, endpoint_id: str, reason: str, *conditions: Column
     session.execute(waiting.values(status="failed", ended_at=time.time(), error=reason))
 
 
-def delete_old(session: Session) -> None:
-    """Delete the deliveries that ended so long ago that nobody looks at them any more."""
-    session.execute(delete(WebhookDelivery).where(WebhookDelivery.ended_at < time.time() - KEPT_SECONDS))
+def delete_old(session: Session) -> bool:
+    """Delete some of the deliveries that ended long ago; return whether there may be more of them."""
+    old = (
+        select(WebhookDelivery.seq)
+        .where(WebhookDelivery.ended_at < time.time() - KEPT_SECONDS)
+        .order_by(WebhookDelivery.ended_at)
+        .limit(MOST_DELETED)
+    )
+    found = session.scalars(old).all()
+    session.execute(delete(WebhookDelivery).where(WebhookDelivery.seq.in_(found)))
+    return len(found) == MOST_DELETED
 
 
 def _back_off(failures: int) -> float:

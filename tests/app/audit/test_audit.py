@@ -56,6 +56,14 @@ def test_a_change_is_logged_with_who_what_and_from_where(http: httpx2.Client, da
     assert deleted["after"]["split"] == []
 
 
+def test_an_alias_that_is_created_again_is_logged_as_created(http: httpx2.Client) -> None:
+    for _ in range(2):
+        assert http.put("/v1/aliases/soup", json={"model": BASE_MODEL}).status_code == 200
+        assert http.delete("/v1/aliases/soup").status_code == 200
+    types = [each["type"] for each in logs(http)]
+    assert types == ["alias.deleted", "alias.created"] * 2
+
+
 def test_what_was_refused_or_only_read_is_not_logged(http: httpx2.Client) -> None:
     assert http.put("/v1/aliases/soup", json={"model": "none"}).status_code == 404
     assert http.get("/v1/aliases").status_code == 200
@@ -91,7 +99,7 @@ def test_a_change_that_is_rolled_back_is_not_logged(database: Database) -> None:
 
 
 def test_secrets_are_in_no_line(http: httpx2.Client, database: Database) -> None:
-    asked = {"name": "ours", "url": "https://example.com/", "event_types": ["batch.failed"]}
+    asked = {"name": "ours", "url": "https://example.com/T0/secret?k=1", "event_types": ["batch.failed"]}
     endpoint = http.post("/v1/webhook_endpoints", json=asked).json()
     path = f"/v1/webhook_endpoints/{endpoint['id']}/rotate_secret"
     rotated = http.post(path, json={"keep_old_secret_active_for_24_hours": True}).json()
@@ -111,7 +119,9 @@ def test_secrets_are_in_no_line(http: httpx2.Client, database: Database) -> None
         "api_key.created",
     ]
     written = json.dumps(found)
+    assert "https://example.com/\\u2026" in written
     for secret in (
+        "T0/secret",
         endpoint["signing_secret"],
         rotated["signing_secret"],
         made.json()["api_key"]["value"],

@@ -13,8 +13,9 @@ import pytest
 from app.auth import service as auth_service
 from app.auth.models import ApiKey, Project
 from app.core.database import Database
-from app.core.errors import ConflictError
+from app.core.errors import ConflictError, InvalidRequestError
 from app.core.settings import Settings
+from app.organization import service as organization_service
 from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import OTHER_KEY, Service, run_service
 from tests.support.waiting import wait_until
@@ -34,6 +35,18 @@ def create_key(database: Database, expires_at: float | None = None) -> tuple[str
 def statuses(http: httpx2.Client) -> set[int]:
     """Of an ordinary route, and of one that reads its body by itself."""
     return {http.get("/v1/models").status_code, http.post("/v1/chat/completions", json=ASK).status_code}
+
+
+@pytest.mark.parametrize("name", ["", "n" * 129, "a\nb"])
+def test_a_name_is_refused_before_the_database_does(database: Database, name: str) -> None:
+    with database.writer() as session:
+        project = auth_service.create_project(session, "default")
+        for create in (
+            lambda: auth_service.create_key(session, project.id, name),
+            lambda: organization_service.create_project(session, name),
+        ):
+            with pytest.raises(InvalidRequestError, match="1 to 128 characters"):
+                create()
 
 
 def test_a_change_is_known_within_three_seconds(

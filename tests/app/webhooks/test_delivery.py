@@ -354,6 +354,7 @@ def test_deliveries_are_forgotten_after_thirty_days(
     receiver: Receiver,
     add_endpoint: AddEndpoint,
     write_event: WriteEvent,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     add_endpoint(receiver.url)
     write_event(1)
@@ -365,8 +366,14 @@ def test_deliveries_are_forgotten_after_thirty_days(
         assert oldest.ended_at is not None
         oldest.ended_at -= 30 * 86400
     with database.writer() as session:
-        queue.delete_old(session)
+        assert not queue.delete_old(session)
     assert [each["event"]["data"]["number"] for each in deliveries(http)] == [2]
+    monkeypatch.setattr(queue, "MOST_DELETED", 1)
+    monkeypatch.setattr(queue, "KEPT_SECONDS", -60.0)
+    with database.writer() as session:
+        assert queue.delete_old(session)
+    with database.writer() as session:
+        assert not queue.delete_old(session)
 
 
 def test_deleting_an_endpoint_deletes_what_waits_for_it(
