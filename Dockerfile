@@ -34,9 +34,10 @@ RUN pip wheel --no-deps --wheel-dir /wheels .
 
 
 FROM python AS api-packages
-COPY requirements/base.txt /requirements/
+COPY requirements/base.txt requirements/otel.txt /requirements/
 RUN python -m venv --without-pip /opt/toque \
-    && pip --python /opt/toque/bin/python install --no-deps --require-hashes --only-binary :all: -r /requirements/base.txt
+    && pip --python /opt/toque/bin/python install --no-deps --require-hashes --only-binary :all: \
+        -r /requirements/base.txt -r /requirements/otel.txt
 COPY --from=project /wheels /wheels
 RUN pip --python /opt/toque/bin/python install --no-deps /wheels/*.whl
 

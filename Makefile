@@ -6,7 +6,7 @@ PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-trackers \
+.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-trackers test-dashboards \
   install-trackers lint generated lock bench-train bench-api bench-queue bench-bases bench-batch \
   bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile bench-soak bench-upload \
   bench-validate bench-verdict fuzz clean
@@ -20,6 +20,7 @@ help:
 	@echo "make test-bases        every family of base models, trained and served; writes docs/bases.md"
 	@echo "make test-clients      OpenAI's clients, LangChain and others against one service; writes docs/clients.md"
 	@echo "make test-trackers     metrics of jobs in a real MLflow server, trackio and W&B's offline mode"
+	@echo "make test-dashboards   the queries of deploy/ in a real Prometheus"
 	@echo "make lint              formatting, lint, import contracts and types"
 	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
 	@echo "make install           install what the service needs into .venv"
@@ -94,6 +95,10 @@ test-trackers: .venv/.installed-dev .venv/.installed-trackers
 
 test-clients: .venv/.installed-dev
 	$(BIN)/python -m tests.clients --page docs/clients.md
+
+test-dashboards: .venv/.installed-dev
+	command -v promtool >/dev/null || apt-get install --yes --no-install-recommends prometheus
+	$(BIN)/pytest tests/deploy/prometheus_queries.py
 
 generated: .venv/.installed-dev
 	$(BIN)/python -m app.api > openapi/openapi.json

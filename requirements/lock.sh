@@ -19,6 +19,7 @@ lock() {
 lock base
 lock cpu --override overrides.txt
 lock cuda
+lock otel
 lock dev
 lock bench --override overrides.txt
 lock trackers --override overrides.txt --override trackers_overrides.txt

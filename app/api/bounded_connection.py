@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import sys
 import termios
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
@@ -20,8 +21,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app.api.access_log import write_exchange, write_refusal
 from app.api.error_handlers import error_response
+from app.api.exchange import Exchange
+from app.core.database import new_id
 from app.core.errors import ErrorBody, ErrorResponse, UnavailableError
+from app.core.scope import REFUSED_WITH, REQUEST_ID
 
 HEADER_SECONDS = 20.0
 """How long a request's headers may take, from the connection or the last answer on."""
@@ -32,6 +37,10 @@ LOOK_SECONDS = 1.0
 MAX_HEADER_BYTES = 64 * 1024
 MAX_PIPELINED = 8
 """Requests that a client may send ahead of the answers to earlier ones."""
+
+
+_log = logging.getLogger("toque.connection")
+_log.setLevel(logging.ERROR)  # uvicorn's warnings tell of clients' faults, which the access log has
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -49,6 +58,7 @@ class BoundedConnection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.logger = _log
         self._most_connections, self.limit_concurrency = config.limit_concurrency, None
         self._idle_since = self._window_began = self.loop.time()
         self._header_bytes: int | None = None
@@ -199,13 +209,19 @@ class BoundedConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._idles or not (self.cycle.response_started or self.pipeline):
+            scope = cast("dict[str, Any]", {} if self._idles else self.scope)
+            request_id = scope.get(REQUEST_ID) or new_id("req_")
+            scope[REFUSED_WITH] = status
             error = ErrorBody(message=message, type="invalid_request_error", code=code)
             content = ErrorResponse(error=error).model_dump_json().encode()
             self.transport.write(
                 STATUS_LINE[status]
                 + b"content-type: application/json\r\nconnection: close\r\n"
+                + b"x-content-type-options: nosniff\r\nx-request-id: %s\r\n" % request_id.encode()
                 + b"content-length: %d\r\n\r\n%s" % (len(content), content)
             )
+            if self._idles:
+                write_refusal(status, request_id, self.client and self.client[0])
         self.transport.close()
 
 
@@ -214,4 +230,6 @@ async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
     busy = UnavailableError("The service has too many connections; try again.", code="too_many_connections")
     response = error_response(busy)
     response.headers["connection"] = "close"
-    await response(scope, receive, send)
+    exchange = Exchange(scope, receive, send, new_id("req_"))
+    await response(scope, exchange.receive, exchange.send)
+    write_exchange(exchange)

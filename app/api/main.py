@@ -14,9 +14,11 @@ from app import __version__
 from app.api import health
 from app.api.authentication import Authentication, authorize
 from app.api.error_handlers import install_error_handlers
+from app.api.exposition import Exposition
 from app.api.metrics import Metrics
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import describe
+from app.api.readiness import Readiness
 from app.audit.router import router as audit_router
 from app.auth.key_cache import KeyCache
 from app.batches.router import router as batches_router
@@ -26,6 +28,7 @@ from app.comparisons.router import router as comparisons_router
 from app.comparisons.runner import Runner
 from app.completions.background import BackgroundLoad
 from app.completions.gateway import Gateway
+from app.completions.generation_metrics import GenerationMetrics
 from app.completions.replicas import Replicas
 from app.completions.router import router as completions_router
 from app.core.database import Database
@@ -64,12 +67,22 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.database = Database(settings.sqlalchemy_url)
         app.state.storage = open_storage(settings)
         app.state.find_comparison = comparisons_service.get_comparison
-        app.state.metrics = metrics
         keys = app.state.keys = KeyCache(app.state.database)
         usage = UsageAggregator(app.state.database)
         replicas = app.state.replicas = Replicas(settings, app.state.database)
         rate_limiter = RateLimiter(app.state.database)
-        gateway = app.state.gateway = Gateway(settings, app.state.database, replicas, usage, rate_limiter)
+        gateway = app.state.gateway = Gateway(
+            settings,
+            app.state.database,
+            replicas,
+            usage,
+            rate_limiter,
+            GenerationMetrics(metrics.registry),
+        )
+        app.state.exposition = Exposition(
+            settings, app.state.database, app.state.storage, replicas, metrics.registry
+        )
+        app.state.readiness = Readiness(settings, app.state.database, replicas)
         runner = Runner(settings, app.state.database, app.state.storage, gateway)
         background_load = BackgroundLoad(replicas)
         batch_runner = BatchRunner(settings, app.state.database, app.state.storage, gateway, background_load)
@@ -113,7 +126,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     install_error_handlers(app)
     app.router.routes.extend(_routes())
     app.add_middleware(Authentication)
-    app.add_middleware(RequestMiddleware, max_body_bytes=settings.max_body_bytes, metrics=metrics)
+    app.add_middleware(
+        RequestMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        metrics=metrics,
+        trusted_proxies=settings.trusted_proxies,
+    )
     return app
 
 

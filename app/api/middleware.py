@@ -1,4 +1,4 @@
-"""Gives every request an id, a time, a limit on its body and a place in the metrics.
+"""Gives every request an id, a limit on its body, an answer if it fails, and a line in the access log.
 
 Pure ASGI: Starlette's `BaseHTTPMiddleware` costs half the throughput and breaks streaming.
 """
@@ -6,18 +6,25 @@ Pure ASGI: Starlette's `BaseHTTPMiddleware` costs half the throughput and breaks
 from __future__ import annotations
 
 import re
-import time
+from collections.abc import Sequence
 
+from pydantic import IPvAnyNetwork
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.error_handlers import error_response
+from app.api.access_log import write_exchange
+from app.api.client_address import client_address
+from app.api.error_handlers import error_response, respond_to
+from app.api.exchange import Exchange
 from app.api.metrics import Metrics
+from app.api.request_span import request_span
 from app.completions.schemas import ChatCompletionRequest, CompletionRequest, ResponseRequest
 from app.completions.schemas.request_body import MOST_VALUES, too_many_values
 from app.core.database import new_id
 from app.core.errors import TooLargeError
-from app.core.scope import ARRIVED_AT, CALLER
+from app.core.logs import log_with
+from app.core.scope import CALLER
 
 _UPLOADS = re.compile(r"/v1/(files|adapters|uploads/[^/]+/parts)")
 """The paths of uploads, whose bodies have limits of their own."""
@@ -32,57 +39,72 @@ _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
 
 class RequestMiddleware:
-    """Adds `x-request-id` and `openai-processing-ms`, and refuses bodies over the limits.
+    """Stands in front of everything: every request ends here, and with it its line in the access log.
 
     It closes the connection of those who may not go on sending: whoever has no key, no permission, or nothing
     left of what they may ask.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        metrics: Metrics,
+        trusted_proxies: Sequence[IPvAnyNetwork] = (),
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
+        self._trusted_proxies = trusted_proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = scope[ARRIVED_AT] = time.perf_counter()
-        status = 500
         headers = Headers(scope=scope)
         request_id = headers.get("x-request-id", "")
         if not _CLIENT_REQUEST_ID.fullmatch(request_id):
             request_id = new_id("req_")
+        if self._trusted_proxies and scope["client"]:
+            scope["client"] = (client_address(scope["client"][0], headers, self._trusted_proxies), 0)
+        log_with(request_id=request_id)
+        exchange = Exchange(scope, receive, send, request_id)
+        with request_span(exchange):
+            await self._observe(exchange)
 
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                elapsed_ms = round((time.perf_counter() - started) * 1000)
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", request_id.encode()),
-                    (b"openai-processing-ms", b"%d" % elapsed_ms),
-                    (b"x-content-type-options", b"nosniff"),
-                ]
-                if (status in (403, 429) or CALLER not in scope) and _may_go_on(headers):
-                    message["headers"].append((b"connection", b"close"))
-            await send(message)
+    async def _observe(self, exchange: Exchange) -> None:
+        self._metrics.begin()
+        try:
+            await self._serve(exchange)
+        except Exception as error:
+            if exchange.has_started:
+                raise  # the server logs it and closes the connection
+            answer = await respond_to(Request(exchange.scope), error)
+            await answer(exchange.scope, exchange.receive, exchange.send)
+        finally:
+            self._metrics.end(exchange)
+            write_exchange(exchange)
 
+    async def _serve(self, exchange: Exchange) -> None:
+        scope, headers = exchange.scope, exchange.headers
         bytes_limit = self._max_body_bytes
         values_limit = MOST_VALUES if scope["path"] in _COMPLETIONS else _MOST_VALUES
-        try:
-            if _UPLOADS.fullmatch(scope["path"]):
-                await self._app(scope, receive, send_with_headers)
-            elif _declared_length(headers) > bytes_limit:
-                await error_response(_too_large(bytes_limit))(scope, receive, send_with_headers)
-            else:
-                await self._app(scope, _limited(receive, bytes_limit, values_limit), send_with_headers)
-        finally:
-            # The matched route, never the raw path: its values are few, whatever clients send.
-            route = getattr(scope.get("route"), "path", "unmatched")
-            self._metrics.observe_request(scope["method"], route, status, time.perf_counter() - started)
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                is_refused = message["status"] in (403, 429) or CALLER not in scope
+                if is_refused and _may_go_on(headers):
+                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            await exchange.send(message)
+
+        if _UPLOADS.fullmatch(scope["path"]):
+            await self._app(scope, exchange.receive, send)
+        elif _declared_length(headers) > bytes_limit:
+            await error_response(_too_large(bytes_limit))(scope, exchange.receive, send)
+        else:
+            await self._app(scope, _limited(exchange.receive, bytes_limit, values_limit), send)
 
 
 def _limited(receive: Receive, bytes_limit: int, values_limit: int) -> Receive:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import logging
 import os
 import resource
 import signal
@@ -28,8 +29,10 @@ from app.cli.permissions import restrict_permissions
 from app.cli.serve_lock import FolderInUseError, ServeLock
 from app.cli.settings import read_settings
 from app.cli.supervisor import Program, Supervisor
-from app.core.child_environment import DATABASE, ENGINES, TRACKERS, child_environment
+from app.core.child_environment import DATABASE, ENGINES, TELEMETRY, TRACKERS, child_environment
+from app.core.logs import set_up_logging
 from app.core.settings import BaseModelEntry, Settings
+from app.core.tracing import tracing
 
 _API_DRAIN_SECONDS = 20
 """Less than the supervisor's drain time, since the engine stops after the API."""
@@ -62,6 +65,8 @@ def serve(
     settings = _settings_from(
         HOST=host, PORT=port, DATA_DIR=data_dir and data_dir.absolute(), DATABASE_URL=database_url
     )
+    if settings.log_format == "auto":  # for the children, which write into a pipe
+        os.environ["TOQUE_LOG_FORMAT"] = "console" if sys.stdout.isatty() else "json"
     restrict_permissions(settings)
     lock = _lock(settings.data_dir)
     listener = _bind(settings.host, settings.port)
@@ -80,7 +85,7 @@ def serve(
         Program(
             "api",
             _toque("api", "--fd", str(listener.fileno())),
-            child_environment((*DATABASE, *ENGINES), has_settings=True),
+            child_environment((*DATABASE, *ENGINES, *TELEMETRY), has_settings=True),
             descriptors=(listener.fileno(),),
         ),
         Program("worker", _toque("worker"), _worker_environment()),
@@ -91,7 +96,9 @@ def serve(
 
 def api(
     descriptor: Annotated[int | None, typer.Option("--fd", hidden=True)] = None,
-    access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
+    access_log: Annotated[
+        bool, typer.Option("--access-log/--no-access-log", help="Log every request.")
+    ] = True,
 ) -> None:
     """Run the API alone, on TOQUE_HOST and TOQUE_PORT.
 
@@ -102,6 +109,9 @@ def api(
     from app.api.main import create_app  # noqa: PLC0415 - as above
 
     settings = read_settings()
+    set_up_logging("api", settings.log_format)
+    if not access_log:
+        logging.getLogger("toque.access").setLevel(logging.WARNING)
     restrict_permissions(settings)
     config = uvicorn.Config(
         create_app(settings),
@@ -110,7 +120,9 @@ def api(
         loop="uvloop",
         http="app.api.http_protocol:HttpProtocol",
         ws="none",
-        access_log=access_log,
+        log_config=None,  # it logs as everything does
+        access_log=False,  # the app has its own, app.api.access_log
+        proxy_headers=False,  # as TOQUE_TRUSTED_PROXIES says
         server_header=False,
         limit_concurrency=settings.max_connections,
         timeout_graceful_shutdown=_API_DRAIN_SECONDS,
@@ -123,7 +135,8 @@ def api(
     gc.freeze()
     # uvicorn raises the signal again after it has drained; that must not look like a failure.
     signal.signal(signal.SIGTERM, _end)
-    with suppress(KeyboardInterrupt):  # uvicorn's way to say that Ctrl-C ended it
+    # A KeyboardInterrupt is uvicorn's way to say that Ctrl-C ended it.
+    with suppress(KeyboardInterrupt), tracing("toque-api"):
         server.run(None if descriptor is None else [socket.socket(fileno=descriptor)])
     if not server.started:
         raise typer.Exit(1)
@@ -275,11 +288,11 @@ def _become(module: str, environment: dict[str, str]) -> NoReturn:
 
 
 def _worker_environment() -> dict[str, str]:
-    return child_environment((*DATABASE, *TRACKERS), has_settings=True)
+    return child_environment((*DATABASE, *TELEMETRY, *TRACKERS), has_settings=True)
 
 
 def _engine_environment() -> dict[str, str]:
-    return child_environment(DATABASE, has_settings=True)
+    return child_environment((*DATABASE, *TELEMETRY), has_settings=True)
 
 
 def _say(line: str) -> None:
@@ -287,5 +300,9 @@ def _say(line: str) -> None:
 
 
 def _write(name: str, line: str) -> None:
+    if line.startswith("{"):  # a line for machines, which names its process
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+        return
     style = _STYLES[name.partition(" ")[0]]
     stdout.print(Text.assemble((f"{name:<6} | ", style), line), soft_wrap=True)

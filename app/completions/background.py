@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 
 from anyio import CapacityLimiter
 
+from app.completions.engine_load import RUNNING, WAITING, read_load
 from app.completions.replicas import Replica, Replicas
 
 log = logging.getLogger("toque.background")
@@ -22,7 +22,6 @@ _FIRST = 32
 _MOST = 1024
 """The most requests in flight at one engine; what vLLM computes at once by default on a large GPU."""
 _LEAST_WAITING = 8
-_LOAD = re.compile(r"^vllm:num_requests_(running|waiting)\{.*\} (\S+)", re.M)
 
 
 class BackgroundLoad:
@@ -50,9 +49,9 @@ class BackgroundLoad:
     async def _limit(self, replica: Replica) -> int:
         """Return how many requests shall be in flight at the engine: as many as it computes, and a few."""
         try:
-            load = {kind: float(count) for kind, count in _LOAD.findall(await replica.connection.metrics())}
+            load = await read_load(replica)
         except (TimeoutError, ConnectionError, ValueError):
             return max(_FIRST, replica.in_flight)  # it is busy, or does not say
-        waiting = int(load.get("waiting", 0))
-        wanted = _LEAST_WAITING + int(load.get("running", 0)) // 2
+        waiting = int(load.get(WAITING, 0))
+        wanted = _LEAST_WAITING + int(load.get(RUNNING, 0)) // 2
         return min(_MOST, max(_FIRST, replica.in_flight + wanted - waiting))

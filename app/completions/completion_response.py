@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.completions.answers import EventStream
 from app.completions.engine_refusals import MODEL_NOT_LOADED
+from app.completions.generation_metrics import GenerationMetrics
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import GatewayRequest
 from app.core.errors import InvalidRequestError, ToqueError
@@ -41,8 +42,10 @@ class CompletionResponse(Response):
         body: GatewayRequest,
         content: bytes,
         arrived: float,
+        metrics: GenerationMetrics,
     ) -> None:
         super().__init__()
+        self._metrics = metrics
         self._replicas = replicas
         self._add_usage = add_usage
         self._admission = admission
@@ -56,6 +59,8 @@ class CompletionResponse(Response):
         self._events = 0
         """Of a stream, how many came from the engine."""
         self._has_started = False
+        self._first_token_seconds: float | None = None
+        """From the request's arrival to the first byte of a stream."""
         self._is_computed = False
         """Whether the engine's work on a whole answer is done, and counts, even if its client leaves now."""
 
@@ -133,10 +138,23 @@ class CompletionResponse(Response):
                     await self._send_whole(send, headers, content)
             finally:
                 if self._has_started or self._is_computed:
-                    self._add_usage(self._answer.prompt_tokens, self._answer.completion_tokens)
+                    self._count(queued)
         finally:
             if upstream is not None:
                 upstream.close()  # stops the engine's work on an unfinished answer
+
+    def _count(self, queued: float) -> None:
+        tokens = self._answer.prompt_tokens, self._answer.completion_tokens
+        self._add_usage(*tokens)
+        self._metrics.count_tokens(self._path, self._served.name, *tokens)
+        self._metrics.observe(
+            self._path,
+            self._served.name,
+            queue_seconds=queued,
+            first_token_seconds=self._first_token_seconds,
+            seconds=time.perf_counter() - self._arrived,
+            output_tokens=tokens[1],
+        )
 
     async def _send_whole(self, send: Send, headers: list[tuple[bytes, bytes]], content: bytes) -> None:
         shaped = self._answer.whole(content)
@@ -156,6 +174,7 @@ class CompletionResponse(Response):
         events = EventStream(self._answer, self._body)
         passed = events.forward(received)  # before the response starts: another replica may still be asked
         await self._start(send, headers + _STREAM_HEADERS)
+        self._first_token_seconds = time.perf_counter() - self._arrived
         while received and not events.is_broken:
             if events.has_ended:
                 passed = await self._answer.finish(passed)

@@ -9,10 +9,11 @@ from starlette.types import Scope
 from app.auth.caller import Caller
 from app.completions.completion_response import CompletionResponse
 from app.completions.conversations import Conversations
+from app.completions.generation_metrics import GenerationMetrics
 from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import GatewayRequest
 from app.core.database import Database
-from app.core.scope import ARRIVED_AT
+from app.core.scope import ARRIVED_AT, MODEL
 from app.core.settings import Settings
 from app.core.stale_while_revalidate import StaleWhileRevalidate
 from app.limits.rate_limiter import RateLimiter, estimate_tokens
@@ -36,12 +37,14 @@ class Gateway:
         replicas: Replicas,
         usage: UsageAggregator,
         rate_limiter: RateLimiter,
+        metrics: GenerationMetrics,
     ) -> None:
         self._settings = settings
         self._database = database
         self._replicas = replicas
         self._usage = usage
         self.rate_limiter = rate_limiter
+        self._metrics = metrics
         self._conversations = Conversations(settings, database)
         # Once an alias is moved, every gateway uses its new model within two seconds.
         self._targets: StaleWhileRevalidate[tuple[str, str], Target] = StaleWhileRevalidate(
@@ -57,11 +60,13 @@ class Gateway:
             InvalidRequestError: the model's base does not support what the request asks for.
             RateLimitError: the caller's project or key has used up what it may.
         """
+        scope[MODEL] = body.model
         caller.check_model(body.model)
         project_id = caller.project_id
         key = (project_id, body.model)
         target = await self._targets.get(key)
         served = target.model_for(body.user)
+        scope[MODEL] = served.name
         body.check(served.base)
         await self._conversations.resolve(project_id, body)
         content = body.for_engine(served.name, project_id)
@@ -70,7 +75,15 @@ class Gateway:
         count = partial(self._usage.count, project_id, served.name, alias=target.alias, key_id=caller.key_id)
         look_up_now = partial(self._targets.look_up_now, key)
         return CompletionResponse(
-            self._replicas, count, admission, served, look_up_now, body, content, scope[ARRIVED_AT]
+            self._replicas,
+            count,
+            admission,
+            served,
+            look_up_now,
+            body,
+            content,
+            scope[ARRIVED_AT],
+            self._metrics,
         )
 
     async def resolve(self, project_id: str, name: str) -> Target:
@@ -116,6 +129,7 @@ class Gateway:
         whole = await answer.finish(await self._replicas.ask(served.base_model, served.name, send))
         tokens = answer.prompt_tokens, answer.completion_tokens
         self._usage.count(project_id, served.name, *tokens, alias=target.alias)
+        self._metrics.count_tokens(body.path, served.name, *tokens)
         return whole
 
     def _find_target(self, key: tuple[str, str]) -> Target:

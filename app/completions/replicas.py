@@ -219,11 +219,13 @@ class Replicas:
                 return ready
         return []
 
+    def up(self) -> list[Replica]:
+        """Returns the replicas that are up, of all base models."""
+        return [replica for replica in list(self._by_id.values()) if not replica.is_down]
+
     def count_ready(self) -> dict[str, int]:
         """Returns the number of replicas that are up, by base model."""
-        return Counter(
-            replica.address.base_model for replica in list(self._by_id.values()) if not replica.is_down
-        )
+        return Counter(replica.address.base_model for replica in self.up())
 
     def status(self, base_model: str, reported: str) -> str:
         """Returns `ready`, or why not, from what the engines report and from whether they answer."""

@@ -12,6 +12,7 @@ from yarl import URL
 
 from app.completions.engine_refusals import MODEL_NOT_LOADED, translate_refusal
 from app.core.errors import ToqueError, UnavailableError
+from app.core.tracing import trace_headers
 
 _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 2.0
@@ -60,7 +61,7 @@ class VllmConnection:
             answer = await self._open_session().post(
                 self._url(path),
                 data=body if len(body) < _LARGE_BODY else io.BytesIO(body),
-                headers={"content-type": "application/json"},
+                headers={"content-type": "application/json"} | trace_headers(),
                 timeout=self._timeout if read_timeout is None else _timeout(read_timeout),
             )
         if answer.status == 200:

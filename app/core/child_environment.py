@@ -31,6 +31,8 @@ TRACKERS = (
 """What a process needs to send metrics to a tracker."""
 ENGINES = ("TOQUE_ENGINE_URLS",)
 """What a process needs to ask vLLM servers that are run by somebody else."""
+TELEMETRY = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+"""What a process needs to send traces; the headers may have a key."""
 
 _SECRET_WORDS = frozenset(
     {
@@ -65,7 +67,7 @@ def child_environment(secrets: Collection[str] = (), *, has_settings: bool = Fal
 
 
 def _is_secret(name: str, value: str) -> bool:
+    if name in ENGINES or name in TELEMETRY:
+        return True
     words = name.upper().split("_")
-    return (
-        name in ENGINES or not _SECRET_WORDS.isdisjoint(words) or _URL_WITH_PASSWORD.search(value) is not None
-    )
+    return not _SECRET_WORDS.isdisjoint(words) or _URL_WITH_PASSWORD.search(value) is not None

@@ -5,3 +5,12 @@ ARRIVED_AT = "toque.arrived_at"
 
 CALLER = "toque.caller"
 """The `Caller` whose API key the request came with; absent where no key is needed."""
+
+REQUEST_ID = "toque.request_id"
+"""The id in the response's `x-request-id`, which may be the caller's own."""
+
+MODEL = "toque.model"
+"""The model that a completion request is for, by its served name once that is known."""
+
+REFUSED_WITH = "toque.refused_with"
+"""The status that the server answered by itself while the application was still at work."""

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, IPvAnyNetwork, JsonValue, SecretStr, Stri
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.core import chat_templates
+from app.core.logs import LogFormat
 
 _TEMPLATE_VARIABLES = {
     "add_generation_prompt",
@@ -127,6 +128,13 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=1000, ge=1)
     """The most connections of one API process. Beyond that, one that waits for a request is closed for a new
     one."""
+
+    trusted_proxies: list[IPvAnyNetwork] = []
+    """Networks of proxies whose `X-Forwarded-For` is believed, as a JSON list such as `["127.0.0.1/32"]`. By
+    default nobody's is: the address in the access log and the audit log is that of the connection."""
+    log_format: LogFormat = "auto"
+    """How processes log on stderr: `json`, one object a line, or `console`, for people. `auto` is `console`
+    where stderr is a terminal."""
 
     base_models: list[BaseModelEntry] = [
         BaseModelEntry(

@@ -100,6 +100,8 @@ class FineTuningJob(Base):
     lease_until: Mapped[float | None]
     """The end of its lease by the database's clock; after that, any worker may claim a running job."""
     worker_id: Mapped[str | None] = mapped_column(String(64))
+    traceparent: Mapped[str | None] = mapped_column(String(55))
+    """The trace that it was created in, which its attempts go on with; None if nothing was recorded."""
 
     training_file: Mapped[File] = relationship(foreign_keys=training_file_id, viewonly=True)
     validation_file: Mapped[File | None] = relationship(foreign_keys=validation_file_id, viewonly=True)

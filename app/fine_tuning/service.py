@@ -19,6 +19,7 @@ from app.core.errors import ConflictError, InvalidRequestError, NotFoundError, Q
 from app.core.idempotency import IdempotentRequest
 from app.core.pagination import fetch_page
 from app.core.settings import Settings
+from app.core.tracing import trace_headers
 from app.datasets.report import MIN_EXAMPLES
 from app.files import service as files_service
 from app.files.models import File
@@ -103,6 +104,7 @@ def _create(
         integrations=[each.model_dump() for each in request.integrations or ()] or None,
         gpus=plan.gpus,
         rank=-(request.priority or 0),
+        traceparent=trace_headers().get("traceparent"),
     )
     if split is not None:
         keep_split(session, context, plan.training_file, split, job)

@@ -15,13 +15,22 @@ from openai import OpenAI
 
 from app.demo.house_style import HELDOUT_FILE, TRAINING_FILE, load_questions
 from tests.support.deployment import PRODUCT, Deployment, Trained, descendants, start
+from tests.support.otlp_receiver import OtlpReceiver, run_receiver
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="session")
-def deployment(tmp_path_factory: pytest.TempPathFactory, base_models_dir: Path) -> Iterator[Deployment]:
-    running = start(tmp_path_factory.mktemp("deployment"), base_models_dir)
+def receiver() -> Iterator[OtlpReceiver]:
+    with run_receiver() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def deployment(
+    tmp_path_factory: pytest.TempPathFactory, base_models_dir: Path, receiver: OtlpReceiver
+) -> Iterator[Deployment]:
+    running = start(tmp_path_factory.mktemp("deployment"), base_models_dir, **receiver.environment())
     yield running
     children = descendants(running)
     running.process.send_signal(signal.SIGINT)

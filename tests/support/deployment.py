@@ -57,23 +57,27 @@ validation.check_adapter = check_adapter
 """Has the engine's processes overlook the rank of one adapter, so that vLLM's own loader finds it."""
 
 
-def start(folder: Path, models: Path) -> Deployment:
+def start(folder: Path, models: Path, **environment: str) -> Deployment:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     blind = folder / "blind"
     blind.mkdir()
     (blind / "sitecustomize.py").write_text(BLIND)
-    environment = os.environ | {
-        "TOQUE_DATA_DIR": str(folder),
-        "TOQUE_MODELS_DIR": str(models),
-        "TOQUE_API_KEY": KEY,
-        # A small cache and few slots for adapters, so that tests reach their ends.
-        "TOQUE_ENGINE_KV_CACHE_GIB": "0.5",
-        "TOQUE_ENGINE_MAX_LORAS": "2",
-        "TOQUE_HEARTBEAT_SECONDS": "1",
-        "PYTHONPATH": os.pathsep.join([str(blind), *filter(None, [os.environ.get("PYTHONPATH")])]),
-    }
+    environment = (
+        os.environ
+        | environment
+        | {
+            "TOQUE_DATA_DIR": str(folder),
+            "TOQUE_MODELS_DIR": str(models),
+            "TOQUE_API_KEY": KEY,
+            # A small cache and few slots for adapters, so that tests reach their ends.
+            "TOQUE_ENGINE_KV_CACHE_GIB": "0.5",
+            "TOQUE_ENGINE_MAX_LORAS": "2",
+            "TOQUE_HEARTBEAT_SECONDS": "1",
+            "PYTHONPATH": os.pathsep.join([str(blind), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+    )
     log = folder / "serve.log"
     started = time.monotonic()
     with log.open("ab") as output:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class EngineStandIn:
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.headers: Mapping[str, str] = {}
+        """Of the last request."""
         self.behaviour = "answer"
         self.refusal = "This model's maximum context length is 2048 tokens."
         """What it says when it refuses."""
@@ -83,6 +85,8 @@ class EngineStandIn:
             'vllm:num_requests_running{engine="0"} 3.0',
             "# TYPE vllm:num_requests_waiting gauge",
             'vllm:num_requests_waiting{engine="0"} 2.0',
+            "# TYPE vllm:kv_cache_usage_perc gauge",
+            'vllm:kv_cache_usage_perc{engine="0"} 0.25',
             "# TYPE vllm:generation_tokens counter",
             f'vllm:generation_tokens_total{{engine="0"}} {self.tokens}',
             "# TYPE vllm:lora_requests_info gauge",
@@ -99,6 +103,7 @@ class EngineStandIn:
             return JSONResponse({"error": "Unauthorized"}, 401)
         body = await request.json()
         self.bodies.append(body)
+        self.headers = request.headers
         await to_thread.run_sync(self.on_request)
         if self.behaviour == "refuse in the stream":
             error = {"message": self.refusal, "type": "BadRequestError", "param": self.refused, "code": 400}

@@ -58,6 +58,8 @@ class _Server(uvicorn.Server):
                 limit_concurrency=settings.max_connections,
                 log_level="warning",
                 access_log=False,
+                proxy_headers=False,
+                ws="none",
             )
         )
         self.told_to_stop = asyncio.Event()

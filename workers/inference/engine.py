@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.core.database import Database
+from app.core.logs import set_up_logging
 from app.core.settings import BaseModelEntry, Settings
 from app.models.catalogue import Catalogue
 from workers.base_models import unready
@@ -189,8 +189,8 @@ class Engine:
 
 def main() -> int:
     """Runs the engine process; returns its exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
     settings = Settings()
+    set_up_logging("engine", settings.log_format)
     try:
         entry = Catalogue.load(settings).engine_base
     except (ValueError, SQLAlchemyError) as error:

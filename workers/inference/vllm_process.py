@@ -28,9 +28,10 @@ from typing import IO
 import psutil
 
 from app.base_models.memory import engine_gpu_share
-from app.core.child_environment import DATABASE, child_environment
+from app.core.child_environment import DATABASE, TELEMETRY, child_environment
 from app.core.parent_death import die_with_parent
 from app.core.settings import BaseModelEntry, Settings
+from app.core.tracing import traces_endpoint
 from app.datasets.chat_template import TemplateOptions, read_source
 from app.datasets.jinja_template import compile_template, detect_content_format
 from app.models.catalogue import template_options
@@ -198,6 +199,8 @@ class Vllm:
             command.append(f"--gpu-memory-utilization={engine_gpu_share(settings)}")
         if self._sleeps:
             command.append("--enable-sleep-mode")
+        if endpoint := traces_endpoint():
+            command.append(f"--otlp-traces-endpoint={endpoint}")
         return command
 
     def _environment(self, settings: Settings, entry: BaseModelEntry, device: Device) -> dict[str, str]:
@@ -212,11 +215,13 @@ class Vllm:
             "HF_HUB_OFFLINE": "1",
             "TRANSFORMERS_OFFLINE": "1",
             "PYTHONWARNINGS": "ignore",
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",  # as the gateway's; vLLM's default is gRPC
         }
         if self._sleeps:
             # This adds the routes for sleep and wake-up, and others, which the allowlist blocks.
             fixed["VLLM_SERVER_DEV_MODE"] = "1"
         defaults = {
+            "OTEL_SERVICE_NAME": "toque-engine",
             "VLLM_XGRAMMAR_CACHE_MB": "128",  # of compiled schemas; in the process that has the model
             "VLLM_LOGGING_LEVEL": "ERROR",
             "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -229,7 +234,7 @@ class Vllm:
             fixed["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             defaults |= {"OMP_NUM_THREADS": str(_cores()), **SPINNING}
         # Our plugin reads the settings, and finds adapters in the database.
-        return {**defaults, **child_environment(DATABASE, has_settings=True), **fixed}
+        return {**defaults, **child_environment((*DATABASE, *TELEMETRY), has_settings=True), **fixed}
 
     def _host_and_port(self) -> tuple[str, int]:
         host, _, port = self._listen.rpartition(":")

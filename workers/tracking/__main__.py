@@ -7,11 +7,11 @@ server does, and need secrets; nothing of that reaches training.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 
 from app.core.database import Database
+from app.core.logs import set_up_logging
 from app.core.parent_death import die_with_parent
 from app.core.settings import Settings
 from workers.tracking.sender import Sender
@@ -31,9 +31,9 @@ _DEFAULTS = {
 def main() -> None:
     """Send until SIGTERM."""
     die_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    os.environ.update(_DEFAULTS | os.environ)
     settings = Settings()
+    set_up_logging("tracking", settings.log_format)
+    os.environ.update(_DEFAULTS | os.environ)
     database = Database(settings.sqlalchemy_url)
     asyncio.run(_run(Sender(settings, database)))
     database.dispose()

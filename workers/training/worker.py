@@ -25,7 +25,9 @@ from app.core import migrations
 from app.core.database import Database, new_id
 from app.core.errors import StorageFullError
 from app.core.lease import Heartbeat, Lease, LeaseLostError
+from app.core.logs import set_up_logging
 from app.core.settings import Settings
+from app.core.tracing import span, tracing
 from app.files.models import File
 from app.fine_tuning import queue, worker_registry
 from app.fine_tuning.models import FineTuningJob, Worker
@@ -39,6 +41,7 @@ from workers.maintenance import Maintenance
 from workers.tracking.child import TrackingChild
 from workers.training.checkpoint import newest_resumable
 from workers.training.child import TRAINER, TrainerChild
+from workers.training.progress_spans import ProgressSpans
 from workers.training.protocol import (
     Failed,
     Finished,
@@ -153,8 +156,13 @@ class TrainingWorker:
             self._settings.heartbeat_seconds, lambda: self._renew(lease), on_lost=self._stop_trainer
         )
         self._row.job_id = job.id
+        attempt = {
+            "toque.job_id": job.id,
+            "toque.attempt": job.lease_epoch,
+            "gen_ai.request.model": job.model,
+        }
         try:
-            with heartbeat:
+            with heartbeat, span("train", attempt, parent={"traceparent": job.traceparent or ""}):
                 if self._has_device(reporter):
                     self._follow_trainer(job, reporter)
         except LeaseLostError as lost:
@@ -213,8 +221,9 @@ class TrainingWorker:
         resumable = newest_resumable(self._storage.path(f"jobs/{job.id}"), reporter.recorded_step)
         for problem in resumable.damaged:
             reporter.warn(f"A checkpoint is damaged ({problem}); an earlier one is used")
-        owned = True
+        owned, spans = True, ProgressSpans()
         for progress in self._child.train(self._spec(job, resumable.checkpoint, halvings)):
+            spans.record(progress)
             if isinstance(progress, Stopped):
                 if owned:
                     reporter.release()
@@ -299,19 +308,21 @@ class TrainingWorker:
 
 def main(trainer: Sequence[str] = TRAINER) -> None:
     """Run the worker until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    settings = Settings()
+    set_up_logging("worker", settings.log_format)
     # A thread waits for the signals: a signal handler would run on the main thread, which may hold the lock
     # that `stop` needs. Threads and children inherit the blocked signals.
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    worker = TrainingWorker(Settings(), trainer)
+    worker = TrainingWorker(settings, trainer)
 
     def stop_on_signal() -> None:
         signal.sigwait(signals)
         worker.stop()
 
     threading.Thread(target=stop_on_signal, name="signals", daemon=True).start()
-    worker.run()
+    with tracing("toque-worker"):
+        worker.run()
 
 
 if __name__ == "__main__":

@@ -228,7 +228,7 @@ def test_a_client_that_leaves_before_the_first_byte_stops_the_engine(
         http.post("/v1/chat/completions", json=ASK | {"stream": stream}, timeout=0.3)
     wait_until(engine.disconnected.is_set, "the engine is told", seconds=1)
     with service.http(None) as http:
-        wait_until(lambda: 'status="499"' in http.get("/metrics").text, "the request is counted")
+        wait_until(lambda: 'status_code="499"' in http.get("/metrics").text, "the request is counted")
 
 
 def test_what_has_ended_answers_no_more_within_seconds(

@@ -1,0 +1,3 @@
+from tests.app.conftest import engine
+
+__all__ = ["engine"]
