@@ -19,6 +19,8 @@ from app.datasets.report import Report, sentence
 from app.files.models import File, FileCheck
 
 MAX_ATTEMPTS = 3
+_MOST_GIVEN_UP = 20
+"""The most files that one claim gives up."""
 IsAwaited = Callable[[Session, str], bool]
 """Says whether anything waits for the check of a file, by its id, whether or not the file was deleted."""
 LEASES = LeaseTable(
@@ -64,7 +66,8 @@ def claim_next(
 
     Projects take turns: the one whose last check began longest ago comes first. Within a project, files are
     checked in the order in which they came. A file whose check has failed too often is given up, as is one
-    that was deleted unless it `is_awaited`, and the next one is claimed.
+    that was deleted unless it `is_awaited`, and the next one is claimed; after some of these, the claim comes
+    to nothing, so that the transaction of a project that has deleted very many files does not become long.
     """
     earlier = aliased(FileCheck)
     last_start = select(func.coalesce(func.max(earlier.started_at), 0.0))
@@ -80,7 +83,10 @@ def claim_next(
     if max_bytes is not None:
         next_file = next_file.where(File.bytes <= max_bytes, ~FileCheck.is_large)
     claim = LEASES.claim(next_file, lease_seconds, attempts=FileCheck.attempts + 1, started_at=database_now())
-    while (check := session.scalar(claim)) is not None:
+    for _ in range(_MOST_GIVEN_UP):
+        check = session.scalar(claim)
+        if check is None:
+            return None
         lease, file = LEASES.lease_of(check), session.get_one(File, check.file_id)
         if end_unwanted(session, lease, is_awaited):
             continue

@@ -73,22 +73,23 @@ def keep_file(
     """Publish finished bytes and add the row that names them; equal bytes are stored once.
 
     The lock orders this against a sweep of the same bytes: if the sweep came first, they are published again.
+    The row comes first, as there may be no project any more.
     """
     key = object_key(incoming.sha256)
     advisory_lock(session, key)
-    stored = context.storage.publish(incoming, key)
     file = File(
         project_id=context.project_id,
         filename=plain_filename(filename),
         purpose=purpose,
-        bytes=stored.bytes,
-        sha256=stored.sha256,
-        storage_key=stored.key,
+        bytes=incoming.bytes,
+        sha256=incoming.sha256,
+        storage_key=key,
         status="uploaded" if purpose == "fine-tune" else "processed",
         expires_at=expires_at,
     )
     session.add(file)
     session.flush()
+    context.storage.publish(incoming, key)
     if purpose == "fine-tune":
         checks.add(session, file)
     return file

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from openai import OpenAI
+from sqlalchemy import func, select, update
 
 from app.core.child_process import run_in_child
 from app.core.database import Database
@@ -168,3 +169,21 @@ def test_a_check_that_is_stopped_leaves_no_process_behind(tmp_path: Path) -> Non
         return started
 
     assert psutil.wait_procs(asyncio.run(check()), timeout=10)[1] == []
+
+
+def test_many_deleted_files_are_given_up_in_short_transactions(
+    settings: Settings, database: Database
+) -> None:
+    with run_service(settings) as service, service.client() as client:
+        files = [upload(client, training_bytes(number)) for number in range(1, 46)]
+        for each in files:
+            client.files.delete(each)
+    ended = FileCheck.finished_at.is_not(None)
+    with database.writer() as session:
+        session.execute(update(FileCheck).values(finished_at=None, lease_until=None))
+    counts: list[int] = []
+    for _ in range(3):
+        assert claim(database) is None
+        with database.reader() as session:
+            counts.append(session.scalar(select(func.count()).where(ended)) or 0)
+    assert counts == [20, 40, 45]

@@ -233,3 +233,14 @@ def test_old_minutes_become_days(database: Database, http: httpx2.Client) -> Non
         bucket.start_time for bucket in shown("1h", start_time=old, end_time=old + 86400) if bucket.results
     ]
     assert hours == [old]
+
+
+def test_what_a_deleted_project_has_used_holds_up_nobody(database: Database, http: httpx2.Client) -> None:
+    with database.reader() as session:
+        project_id = session.scalars(select(Project.id).where(Project.name == "default")).one()
+    counted = {(each, 0, "a-model"): Sums(1, 2, 3) for each in (project_id, "proj_deleted")}
+    for table, key in ((Usage, ()), (AliasUsage, ("soup:live",))):
+        with database.writer() as session:
+            usage_service.add_usage(session, {(*each, *key): sums for each, sums in counted.items()}, table)
+        with database.reader() as session:
+            assert session.scalars(select(table.project_id)).all() == [project_id]

@@ -10,8 +10,12 @@ import httpx2
 import openai
 import pytest
 from openai import OpenAI
+from sqlalchemy import select
 
+from app.core.database import Database
 from app.core.settings import Settings
+from app.webhooks import outbox
+from app.webhooks.models import WebhookDelivery, WebhookEndpoint
 from app.webhooks.service import MAX_ENDPOINTS
 from tests.support.service import OTHER_KEY, Service, run_service
 from tests.support.webhook_receiver import Receiver
@@ -159,3 +163,26 @@ def test_a_sample_that_nobody_takes(client: OpenAI, add_endpoint: Callable[..., 
             client.webhooks.test(endpoint["id"], event_type="batch.completed")
     assert (caught.value.status_code, caught.value.code) == (424, "webhook_endpoint_unreachable")
     assert "refused" in caught.value.message
+
+
+def test_those_of_an_archived_project_end_with_it(
+    http: httpx2.Client, service: Service, database: Database
+) -> None:
+    with service.http(OTHER_KEY) as other:
+        created = other.post(
+            "/v1/webhook_endpoints",
+            json={"name": "theirs", "url": "https://example.invalid/", "event_types": ["alias.moved"]},
+        ).json()
+    with database.writer() as session:
+        endpoint = session.get_one(WebhookEndpoint, created["id"])
+        endpoint.not_before = 1e12  # nothing is sent before the project is archived
+        project_id = endpoint.project_id
+        outbox.add_event(session, project_id, "alias.moved", {"id": "before"})
+    assert http.post(f"/v1/organization/projects/{project_id}/archive").status_code == 200
+    with database.writer() as session:
+        outbox.add_event(session, project_id, "alias.moved", {"id": "after"})
+    with database.reader() as session:
+        [delivery] = session.scalars(select(WebhookDelivery)).all()
+        assert not session.get_one(WebhookEndpoint, created["id"]).enabled
+    assert (delivery.data, delivery.status) == ({"id": "before"}, "failed")
+    assert delivery.error == "The project was archived."
