@@ -168,9 +168,8 @@ def test_without_an_engine_it_is_503(client: OpenAI, http: httpx2.Client, databa
         assert (caught.value.status_code, caught.value.code) == (503, "engine_unavailable")
         assert caught.value.response.headers["retry-after"] == "5"
         assert says in str(caught.value)
-        ready = http.get("/health/ready")
-        assert ready.status_code == 503
-        assert says in ready.json()["checks"]["engine"]
+        wait_until(lambda: says in http.get("/health/ready").json()["checks"]["engine"], f"ready says {says}")
+        assert http.get("/health/ready").status_code == 503
 
     refused("none is running")
     register_engine(database, "unix:/nowhere", status="starting", detail="loading the model")

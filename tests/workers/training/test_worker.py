@@ -115,7 +115,7 @@ def test_no_job_is_taken_in_the_middle_of_an_upgrade(
 ) -> None:
     job = create(client)
     downgrade(settings.sqlalchemy_url, "-1")
-    assert "toque db upgrade" in http.get("/health/ready").json()["checks"]["database"]
+    wait_until(lambda: "toque db upgrade" in database_check(http), "it is known to be outdated")
     with run_worker(settings, tmp_path):
         log = tmp_path / "worker.log"
         wait_until(
@@ -125,7 +125,11 @@ def test_no_job_is_taken_in_the_middle_of_an_upgrade(
             assert session.scalar(text("SELECT status FROM fine_tuning_jobs")) == "queued"
         upgrade(settings.sqlalchemy_url)
         assert ended(client, job.id).status == "succeeded"
-    assert http.get("/health/ready").json()["checks"]["database"] == "ok"
+    wait_until(lambda: database_check(http) == "ok", "it is known to be up to date")
+
+
+def database_check(http: httpx2.Client) -> str:
+    return http.get("/health/ready").json()["checks"]["database"]
 
 
 def test_a_trainer_that_dies_is_replaced_and_in_the_end_the_job_fails(
