@@ -138,17 +138,11 @@ def _take_by_minute(session: Session, wanted: Sequence[tuple[Quota, int]]) -> Se
         },
         where=or_(is_over, table.used + added.used <= added.most),
     ).returning(table.name, table.used, table.ends_at, table.ends_at - now)
-    found: dict[str, tuple[int, float, float]] = {}
-    for row in session.execute(statement):
-        name, used, ends_at, seconds_left = row.tuple()
-        found[name] = used, ends_at, seconds_left
+    found = {row[0]: row for row in session.execute(statement)}
     if len(found) < len(wanted):
         _refuse(session, [each for each in wanted if each[0].name not in found])
-    return [
-        Taken(quota, amount, used, seconds_left, ends_at)
-        for quota, amount in wanted
-        for used, ends_at, seconds_left in [found[quota.name]]
-    ]
+    rows_of = [(quota, amount, found[quota.name]) for quota, amount in wanted]
+    return [Taken(quota, amount, row[1], row[3], row[2]) for quota, amount, row in rows_of]
 
 
 def _refuse(session: Session, wanted: Sequence[tuple[Quota, int]]) -> NoReturn:
@@ -160,5 +154,4 @@ def _refuse(session: Session, wanted: Sequence[tuple[Quota, int]]) -> NoReturn:
     ).first()
     if row is None:
         raise ExhaustedError(quota, amount, 0, quotas.WINDOW_SECONDS)
-    used, seconds_left = row.tuple()
-    raise ExhaustedError(quota, amount, used, seconds_left)
+    raise ExhaustedError(quota, amount, row[0], row[1])
