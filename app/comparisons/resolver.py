@@ -31,6 +31,7 @@ from app.files import service as files_service
 from app.files.models import File
 from app.fine_tuning import service as fine_tuning_service
 from app.fine_tuning.models import FineTuningJob
+from app.models.adapters import served_models
 from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
 from app.models.aliases.resolution import find_single
@@ -353,7 +354,7 @@ class _Resolver:
         """Return the one model that a name stands for now."""
         with _as_param(param):
             model = find_single(self._session, self._settings, self._project_id, name)
-            served = adapters_service.resolve_model(self._session, self._settings, self._project_id, model)
+            served = served_models.resolve_model(self._session, self._settings, self._project_id, model)
         return served.name
 
     def _questions(self, file_id: str, param: str) -> Path:

@@ -18,7 +18,7 @@ from app.completions.replicas import Replica, Replicas
 from app.completions.schemas import GatewayRequest
 from app.core.errors import InvalidRequestError, ToqueError
 from app.limits.rate_limiter import Admission, estimate_tokens
-from app.models.adapters.service import ServedModel
+from app.models.adapters.served_models import ServedModel
 
 _CLIENT_GONE = 499
 """nginx's status for a closed connection; only the metrics see it."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from app.core.errors import InvalidRequestError
 from app.core.settings import BaseModelEntry, Settings
-from app.models.adapters.service import base_has_experts, linear_modules
+from app.models.adapters.base_shapes import base_has_experts, linear_modules
 from app.models.catalogue import hidden_size, reading_files
 from app.models.serving_support import refusal
 

@@ -22,7 +22,7 @@ from app.core.child_environment import child_environment
 from app.core.database import Database
 from app.core.settings import BaseModelEntry, Settings
 from app.datasets.chat_template import read_source
-from app.models.adapters.service import linear_modules
+from app.models.adapters.base_shapes import linear_modules
 from app.models.catalogue import template_options
 from app.models.token_mixing import read_config
 from workers.base_models.errors import BaseModelError

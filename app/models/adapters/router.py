@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
 from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession
-from app.models.adapters import service
+from app.models.adapters import served_models, service
 from app.models.adapters.schemas import ImportAdapter, ModelList, ModelObject
 from app.models.adapters.validation import CONFIG, WEIGHTS
 
@@ -44,13 +44,13 @@ _IMPORT_BODY: dict[str, Any] = {
 @models_router.get("")
 def list_models(context: ContextDep, session: ReadSession) -> ModelList:
     """Base models, then the project's fine-tuned models and checkpoints, newest first."""
-    return service.list_models(session, context)
+    return served_models.list_models(session, context)
 
 
 @models_router.get("/{model}")
 def retrieve_model(model: str, context: ContextDep, session: ReadSession) -> ModelObject:
     """One model, and what it was trained from."""
-    return service.retrieve_model(session, context, model)
+    return served_models.retrieve_model(session, context, model)
 
 
 @adapters_router.post("", openapi_extra=_IMPORT_BODY)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,12 @@ from app.core.errors import (
     UnavailableError,
 )
 from app.core.idempotency import IdempotentRequest
-from app.core.settings import BaseModelEntry, Settings
+from app.core.settings import Settings
 from app.models.adapters.archive import AdapterArchive
+from app.models.adapters.base_shapes import known_shapes
 from app.models.adapters.models import Adapter
 from app.models.adapters.parent import Parent
-from app.models.adapters.schemas import ImportAdapter, ModelList, ModelObject
+from app.models.adapters.schemas import ImportAdapter
 from app.models.adapters.validation import (
     CONFIG,
     WEIGHTS,
@@ -37,29 +36,12 @@ from app.models.adapters.validation import (
     Shapes,
     check_adapter,
     describe_adapter,
-    module_shapes,
 )
-from app.models.catalogue import Catalogue, added_at, is_prepared, reading_files, with_template
-from app.models.serving_support import adapted, has_experts
+from app.models.catalogue import Catalogue
 from app.quotas.stored_bytes import require_bytes
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
 from app.webhooks import outbox
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """A model that can be asked: its served name, and the base whose engine holds it."""
-
-    name: str
-    base: BaseModelEntry
-    """With the chat template that is used, where that is on this machine."""
-    is_base: bool
-
-    @property
-    def base_model(self) -> str:
-        """The base's name in the catalogue."""
-        return self.base.name
 
 
 def served_name(session: Session, project_id: str, base: str, suffix: str | None, adapter_id: str) -> str:
@@ -89,7 +71,7 @@ def import_adapter(
         base = Catalogue.read(session, context.settings).get(request.base_model, param="base_model")
     given = [incoming.file_sha256(name) for name in (CONFIG, WEIGHTS)]
     try:
-        lora = check_adapter(incoming.finish(), _known_shapes(context.settings, base), base.max_rank)
+        lora = check_adapter(incoming.finish(), known_shapes(context.settings, base), base.max_rank)
     except AdapterError as error:
         raise InvalidRequestError(
             f"The adapter cannot be served: {error}.", code=error.code, param=error.file
@@ -158,7 +140,7 @@ def find_parent(session: Session, context: Context, name: str) -> Parent | None:
         FailedDependencyError: it is quarantined, or its files are damaged.
         UnavailableError: the storage cannot be read now.
     """
-    adapter = _find_adapter(session, context.project_id, name)
+    adapter = find_adapter(session, context.project_id, name)
     if adapter is None:
         return None
     lora = _describe(session, context, adapter, "model")
@@ -180,7 +162,7 @@ def lock_adapter(session: Session, context: Context, name: str) -> None:
         # Raises, since an adapter's name is no base model's.
         Catalogue.read(session, context.settings).get(name)
     else:
-        _refuse_quarantined(adapter, "model")
+        refuse_quarantined(adapter, "model")
 
 
 def lineage(session: Session, adapter: Adapter) -> list[str]:
@@ -259,9 +241,7 @@ def check_again(database: Database, context: Context, name: str) -> Adapter:
         base = Catalogue.read(session, settings).get(adapter.base_model)
     problem: str | None = None
     try:
-        check_adapter_files(
-            context.storage, adapter.storage_key, _known_shapes(settings, base), base.max_rank
-        )
+        check_adapter_files(context.storage, adapter.storage_key, known_shapes(settings, base), base.max_rank)
     except AdapterError as error:
         problem = error.message
     except OSError as error:
@@ -298,73 +278,16 @@ def check_adapter_files(
     return folder
 
 
-def resolve_model(session: Session, settings: Settings, project_id: str, name: str) -> ServedModel:
-    """Return the model that a request's `model` names.
-
-    Raises:
-        NotFoundError: no base model, adapter or checkpoint of this project has that name, or its base has
-            left the catalogue.
-        FailedDependencyError: the adapter is quarantined.
-    """
-    adapter = _find_adapter(session, project_id, name)
-    if adapter is not None:
-        _refuse_quarantined(adapter, "model")
-    base_name = adapter.base_model if adapter else name
-    base = with_template(settings, Catalogue.read_for(session, settings, base_name).get(base_name))
-    return ServedModel(adapter.name if adapter else base.name, base, is_base=adapter is None)
-
-
 def get_adapter(session: Session, settings: Settings, project_id: str, name: str) -> Adapter | None:
     """Return the project's adapter of that name, or None if the name is a base model's.
 
     Raises:
         NotFoundError: there is neither.
     """
-    adapter = _find_adapter(session, project_id, name)
+    adapter = find_adapter(session, project_id, name)
     if adapter is None:
         Catalogue.read_for(session, settings, name).get(name)
     return adapter
-
-
-def list_models(session: Session, context: Context) -> ModelList:
-    """Return the base models, then the project's adapters and checkpoints, newest first.
-
-    A key that is limited to some models sees only those.
-    """
-    since = added_at(session)
-    entries = Catalogue.read(session, context.settings).entries
-    bases = [ModelObject.of_base(entry, since[entry.name]) for entry in entries]
-    adapters = [ModelObject.of_adapter(each) for each in list_adapters(session, context.project_id)]
-    return ModelList(data=[each for each in bases + adapters if context.may_ask(each.id)])
-
-
-def retrieve_model(session: Session, context: Context, name: str) -> ModelObject:
-    """Return a base model or an adapter of the project, with its lineage.
-
-    Raises:
-        NotFoundError: there is neither, or the caller's key is limited to other models.
-    """
-    if not context.may_ask(name):
-        raise NotFoundError(
-            f"The model '{name[:255]}' does not exist, or this API key does not have access to it.",
-            code="model_not_found",
-            param="model",
-        )
-    adapter = get_adapter(session, context.settings, context.project_id, name)
-    if adapter is None:
-        entry = Catalogue.read(session, context.settings).get(name)
-        base = ModelObject.of_base(entry, added_at(session)[entry.name])
-        return base.model_copy(update={"lineage": [base.id]})
-    shown = ModelObject.of_adapter(adapter, lineage(session, adapter))
-    base = Catalogue.read(session, context.settings).find(adapter.base_model)
-    shapes = None
-    with suppress(UnavailableError):  # the base is damaged, which those are told who want to train it
-        shapes = _known_shapes(context.settings, base)
-    shown.experts_adapted = False if has_experts(shapes or {}) else None
-    with suppress(AdapterError, OSError):  # then it is quarantined, or soon will be
-        folder = context.storage.path(adapter.storage_key)
-        shown.target_modules = describe_adapter(folder, shapes).modules
-    return shown
 
 
 def list_adapters(session: Session, project_id: str) -> Sequence[Adapter]:
@@ -410,7 +333,8 @@ def find_servable(session: Session, base_model: str, name: str) -> Adapter | Non
     return session.scalar(query)
 
 
-def _find_adapter(session: Session, project_id: str, name: str) -> Adapter | None:
+def find_adapter(session: Session, project_id: str, name: str) -> Adapter | None:
+    """Return the project's adapter of that name, or None if it has none."""
     query = select(Adapter).where(
         Adapter.name == name, Adapter.project_id == project_id, Adapter.deleted_at.is_(None)
     )
@@ -418,7 +342,7 @@ def _find_adapter(session: Session, project_id: str, name: str) -> Adapter | Non
 
 
 def _existing(session: Session, project_id: str, name: str) -> Adapter:
-    adapter = _find_adapter(session, project_id, name)
+    adapter = find_adapter(session, project_id, name)
     if adapter is None:
         raise _no_adapter(name)
     return adapter
@@ -438,39 +362,6 @@ def _has_changed(session: Session, change: Update) -> bool:
     return session.connection().execute(change).rowcount == 1
 
 
-def linear_modules(settings: Settings, base: BaseModelEntry) -> list[str] | None:
-    """Return the full names of the modules that adapters of the base have weights for.
-
-    None if the base is not prepared on this machine.
-
-    Raises:
-        UnavailableError: its files are damaged, or cannot be read now.
-    """
-    shapes = _known_shapes(settings, base)
-    return None if shapes is None else sorted(adapted(shapes))
-
-
-def base_has_experts(settings: Settings, base: BaseModelEntry) -> bool:
-    """Return whether the base, if it is prepared on this machine, is a mixture of experts.
-
-    Raises:
-        UnavailableError: its files are damaged, or cannot be read now.
-    """
-    return has_experts(_known_shapes(settings, base) or {})
-
-
-def _known_shapes(settings: Settings, base: BaseModelEntry | None) -> Shapes | None:
-    """Return the shapes of the base's modules, or None if it is not prepared on this machine.
-
-    Raises:
-        UnavailableError: its files are damaged, or cannot be read now.
-    """
-    if base is None or not is_prepared(settings, base):
-        return None
-    with reading_files(base):
-        return module_shapes(settings.base_model_dir(base))
-
-
 def _describe(session: Session, context: Context, adapter: Adapter, param: str) -> LoraWeights:
     """Read what kind of adapter this is, unless it is quarantined.
 
@@ -478,11 +369,11 @@ def _describe(session: Session, context: Context, adapter: Adapter, param: str) 
         FailedDependencyError: it is quarantined, or its files are damaged.
         UnavailableError: the storage cannot be read now.
     """
-    _refuse_quarantined(adapter, param)
+    refuse_quarantined(adapter, param)
     base = Catalogue.read(session, context.settings).find(adapter.base_model)
     try:
         return describe_adapter(
-            context.storage.path(adapter.storage_key), _known_shapes(context.settings, base)
+            context.storage.path(adapter.storage_key), known_shapes(context.settings, base)
         )
     except AdapterError as error:
         raise FailedDependencyError(
@@ -504,7 +395,12 @@ def _find_imported(session: Session, project_id: str, adapter_id: str) -> Adapte
     return adapter
 
 
-def _refuse_quarantined(adapter: Adapter, param: str) -> None:
+def refuse_quarantined(adapter: Adapter, param: str) -> None:
+    """Make sure that an adapter is served.
+
+    Raises:
+        FailedDependencyError: it is quarantined.
+    """
     if adapter.quarantine_reason is not None:
         raise FailedDependencyError(
             f"The model '{adapter.name}' is quarantined: {adapter.quarantine_reason}. "

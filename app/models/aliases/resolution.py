@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from app.context import Context
 from app.core.errors import FailedDependencyError, InvalidRequestError, NotFoundError, ToqueError
 from app.core.settings import Settings
+from app.models.adapters import served_models
 from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
 from app.models.adapters.parent import Parent
@@ -30,13 +31,13 @@ def resolve(session: Session, settings: Settings, project_id: str, name: str) ->
     """
     alias = find_named(session, settings, project_id, name)
     if alias is None:
-        model = adapters_service.resolve_model(session, settings, project_id, name)
+        model = served_models.resolve_model(session, settings, project_id, name)
         return Target(name, (WeightedModel(model, 1.0),), is_alias=False)
     models: list[WeightedModel] = []
     problems: list[ToqueError] = []
     for share in alias.split:
         try:
-            model = adapters_service.resolve_model(session, settings, project_id, share["model"])
+            model = served_models.resolve_model(session, settings, project_id, share["model"])
             models.append(WeightedModel(model, share["weight"]))
         except (FailedDependencyError, NotFoundError) as error:
             problems.append(error)
@@ -95,7 +96,7 @@ def find_model(session: Session, settings: Settings, project_id: str, name: str,
     session.execute(select(Adapter.name).where(Adapter.name == name).with_for_update(read=True))
     Catalogue.rely_on(session)
     try:
-        return adapters_service.resolve_model(session, settings, project_id, name).name
+        return served_models.resolve_model(session, settings, project_id, name).name
     except (NotFoundError, FailedDependencyError) as error:
         error.body.param = param
         raise

@@ -7,7 +7,7 @@ import math
 import secrets
 from dataclasses import dataclass
 
-from app.models.adapters.service import ServedModel
+from app.models.adapters.served_models import ServedModel
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.core.settings import BaseModelEntry
-from app.models.adapters.service import ServedModel
+from app.models.adapters.served_models import ServedModel
 from app.models.aliases.target import Target, WeightedModel
 
 
