@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from typing import Any
 
 import httpx2
@@ -14,7 +16,7 @@ from app.core.database import Database, database_now
 from app.core.settings import Settings
 from app.models.adapters.models import Adapter
 from tests.support.engine_stand_in import ASK, EngineStandIn, register_engine
-from tests.support.service import BASE_MODEL, Service
+from tests.support.service import API_KEY, BASE_MODEL, Service
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database
@@ -223,9 +225,13 @@ def test_a_client_that_leaves_before_the_first_byte_stops_the_engine(
     service: Service, engine: EngineStandIn, stream: bool
 ) -> None:
     engine.behaviour = "silent"
-    with service.http() as http, pytest.raises(httpx2.ReadTimeout):
-        http.post("/v1/chat/completions", json=ASK | {"stream": stream}, timeout=0.3)
-    wait_until(engine.disconnected.is_set, "the engine is told", seconds=1)
+    host, _, port = service.url.removeprefix("http://").partition(":")
+    body = json.dumps(ASK | {"stream": stream}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nauthorization: Bearer {API_KEY}\r\nhost: x\r\n"
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        wait_until(lambda: engine.bodies, "the engine is asked")
+    wait_until(engine.disconnected.is_set, "the engine is told", seconds=5)
     with service.http(None) as http:
         wait_until(lambda: 'status_code="499"' in http.get("/metrics").text, "the request is counted")
 
