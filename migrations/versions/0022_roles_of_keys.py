@@ -1,5 +1,7 @@
 """service accounts, and the roles of keys"""
 
+import time
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -15,8 +17,17 @@ _KEYS = sa.table(
     sa.column("name", sa.String),
     sa.column("created_at", sa.Double),
     sa.column("service_account_id", sa.String),
+    sa.column("role", sa.String),
+    sa.column("expires_at", sa.Double),
+    sa.column("revoked_at", sa.Double),
 )
-_PROJECTS = sa.table("projects", sa.column("name", sa.String), sa.column("title", sa.String))
+_PROJECTS = sa.table(
+    "projects",
+    sa.column("id", sa.String),
+    sa.column("name", sa.String),
+    sa.column("title", sa.String),
+    sa.column("archived_at", sa.Double),
+)
 
 
 def upgrade() -> None:
@@ -64,6 +75,17 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    # Before this revision, a key may do everything in its project, for ever: one that may not is revoked.
+    is_narrower = sa.or_(
+        _KEYS.c.role.not_in(("admin", "project")),
+        _KEYS.c.expires_at.is_not(None),
+    )
+    now = time.time()
+    op.execute(_KEYS.update().where(is_narrower, _KEYS.c.revoked_at.is_(None)).values(revoked_at=now))
+    of_archived = _KEYS.c.project_id.in_(
+        sa.select(_PROJECTS.c.id).where(_PROJECTS.c.archived_at.is_not(None))
+    )
+    op.execute(_KEYS.update().where(of_archived, _KEYS.c.revoked_at.is_(None)).values(revoked_at=now))
     with op.batch_alter_table("api_keys", schema=None) as batch_op:
         batch_op.drop_index("ix_api_keys_service_account_id")
         batch_op.drop_constraint("api_keys_service_account_id_fkey", type_="foreignkey")

@@ -321,6 +321,25 @@ def test_tables_keep_their_rows_where_they_must_be_copied(database_url: str) -> 
     database.dispose()
 
 
+def test_a_key_that_may_do_less_is_revoked_on_the_way_down(database_url: str) -> None:
+    """Before there were roles, every key could do everything in its project, for ever."""
+    database = Database(database_url)
+    known = rows(time.time())
+    [key] = known["api_keys"]
+    limits: dict[str, dict[str, Any]] = {
+        "key_2": {"role": "read"},
+        "key_3": {"expires_at": time.time() + 60},
+        "key_4": {"role": "admin"},
+    }
+    known["api_keys"] += [key | limit | {"id": name, "key_sha256": name} for name, limit in limits.items()]
+    fill(database.engine, known)
+    database.dispose()
+    command.downgrade(configuration(database_url), BEFORE_ROLES)
+    kept = [row["id"] for row in contents(database.engine)["api_keys"] if row["revoked_at"] is None]
+    assert kept == ["key_1", "key_4"]
+    database.dispose()
+
+
 @pytest.mark.one_database  # of each two revisions, one is begun on either; all later migrations have its rows
 @pytest.mark.parametrize("revision", REVISIONS)
 def test_a_deployment_of_any_revision_goes_on(revision: str, settings: Settings) -> None:
