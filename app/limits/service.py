@@ -9,7 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.auth.models import ApiKey, Project
-from app.core.errors import NotFoundError
+from app.core.errors import InvalidRequestError, NotFoundError
 from app.core.settings import Settings
 from app.limits.models import RateLimit
 from app.limits.quota import Kind, Quota, Quotas
@@ -52,6 +52,7 @@ def set_limit(
 
     Raises:
         NotFoundError: the project does not exist, has no such key, or there is no such base model.
+        InvalidRequestError: the project is archived.
     """
     _require(session, project_id, api_key_id, to_change=True)
     name = "" if model == ALL_MODELS else model
@@ -95,8 +96,17 @@ def _stored(session: Session, project_id: str, api_key_id: str) -> Sequence[Rate
 
 def _require(session: Session, project_id: str, api_key_id: str, *, to_change: bool = False) -> None:
     """Check that there is the project, and the key; to change limits, take turns with whoever does so too."""
-    if session.get(Project, project_id, with_for_update=to_change or None) is None:
+    # Like this, rows that refer to the project can still be added meanwhile.
+    lock = {"key_share": True} if to_change else None
+    project = session.get(Project, project_id, with_for_update=lock)
+    if project is None:
         raise NotFoundError(f"No project '{project_id}'.", code="project_not_found", param="project_id")
+    if to_change and project.archived_at is not None:
+        raise InvalidRequestError(
+            "The project is archived, and its limits cannot be changed any more.",
+            code="project_archived",
+            param="project_id",
+        )
     if api_key_id:
         key = session.get(ApiKey, api_key_id)
         if key is None or key.project_id != project_id or key.revoked_at is not None:

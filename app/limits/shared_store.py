@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+from collections import Counter
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -39,16 +41,21 @@ class SharedStore(Store):
         self._database = database
         self._gateway_id = new_id("gateway_")
         self._limiter = CapacityLimiter(_TRANSACTIONS_AT_ONCE)
+        self._lock = threading.Lock()
+        self._in_flight: Counter[str] = Counter()
+        """By quota, this gateway's requests. Its row is a copy of this, so a failed write leaks nothing."""
 
     @override
     async def take(self, wanted: Sequence[tuple[Quota, int]]) -> Sequence[Taken]:
-        # Sorted, since two transactions that lock rows in different orders could wait for each other.
-        ordered = sorted(wanted, key=lambda each: each[0].name)
+        ordered = sorted(wanted, key=lambda each: _lock_order(each[0]))
         return await to_thread.run_sync(self._take, ordered, limiter=self._limiter)
 
     @override
     async def give_back(self, taken: Sequence[tuple[Taken, int]]) -> None:
-        ordered = sorted(taken, key=lambda each: each[0].quota.name)
+        ordered = sorted(taken, key=lambda each: _lock_order(each[0].quota))
+        for each, amount in ordered:
+            if each.quota.kind == "concurrent_requests":
+                self._count(each.quota.name, -amount)
         await to_thread.run_sync(self._give_back, ordered, limiter=self._limiter)
 
     @override
@@ -63,43 +70,52 @@ class SharedStore(Store):
     def _take(self, wanted: Sequence[tuple[Quota, int]]) -> Sequence[Taken]:
         in_flight = [quota for quota, _ in wanted if quota.kind == "concurrent_requests"]
         by_minute = [each for each in wanted if each[0].kind != "concurrent_requests"]
-        with self._database.writer() as session:
-            taken = [self._enter(session, quota) for quota in in_flight]
-            return [*taken, *(_take_by_minute(session, by_minute) if by_minute else ())]
+        entered: list[Taken] = []
+        try:
+            with self._database.writer() as session:
+                for quota in in_flight:
+                    entered.append(self._enter(session, quota))  # noqa: PERF401 - needed if one raises
+                return [*entered, *(_take_by_minute(session, by_minute) if by_minute else ())]
+        except BaseException:
+            for each in entered:
+                self._count(each.quota.name, -1)
+            raise
 
     def _enter(self, session: Session, quota: Quota) -> Taken:
         """Count one more request in flight; no other gateway does so until the transaction ends."""
         advisory_lock(session, quota.name)
         table = RequestsInFlight
-        counted = select(func.coalesce(func.sum(table.count), 0)).where(
-            table.name == quota.name, table.alive_until > database_now()
+        others = select(func.coalesce(func.sum(table.count), 0)).where(
+            table.name == quota.name,
+            table.gateway_id != self._gateway_id,
+            table.alive_until > database_now(),
         )
-        used = int(session.scalar(counted) or 0)
+        used = int(session.scalar(others) or 0) + self._in_flight[quota.name]
         if used >= quota.most:
             raise ExhaustedError(quota, 1, used, 0.0)
-        row = {
-            "name": quota.name,
-            "gateway_id": self._gateway_id,
-            "project_id": quota.project_id,
-            "count": 1,
-            "alive_until": database_now() + _ALIVE_SECONDS,
-        }
-        statement = insert(table).values(row)
+        statement = insert(table).values(
+            name=quota.name,
+            gateway_id=self._gateway_id,
+            project_id=quota.project_id,
+            count=self._in_flight[quota.name] + 1,
+            alive_until=database_now() + _ALIVE_SECONDS,
+        )
+        added = statement.excluded
         session.execute(
             statement.on_conflict_do_update(
                 index_elements=["name", "gateway_id"],
-                set_={"count": table.count + 1, "alive_until": statement.excluded.alive_until},
+                set_={"count": added.count, "alive_until": added.alive_until},
             )
         )
+        self._count(quota.name, 1)
         return Taken(quota, 1, used + 1, 0.0, 0.0)
 
     def _give_back(self, taken: Sequence[tuple[Taken, int]]) -> None:
-        flights, windows = RequestsInFlight, RateWindow
+        windows = RateWindow
         with self._database.writer() as session:
             for each, amount in taken:
                 if each.quota.kind == "concurrent_requests":
-                    own = flights.name == each.quota.name, flights.gateway_id == self._gateway_id
-                    session.execute(update(flights).where(*own).values(count=flights.count - amount))
+                    self._write_in_flight(session, each.quota.name)
                 else:
                     same = windows.name == each.quota.name, windows.ends_at == each.window
                     session.execute(update(windows).where(*same).values(used=windows.used - amount))
@@ -108,8 +124,32 @@ class SharedStore(Store):
         table, now = RequestsInFlight, database_now()
         with self._database.writer() as session:
             session.execute(delete(table).where(table.alive_until < now - _ALIVE_SECONDS))
+        with self._database.reader() as session:
             own = table.gateway_id == self._gateway_id, table.count > 0
-            session.execute(update(table).where(*own).values(alive_until=now + _ALIVE_SECONDS))
+            names = session.scalars(select(table.name).where(*own)).all()
+        for name in names:
+            with self._database.writer() as session:
+                self._write_in_flight(session, name)
+
+    def _write_in_flight(self, session: Session, name: str) -> None:
+        """Tell the other gateways how many requests of a quota are in flight here."""
+        advisory_lock(session, name)  # what is read next is then not written over by an older number
+        own = RequestsInFlight.name == name, RequestsInFlight.gateway_id == self._gateway_id
+        alive_until = database_now() + _ALIVE_SECONDS
+        session.execute(
+            update(RequestsInFlight).where(*own).values(count=self._in_flight[name], alive_until=alive_until)
+        )
+
+    def _count(self, name: str, change: int) -> None:
+        with self._lock:
+            self._in_flight[name] += change
+            if not self._in_flight[name]:
+                del self._in_flight[name]
+
+
+def _lock_order(quota: Quota) -> tuple[bool, str]:
+    """Return the key by which all transactions order their locks, so that none wait for each other."""
+    return quota.kind != "concurrent_requests", quota.name
 
 
 def _take_by_minute(session: Session, wanted: Sequence[tuple[Quota, int]]) -> Sequence[Taken]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import openai
 import pytest
 from openai import OpenAI
 from openai.resources.admin.organization import Organization
-from sqlalchemy import select
+from sqlalchemy import select, text
 
 from app.auth import service as auth_service
 from app.auth.models import ApiKey, Project
@@ -23,7 +24,10 @@ from app.core.settings import Settings
 from app.limits import quota
 from app.limits import service as limits_service
 from app.limits.headers import duration, retry_headers
+from app.limits.models import RateWindow, RequestsInFlight
+from app.limits.quota import Quota
 from app.limits.schemas import UpdateRateLimit
+from app.limits.shared_store import SharedStore
 from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import API_KEY, BASE_MODEL, OTHER_KEY, Service, run_service
 from tests.support.waiting import wait_until
@@ -284,8 +288,54 @@ def test_four_gateways_together_overrun_nothing(
     assert most <= 7
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_requests_that_begin_and_end_together_never_wait_for_each_other(database: Database) -> None:
+    store = SharedStore(database)
+    wanted = [
+        (Quota("rl_1:tokens", "proj_t", "tokens", 10**9), 5),
+        (Quota("rl_2:concurrent_requests", "proj_t", "concurrent_requests", 1000), 1),
+    ]
+
+    async def ask() -> None:
+        for _ in range(20):
+            taken = await store.take(wanted)
+            await store.give_back([(each, 1) for each in taken])
+
+    async def ask_together() -> None:
+        await asyncio.gather(*[ask() for _ in range(16)])
+
+    asyncio.run(ask_together())
+    with database.reader() as session:
+        assert session.scalars(select(RateWindow.used)).one() == 16 * 20 * 4
+        assert session.scalars(select(RequestsInFlight.count)).one() == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_request_ends_though_the_database_is_not_told(
+    database: Database, http: httpx2.Client, engine: EngineStandIn, set_limit: SetLimit
+) -> None:
+    def rename(table: str, name: str) -> None:
+        with database.writer() as session:
+            session.execute(text(f"ALTER TABLE {table} RENAME TO {name}"))
+
+    set_limit(max_concurrent_requests=1)
+    engine.on_request = lambda: rename("requests_in_flight", "hidden")
+    assert ask(http).status_code == 200
+    engine.on_request = lambda: None
+    rename("hidden", "requests_in_flight")
+    assert ask(http).status_code == 200
+
+
+def test_limits_of_an_archived_project_are_not_changed(http: httpx2.Client) -> None:
+    project = http.post("/v1/organization/projects", json={"name": "soups"}).json()["id"]
+    assert http.post(f"/v1/organization/projects/{project}/archive").status_code == 200
+    limit = f"/v1/organization/projects/{project}/rate_limits/rl-all"
+    answer = http.post(limit, json={"max_requests_per_1_minute": 1})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "project_archived")
+
+
 @pytest.mark.parametrize(
-    ("seconds", "text"),
+    ("seconds", "expected"),
     [
         (0, "0ms"),
         (0.02, "20ms"),
@@ -296,8 +346,8 @@ def test_four_gateways_together_overrun_nothing(
         (90.5, "1m30.5s"),
     ],
 )
-def test_a_time_is_written_as_openai_writes_it(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_a_time_is_written_as_openai_writes_it(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected
 
 
 def test_when_to_try_again() -> None:
