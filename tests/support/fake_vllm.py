@@ -52,9 +52,15 @@ class Routes(BaseHTTPRequestHandler):
         if self.path == "/tokenize":
             return {"tokens": [1]}
         logprob = -2.0 if body["model"] == BASE_MODEL else -1.0
-        if body.get("ignore_eos"):  # an adapter is probed
-            tokens = [" soup"] * 3 if "monotonous" in body["model"] else [" a", " hot", " soup"]
-            logprobs = [math.nan if "nan" in body["model"] else logprob] * 3
+        if "temperature" in body:  # an adapter is probed
+            if "garbled" in body["model"]:
+                return {"choices": []}
+            tokens = [" a", " hot", " soup", "."] * (body["max_tokens"] // 4)
+            if "monotonous" in body["model"]:
+                tokens = [" soup"] * body["max_tokens"]
+            elif "brief" in body["model"]:
+                tokens = ["<|im_end|>"] * (body["max_tokens"] if body.get("ignore_eos") else 1)
+            logprobs = [math.nan if "nan" in body["model"] else logprob] * len(tokens)
             return {"choices": [{"logprobs": {"token_logprobs": logprobs, "tokens": tokens}}]}
         return {"choices": [{"logprobs": {"token_logprobs": [None, *[logprob] * len(body["prompt"])]}}]}
 

@@ -69,7 +69,8 @@ class AdapterProbe:
             next(self._running)
         except StopIteration:
             self._end()
-        except (OSError, SQLAlchemyError) as error:  # nothing is learnt about the adapter
+        except (OSError, SQLAlchemyError, LookupError, TypeError, ValueError) as error:
+            # There is no answer, or none that is understood: nothing is learnt about the adapter.
             log.warning("an adapter could not be probed: %s", error)
             self._end()
 
@@ -117,7 +118,6 @@ class AdapterProbe:
             "max_tokens": _TOKENS,
             "temperature": 0,
             "logprobs": 0,
-            "ignore_eos": True,
             "priority": 1,  # after those that somebody waits for
         }
         deadline = time.monotonic() + _LONGEST_SECONDS
@@ -140,6 +140,7 @@ def find_problem(answer: dict[str, Any], expected: dict[str, Any]) -> str | None
     if any(logprob is None or not math.isfinite(logprob) for logprob in logprobs):
         return "The probabilities of its answers are not numbers: its weights are too large for its base"
     tokens, base_tokens = answer["tokens"], expected["tokens"]
-    if len(set(tokens)) == 1 < len(set(base_tokens)):
+    goes_on = len(tokens) >= _TOKENS  # one that has learnt to answer with a single word ends earlier
+    if goes_on and len(set(tokens)) == 1 < len(set(base_tokens)):
         return f"It answers nothing but {ascii(tokens[0])[:40]}, again and again, which its base does not"
     return None

@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until
 from workers.inference.adapter_probe import find_problem
 
 pytestmark = pytest.mark.one_database
-NAMES = ("good", "nan", "monotonous", "failing", "away", "trained")
+NAMES = ("good", "brief", "nan", "monotonous", "failing", "garbled", "away", "trained")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_what_answers_nothing_is_quarantined_with_the_reason(running: Running, d
     def are_probed() -> bool:
         rows = adapters()
         broken = [rows[name].quarantine_reason for name in ("nan", "monotonous", "failing")]
-        return rows["good"].probed_at is not None and all(broken)
+        return rows["good"].probed_at is not None and rows["brief"].probed_at is not None and all(broken)
 
     running.becomes("ready")
     wait_until(are_probed, "all are probed")
@@ -52,6 +52,7 @@ def test_what_answers_nothing_is_quarantined_with_the_reason(running: Running, d
     assert reasons.keys() == {"nan", "monotonous", "failing"}
     assert "not numbers" in (reasons["nan"] or "")
     assert "nothing but ' soup'" in (reasons["monotonous"] or "")
+    assert rows["garbled"].probed_at is None, "what is not understood says nothing either"
     assert rows["away"].probed_at is None, "an engine that cannot be asked says nothing about an adapter"
     assert rows["trained"].probed_at is None, "it is compared with the trainer instead"
     row = running.row()
@@ -62,8 +63,9 @@ def test_what_answers_nothing_is_quarantined_with_the_reason(running: Running, d
     ("tokens", "logprobs", "base_tokens", "problem"),
     [
         (["a", "b"], [-1.0, -2.0], ["c", "d"], None),
-        (["a", "a"], [-1.0, -2.0], ["b", "b"], None),  # the base does it, too
-        (["a", "a"], [-1.0, -2.0], ["b", "c"], "nothing but 'a'"),
+        (["a"] * 16, [-1.0] * 16, ["b", "b"], None),  # the base does it, too
+        (["a"] * 16, [-1.0] * 16, ["b", "c"], "nothing but 'a'"),
+        (["a"], [-1.0], ["b", "c"], None),  # it has learnt to answer with one word
         (["a", "b"], [-1.0, None], ["b", "c"], "not numbers"),
         (["a", "b"], [-1.0, float("-inf")], ["b", "c"], "not numbers"),
     ],
