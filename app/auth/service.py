@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.auth.caller import Caller
@@ -191,7 +191,8 @@ def ensure_first_key(session: Session, secret: str | None) -> str | None:
 
 def lacks_admin(session: Session) -> bool:
     """Return whether there are valid keys, but none with the role `admin`."""
-    roles = session.scalars(select(ApiKey.role).where(ApiKey.revoked_at.is_(None)).distinct()).all()
+    is_valid = ApiKey.revoked_at.is_(None) & or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > time.time())
+    roles = session.scalars(select(ApiKey.role).where(is_valid).distinct()).all()
     return bool(roles) and "admin" not in roles
 
 

@@ -88,7 +88,7 @@ def serve(
             child_environment((*DATABASE, *ENGINES, *TELEMETRY), has_settings=True),
             descriptors=(listener.fileno(),),
         ),
-        Program("worker", _toque("worker"), _worker_environment()),
+        Program("worker", _toque("worker"), _worker_environment(settings)),
     ]
     supervisor = Supervisor(programs, _write, _say)
     asyncio.run(_supervise(supervisor, settings, listener, address, started))
@@ -147,7 +147,7 @@ def worker() -> None:
 
     Example: toque worker
     """
-    _become("workers.training.worker", _worker_environment())
+    _become("workers.training.worker", _worker_environment(read_settings()))
 
 
 def engine(
@@ -287,8 +287,8 @@ def _become(module: str, environment: dict[str, str]) -> NoReturn:
     os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is the point
 
 
-def _worker_environment() -> dict[str, str]:
-    return child_environment((*DATABASE, *TELEMETRY, *TRACKERS), has_settings=True)
+def _worker_environment(settings: Settings) -> dict[str, str]:
+    return child_environment((*DATABASE, *TELEMETRY, *TRACKERS[settings.tracker]), has_settings=True)
 
 
 def _engine_environment() -> dict[str, str]:

@@ -4,36 +4,43 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 DATABASE = ("TOQUE_DATABASE_URL", "PGPASSWORD")
 """What a process needs to open the database."""
-DOWNLOADS = (
-    "HF_TOKEN",
-    "HF_TOKEN_PATH",
-    "HUGGING_FACE_HUB_TOKEN",
-    "PIP_INDEX_URL",
-    "PIP_EXTRA_INDEX_URL",
+PROXIES = (
     *(f"{scheme}_proxy" for scheme in ("http", "https", "all")),
     *(f"{scheme}_PROXY" for scheme in ("HTTP", "HTTPS", "ALL")),
 )
+"""What a process needs to reach other machines; a proxy's address may have a password."""
+HUGGING_FACE = ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN")
+DOWNLOADS = (*HUGGING_FACE, "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", *PROXIES)
 """What a process needs to download base models."""
-TRACKERS = (
-    "MLFLOW_TRACKING_PASSWORD",
-    "MLFLOW_TRACKING_TOKEN",
-    "MLFLOW_TRACKING_URI",
-    "DATABRICKS_TOKEN",
-    "TRACKIO_SERVER_URL",
-    "TRACKIO_WRITE_TOKEN",
-    "WANDB_API_KEY",
-    *DOWNLOADS,
-)
-"""What a process needs to send metrics to a tracker."""
+_OF_TRACKERS = {
+    "mlflow": (
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "MLFLOW_TRACKING_URI",
+        "DATABRICKS_TOKEN",
+    ),
+    "trackio": ("TRACKIO_SERVER_URL", "TRACKIO_WRITE_TOKEN"),
+    "wandb": ("WANDB_API_KEY",),
+}
+TRACKERS: Mapping[str, tuple[str, ...]] = {
+    "": (),
+    "mlflow": (*_OF_TRACKERS["mlflow"], *PROXIES),
+    "trackio": (*_OF_TRACKERS["trackio"], *HUGGING_FACE, *PROXIES),
+    "wandb": (*_OF_TRACKERS["wandb"], *PROXIES),
+}
+"""What a process needs to send metrics to a tracker, by its name in the settings."""
 ENGINES = ("TOQUE_ENGINE_URLS",)
 """What a process needs to ask vLLM servers that are run by somebody else."""
 TELEMETRY = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 """What a process needs to send traces; the headers may have a key."""
 
+_SECRET_NAMES = frozenset(
+    {*ENGINES, *TELEMETRY, *(name for names in _OF_TRACKERS.values() for name in names)}
+)
 _SECRET_WORDS = frozenset(
     {
         "APIKEY",
@@ -67,7 +74,7 @@ def child_environment(secrets: Collection[str] = (), *, has_settings: bool = Fal
 
 
 def _is_secret(name: str, value: str) -> bool:
-    if name in ENGINES or name in TELEMETRY:
+    if name in _SECRET_NAMES:
         return True
     words = name.upper().split("_")
     return not _SECRET_WORDS.isdisjoint(words) or _URL_WITH_PASSWORD.search(value) is not None

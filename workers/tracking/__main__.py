@@ -10,10 +10,12 @@ import asyncio
 import os
 import signal
 
+from app.core.child_environment import TRACKERS
 from app.core.database import Database
 from app.core.logs import set_up_logging
 from app.core.parent_death import die_with_parent
 from app.core.settings import Settings
+from workers.tracking.redaction import redact_log
 from workers.tracking.sender import Sender
 
 _DEFAULTS = {
@@ -33,6 +35,7 @@ def main() -> None:
     die_with_parent()
     settings = Settings()
     set_up_logging("tracking", settings.log_format)
+    redact_log(os.environ[name] for name in TRACKERS[settings.tracker] if name in os.environ)
     os.environ.update(_DEFAULTS | os.environ)
     database = Database(settings.sqlalchemy_url)
     asyncio.run(_run(Sender(settings, database)))

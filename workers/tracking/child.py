@@ -23,7 +23,8 @@ class TrackingChild:
     It is started by a thread that lives as long, because the kernel ends it with that thread.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tracker: str) -> None:
+        self._secrets = (*DATABASE, *TRACKERS[tracker])
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep_running, name="tracking", daemon=True)
 
@@ -37,14 +38,21 @@ class TrackingChild:
 
     def _keep_running(self) -> None:
         while not self._ended.is_set():
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "workers.tracking"],
-                env=child_environment((*DATABASE, *TRACKERS), has_settings=True),
-                start_new_session=True,
-            )
-            while process.poll() is None and not self._ended.wait(1.0):
-                pass
-            if process.poll() is not None:
-                log.warning("the process that sends metrics to the tracker has died; it is started again")
-            stop_group(process, _GRACE_SECONDS)  # with what the trackers' libraries have started
+            try:
+                process = self._start()
+            except OSError as error:
+                log.warning("the process that sends metrics to the tracker cannot be started yet: %s", error)
+            else:
+                while process.poll() is None and not self._ended.wait(1.0):
+                    pass
+                if process.poll() is not None:
+                    log.warning("the process that sends metrics to the tracker has died; it is started again")
+                stop_group(process, _GRACE_SECONDS)  # with what the trackers' libraries have started
             self._ended.wait(_RESTART_SECONDS)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "workers.tracking"],
+            env=child_environment(self._secrets, has_settings=True),
+            start_new_session=True,
+        )

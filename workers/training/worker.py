@@ -87,7 +87,7 @@ class TrainingWorker:
     def run(self) -> None:
         """Claim and train jobs until `stop`."""
         log.info("%s on %s waits for jobs", self._row.id, self._row.device)
-        tracking = TrackingChild() if self._settings.tracker else nullcontext()
+        tracking = TrackingChild(self._settings.tracker) if self._settings.tracker else nullcontext()
         with Heartbeat(self._settings.heartbeat_seconds, self._report_worker), tracking:
             while not self._stopping.is_set():
                 self._maintenance.run_maintenance()

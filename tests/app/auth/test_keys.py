@@ -9,6 +9,7 @@ import time
 
 import httpx2
 import pytest
+from sqlalchemy import update
 
 from app.auth import service as auth_service
 from app.auth.models import ApiKey, Project
@@ -127,6 +128,15 @@ def test_a_successor_lives_as_long_as_the_key_was_meant_to(database: Database) -
         old, new, _ = auth_service.rotate_key(session, key_id, 86_400)
         assert new.expires_at == pytest.approx(time.time() + 1000, abs=60)
         assert old.expires_at == pytest.approx(time.time() + 1000, abs=60)  # the overlap makes it no longer
+
+
+@pytest.mark.one_database
+def test_an_administrator_whose_key_has_expired_is_none(database: Database) -> None:
+    with database.writer() as session:
+        session.execute(update(ApiKey).where(ApiKey.role == "admin").values(expires_at=time.time() + 60))
+        assert not auth_service.lacks_admin(session)
+        session.execute(update(ApiKey).where(ApiKey.role == "admin").values(expires_at=time.time() - 1))
+        assert auth_service.lacks_admin(session)
 
 
 @pytest.mark.one_database
