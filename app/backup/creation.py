@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import secrets
-import shutil
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock, Timeout
 from sqlalchemy import select, text
@@ -55,8 +54,12 @@ def create_backup(settings: Settings, folder: Path) -> Manifest:
     database = Database(settings.sqlalchemy_url)
     try:
         with FileLock(folder / _LOCK, timeout=0):
-            manifest = _copy_until_consistent(database, storage, folder, _earlier(folder))
-            write_manifest(folder, manifest)
+            _remove_unnamed_databases(folder)
+            try:
+                manifest = _copy_until_consistent(database, storage, folder, _earlier(folder))
+                write_manifest(folder, manifest)
+            finally:
+                _remove_unnamed_databases(folder)
             _remove_rest(folder, manifest)
             return manifest
     except Timeout:
@@ -87,16 +90,24 @@ def _copy_until_consistent(
         name = f"database-{secrets.token_hex(8)}"
         with copied_database(database, folder / name) as session:
             revision = _current_revision(session)
-            keys = set(_keys(session, storage))
-        manifest = _copy_files(database, storage, folder, known, name, revision, keys)
+            keys = wanted_keys(session, time.time())
+            checkpoints = _checkpoints(session, storage)
+        copied = keys.union(*checkpoints.values())
+        manifest = _copy_files(database, storage, folder, known, name, revision, copied)
         with database.reader() as session:
-            unwanted = keys.difference(_keys(session, storage))
+            unwanted = keys - wanted_keys(session, time.time())
         # Of a folder that is being removed, some files may have been copied and others not.
         removed = sorted(key for key in unwanted if not storage.path(key).is_file())
+        discarded = {
+            job_id: {key for key in of_job - keys if not storage.path(key).exists()}
+            for job_id, of_job in checkpoints.items()
+        }
+        removed += [f"jobs/{job_id}" for job_id, gone in discarded.items() if gone == checkpoints[job_id]]
         if not removed:
-            return manifest
+            return _without(manifest, set[str]().union(*discarded.values()))
         log.info("%s was deleted while the backup was made: the database is copied again", removed[0])
         known = known | manifest.files
+        (folder / name).unlink()
     raise BackupError("files were deleted again and again while the backup was made: try again later")
 
 
@@ -137,14 +148,26 @@ def _copy_files(
     )
 
 
-def _keys(session: Session, storage: Storage) -> Iterator[str]:
-    """Yield the keys of what rows name, and of the checkpoints that unfinished jobs can resume from."""
-    yield from wanted_keys(session, time.time())
-    for job_id in session.scalars(
-        select(FineTuningJob.id).where(FineTuningJob.status.not_in(FINAL_STATUSES))
-    ):
-        for checkpoint in storage.path(f"jobs/{job_id}").glob("*/checkpoints/step-*"):
-            yield storage.key(checkpoint)
+def _checkpoints(session: Session, storage: Storage) -> dict[str, set[str]]:
+    """Return the keys of the checkpoints that unfinished jobs can resume from, by job."""
+    unfinished = select(FineTuningJob.id).where(FineTuningJob.status.not_in(FINAL_STATUSES))
+    found = {
+        job_id: storage.path(f"jobs/{job_id}").glob("*/checkpoints/step-*")
+        for job_id in session.scalars(unfinished)
+    }
+    keys = {job_id: {storage.key(path) for path in paths} for job_id, paths in found.items()}
+    return {job_id: of_job for job_id, of_job in keys.items() if of_job}
+
+
+def _without(manifest: Manifest, discarded: set[str]) -> Manifest:
+    """Return the manifest without checkpoints that a trainer has replaced by newer ones meanwhile."""
+    files = {
+        key: content
+        for key, content in manifest.files.items()
+        if discarded.isdisjoint(parent.as_posix() for parent in PurePosixPath(key).parents)
+    }
+    missing = [key for key in manifest.missing if key not in discarded]
+    return manifest.model_copy(update={"files": files, "missing": missing})
 
 
 def _copy_key(
@@ -162,14 +185,19 @@ def _copy_key(
 
 def _copy_file(source: Storage, target: Storage, key: str, known: dict[str, Content]) -> Content:
     with source.path(key).open("rb") as file:
-        content, copy = known.get(key), target.path(key)
-        if content is not None and copy.is_file() and copy.stat().st_size == content.bytes:
+        content, copy, modified = known.get(key), target.path(key), os.fstat(file.fileno()).st_mtime_ns
+        if (
+            content is not None
+            and content.modified_ns == modified
+            and copy.is_file()
+            and copy.stat().st_size == content.bytes
+        ):
             return content
         with target.incoming() as incoming:
             while block := file.read(_BLOCK_BYTES):
                 incoming.write(block)
             stored = target.publish(incoming, key)
-    return Content(bytes=stored.bytes, sha256=stored.sha256)
+    return Content(bytes=stored.bytes, sha256=stored.sha256, modified_ns=modified)
 
 
 def _content_of(path: Path) -> Content:
@@ -178,11 +206,23 @@ def _content_of(path: Path) -> Content:
     return Content(bytes=path.stat().st_size, sha256=digest)
 
 
+def _remove_unnamed_databases(folder: Path) -> None:
+    """Remove copies of the database that failed and interrupted backups have left."""
+    try:
+        kept = read_manifest(folder).database_name
+    except BackupError:
+        if (folder / NAME).exists():
+            return  # it cannot be read, so it may name any of them
+        kept = None
+    for path in folder.glob(f"database-{'[0-9a-f]' * 16}"):
+        if path.name != kept:
+            path.unlink()
+
+
 def _remove_rest(folder: Path, manifest: Manifest) -> None:
-    """Remove what only earlier backups needed, and what interrupted ones have left."""
-    for path in folder.iterdir():
-        if path.name not in (NAME, _LOCK, "storage", manifest.database_name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    """Remove files of the storage that only earlier backups needed, and what interrupted ones have left."""
+    for path in (folder / "tmp").glob("[0-9a-f]" * 32):  # manifests that were being written
+        path.unlink()
     storage = storage_of(folder)
     for path in sorted(storage.path("").rglob("*"), reverse=True):  # what a folder holds before the folder
         if path.is_dir():

@@ -61,8 +61,10 @@ def require_no_database(url: str) -> None:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         path = sqlite_path(parsed)
-        if path.exists():
-            raise BackupError(f"there is a database already, which a restore would replace: {path}")
+        # SQLite would apply the journal of another database to the restored one.
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            if (found := path.with_name(path.name + suffix)).exists():
+                raise BackupError(f"there is a database already: move {found} away before you restore")
         return
     database = Database(url)
     try:
@@ -132,12 +134,14 @@ def _run(url: URL, tool: str, *options: str) -> None:
         raise BackupError(
             f"{tool} is not on the PATH: install PostgreSQL's client programs, as new as the server or newer"
         )
-    plain = url.set(drivername="postgresql", password=None).render_as_string(hide_password=False)
     environment = dict(os.environ)
-    if url.password is not None:
-        environment["PGPASSWORD"] = url.password
-    ran = subprocess.run(
-        [program, f"--dbname={plain}", *options], env=environment, capture_output=True, text=True, check=False
+    if (password := url.password or url.query.get("password")) is not None:
+        environment["PGPASSWORD"] = str(password)
+    # `URL.set` would keep the password, as None means no change to it.
+    plain = url.difference_update_query(["password", "sslpassword"])._replace(
+        drivername="postgresql", password=None
     )
+    command = [program, "--no-password", f"--dbname={plain.render_as_string(hide_password=False)}", *options]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if ran.returncode:
         raise BackupError(f"{tool} failed: {ran.stderr.strip() or f'it ended with {ran.returncode}'}")

@@ -21,6 +21,8 @@ class Content(BaseModel):
 
     bytes: int
     sha256: str
+    modified_ns: int | None = None
+    """When the file that was copied had been modified, since the epoch; None of the database."""
 
 
 class Manifest(BaseModel):

@@ -94,7 +94,11 @@ def _restore_sqlite(path: Path, dump: Path) -> None:
     _settle(f"sqlite:///{aside}")
     with aside.open("rb+") as file:
         os.fsync(file.fileno())
-    aside.rename(path)
+    require_no_database(
+        f"sqlite:///{path}"
+    )  # again: the files took long, and a service may have been started meanwhile
+    os.link(aside, path)  # unlike a rename, this never replaces a file
+    aside.unlink()
     fsync_folder(path.parent)
 
 

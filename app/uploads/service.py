@@ -46,7 +46,7 @@ def create_upload(
             stores too much.
     """
     if request.bytes > context.settings.max_upload_bytes:
-        raise _too_large(context.settings, "bytes")
+        raise _too_large(context.settings)
 
     def create() -> Upload:
         require_room(session, context, request.bytes)
@@ -133,7 +133,7 @@ def add_part(
     Raises:
         ConflictError: the upload was completed or cancelled, or has expired.
         InvalidRequestError: there are too many parts.
-        TooLargeError: with this part there would be more than an upload may have.
+        TooLargeError: with this part there would be more bytes than were announced.
     """
     incoming.finish()
     with database.writer() as session:
@@ -157,8 +157,12 @@ def _keep_part(session: Session, context: Context, upload: Upload, incoming: Inc
             f"An upload has {MAX_PARTS:,} parts at most; send larger ones.", code="too_many_parts"
         )
     sizes = {part.sha256: part.bytes for part in parts} | {incoming.sha256: incoming.bytes}
-    if sum(sizes.values()) > context.settings.max_upload_bytes:
-        raise _too_large(context.settings, "data")
+    if (total := sum(sizes.values())) > upload.bytes:
+        raise TooLargeError(
+            f"With this part the upload has {total:,} bytes; {upload.bytes:,} were announced.",
+            code="upload_too_large",
+            param="data",
+        )
     part = UploadPart(upload_id=upload.id, bytes=incoming.bytes, sha256=incoming.sha256)
     context.storage.publish(incoming, part.storage_key)
     session.add(part)
@@ -308,9 +312,9 @@ def _over(upload: Upload) -> ConflictError:
     return ConflictError(f"The upload is {status}; nothing can be changed any more.", code=f"upload_{status}")
 
 
-def _too_large(settings: Settings, param: str) -> TooLargeError:
+def _too_large(settings: Settings) -> TooLargeError:
     return TooLargeError(
         f"An upload has at most {settings.max_upload_bytes:,} bytes (TOQUE_MAX_UPLOAD_BYTES).",
         code="upload_too_large",
-        param=param,
+        param="bytes",
     )

