@@ -86,7 +86,7 @@ class Maintenance:
             delete_expired(session)
             responses_service.delete_expired(session)
             worker_registry.delete_silent(session)
-            adapters_service.measure(session, self._storage)
+        adapters_service.measure(self._database, self._storage)
         delete_old_data(self._database)
         while self._delete_old_deliveries():
             pass

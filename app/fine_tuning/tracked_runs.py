@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import and_, or_, select
@@ -24,6 +25,7 @@ BACK_OFF = wait_random_exponential(multiplier=20, min=10, max=3600)
 """The seconds until the next attempt after one that failed: from 10 s to 20 s at first, up to an hour."""
 GIVEN_UP_SECONDS = 3 * 86400.0
 """How long after the job's end it is tried to send the rest."""
+_STEPS_AT_ONCE = 500
 
 LEASES = LeaseTable(
     TrackedRun,
@@ -85,16 +87,20 @@ def find_job(session: Session, lease: Lease) -> FineTuningJob:
 
 
 def find_steps(session: Session, lease: Lease, after: int) -> Sequence[Event]:
-    """Return the lines of the job's log that have the metrics of steps after this one, in order.
+    """Return the next lines of the job's log that have the metrics of steps after this one, in order.
 
-    A step has one line, so as many of the newest lines are read as there are steps.
+    A step has one line, so none of them is older than as many of the newest lines as there are steps.
     """
     last = session.get_one(FineTuningJob, lease.id).recorded_step
     if last <= after:
         return []
     lines = select(Event).where(Event.job_id == lease.id, Event.type == "metrics")
-    newest = session.scalars(lines.order_by(Event.seq.desc()).limit(last - after)).all()
-    return [event for event in reversed(newest) if event.data is not None and event.data["step"] > after]
+    oldest = lines.with_only_columns(Event.seq).order_by(Event.seq.desc()).offset(last - after - 1).limit(1)
+    since = session.scalar(oldest) or 0
+    newest = lines.where(Event.seq >= since).order_by(Event.seq).execution_options(yield_per=_STEPS_AT_ONCE)
+    with session.scalars(newest) as found:
+        steps = (each for each in found if each.data is not None and each.data["step"] > after)
+        return list(islice(steps, _STEPS_AT_ONCE))
 
 
 def announce(session: Session, lease: Lease, message: str) -> None:

@@ -77,9 +77,10 @@ class Sender:
             while True:
                 # Before the steps are read, so that the last ones are not missed.
                 job = await transactions.read(tracked_runs.find_job, lease)
-                for event in await transactions.read(tracked_runs.find_steps, lease, sent):
-                    sent = await _send(opened, event)
-                await transactions.write(tracked_runs.record_sent, sent)
+                while events := await transactions.read(tracked_runs.find_steps, lease, sent):
+                    for event in events:
+                        sent = await _send(opened, event)
+                    await transactions.write(tracked_runs.record_sent, sent)
                 if job.status != "running":
                     break
                 await asyncio.sleep(self._settings.poll_seconds)

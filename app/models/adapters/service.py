@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -42,6 +43,8 @@ from app.quotas.stored_bytes import require_bytes
 from app.storage.base import Storage
 from app.storage.incoming import IncomingFolder
 from app.webhooks import outbox
+
+log = logging.getLogger("toque.models")
 
 
 def served_name(session: Session, project_id: str, base: str, suffix: str | None, adapter_id: str) -> str:
@@ -109,11 +112,25 @@ def _keep_imported(
     return adapter
 
 
-def measure(session: Session, storage: Storage) -> None:
-    """Record the size of adapters that are older than the column for it."""
-    unmeasured = select(Adapter).where(Adapter.bytes.is_(None), Adapter.deleted_at.is_(None)).limit(1000)
-    for adapter in session.scalars(unmeasured):
-        adapter.bytes = storage.size(adapter.storage_key)
+def measure(database: Database, storage: Storage) -> None:
+    """Record the size of adapters that are older than the column for it.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: the database is away.
+    """
+    unmeasured = select(Adapter.name, Adapter.storage_key).where(
+        Adapter.bytes.is_(None), Adapter.deleted_at.is_(None)
+    )
+    with database.reader() as session:
+        keys = session.execute(unmeasured.limit(1000)).all()
+    for name, key in keys:
+        try:
+            size = storage.size(key)
+        except OSError as error:  # it is tried again the next time
+            log.warning("%s cannot be measured now: %s", name, error)
+            continue
+        with database.writer() as session:
+            session.execute(update(Adapter).where(Adapter.name == name).values(bytes=size))
 
 
 def archive_adapter(session: Session, context: Context, name: str) -> AdapterArchive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -93,8 +94,6 @@ def sending(settings: Settings, database: Database) -> Iterator[None]:
             task = asyncio.current_task()
             await Sender(settings, database).run()
 
-        import threading
-
         def work() -> None:
             asyncio.set_event_loop(loop)
             with pytest.raises(asyncio.CancelledError):
@@ -152,6 +151,32 @@ def test_each_step_is_sent_once_while_the_job_runs(
     [details] = tracker.opened
     assert (details.project, details.name, details.config["model"]) == ("toque", JOB, BASE_MODEL)
     assert "The job's metrics are sent to MLflow: https://tracker.test/runs/1" in messages(database, "info")
+
+
+def test_many_steps_are_sent_in_slices_and_nothing_is_written_in_between(
+    settings: Settings,
+    database: Database,
+    lease: Lease,
+    tracker: FakeTracker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tracked_runs, "_STEPS_AT_ONCE", 2)
+    recorded: list[int] = []
+    record_sent = tracked_runs.record_sent
+
+    def record(session: Session, held: Lease, step: int) -> None:
+        recorded.append(step)
+        record_sent(session, held, step)
+
+    monkeypatch.setattr(tracked_runs, "record_sent", record)
+    for step in range(1, 6):
+        take_step(database, lease, step)
+    with sending(settings, database):
+        wait_until(lambda: tracker.last_step == 5, "all are sent")
+        fail_job(database, lease)
+        wait_until(lambda: has_ended(database), "the run has ended")
+    assert [step for step, *_ in tracker.steps] == [1, 2, 3, 4, 5]
+    assert recorded == [2, 4, 5]
 
 
 def test_a_run_goes_on_where_the_tracker_has_it(
