@@ -188,7 +188,9 @@ def delete(
         typer.confirm(f"Delete {project_id} with all of its files, jobs and models, for good?", abort=True)
     settings = read_settings()
     with opened_database(settings) as database:
-        delete_project(database, open_storage(settings), this_user(), project_id)
+        delete_project(
+            database, open_storage(settings), settings.data_dir / "trackers", this_user(), project_id
+        )
         is_scrubbed = database.scrub()
     print_fields({"id": project_id, "deleted": "yes"})
     if not is_scrubbed:

@@ -5,8 +5,10 @@ Each step may be interrupted and repeated: what is in the storage goes before th
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from sqlalchemy import ColumnElement, MetaData, Table, delete, or_, select
 from sqlalchemy.orm import Session
@@ -33,9 +35,22 @@ _KEPT_TO_THE_END = ("projects", "files")
 
 
 def delete_project(
-    database: Database, storage: Storage, actor: Actor, project_id: str, *, patience: float = _WORKER_SECONDS
+    database: Database,
+    storage: Storage,
+    trackers: Path,
+    actor: Actor,
+    project_id: str,
+    *,
+    patience: float = _WORKER_SECONDS,
 ) -> None:
     """Cancel an archived project's jobs, wait until workers have let go of them, and delete all it has.
+
+    Args:
+        database, storage: where it is deleted.
+        trackers: the folder in which trackers keep the runs of jobs on this machine.
+        actor: who deletes it.
+        project_id: the project.
+        patience: seconds.
 
     Raises:
         NotFoundError: the project does not exist.
@@ -48,8 +63,11 @@ def delete_project(
     _await_workers(database, project_id, patience)
     with database.reader() as session:
         folders = list(_folders(session, project_id))
+        runs = list(_runs(session, trackers, project_id))
     for key in folders:
         storage.remove_folder(key)
+    for run in runs:
+        shutil.rmtree(run)
     owned = _owned_rows(database, project_id)
     with database.writer() as session:
         for table, condition in owned:
@@ -103,6 +121,12 @@ def _folders(session: Session, project_id: str) -> Iterator[str]:
     for job_id in session.scalars(select(FineTuningJob.id).where(FineTuningJob.project_id == project_id)):
         yield f"jobs/{job_id}"
     yield from session.scalars(select(Adapter.storage_key).where(Adapter.project_id == project_id))
+
+
+def _runs(session: Session, trackers: Path, project_id: str) -> Iterator[Path]:
+    """Yield the folders that W&B's library has kept of the project's jobs."""
+    for job_id in session.scalars(select(FineTuningJob.id).where(FineTuningJob.project_id == project_id)):
+        yield from trackers.glob(f"wandb/*-{job_id}")
 
 
 def _owned_rows(database: Database, project_id: str) -> list[tuple[Table, ColumnElement[bool]]]:

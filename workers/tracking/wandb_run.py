@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib import import_module
 from typing import Any
 
@@ -11,8 +12,9 @@ from workers.tracking.tracker import Ending, RunDetails
 class WandbRun:
     """A run in W&B. What it is sent is stored and uploaded by a process that W&B starts."""
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any, details: RunDetails) -> None:
         self._run = run
+        self._details = details
         self.url: str | None = run.url
         # Offline it does not know what it has.
         self.last_step: int | None = None if run.offline else max(run.starting_step - 1, 0)
@@ -22,8 +24,11 @@ class WandbRun:
         self._run.log(metrics | {"_timestamp": at}, step=step)
 
     def close(self, ending: Ending | None) -> None:
-        """Upload what is left."""
+        """Upload what is left, and delete what W&B has kept here of a run that has ended."""
         self._run.finish(exit_code=0 if ending in ("succeeded", None) else 1)
+        if ending is not None:
+            for folder in (self._details.folder / "wandb").glob(f"run-*-{self._details.job_id}"):
+                shutil.rmtree(folder, ignore_errors=True)  # offline, it begins with `offline-run-`
 
 
 def begin(details: RunDetails) -> WandbRun:
@@ -50,4 +55,4 @@ def begin(details: RunDetails) -> WandbRun:
             x_disable_meta=True,
         ),
     )
-    return WandbRun(run)
+    return WandbRun(run, details)

@@ -62,6 +62,9 @@ def marked(settings: Settings, database: Database, service: Service, http: httpx
             name = f"ft:{BASE_MODEL}:other:{MARKER}:{number}"
             session.add(Adapter(name=name, project_id=project_id, base_model=BASE_MODEL, storage_key=key))
         storage.write(f"jobs/{job.id}/1/work/notes", MARKER.encode())
+    run_of_job = settings.data_dir / "trackers" / "wandb" / f"offline-run-20261127_120000-{job.id}"
+    run_of_job.mkdir(parents=True)
+    (run_of_job / "run.wandb").write_text(MARKER)
     add_other_rows(database, project_id, file_id, job.id)
     return project_id
 
@@ -197,7 +200,14 @@ def test_a_deletion_waits_for_workers(
     archive(http, marked)
     monkeypatch.setattr(deletion, "_WORKER_SECONDS", 30.0)
     with pytest.raises(ConflictError, match="worker_9 has not let go"):
-        deletion.delete_project(database, open_storage(settings), this_user(), marked, patience=0.0)
+        deletion.delete_project(
+            database,
+            open_storage(settings),
+            settings.data_dir / "trackers",
+            this_user(),
+            marked,
+            patience=0.0,
+        )
     with database.writer() as session:
         assert session.get_one(FineTuningJob, job.id).status == "cancelled"
         session.execute(update(Worker).values(job_id=None))
