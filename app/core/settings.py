@@ -177,6 +177,9 @@ class Settings(BaseSettings):
         "toque"
     )
     """The tracker's project (in MLflow, the experiment) of jobs that name none."""
+    tracker_entities: list[str] = []
+    """Users and teams of W&B that jobs may name in `integrations`, as a JSON list such as `["kitchen"]`. Jobs
+    that name none go to the one that the deployment's W&B key, or `WANDB_ENTITY`, stands for."""
 
     response_days: float = Field(default=30.0, ge=0)
     """How long responses of `POST /v1/responses` are stored, so that they can be read and continued, unless a

@@ -24,7 +24,7 @@ class WandbSettings(BaseModel):
 
     project: PlainName
     entity: OmittedIfNone[PlainName] = None
-    """A user or a team; the default is that of the deployment's W&B key."""
+    """A user or a team that the operator has allowed; the default is that of the deployment's W&B key."""
     name: OmittedIfNone[RunName] = None
     """The run's name; the default is the job's id."""
     tags: OmittedIfNone[Annotated[list[Tag], Field(max_length=16, fail_fast=True)]] = None
@@ -42,11 +42,11 @@ class Integration(BaseModel):
 Integrations = Annotated[list[Integration], Field(max_length=1, fail_fast=True)]
 
 
-def require_wandb(settings: Settings) -> None:
-    """Refuse an integration with W&B where metrics are not sent there.
+def require_wandb(settings: Settings, integrations: list[Integration]) -> None:
+    """Refuse an integration with W&B where metrics are not sent there, or not to the entity that it names.
 
     Raises:
-        InvalidRequestError: always, unless the deployment's tracker is W&B.
+        InvalidRequestError: the deployment's tracker is not W&B, or the operator has not allowed the entity.
     """
     if settings.tracker != "wandb":
         raise InvalidRequestError(
@@ -55,3 +55,12 @@ def require_wandb(settings: Settings) -> None:
             code="unsupported_parameter",
             param="integrations",
         )
+    for number, integration in enumerate(integrations):
+        entity = integration.wandb.entity
+        if entity is not None and entity not in settings.tracker_entities:
+            raise InvalidRequestError(
+                f"Metrics are not sent to the entity '{entity}' here: leave 'entity' out, or have the "
+                "operator add it to TOQUE_TRACKER_ENTITIES.",
+                code="entity_not_allowed",
+                param=f"integrations[{number}].wandb.entity",
+            )

@@ -166,7 +166,7 @@ def plan_job(
     settings = context.settings
     method, requested = _method(request)
     if request.integrations:
-        require_wandb(settings)
+        require_wandb(settings, request.integrations)
     named = {"training_file": request.training_file}
     if choice is None and request.validation_file is not None:
         named["validation_file"] = request.validation_file

@@ -35,7 +35,7 @@ def mlflow_server() -> Iterator[str]:
 
 @pytest.fixture
 def settings(settings: Settings, request: pytest.FixtureRequest) -> Settings:
-    settings.tracker = request.module.TRACKER
+    settings.tracker, settings.tracker_entities = request.module.TRACKER, ["kitchen"]
     settings.lease_seconds, settings.retry_seconds = 2.0, 0.1
     return settings
 

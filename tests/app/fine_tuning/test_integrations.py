@@ -23,7 +23,7 @@ def test_an_integration_is_refused_where_no_operator_has_set_it(client: OpenAI) 
 
 
 def test_an_integration_is_shown_as_it_was_requested(settings: Settings, client: OpenAI) -> None:
-    settings.tracker = "wandb"
+    settings.tracker, settings.tracker_entities = "wandb", ["kitchen"]
     job = create(client, integrations=[{"type": "wandb", "wandb": WANDB}])
     shown = client.fine_tuning.jobs.retrieve(job.id).integrations
     assert shown is not None
@@ -44,12 +44,13 @@ def test_an_integration_is_shown_as_it_was_requested(settings: Settings, client:
         ([{"type": "wandb", "wandb": WANDB | {"name": "x" * 129}}], "integrations[0].wandb.name"),
         ([{"type": "wandb", "wandb": WANDB | {"tags": ["t"] * 17}}], "integrations[0].wandb.tags"),
         ([{"type": "wandb", "wandb": WANDB}] * 2, "integrations"),
+        ([{"type": "wandb", "wandb": WANDB | {"entity": "pantry"}}], "integrations[0].wandb.entity"),
     ],
 )
 def test_a_wrong_integration_is_refused_by_its_field(
     settings: Settings, client: OpenAI, integrations: Any, param: str
 ) -> None:
-    settings.tracker = "wandb"
+    settings.tracker, settings.tracker_entities = "wandb", ["kitchen"]
     with pytest.raises(openai.BadRequestError) as caught:
         create(client, training_file="file-none", integrations=integrations)
     assert caught.value.param == param
