@@ -36,21 +36,21 @@ def is_outdated(engine: Engine) -> bool:
 
 def is_newest(revision: str) -> bool:
     """Return whether the revision is the one that this version works with."""
-    return revision == _revisions()[-1]
+    return revision == revisions()[-1]
 
 
 def is_known(revision: str) -> bool:
     """Return whether the revision is one of this version's, and so the schema can be upgraded from it."""
-    return revision in _revisions()
+    return revision in revisions()
 
 
 def _older_revisions() -> frozenset[str]:
     """Return all revisions but the newest."""
-    return frozenset(_revisions()[:-1])
+    return frozenset(revisions()[:-1])
 
 
 @cache
-def _revisions() -> tuple[str, ...]:
+def revisions() -> tuple[str, ...]:
     """Return all revisions, oldest first. Their files are named after them, in order."""
     names = (file.name for file in files("migrations").joinpath("versions").iterdir())
     return tuple(

@@ -14,6 +14,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, MetaData, Table, inspect, select
 
+from app.core import migrations
 from app.core.database import Base, Database
 from app.core.lease import Lease
 from app.core.migrations import upgrade
@@ -41,6 +42,10 @@ REVISIONS = [script.revision for script in ScriptDirectory.from_config(configura
 def test_the_models_and_the_migrations_agree(database_url: str) -> None:
     command.check(configuration(database_url))
     upgrade(database_url)  # again: nothing to do
+
+
+def test_the_files_are_named_in_the_order_in_which_they_follow_each_other() -> None:
+    assert list(migrations.revisions()) == REVISIONS
 
 
 def test_down_and_up_again(database_url: str) -> None:
