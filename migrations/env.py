@@ -30,7 +30,8 @@ def check_references(ctx, **_):
 
 database = Database(context.config.get_main_option("sqlalchemy.url") or Settings().sqlalchemy_url)
 try:
-    with database.engine.connect() as connection:
+    # A transaction of SQLite that reads the version first could not write once another process has written.
+    with database.engine.execution_options(sqlite_begin_immediate=True).connect() as connection:
         # SQLite cannot alter most of a table in place; Alembic then copies it and drops the old one, which
         # rows that refer to it would forbid. The switch works outside of a transaction only.
         is_sqlite = connection.dialect.name == "sqlite"

@@ -136,6 +136,10 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
         "/v1/fine_tuning/jobs/{job_id}/resume",
         "/v1/organization/projects/{project_id}",
         "/v1/organization/projects/{project_id}/archive",
+        "/v1/organization/projects/{project_id}/quotas",
+        "/v1/organization/projects/{project_id}/retention",
+        "/v1/organization/projects/{project_id}/rate_limits/{rate_limit_id}",
+        "/v1/organization/projects/{project_id}/api_keys/{api_key_id}/rate_limits/{rate_limit_id}",
         "/v1/organization/projects/{project_id}/api_keys/{api_key_id}",
         # What these create cannot be shown again: docs/keys.md.
         "/v1/organization/projects/{project_id}/service_accounts",

@@ -396,7 +396,8 @@ def test_a_deployment_is_upgraded_while_its_worker_trains(
         training = threads.submit(train_on)
         try:
             wait_until(lambda: beats, "the old worker trains")
-            assert run(settings, "db", "upgrade").exit_code == 0
+            done = run(settings, "db", "upgrade")
+            assert done.exit_code == 0, done.output
             before = len(beats)
             wait_until(lambda: len(beats) > before or training.done(), "it goes on with the new schema")
         finally:
