@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -191,10 +192,13 @@ def delete(
         delete_project(
             database, open_storage(settings), settings.data_dir / "trackers", this_user(), project_id
         )
-        is_scrubbed = database.scrub()
-    print_fields({"id": project_id, "deleted": "yes"})
-    if not is_scrubbed:
-        stderr.print("Warning: the database is busy; what is deleted may still be read in its file.")
+        print_fields({"id": project_id, "deleted": "yes"})
+        try:
+            problem = None if database.scrub() else "it is busy"
+        except sqlite3.Error as error:
+            problem = str(error)
+    if problem:
+        stderr.print(f"Warning: what is deleted may still be read in the database's file: {problem}")
 
 
 def _none_or(text: str, option: str, kind: Any) -> Any:

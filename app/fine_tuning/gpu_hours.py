@@ -44,7 +44,7 @@ def used_gpu_hours(session: Session, project_id: str, at: float | None = None) -
         Attempt.project_id == project_id, Attempt.ended_at > begin
     )
     running = select(func.sum(_overlap(FineTuningJob.started_at, _END, begin) * FineTuningJob.gpus)).where(
-        FineTuningJob.project_id == project_id, FineTuningJob.status == "running"
+        FineTuningJob.project_id == project_id, FineTuningJob.status == "running", begin < _END
     )
     return ((session.scalar(ended) or 0.0) + (session.scalar(running) or 0.0)) / 3600
 

@@ -173,8 +173,7 @@ def succeed(
     Raises:
         LeaseLostError: the attempt has lost its lease.
     """
-    record_attempt(session, lease.id)
-    LEASES.release(
+    _end_attempt(
         session,
         lease,
         status="succeeded",
@@ -195,8 +194,7 @@ def fail(session: Session, lease: Lease, *, code: str, message: str, param: str 
         LeaseLostError: the attempt has lost its lease.
     """
     error = {"code": code, "message": message, "param": param}
-    record_attempt(session, lease.id)
-    LEASES.release(session, lease, status="failed", finished_at=time.time(), error=error)
+    _end_attempt(session, lease, status="failed", finished_at=time.time(), error=error)
     add_event(session, lease.id, f"The job failed: {message}", level="error")
     announce_end(session, lease.id, "failed")
 
@@ -239,8 +237,7 @@ def pause_for_room(session: Session, lease: Lease, reason: str) -> None:
     Raises:
         LeaseLostError: the attempt has lost its lease.
     """
-    record_attempt(session, lease.id)
-    LEASES.release(session, lease, status="paused", pause_reason="storage_full", worker_id=None)
+    _end_attempt(session, lease, status="paused", pause_reason="storage_full", worker_id=None)
     add_event(session, lease.id, f"Paused until there is room: {reason}", level="warn")
 
 
@@ -386,5 +383,10 @@ def _claim(
 
 
 def _requeue(session: Session, lease: Lease, **values: Any) -> None:
+    _end_attempt(session, lease, status="queued", worker_id=None, estimated_finish=None, **values)
+
+
+def _end_attempt(session: Session, lease: Lease, **values: Any) -> None:
+    LEASES.verify(session, lease)  # locks the job's row first, as those do who cancel or pause it
     record_attempt(session, lease.id)
-    LEASES.release(session, lease, status="queued", worker_id=None, estimated_finish=None, **values)
+    LEASES.release(session, lease, **values)

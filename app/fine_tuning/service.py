@@ -301,9 +301,11 @@ def resume_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
         ConflictError: the job has ended.
         QuotaExceededError: the project's GPU-hours are used up.
     """
-    if get_job(session, project_id, job_id).status == "running":
-        return get_job(session, project_id, job_id)
-    require_gpu_hours(session, project_id)
+    job = get_job(session, project_id, job_id)
+    if job.status in ("queued", "running"):
+        return job
+    if job.status == "paused":
+        require_gpu_hours(session, project_id)
     job = _move(session, project_id, job_id, "queued", "The job was resumed; it waits for a worker.")
     job.pause_reason = None
     return job

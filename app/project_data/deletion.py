@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, MetaData, Table, delete, or_, select
+from sqlalchemy import ColumnElement, MetaData, Table, delete, or_, select, tuple_, update
 from sqlalchemy.orm import Session
 
 from app.audit.models import AuditLog
 from app.audit.recorder import Actor
 from app.auth.models import Project
+from app.batches.models import FINAL_STATUSES as ENDED_BATCHES
+from app.batches.models import Batch
+from app.comparisons.models import FINAL_STATUSES as ENDED_COMPARISONS
+from app.comparisons.models import Comparison
 from app.core.database import Database, advisory_lock, database_now
-from app.core.errors import ConflictError
+from app.core.errors import ConflictError, UnavailableError
 from app.files.models import File
 from app.fine_tuning import service as jobs_service
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob, Worker
@@ -31,6 +35,7 @@ _KEYS_KNOWN_SECONDS = 5.0
 """For less than this, an API process may still accept the key of a project that was archived."""
 _WORKER_SECONDS = 60.0
 _POLL_SECONDS = 0.2
+_ROWS_AT_ONCE = 5000
 _KEPT_TO_THE_END = ("projects", "files")
 
 
@@ -59,28 +64,57 @@ def delete_project(
     """
     with database.writer() as session:
         archived_at = _begin(session, project_id)
-    time.sleep(max(0.0, archived_at + _KEYS_KNOWN_SECONDS - time.time()))
+    time.sleep(min(max(archived_at + _KEYS_KNOWN_SECONDS - time.time(), 0.0), _KEYS_KNOWN_SECONDS))
     _await_workers(database, project_id, patience)
     with database.reader() as session:
         folders = list(_folders(session, project_id))
         runs = list(_runs(session, trackers, project_id))
     for key in folders:
         storage.remove_folder(key)
+        if storage.path(key).exists():
+            raise UnavailableError(
+                f"{storage.path(key)} cannot be removed, and no row was deleted: run the command again.",
+                code="storage_unavailable",
+            )
     for run in runs:
         shutil.rmtree(run)
     owned = _owned_rows(database, project_id)
+    _delete_most(database, owned)
     with database.writer() as session:
+        _lock(session, project_id)
         for table, condition in owned:
             if table.name not in _KEPT_TO_THE_END:
                 session.execute(delete(table).where(condition))
     _delete_files(database, storage, project_id)
     with database.writer() as session:
-        session.execute(delete(Project).where(Project.id == project_id))
+        _lock(session, project_id)
+        for table, condition in owned:  # what was answered or written meanwhile
+            session.execute(delete(table).where(condition))
         session.add(_line(actor, project_id))
 
 
+def _delete_most(database: Database, owned: Sequence[tuple[Table, ColumnElement[bool]]]) -> None:
+    """Delete the rows that no others refer to, which are by far the most, in short transactions."""
+    referred = {key.column.table.name for table, _ in owned for key in table.foreign_keys}
+    for table, condition in owned:
+        if table.name in referred:
+            continue
+        key = tuple_(*table.primary_key.columns)
+        some = select(*table.primary_key.columns).where(condition).limit(_ROWS_AT_ONCE)
+        are_left = True
+        while are_left:
+            with database.writer() as session:
+                deleted = session.connection().execute(delete(table).where(key.in_(some))).rowcount
+            are_left = deleted == _ROWS_AT_ONCE
+
+
+def _lock(session: Session, project_id: str) -> None:
+    """Keep others from adding rows that refer to the project until the transaction ends."""
+    session.execute(select(Project.id).where(Project.id == project_id).with_for_update())
+
+
 def _begin(session: Session, project_id: str) -> float:
-    """Cancel the project's unfinished jobs, and return when it was archived."""
+    """Cancel what is unfinished of the project, and return when it was archived."""
     project = get_project(session, project_id)
     if project.archived_at is None:
         raise ConflictError(
@@ -90,6 +124,10 @@ def _begin(session: Session, project_id: str) -> float:
     unfinished = FineTuningJob.project_id == project_id, FineTuningJob.status.not_in(FINAL_STATUSES)
     for job_id in session.scalars(select(FineTuningJob.id).where(*unfinished)).all():
         jobs_service.cancel_job(session, project_id, job_id)
+    for table, ended in ((Batch, ENDED_BATCHES), (Comparison, ENDED_COMPARISONS)):
+        running = table.project_id == project_id, table.status.not_in(ended)
+        stopped = {"status": "cancelled", "lease_epoch": table.lease_epoch + 1, "lease_until": None}
+        session.execute(update(table).where(*running).values(stopped))
     return project.archived_at
 
 

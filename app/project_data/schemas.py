@@ -17,7 +17,7 @@ class UpdateQuotas(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     max_stored_bytes: Annotated[int, Field(ge=0, le=2**62, strict=True)] | None = None
-    max_gpu_hours: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)] | None = None
+    max_gpu_hours: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False, strict=True)] | None = None
 
 
 class QuotasObject(BaseModel):

@@ -92,7 +92,7 @@ class LocalStorage:
         return sum(each.stat().st_size for each in files if each.exists())
 
     def remove_folder(self, key: str) -> None:
-        """Removes a folder and its contents; does nothing if the folder does not exist."""
+        """Removes a folder and its contents as far as that is possible; there may be no such folder."""
         shutil.rmtree(self.path(key), ignore_errors=True)
 
     def _temporary(self) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
 from app.project_data import deletion
 from app.storage import open_storage
+from app.usage.models import Usage
 from tests.app.core.test_migrations import rows
 from tests.support.command import run
 from tests.support.jobs import create, upload
@@ -163,6 +166,60 @@ def test_bytes_that_another_project_has_too_stay(
     archive(http, project_id)
     assert run(settings, "projects", "delete", project_id, "--yes").exit_code == 0
     assert client.files.content(mine).read() == content
+
+
+def test_what_is_recorded_while_a_project_is_deleted_goes_with_it(
+    settings: Settings,
+    database: Database,
+    http: httpx2.Client,
+    marked: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A completion that was streaming when the project was archived ends, and its usage is written."""
+    with database.reader() as session:
+        [usage] = session.execute(select(Usage.__table__).where(Usage.project_id == marked)).mappings()
+        row = dict(usage)
+    delete_files = deletion._delete_files
+
+    def deleted(*arguments: Any) -> None:
+        delete_files(*arguments)
+        with database.writer() as session:
+            session.execute(insert(Usage).values(row))
+
+    monkeypatch.setattr(deletion, "_delete_files", deleted)
+    monkeypatch.setattr(deletion, "_ROWS_AT_ONCE", 1)
+    archive(http, marked)
+    done = run(settings, "projects", "delete", marked, "--yes")
+    assert done.exit_code == 0, done.output
+    assert everything(database).count(marked) == 2
+
+
+@pytest.mark.one_database
+def test_rows_stay_while_a_folder_cannot_be_removed(
+    settings: Settings, database: Database, http: httpx2.Client, marked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive(http, marked)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)
+        refused = run(settings, "projects", "delete", marked, "--yes")
+    assert (refused.exit_code, "cannot be removed" in refused.output) == (1, True)
+    assert MARKER in everything(database)
+    assert run(settings, "projects", "delete", marked, "--yes").exit_code == 0
+
+
+@pytest.mark.one_database
+def test_a_full_disk_after_a_deletion_is_a_warning(
+    settings: Settings, database: Database, http: httpx2.Client, marked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: Database) -> bool:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Database, "scrub", full)
+    archive(http, marked)
+    deleted = run(settings, "projects", "delete", marked, "--yes")
+    assert deleted.exit_code == 0
+    assert "may still be read" in " ".join(deleted.output.split())
+    assert MARKER not in everything(database)
 
 
 def test_an_interrupted_deletion_is_ended_by_the_next(

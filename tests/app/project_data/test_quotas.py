@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 
 from app.core.database import Database
 from app.core.settings import Settings
-from app.fine_tuning import queue, quota_pauses
+from app.fine_tuning import gpu_hours, queue, quota_pauses
 from app.fine_tuning.gpu_hours import month_begin, used_gpu_hours
 from app.fine_tuning.models import Attempt, FineTuningJob
 from app.models.adapters.models import Adapter
@@ -81,14 +81,20 @@ def test_uploads_at_once_do_not_overrun_a_quota(http: httpx2.Client, client: Ope
 
 
 def test_gpu_hours_end_what_waits_and_not_what_runs(
-    http: httpx2.Client, client: OpenAI, database: Database, project_id: str
+    http: httpx2.Client,
+    client: OpenAI,
+    database: Database,
+    project_id: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Today's month may be younger than half an hour.
+    monkeypatch.setattr(gpu_hours, "month_begin", lambda at: month_begin(at - 3600))
     running, waiting = create(client), create(client)
     with database.writer() as session:
         job = queue.claim_next(session, "worker_1", [BASE_MODEL], 60.0)
         assert job is not None
         assert job.id == running.id
-        job.gpus, started = 2, max(job.started_at or 0, month_begin(job.started_at or 0)) - 1800
+        job.gpus, started = 2, (job.started_at or 0) - 1800
         session.execute(update(FineTuningJob).where(FineTuningJob.id == job.id).values(started_at=started))
     used = set_quotas(http, project_id, max_gpu_hours=0.5)["gpu_hours"]
     assert 1.0 <= used < 1.1
@@ -114,6 +120,8 @@ def test_gpu_hours_end_what_waits_and_not_what_runs(
     with database.writer() as session:
         quota_pauses.pause_and_resume(session)
     assert client.fine_tuning.jobs.retrieve(waiting.id).status == "queued"
+    set_quotas(http, project_id, max_gpu_hours=0)
+    assert client.fine_tuning.jobs.resume(waiting.id).status == "queued"  # as it was
     messages = [event.message for event in client.fine_tuning.jobs.list_events(waiting.id)]
     assert messages[:2] == [
         "There are GPU-hours again: the job waits for a worker",
@@ -140,6 +148,27 @@ def test_each_month_counts_its_part_of_an_attempt(
     with database.reader() as session:
         assert used_gpu_hours(session, project_id, at=begin) == 2.0
         assert used_gpu_hours(session, project_id, at=begin + 40 * 86_400) == 0.0
+
+
+def test_an_attempt_that_ended_before_the_month_is_not_deducted_from_it(
+    client: OpenAI, database: Database, project_id: str
+) -> None:
+    """Its worker died, and no other is there that would end it."""
+    create(client)
+    with database.writer() as session:
+        job = queue.claim_next(session, "worker_1", [BASE_MODEL], 60.0)
+        assert job is not None
+        begin = month_begin(job.started_at or 0)
+        job.started_at, job.lease_until = begin - 7200, begin - 3600
+    with database.reader() as session:
+        assert used_gpu_hours(session, project_id) == 0.0
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize("value", ["5", True])
+def test_a_quota_is_a_number(http: httpx2.Client, project_id: str, value: object) -> None:
+    refused = http.post(f"/v1/organization/projects/{project_id}/quotas", json={"max_gpu_hours": value})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "max_gpu_hours")
 
 
 def test_a_job_whose_worker_died_is_counted_until_its_lease_ended(
