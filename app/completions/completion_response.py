@@ -58,6 +58,8 @@ class CompletionResponse(Response):
         self._arrived = arrived
         self._events = 0
         """Of a stream, how many came from the engine."""
+        self._was_left = False
+        """Whether the client left while an engine had its request, and so had computed some of it."""
         self._has_started = False
         self._first_token_seconds: float | None = None
         """From the request's arrival to the first byte of a stream."""
@@ -88,7 +90,7 @@ class CompletionResponse(Response):
 
     def _count_tokens(self) -> int:
         """Return how many tokens were used: by estimate if the engine was left before it said so."""
-        if not (self._has_started or self._is_computed):
+        if not (self._was_left or self._has_started or self._is_computed):
             return 0
         answer = self._answer
         return answer.prompt_tokens + answer.completion_tokens or estimate_tokens(self._body) + self._events
@@ -139,6 +141,9 @@ class CompletionResponse(Response):
             finally:
                 if self._has_started or self._is_computed:
                     self._count(queued)
+        except asyncio.CancelledError:
+            self._was_left = True
+            raise
         finally:
             if upstream is not None:
                 upstream.close()  # stops the engine's work on an unfinished answer

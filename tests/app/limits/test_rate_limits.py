@@ -174,6 +174,25 @@ def test_whoever_leaves_a_stream_pays_for_what_was_sent(
     assert own + 32 < used < 3000, "its prompt, and what was sent until it left"
 
 
+def test_whoever_does_not_wait_for_a_whole_answer_pays_for_its_prompt(
+    service: Service, engine: EngineStandIn, set_limit: SetLimit
+) -> None:
+    set_limit(max_tokens_per_1_minute=10_000)
+    engine.behaviour = "silent"
+    prompt = [{"role": "user", "content": "soup " * 400}]
+    with service.http() as http:
+        with pytest.raises(httpx2.ReadTimeout):
+            http.post(PATH, json=ASK | {"messages": prompt, "max_tokens": 5000}, timeout=0.5)
+        assert engine.disconnected.wait(10)
+        engine.behaviour = "answer"
+
+        def used() -> int:
+            return 10_000 - int(ask(http).headers["x-ratelimit-remaining-tokens"])
+
+        wait_until(lambda: used() < 3000, "what was taken for the answer is given back")
+        assert used() > 1000
+
+
 def test_what_is_refused_by_the_engine_costs_no_tokens(
     http: httpx2.Client, engine: EngineStandIn, set_limit: SetLimit
 ) -> None:
