@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from heapq import heappop, heappush
+from itertools import chain
 
 from typing_extensions import override
 from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
@@ -97,6 +98,10 @@ class FairQueue(RequestQueue):
             yield request
             if (following := next(rest[project], None)) is not None:
                 heappush(heads, (count + 1, following, project))
+
+    def of_others(self, projects: Collection[str]) -> Iterator[Request]:
+        """Iterate over the requests of all projects but these, in no order, and without a look at theirs."""
+        return chain.from_iterable(each for name, each in self._by_project.items() if name not in projects)
 
     def _next_project(self) -> str:
         """Return the project that computes the fewest requests; of equal ones, whose request came first.

@@ -73,6 +73,6 @@ class ProjectTurns:
         """Whether all that is computed after the next step fits into one step again."""
         if self._max_adapters is None:
             return True
-        entering = (each for each in self._queue if project_of(each) not in greedy)
+        entering = self._queue.of_others(greedy)  # the others may have thousands, and this is for each step
         adapters = {each.lora_request.lora_int_id for each in chain(computed, entering) if each.lora_request}
         return len(adapters) <= self._max_adapters
