@@ -103,13 +103,17 @@ def wanted_keys(session: Session, before: float) -> set[str]:
 
 def _needed(before: float) -> ColumnElement[bool]:
     """The condition for files that existed after `before`, or that unfinished jobs or batches may read."""
-    unfinished = FineTuningJob.status.not_in(FINAL_STATUSES)
     kept = and_(
         or_(File.deleted_at.is_(None), File.deleted_at > before),
         or_(File.expires_at.is_(None), File.expires_at > before),
     )
+    return or_(kept, is_read())
+
+
+def is_read() -> ColumnElement[bool]:
+    """The condition for files that unfinished jobs or batches may read."""
+    unfinished = FineTuningJob.status.not_in(FINAL_STATUSES)
     return or_(
-        kept,
         File.id.in_(select(Batch.input_file_id).where(Batch.status.not_in(ENDED_BATCHES))),
         *(
             File.id.in_(select(named).where(unfinished, named.is_not(None)))

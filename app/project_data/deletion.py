@@ -60,6 +60,7 @@ def delete_project(
     Raises:
         NotFoundError: the project does not exist.
         ConflictError: it is not archived, or a worker still trains one of its jobs after `patience` seconds.
+        UnavailableError: a folder of it cannot be removed.
         sqlalchemy.exc.SQLAlchemyError: the database cannot be used; run it again.
     """
     with database.writer() as session:

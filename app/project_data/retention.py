@@ -1,4 +1,4 @@
-"""Deletes what projects keep no longer, by the days that each has set. A worker calls it every hour.
+"""Deletes data that is older than its project keeps it. A worker calls it every hour.
 
 Nothing is deleted that an unfinished job, batch or comparison uses, or that an alias points to. Each deletion
 is in the audit log.
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from socket import gethostname
 
-from sqlalchemy import ColumnElement, delete, exists, func, or_, select
+from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from app.audit.models import AuditLog
@@ -20,11 +20,13 @@ from app.batches.models import FINAL_STATUSES as ENDED_BATCHES
 from app.batches.models import Batch
 from app.comparisons.models import FINAL_STATUSES as ENDED_COMPARISONS
 from app.comparisons.models import Comparison
+from app.comparisons.plan import Plan
 from app.core.database import Database
 from app.files.models import File
-from app.fine_tuning.models import FINAL_STATUSES, Event, FineTuningJob
+from app.fine_tuning.models import FINAL_STATUSES, Event, FineTuningJob, TrackedRun
 from app.models.adapters.models import Adapter
 from app.models.aliases.models import Alias
+from app.orphans import is_read
 
 _AT_ONCE = 100
 _ACTOR = "retention"
@@ -40,9 +42,9 @@ def delete_old_data(database: Database) -> None:
         kept = [(project, days or {}) for project, days in session.execute(of_projects)]
     with acting_as(Actor("session", _ACTOR, gethostname())):
         for project_id, days in kept:
-            for kind, delete_some in _KINDS.items():
-                before = time.time() - days.get(kind, float("inf")) * _DAY_SECONDS
-                while kind in days and _delete_some(database, delete_some, project_id, before):
+            for kind in days:
+                before = time.time() - days[kind] * _DAY_SECONDS
+                while _delete_some(database, _KINDS[kind], project_id, before):
                     pass
 
 
@@ -66,7 +68,8 @@ def _hide_files(session: Session, project_id: str, before: float, which: ColumnE
     old = select(File).where(
         File.project_id == project_id, File.deleted_at.is_(None), File.created_at < before, which, ~_is_used()
     )
-    files = session.scalars(old.order_by(File.created_at).limit(_AT_ONCE)).all()
+    some = old.order_by(File.created_at).limit(_AT_ONCE)
+    files = session.scalars(some.with_for_update(skip_locked=True, of=File)).all()  # once by all workers
     for file in files:
         file.deleted_at = time.time()  # the bytes are removed a day later
     return len(files)
@@ -74,42 +77,51 @@ def _hide_files(session: Session, project_id: str, before: float, which: ColumnE
 
 def _is_used() -> ColumnElement[bool]:
     """The condition for files that something unfinished reads."""
-
-    of_jobs = (FineTuningJob.training_file_id, FineTuningJob.validation_file_id, FineTuningJob.rest_file_id)
-    of_comparisons = (Comparison.file_id, Comparison.regression_file_id)
+    unfinished = Comparison.status.not_in(ENDED_COMPARISONS)
+    compared = (Comparison.file_id, Comparison.regression_file_id)
     return or_(
-        exists().where(
-            FineTuningJob.status.not_in(FINAL_STATUSES), or_(*(column == File.id for column in of_jobs))
-        ),
-        exists().where(Batch.status.not_in(ENDED_BATCHES), Batch.input_file_id == File.id),
-        exists().where(
-            Comparison.status.not_in(ENDED_COMPARISONS),
-            or_(*(column == File.id for column in of_comparisons)),
-        ),
+        is_read(),
+        *(File.id.in_(select(named).where(unfinished, named.is_not(None))) for named in compared),
     )
 
 
 def _delete_checkpoints(session: Session, project_id: str, before: float) -> int:
-    busy = exists().where(Comparison.project_id == project_id, Comparison.status.not_in(ENDED_COMPARISONS))
-    if session.scalar(select(busy)):
-        return 0  # any of them may be a candidate
-    aliases = select(Alias).where(Alias.project_id == project_id, Alias.deleted_at.is_(None))
-    pointed = {share["model"] for alias in session.scalars(aliases) for share in alias.split}
-    unfinished = FineTuningJob.status.not_in(FINAL_STATUSES)
     old = select(Adapter).where(
         Adapter.project_id == project_id,
         Adapter.deleted_at.is_(None),
         Adapter.created_at < before,
         Adapter.name.contains(":ckpt-step-", autoescape=True),
-        Adapter.name.not_in(pointed),
-        ~exists().where(unfinished, FineTuningJob.id == Adapter.job_id),
-        ~exists().where(unfinished, FineTuningJob.parent == Adapter.name),
-        ~exists().where(Batch.status.not_in(ENDED_BATCHES), Batch.model == Adapter.name),
     )
-    checkpoints = session.scalars(old.order_by(Adapter.created_at).limit(_AT_ONCE).with_for_update()).all()
-    for checkpoint in checkpoints:
+    some = old.where(_is_unused(session, project_id)).order_by(Adapter.created_at).limit(_AT_ONCE)
+    locked = session.scalars(some.with_for_update(skip_locked=True, of=Adapter)).all()
+    # From here nothing can begin to use them; what began in between is looked at again.
+    names = [checkpoint.name for checkpoint in locked]
+    unused = select(Adapter).where(Adapter.name.in_(names), _is_unused(session, project_id))
+    for checkpoint in session.scalars(unused).all():
         checkpoint.deleted_at = time.time()
-    return len(checkpoints)
+    return len(locked)
+
+
+def _is_unused(session: Session, project_id: str) -> ColumnElement[bool]:
+    """The condition for checkpoints that no alias points to and nothing unfinished uses."""
+    aliases = select(Alias).where(Alias.project_id == project_id, Alias.deleted_at.is_(None))
+    used = {share["model"] for alias in session.scalars(aliases) for share in alias.split}
+    comparing = select(Comparison.plan).where(
+        Comparison.project_id == project_id, Comparison.status.not_in(ENDED_COMPARISONS)
+    )
+    for plan in session.scalars(comparing):
+        used.update(candidate.model for candidate in Plan.model_validate(plan).all_candidates)
+    unfinished = FineTuningJob.status.not_in(FINAL_STATUSES)
+    batches = Batch.project_id == project_id, Batch.status.not_in(ENDED_BATCHES)
+    return and_(
+        Adapter.name.not_in(used),
+        Adapter.job_id.is_(None) | Adapter.job_id.not_in(select(FineTuningJob.id).where(unfinished)),
+        Adapter.name.not_in(
+            select(FineTuningJob.parent).where(unfinished, FineTuningJob.parent.is_not(None))
+        ),
+        Adapter.name.not_in(select(Batch.model).where(*batches, Batch.model.is_not(None))),
+        ~exists().where(*batches, Batch.model.is_(None)),  # not validated yet, so it may name any of them
+    )
 
 
 def _delete_logs(session: Session, project_id: str, before: float) -> int:
@@ -120,6 +132,7 @@ def _delete_logs(session: Session, project_id: str, before: float) -> int:
             FineTuningJob.project_id == project_id,
             FineTuningJob.status.in_(FINAL_STATUSES),
             func.coalesce(FineTuningJob.finished_at, FineTuningJob.created_at) < before,
+            FineTuningJob.id.not_in(select(TrackedRun.job_id).where(TrackedRun.ended_at.is_(None))),
         )
         .group_by(Event.job_id)
         .limit(_AT_ONCE)
@@ -148,4 +161,4 @@ _KINDS: Mapping[str, Callable[[Session, str, float], int]] = {
     "checkpoints": _delete_checkpoints,
     "logs": _delete_logs,
 }
-"""What each kind of `app.project_data.schemas.Retention` deletes: some of it, returning how many."""
+"""How each kind of `app.project_data.schemas.Retention` is deleted: some at a time, returning how many."""

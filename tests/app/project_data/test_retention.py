@@ -10,14 +10,18 @@ import httpx2
 import openai
 import pytest
 from openai import OpenAI
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, select, update
+from sqlalchemy.orm import Session
 
 from app.batches.models import Batch
+from app.comparisons.models import Comparison
 from app.core.database import Base, Database
 from app.core.settings import Settings
 from app.files.models import File
-from app.fine_tuning.models import FineTuningJob
+from app.fine_tuning.models import FineTuningJob, TrackedRun
 from app.models.adapters.models import Adapter
+from app.models.aliases.models import Alias
+from app.project_data import retention
 from app.project_data.retention import delete_old_data
 from tests.support import aliases
 from tests.support.command import run
@@ -102,6 +106,84 @@ def test_outputs_checkpoints_and_logs_have_days_of_their_own(
     types = [log["type"] for log in logged if "retention" in json.dumps(log)]
     for type_ in ("file.deleted", "adapter.deleted", "fine_tuning.job.updated"):
         assert types.count(type_) == 1
+
+
+def test_checkpoints_stay_that_something_unfinished_uses(
+    http: httpx2.Client,
+    client: OpenAI,
+    database: Database,
+    project_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Candidates, what a batch that is not validated may name, and what an alias just came to point to."""
+    checkpoints = [f"ft:x:ckpt-step-{step}" for step in range(3)]
+    file_id = upload(client, purpose="batch")
+    with database.writer() as session:
+        adapter = {"project_id": project_id, "base_model": BASE_MODEL, "storage_key": "jobs/x"}
+        session.add_all(Adapter(name=name, **adapter) for name in checkpoints)
+        batch = {"endpoint": "/v1/completions", "expires_at": time.time() + 9, "status": "validating"}
+        session.add(Batch(project_id=project_id, input_file_id=file_id, **batch))
+        candidate = {"name": "a", "type": "model", "model": checkpoints[0]}
+        numbers = {
+            "questions": 1,
+            "max_tokens": 1,
+            "temperature": 0,
+            "concurrency": 1,
+            "seed": 1,
+            "margin": 0,
+        }
+        plan = {"grader": "exact", "general_grader": "exact", "max_regression": 0, "good_enough": None}
+        session.add(
+            Comparison(
+                project_id=project_id,
+                status="in_progress",
+                model=BASE_MODEL,
+                excluded=[],
+                total=1,
+                file_id=file_id,
+                plan=plan | numbers | {"candidates": [candidate]},
+            )
+        )
+    age(database, Adapter, "created_at", 8)
+    keep_for(http, project_id, checkpoints=7)
+
+    def left() -> list[str]:
+        with database.reader() as session:
+            return sorted(session.scalars(select(Adapter.name).where(Adapter.deleted_at.is_(None))))
+
+    delete_old_data(database)
+    assert left() == checkpoints
+    with database.writer() as session:
+        session.execute(update(Batch).values(status="completed"))
+    is_unused, looks = retention._is_unused, iter((False, True))
+
+    def pointed_meanwhile(session: Session, project_id: str) -> ColumnElement[bool]:
+        if next(looks, False):
+            session.add(
+                Alias(project_id=project_id, name="live", version=1, split=[{"model": checkpoints[1]}])
+            )
+        return is_unused(session, project_id)
+
+    monkeypatch.setattr(retention, "_is_unused", pointed_meanwhile)
+    delete_old_data(database)
+    assert left() == checkpoints[:2]
+
+
+def test_events_stay_until_they_were_sent_to_the_tracker(
+    http: httpx2.Client, client: OpenAI, database: Database, project_id: str
+) -> None:
+    job_id = create(client).id
+    client.fine_tuning.jobs.cancel(job_id)
+    with database.writer() as session:
+        run_ = {"tracker": "mlflow", "project": "p", "name": "n", "tags": []}
+        session.add(TrackedRun(job_id=job_id, **run_))
+    age(database, FineTuningJob, "finished_at", 8)
+    keep_for(http, project_id, logs=7)
+    delete_old_data(database)
+    assert client.fine_tuning.jobs.list_events(job_id).data
+    age(database, TrackedRun, "ended_at", 0)
+    delete_old_data(database)
+    assert client.fine_tuning.jobs.list_events(job_id).data == []
 
 
 @pytest.mark.one_database
