@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import get_args
 
 from prometheus_client import Metric
@@ -102,10 +103,11 @@ def _leases(session: Session) -> Metric:
 
 def _storage(session: Session, storage: Storage) -> Sequence[Metric]:
     stored = session.scalar(select(func.sum(File.bytes)).where(File.deleted_at.is_(None))) or 0
-    return [
-        _single("toque_file_bytes", "Of all files, each as often as it was uploaded", stored),
-        _single("toque_storage_free_bytes", "The space that is left on the storage", storage.free_bytes()),
-    ]
+    metrics = [_single("toque_file_bytes", "Of all files, each as often as it was uploaded", stored)]
+    with suppress(OSError):  # the storage is away, which is no reason to show nothing else
+        free = storage.free_bytes()
+        metrics.append(_single("toque_storage_free_bytes", "The space that is left on the storage", free))
+    return metrics
 
 
 def _oldest(session: Session, time: InstrumentedAttribute[float], *conditions: ColumnElement[bool]) -> float:

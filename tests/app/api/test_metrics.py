@@ -17,6 +17,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.fine_tuning import worker_registry
 from app.fine_tuning.models import FineTuningJob, Worker
+from app.storage.local import LocalStorage
 from app.webhooks.models import WebhookDelivery, WebhookEndpoint
 from tests.support.engine_stand_in import ASK, USAGE, EngineStandIn
 from tests.support.job_rows import add_job
@@ -138,6 +139,19 @@ def test_without_a_database(settings: Settings) -> None:
     with run_service(settings.model_copy(update={"database_url": url})) as service, service.http() as http:
         found = await_metrics(http, lambda found: found[key("toque_database_up")] == 0, "metrics")
     assert key("http_server_active_requests") in found
+
+
+@pytest.mark.one_database
+def test_a_storage_that_is_away_hides_nothing_else(
+    http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def free_bytes(_: LocalStorage) -> int:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(LocalStorage, "free_bytes", free_bytes)
+    found = await_metrics(http, lambda found: found[key("toque_database_up")] == 1, "metrics")
+    assert key("toque_storage_free_bytes") not in found
+    assert found[key("toque_file_bytes")] == 0
 
 
 @pytest.mark.one_database
