@@ -40,7 +40,7 @@ _BLOCK_BYTES = 4 * 2**20
 def create_backup(settings: Settings, folder: Path) -> Manifest:
     """Back up the database and the storage into a folder, which is empty or holds an earlier backup.
 
-    The earlier backup stays whole until the new one is; what both contain is not copied again.
+    The earlier backup stays whole until the new one is; files that it has already are not copied again.
 
     Raises:
         BackupError: the folder holds something else, the schema is not this version's, or a tool failed.

@@ -208,7 +208,9 @@ def _none_or(text: str, option: str, kind: Any) -> Any:
     try:
         return TypeAdapter[Any](kind).validate_python(text)
     except ValidationError:
-        raise typer.BadParameter(f"{text!r} is no such number, and not 'none'.", param_hint=option) from None
+        raise typer.BadParameter(
+            f"{text!r} is neither a number that can be set nor 'none'.", param_hint=option
+        ) from None
 
 
 def _bound(most: float | None) -> str:

@@ -358,7 +358,7 @@ def test_a_backup_that_is_killed_is_not_taken_for_one(
 ) -> None:
     folder = tmp_path / "backup"
     for number in range(100):
-        upload(client, f"file number {number}\n".encode(), purpose="user_data")
+        upload(client, f"file number {number}\n".encode() * 5000, purpose="user_data")
 
     kill_while_copying(settings, folder)
     refused = run(empty, "restore", str(folder))
@@ -366,7 +366,7 @@ def test_a_backup_that_is_killed_is_not_taken_for_one(
 
     assert run(settings, "backup", str(folder)).exit_code == 0
     for number in range(100, 200):
-        upload(client, f"file number {number}\n".encode(), purpose="user_data")
+        upload(client, f"file number {number}\n".encode() * 5000, purpose="user_data")
     kill_while_copying(settings, folder)
     assert run(settings, "backup", str(folder), "--verify").exit_code == 0  # the earlier one
     assert run(empty, "restore", str(folder)).exit_code == 0
