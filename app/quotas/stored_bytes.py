@@ -13,10 +13,13 @@ from sqlalchemy.orm import Session
 from app.auth.models import Project
 from app.core.errors import QuotaExceededError
 
+_DAY_SECONDS = 86_400
+"""For so long the bytes of what was deleted stay on the disk."""
 _FILES = table(
     "files",
     column("project_id", String),
     column("bytes", BigInteger),
+    column("storage_key", String),
     column("deleted_at", Double),
     column("expires_at", Double),
 )
@@ -72,7 +75,10 @@ def require_bytes(session: Session, project_id: str, added: int, param: str | No
         return
     most = session.scalar(this.with_for_update(key_share=True))
     session.flush()
-    if most is None or (used := stored_bytes(session, project_id)) + added <= most:
+    if most is None:
+        return
+    if (used := stored_bytes(session, project_id)) + added <= most:
+        _require_little_deleted(session, project_id, most, used + added, param)
         return
     raise QuotaExceededError(
         f"The project stores {used:,} bytes, and may store {most:,}: {added:,} more are too many. Delete "
@@ -80,3 +86,23 @@ def require_bytes(session: Session, project_id: str, added: int, param: str | No
         code="insufficient_quota",
         param=param,
     )
+
+
+def _require_little_deleted(
+    session: Session, project_id: str, most: int, wanted: int, param: str | None
+) -> None:
+    """Check that on disk, where deleted files stay for a day, there is no more than twice the quota."""
+    deleted = (
+        select(_FILES.c.storage_key, _FILES.c.bytes)
+        .where(_FILES.c.project_id == project_id, _FILES.c.deleted_at > time.time() - _DAY_SECONDS)
+        .distinct()
+        .subquery()
+    )
+    waiting = int(session.scalar(select(func.sum(deleted.c.bytes))) or 0)
+    if wanted + waiting > 2 * most:
+        raise QuotaExceededError(
+            f"The project has deleted {waiting:,} bytes within a day, which are still on the disk. With them "
+            f"it would have more than twice the {most:,} that it may store: try again tomorrow.",
+            code="insufficient_quota",
+            param=param,
+        )

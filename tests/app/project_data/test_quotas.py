@@ -65,6 +65,17 @@ def test_stored_bytes_are_files_announced_uploads_and_models(
     store(client, 3)
 
 
+def test_deleted_files_do_not_fill_the_disk(http: httpx2.Client, client: OpenAI, project_id: str) -> None:
+    """Their bytes are removed a day later; equal ones are on the disk once."""
+    set_quotas(http, project_id, max_stored_bytes=1000)
+    for number in (1, 1, 1):
+        client.files.delete(store(client, number))
+    file_id = store(client, 2)
+    client.files.delete(file_id)
+    with pytest.raises(openai.RateLimitError, match="2,000 bytes within a day, which are still on the disk"):
+        store(client, 3)
+
+
 def test_uploads_at_once_do_not_overrun_a_quota(http: httpx2.Client, client: OpenAI, project_id: str) -> None:
     set_quotas(http, project_id, max_stored_bytes=5000)
 
