@@ -6,7 +6,7 @@ PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-trackers test-dashboards \
+.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-trackers test-dashboards test-api \
   install-trackers lint generated lock bench-train bench-api bench-queue bench-bases bench-batch \
   bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile bench-soak bench-upload \
   bench-validate bench-verdict fuzz clean
@@ -18,6 +18,7 @@ help:
 	@echo "make test              lint, types, contracts and all tests (PROCESSES=2)"
 	@echo "make test-quick        lint, types, contracts and the unit tests, in a minute or two"
 	@echo "make test-bases        every family of base models, trained and served; writes docs/bases.md"
+	@echo "make test-api          all phases of Schemathesis against the service, for an administrator and a stranger"
 	@echo "make test-clients      OpenAI's clients, LangChain and others against one service; writes docs/clients.md"
 	@echo "make test-trackers     metrics of jobs in a real MLflow server, trackio and W&B's offline mode"
 	@echo "make test-dashboards   the queries of deploy/ in a real Prometheus"
@@ -92,6 +93,9 @@ test-bases: .venv/.installed-dev
 
 test-trackers: .venv/.installed-dev .venv/.installed-trackers
 	$(BIN)/pytest tests/trackers
+
+test-api: .venv/.installed-dev
+	$(BIN)/python -m tests.specification.fuzz
 
 test-clients: .venv/.installed-dev
 	$(BIN)/python -m tests.clients --page docs/clients.md

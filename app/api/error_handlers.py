@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import chain
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,6 +13,7 @@ from fastapi.responses import Response
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from app.core.database import is_damaged
 from app.core.errors import ConflictError, ErrorBody, InvalidRequestError, ToqueError, UnavailableError
@@ -61,7 +63,15 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         type="invalid_request_error" if error.status_code < 500 else "server_error",
         code={400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code),
     )
-    return _envelope(body, error.status_code, error.headers)
+    headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
+    return _envelope(body, error.status_code, headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Return the methods of all routes with the request's path; Starlette knows those of one route."""
+    routes = (route for route in request.app.routes if isinstance(route, Route))
+    found = [route.methods or () for route in routes if route.path_regex.match(request.url.path)]
+    return ", ".join(sorted(set(chain.from_iterable(found))))
 
 
 def _unreadable(error: HTTPException) -> str:

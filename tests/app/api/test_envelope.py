@@ -25,7 +25,9 @@ def assert_envelope(
 
 def test_unknown_routes_and_methods(http: httpx2.Client) -> None:
     assert_envelope(http.get("/v1/nothing"), 404, "unknown_url")
-    assert_envelope(http.delete("/v1/files"), 405, "method_not_allowed")
+    refused = http.delete("/v1/files")
+    assert_envelope(refused, 405, "method_not_allowed")
+    assert refused.headers["allow"] == "GET, POST"
 
 
 @pytest.mark.parametrize("key", [None, "sk-wrong", "\u00e9"])
