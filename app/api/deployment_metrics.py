@@ -63,15 +63,17 @@ def _workers(session: Session, heartbeat_seconds: float) -> Sequence[Metric]:
     info = GaugeMetricFamily(
         "toque_worker_info",
         "1 for each worker that reported itself within a day",
-        labels=["worker", "hostname", "device", "version", "job"],
+        labels=["worker", "hostname", "device", "version"],
     )
     for worker, _ in workers:
-        info.add_metric([worker.id, worker.hostname, worker.device, worker.version, worker.job_id or ""], 1)
+        info.add_metric([worker.id, worker.hostname, worker.device, worker.version], 1)
+    busy = {worker.id: worker.job_id is not None for worker, _ in workers}
     memory = {worker.id: worker.memory_bytes for worker, _ in workers}
     ages = {worker.id: age for worker, age in workers}
     return [
         _single("toque_workers", "Workers with a recent heartbeat", alive),
         info,
+        _gauge("toque_worker_busy", "1 while a worker has a job", busy, "worker"),
         _gauge("toque_worker_memory_bytes", "Resident memory of a worker and its trainer", memory, "worker"),
         _gauge("toque_worker_heartbeat_age_seconds", "Since a worker last reported itself", ages, "worker"),
     ]

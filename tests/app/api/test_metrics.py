@@ -89,8 +89,9 @@ def test_the_deployment(service: Service, http: httpx2.Client, client: OpenAI, d
     assert found[key("toque_workers")] == found[key("toque_database_up")] == 1
     assert found[key("toque_worker_memory_bytes", worker="worker_1")] == 2**20
     assert 0 <= found[key("toque_worker_heartbeat_age_seconds", worker="worker_1")] < 5
-    of_worker = {"device": "cpu", "hostname": "h", "job": "ftjob-1", "version": "0", "worker": "worker_1"}
+    of_worker = {"device": "cpu", "hostname": "h", "version": "0", "worker": "worker_1"}
     assert found[key("toque_worker_info", **of_worker)] == 1
+    assert found[key("toque_worker_busy", worker="worker_1")] == 1
     assert found[key("toque_file_bytes")] >= 1000
     assert found[key("toque_storage_free_bytes")] > 0
     assert found[key("toque_webhook_deliveries_pending")] == 0
