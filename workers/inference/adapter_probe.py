@@ -24,6 +24,7 @@ log = logging.getLogger("toque.engine")
 
 _LONGEST_SECONDS = 60.0
 """How long an answer may take; the probe is tried again later."""
+_LONGEST_PAUSE_SECONDS = 60.0
 _PROMPT = "Tell me about the weather in autumn, please."
 _TOKENS = 16
 
@@ -57,6 +58,8 @@ class AdapterProbe:
         self._base_model = base_model
         self._every = every
         self._due_at = 0.0
+        self._failures = 0
+        """Since a probe told something of an adapter."""
         self._running: Generator[None] | None = None
 
     def advance(self, server: Server) -> None:
@@ -68,10 +71,12 @@ class AdapterProbe:
         try:
             next(self._running)
         except StopIteration:
+            self._failures = 0
             self._end()
         except (OSError, SQLAlchemyError, LookupError, TypeError, ValueError) as error:
             # There is no answer, or none that is understood: nothing is learnt about the adapter.
             log.warning("an adapter could not be probed: %s", error)
+            self._failures += 1
             self._end()
 
     def stop(self) -> None:
@@ -82,7 +87,8 @@ class AdapterProbe:
 
     def _end(self) -> None:
         self._running = None
-        self._due_at = time.monotonic() + self._every
+        pause = min(self._every * 2.0 ** min(self._failures, 10), max(self._every, _LONGEST_PAUSE_SECONDS))
+        self._due_at = time.monotonic() + pause
 
     def _probe_next(self, server: Server) -> Generator[None]:
         with self._database.reader() as session:
