@@ -83,7 +83,7 @@ lint: .venv/.installed-dev
 	$(BIN)/pyright
 
 test: lint
-	$(BIN)/pytest --numprocesses $(PROCESSES) --dist loadgroup
+	$(BIN)/pytest --numprocesses $(PROCESSES)
 
 test-quick: lint
 	$(BIN)/pytest -m unit tests/app

@@ -16,6 +16,8 @@ import httpx2
 import pytest
 from openai import OpenAI
 from pydantic import SecretStr
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from app.auth import service as auth_service
 from app.core.database import Database
@@ -43,14 +45,26 @@ STARTS_PROCESSES = ("app/cli", "app/core/test_child_process.py", "app/test_deplo
 """Tests of `app` that are no unit tests, by path; the others are told by their fixtures."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+class GroupScheduling(LoadScopeScheduling):
+    """Gives each group to one process; every other test is a group of its own.
+
+    pytest-xdist's own groups have no effect with pytest 9.2, which does not let it rename tests.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.removeprefix("tests/")
+        return next((group for prefix, group in GROUPS.items() if path.startswith(prefix)), nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _choose_databases(items)
     for item in items:
         path = item.path.relative_to(Path(__file__).parent).as_posix()
-        for prefix, group in GROUPS.items():
-            if path.startswith(prefix):
-                item.add_marker(pytest.mark.xdist_group(group))
         if path.startswith("app/") and not path.startswith(STARTS_PROCESSES) and not _is_slow(item):
             item.add_marker(pytest.mark.unit)
 
