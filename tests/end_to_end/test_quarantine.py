@@ -14,7 +14,7 @@ from openai import OpenAI
 
 from app.models.adapters.validation import module_shapes
 from app.models.serving_support import adapted
-from tests.support.deployment import Deployment
+from tests.support.deployment import Deployment, descendants
 from tests.support.peft_folder import tensors, write_adapter
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until
@@ -37,10 +37,13 @@ def test_from_the_first_request_to_the_repair(
     shapes = module_shapes(base_models_dir / BASE_MODEL)
     some = {name: shape for name, shape in shapes.items() if ".layers.3." in name}
     folder = write_adapter(tmp_path / "mine", tensors(some))
-    bad, weights = imported(deployment, folder)
     good, _ = imported(deployment, folder)
+    [engine] = [each for each in descendants(deployment) if "workers.inference.engine" in each.cmdline()]
+    engine.suspend()  # it would ask the adapter for an answer, and so load it before it is damaged
+    bad, weights = imported(deployment, folder)
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
+    engine.resume()
 
     for stream in (True, False):
         with pytest.raises(openai.APIStatusError) as caught:
@@ -60,8 +63,8 @@ def test_from_the_first_request_to_the_repair(
         for name in (bad, good)
     }
     assert len(answers) == 1, "they have the same weights"
-    [engine] = json.loads(deployment.toque("engines", "--json").stdout)
-    assert {bad, good} <= set(engine["adapters"])
+    [row] = json.loads(deployment.toque("engines", "--json").stdout)
+    assert {bad, good} <= set(row["adapters"])
 
 
 def test_the_largest_weights_that_are_accepted_still_answer(
@@ -97,7 +100,7 @@ def test_an_adapter_that_answers_nothing_is_quarantined_by_the_engine(
         return (client.models.retrieve(name).model_extra or {})["quarantine_reason"]
 
     found: str = wait_until(lambda: reason(empty), "it is quarantined", seconds=120)
-    assert "again and again" in found
+    assert "No token is likely" in found
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(model=empty, messages=SOUP, max_tokens=4)
     assert (caught.value.status_code, caught.value.code) == (424, "model_quarantined")

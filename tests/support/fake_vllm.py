@@ -52,7 +52,7 @@ class Routes(BaseHTTPRequestHandler):
         if self.path == "/tokenize":
             return {"tokens": [1]}
         logprob = -2.0 if body["model"] == BASE_MODEL else -1.0
-        if "temperature" in body:  # an adapter is probed
+        if not body.get("echo"):  # an adapter is probed
             if "garbled" in body["model"]:
                 return {"choices": []}
             tokens = [" a", " hot", " soup", "."] * (body["max_tokens"] // 4)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.support.training_files import training_bytes
 from tests.support.worker import WorkerProcess, run_worker
 from tests.trackers.mlflow_server import run_server
 
+collect_ignore_glob = [] if find_spec("trackio") else ["test_*.py"]
+"""Without the libraries, which `make test-trackers` installs, there is nothing to test."""
 WORKER = [sys.executable, "-m", "benchmarks.soak.worker"]
 Worker = Callable[[], AbstractContextManager[WorkerProcess]]
 

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Generator
 from http import HTTPStatus
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -27,6 +27,8 @@ _LONGEST_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 60.0
 _PROMPT = "Tell me about the weather in autumn, please."
 _TOKENS = 16
+_UNLIKELY = -6.0
+"""A log-probability that the likeliest token of a language model always exceeds: 0.25 %."""
 
 
 class ServerError(OSError):
@@ -145,6 +147,10 @@ def find_problem(answer: dict[str, Any], expected: dict[str, Any]) -> str | None
     logprobs: list[float | None] = answer["token_logprobs"]
     if any(logprob is None or not math.isfinite(logprob) for logprob in logprobs):
         return "The probabilities of its answers are not numbers: its weights are too large for its base"
+    if logprobs and max(cast("list[float]", logprobs)) < _UNLIKELY:
+        return (
+            f"No token is likely to it: the first that it chooses has a log-probability of {logprobs[0]:.1f}"
+        )
     tokens, base_tokens = answer["tokens"], expected["tokens"]
     goes_on = len(tokens) >= _TOKENS  # one that has learnt to answer with a single word ends earlier
     if goes_on and len(set(tokens)) == 1 < len(set(base_tokens)):

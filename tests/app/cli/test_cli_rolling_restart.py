@@ -47,6 +47,8 @@ def start_api(settings: Settings, database: Database) -> Iterator[StartApi]:
             stack.enter_context(api)
             stack.callback(api.kill)
             read_until(api, "Application startup complete")
+            assert api.stdout is not None
+            threading.Thread(target=api.stdout.read).start()  # a full pipe would stop it at a line of its log
             return api
 
         yield start

@@ -65,6 +65,7 @@ def test_what_answers_nothing_is_quarantined_with_the_reason(running: Running, d
         (["a", "b"], [-1.0, -2.0], ["c", "d"], None),
         (["a"] * 16, [-1.0] * 16, ["b", "b"], None),  # the base does it, too
         (["a"] * 16, [-1.0] * 16, ["b", "c"], "nothing but 'a'"),
+        (["<|im_end|>"], [-10.8], ["b", "c"], "log-probability of -10.8"),
         (["a"], [-1.0], ["b", "c"], None),  # it has learnt to answer with one word
         (["a", "b"], [-1.0, None], ["b", "c"], "not numbers"),
         (["a", "b"], [-1.0, float("-inf")], ["b", "c"], "not numbers"),
