@@ -137,7 +137,9 @@ def test_a_connection_beyond_the_limit(settings: Settings, database: Database, l
         host, _, port = service.url.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=20) as first:
             first.sendall(b"POST /v1/files HTTP/1.1\r\nhost: x\r\nauthorization: Bearer ")
-            first.sendall(API_KEY.encode() + b"\r\ncontent-length: 10000\r\n\r\n")
+            first.sendall(API_KEY.encode() + b"\r\ncontent-type: multipart/form-data; boundary=b\r\n")
+            first.sendall(b"content-length: 10000\r\nexpect: 100-continue\r\n\r\n")
+            assert first.recv(100).startswith(b"HTTP/1.1 100")  # it does not wait for a request any more
             answer = send(service, request)
             assert b"503" in answer.splitlines()[0]
             assert [line["status"] for line in lines(1)] == [503]
