@@ -25,6 +25,8 @@ class Exchange:
         self.request_id = scope[REQUEST_ID] = request_id
         self.bytes_received = 0
         """Of the body, as far as it was asked for."""
+        self.is_received = False
+        """Whether the body was received to its end; one that nobody asked for was not."""
         self.bytes_sent = 0
         """Of the response's body."""
         self.is_complete = False
@@ -62,6 +64,7 @@ class Exchange:
         message = await self._receive()
         if message["type"] == "http.request":
             self.bytes_received += len(message.get("body", b""))
+            self.is_received = not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:

@@ -24,7 +24,6 @@ from app.completions.schemas.request_body import MOST_VALUES, too_many_values
 from app.core.database import new_id
 from app.core.errors import TooLargeError
 from app.core.logs import log_with
-from app.core.scope import CALLER
 
 _UPLOADS = re.compile(r"/v1/(files|adapters|uploads/[^/]+/parts)")
 """The paths of uploads, whose bodies have limits of their own."""
@@ -41,8 +40,8 @@ _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 class RequestMiddleware:
     """Stands in front of everything: every request ends here, and with it its line in the access log.
 
-    It closes the connection of those who may not go on sending: whoever has no key, no permission, or nothing
-    left of what they may ask.
+    It closes the connection if an answer comes before the body was read and much of it may follow, as for those
+    who have no key, no permission, or nothing left of what they may ask, and for bodies that are refused.
     """
 
     def __init__(
@@ -94,8 +93,7 @@ class RequestMiddleware:
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                is_refused = message["status"] in (403, 429) or CALLER not in scope
-                if is_refused and _may_go_on(headers):
+                if not exchange.is_received and _may_go_on(headers):
                     message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await exchange.send(message)
 

@@ -61,6 +61,8 @@ class ApiKey(Base):
     models: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     """The only models and aliases that it may ask; None means all of the project."""
     created_at: Mapped[float] = mapped_column(default=time.time)
+    lifetime_seconds: Mapped[float | None]
+    """For how long it was meant to be valid; a rotation ends it earlier."""
     expires_at: Mapped[float | None]
     last_used_at: Mapped[float | None]
     """To the minute."""

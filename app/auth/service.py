@@ -92,6 +92,25 @@ def create_project(session: Session, name: str) -> Project:
     return found
 
 
+def get_project(session: Session, project_id: str, *, to_change: bool = False) -> Project:
+    """Return a project.
+
+    Raises:
+        NotFoundError: it does not exist.
+        InvalidRequestError: it is to be changed, and is archived.
+    """
+    project = session.get(Project, project_id, with_for_update={"key_share": True} if to_change else None)
+    if project is None:
+        raise NotFoundError(f"No project '{project_id}'.", code="project_not_found", param="project_id")
+    if to_change and project.archived_at is not None:
+        raise InvalidRequestError(
+            "The project is archived, and cannot be changed any more.",
+            code="project_archived",
+            param="project_id",
+        )
+    return project
+
+
 def create_key(
     session: Session,
     project_id: str,
@@ -119,6 +138,7 @@ def create_key(
         session.add(account)
         session.flush()
     secret = secret or "sk-toque-" + secrets.token_urlsafe(32)
+    now = time.time()
     key = ApiKey(
         project_id=project_id,
         service_account_id=account.id,
@@ -127,6 +147,8 @@ def create_key(
         hint=secret[-4:],
         role=role,
         models=None if models is None else sorted(set(models)),
+        created_at=now,
+        lifetime_seconds=None if expires_at is None else expires_at - now,
         expires_at=expires_at,
     )
     session.add(key)
@@ -202,6 +224,21 @@ def list_keys(session: Session) -> Sequence[tuple[ApiKey, Project]]:
     return [(key, project) for key, project in rows]
 
 
+def get_key(session: Session, project_id: str, key_id: str) -> ApiKey:
+    """Return a key of a project.
+
+    Raises:
+        NotFoundError: the project does not exist, or has no such key.
+    """
+    get_project(session, project_id)
+    key = session.get(ApiKey, key_id)
+    if key is None or key.project_id != project_id or key.revoked_at is not None:
+        raise NotFoundError(
+            f"No API key '{key_id}' in this project.", code="api_key_not_found", param="api_key_id"
+        )
+    return key
+
+
 def rotate_key(session: Session, key_id: str, overlap_seconds: float) -> tuple[ApiKey, ApiKey, str]:
     """Make a successor of a key, which then expires once both have been valid for the overlap.
 
@@ -215,7 +252,7 @@ def rotate_key(session: Session, key_id: str, overlap_seconds: float) -> tuple[A
         NotFoundError: no key has that id.
         ConflictError: it was revoked or has expired, or its project is archived.
     """
-    key = _get_key(session, key_id, lock=True)
+    key = _get_key_of_any_project(session, key_id, lock=True)
     now = time.time()
     has_expired = key.expires_at is not None and key.expires_at <= now
     if has_expired or key.revoked_at is not None or key.project.archived_at is not None:
@@ -226,7 +263,7 @@ def rotate_key(session: Session, key_id: str, overlap_seconds: float) -> tuple[A
         key.name,
         role=key.role,
         models=key.models,
-        expires_at=None if key.expires_at is None else now + key.expires_at - key.created_at,
+        expires_at=None if key.lifetime_seconds is None else now + key.lifetime_seconds,
         account=key.service_account,
     )
     key.expires_at = min(now + overlap_seconds, key.expires_at or float("inf"))
@@ -239,7 +276,7 @@ def revoke_key(session: Session, key_id: str) -> ApiKey:
     Raises:
         NotFoundError: no key has that id.
     """
-    key = _get_key(session, key_id)
+    key = _get_key_of_any_project(session, key_id)
     key.revoked_at = key.revoked_at or time.time()
     return key
 
@@ -251,7 +288,7 @@ def record_uses(session: Session, used_at: Mapping[str, float]) -> None:
         session.execute(update(ApiKey).where(ApiKey.id == key_id, earlier).values(last_used_at=at))
 
 
-def _get_key(session: Session, key_id: str, *, lock: bool = False) -> ApiKey:
+def _get_key_of_any_project(session: Session, key_id: str, *, lock: bool = False) -> ApiKey:
     key = session.get(ApiKey, key_id, with_for_update={"key_share": True} if lock else None)
     if key is None:
         raise NotFoundError(f"No key '{key_id}'; `toque keys list` shows them.", code="key_not_found")

@@ -96,7 +96,7 @@ def show(project_id: ProjectId, as_json: AsJson = False) -> None:
 
     Example: toque projects show proj_abc123
     """
-    from app.organization.service import get_project  # noqa: PLC0415 - as above
+    from app.auth.service import get_project  # noqa: PLC0415 - as above
     from app.project_data.service import get_quotas  # noqa: PLC0415 - as above
 
     with database_session(read_settings(), read_only=True) as session:

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.auth.models import ApiKey, Project
-from app.core.errors import InvalidRequestError, NotFoundError
+from app.auth.service import get_key, get_project
+from app.core.errors import NotFoundError
 from app.core.settings import Settings
 from app.limits.models import RateLimit
 from app.limits.quota import Kind, Quota, Quotas
@@ -33,7 +33,7 @@ def list_limits(
     Raises:
         NotFoundError: the project does not exist, or has no such key.
     """
-    _require(session, project_id, api_key_id)
+    _check_owner(session, project_id, api_key_id)
     stored = {each.base_model: each for each in _stored(session, project_id, api_key_id)}
     bases = (entry.name for entry in Catalogue.read(session, settings).entries)
     names = dict.fromkeys(["", *bases, *stored])
@@ -54,7 +54,8 @@ def set_limit(
         NotFoundError: the project does not exist, has no such key, or there is no such base model.
         InvalidRequestError: the project is archived.
     """
-    _require(session, project_id, api_key_id, to_change=True)
+    get_project(session, project_id, to_change=True)
+    _check_owner(session, project_id, api_key_id)
     name = "" if model == ALL_MODELS else model
     found = next((each for each in _stored(session, project_id, api_key_id) if each.base_model == name), None)
     if found is None:
@@ -94,22 +95,8 @@ def _stored(session: Session, project_id: str, api_key_id: str) -> Sequence[Rate
     return session.scalars(select(RateLimit).where(*same).order_by(RateLimit.base_model)).all()
 
 
-def _require(session: Session, project_id: str, api_key_id: str, *, to_change: bool = False) -> None:
-    """Check that there is the project, and the key; to change limits, take turns with whoever does so too."""
-    # Like this, rows that refer to the project can still be added meanwhile.
-    lock = {"key_share": True} if to_change else None
-    project = session.get(Project, project_id, with_for_update=lock)
-    if project is None:
-        raise NotFoundError(f"No project '{project_id}'.", code="project_not_found", param="project_id")
-    if to_change and project.archived_at is not None:
-        raise InvalidRequestError(
-            "The project is archived, and its limits cannot be changed any more.",
-            code="project_archived",
-            param="project_id",
-        )
+def _check_owner(session: Session, project_id: str, api_key_id: str) -> None:
     if api_key_id:
-        key = session.get(ApiKey, api_key_id)
-        if key is None or key.project_id != project_id or key.revoked_at is not None:
-            raise NotFoundError(
-                f"No API key '{api_key_id}' in this project.", code="api_key_not_found", param="api_key_id"
-            )
+        get_key(session, project_id, api_key_id)
+    else:
+        get_project(session, project_id)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
+from app.auth import service as auth_service
 from app.core.errors import ERROR_RESPONSES
 from app.core.pagination import Page
 from app.dependencies import IdempotentRequestDep, ReadSession, WriteSession, bearer
@@ -45,7 +46,7 @@ def create_project(
         session,
         "project",
         body.model_dump(),
-        find=partial(service.get_project, session),
+        find=partial(auth_service.get_project, session),
         create=partial(service.create_project, session, body.name),
     )
     return ProjectObject.of(project)
@@ -65,7 +66,7 @@ def list_projects(
 @router.get("/{project_id}")
 def retrieve_project(project_id: str, session: ReadSession) -> ProjectObject:
     """One project."""
-    return ProjectObject.of(service.get_project(session, project_id))
+    return ProjectObject.of(auth_service.get_project(session, project_id))
 
 
 @router.post("/{project_id}")
@@ -134,7 +135,7 @@ def list_keys(
 @router.get("/{project_id}/api_keys/{api_key_id}")
 def retrieve_key(project_id: str, api_key_id: str, session: ReadSession) -> KeyObject:
     """One key."""
-    return KeyObject.of(service.get_key(session, project_id, api_key_id))
+    return KeyObject.of(auth_service.get_key(session, project_id, api_key_id))
 
 
 @router.post("/{project_id}/api_keys/{api_key_id}")

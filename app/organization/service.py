@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, joinedload
 
 from app.auth import service as auth_service
 from app.auth.models import ApiKey, Project, ServiceAccount
+from app.auth.service import get_key, get_project
 from app.core.errors import InvalidRequestError, NotFoundError
 from app.core.pagination import fetch_page
 from app.organization.schemas import CreateKey, CreateServiceAccount
@@ -51,25 +52,6 @@ def list_projects(
         query = query.where(Project.archived_at.is_(None))
     key = (Project.created_at, Project.id)
     return fetch_page(session, query, key, identity=Project.id, after=after, limit=limit)
-
-
-def get_project(session: Session, project_id: str, *, to_change: bool = False) -> Project:
-    """Return a project.
-
-    Raises:
-        NotFoundError: it does not exist.
-        InvalidRequestError: it is to be changed, and is archived.
-    """
-    project = session.get(Project, project_id, with_for_update={"key_share": True} if to_change else None)
-    if project is None:
-        raise NotFoundError(f"No project '{project_id}'.", code="project_not_found", param="project_id")
-    if to_change and project.archived_at is not None:
-        raise InvalidRequestError(
-            "The project is archived, and cannot be changed any more.",
-            code="project_archived",
-            param="project_id",
-        )
-    return project
 
 
 def update_project(session: Session, project_id: str, title: str | None) -> Project:
@@ -219,21 +201,6 @@ def list_keys(
     return fetch_page(session, query, key, identity=ApiKey.id, after=after, limit=limit)
 
 
-def get_key(session: Session, project_id: str, key_id: str) -> ApiKey:
-    """Return a key of a project.
-
-    Raises:
-        NotFoundError: the project does not exist, or has no such key.
-    """
-    get_project(session, project_id)
-    key = session.get(ApiKey, key_id)
-    if key is None or key.project_id != project_id or key.revoked_at is not None:
-        raise NotFoundError(
-            f"No API key '{key_id}' in this project.", code="api_key_not_found", param="api_key_id"
-        )
-    return key
-
-
 def let_expire(session: Session, project_id: str, key_id: str, seconds: int) -> ApiKey:
     """Let a key expire in so many seconds.
 
@@ -249,6 +216,7 @@ def let_expire(session: Session, project_id: str, key_id: str, seconds: int) -> 
             "The API key has expired; create a new one.", code="api_key_expired", param="api_key_id"
         )
     key.expires_at = now + seconds
+    key.lifetime_seconds = key.expires_at - key.created_at
     return key
 
 

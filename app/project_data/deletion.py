@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from app.audit.models import AuditLog
 from app.audit.recorder import Actor
 from app.auth.models import Project
+from app.auth.service import get_project
 from app.batches.models import FINAL_STATUSES as ENDED_BATCHES
 from app.batches.models import Batch
 from app.comparisons.models import FINAL_STATUSES as ENDED_COMPARISONS
@@ -26,7 +27,6 @@ from app.files.models import File
 from app.fine_tuning import service as jobs_service
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob, Worker
 from app.models.adapters.models import Adapter
-from app.organization.service import get_project
 from app.orphans import is_needed
 from app.storage.base import Storage
 from app.uploads.models import Upload, parts_key

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Depends
 
+from app.auth.service import get_project
 from app.core.errors import ERROR_RESPONSES
 from app.dependencies import ReadSession, WriteSession, bearer
-from app.organization.service import get_project
 from app.project_data import service
 from app.project_data.schemas import QuotasObject, Retention, RetentionObject, UpdateQuotas
 

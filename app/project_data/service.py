@@ -5,8 +5,8 @@ from __future__ import annotations
 from sqlalchemy.orm import Session
 
 from app.auth.models import Project
+from app.auth.service import get_project
 from app.fine_tuning.gpu_hours import used_gpu_hours
-from app.organization.service import get_project
 from app.project_data.schemas import QuotasObject, Retention, UpdateQuotas
 from app.quotas.stored_bytes import stored_bytes
 

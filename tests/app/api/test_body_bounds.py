@@ -37,6 +37,14 @@ def test_a_body_with_very_many_values(http: httpx2.Client, body: bytes) -> None:
         assert error["type"] == "invalid_request_error"
 
 
+def test_what_follows_a_refusal_is_not_read(http: httpx2.Client) -> None:
+    body = {"content": HOSTILE["a list"] * 10, "headers": {"content-type": "application/json"}}
+    for path in ("/v1/fine_tuning/jobs", "/v1/chat/completions", "/v1/completions"):
+        refused = http.post(path, **body)
+        assert refused.json()["error"]["message"].startswith("The body has more than")
+        assert refused.headers["connection"] == "close"
+
+
 def test_as_much_as_a_route_takes(http: httpx2.Client) -> None:
     part_ids = [f"part_{number:024}" for number in range(10_000)]
     response = http.post("/v1/uploads/upload_none/complete", json={"part_ids": part_ids})

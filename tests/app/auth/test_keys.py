@@ -122,6 +122,15 @@ def test_a_rotated_key_and_its_successor_are_both_valid_for_a_while(
 
 
 @pytest.mark.one_database
+def test_however_often_an_endless_key_is_rotated_its_successors_are_endless(database: Database) -> None:
+    key_id, _ = create_key(database)
+    with database.writer() as session:
+        for _ in range(2):
+            _, new, _ = auth_service.rotate_key(session, key_id, 86_400)
+            assert new.expires_at is None
+
+
+@pytest.mark.one_database
 def test_a_successor_lives_as_long_as_the_key_was_meant_to(database: Database) -> None:
     key_id, _ = create_key(database, time.time() + 1000)
     with database.writer() as session:
