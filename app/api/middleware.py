@@ -40,8 +40,8 @@ _CLIENT_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 class RequestMiddleware:
     """Stands in front of everything: every request ends here, and with it its line in the access log.
 
-    It closes the connection if an answer comes before the body was read and much of it may follow, as for those
-    who have no key, no permission, or nothing left of what they may ask, and for bodies that are refused.
+    It closes the connection if an answer comes before the body was read and much of it may follow: to those
+    who have no key, no permission, or nothing left of what they may ask, and where the body is refused.
     """
 
     def __init__(
@@ -92,9 +92,9 @@ class RequestMiddleware:
         values_limit = MOST_VALUES if scope["path"] in _COMPLETIONS else _MOST_VALUES
 
         async def send(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                if not exchange.is_received and _may_go_on(headers):
-                    message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            is_early = message["type"] == "http.response.start" and not exchange.is_received
+            if is_early and _may_go_on(headers):
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
             await exchange.send(message)
 
         if _UPLOADS.fullmatch(scope["path"]):

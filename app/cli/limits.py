@@ -5,12 +5,19 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from pydantic import Field
 
+from app.cli.bounds import parse_bound
 from app.cli.database_session import database_session
 from app.cli.output import AsJson, print_json, print_table
 from app.cli.settings import read_settings
 
-_FIELDS = ("max_requests_per_1_minute", "max_tokens_per_1_minute", "max_concurrent_requests")
+_OPTIONS = {
+    "--requests": "max_requests_per_1_minute",
+    "--tokens": "max_tokens_per_1_minute",
+    "--concurrent": "max_concurrent_requests",
+}
+_Most = Annotated[int, Field(ge=1, le=2**53)]
 
 ProjectId = Annotated[str, typer.Argument(metavar="PROJECT_ID", show_default=False)]
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", show_default=False)]
@@ -67,7 +74,9 @@ def _show(project_id: str, key_id: str, model: str, given: tuple[str | None, ...
     from app.limits.service import list_limits, set_limit  # noqa: PLC0415 - as above
 
     change: dict[str, Any] = {
-        field: _number(text) for field, text in zip(_FIELDS, given, strict=True) if text is not None
+        field: parse_bound(text, option, _Most)
+        for (option, field), text in zip(_OPTIONS.items(), given, strict=True)
+        if text is not None
     }
     settings = read_settings()
     with database_session(settings, read_only=not change) as session:
@@ -77,16 +86,8 @@ def _show(project_id: str, key_id: str, model: str, given: tuple[str | None, ...
     if as_json:
         print_json([each.model_dump() for each in limits])
         return
-    rows = [(each.model, *(_shown(getattr(each, field)) for field in _FIELDS)) for each in limits]
+    rows = [(each.model, *(_shown(getattr(each, field)) for field in _OPTIONS.values())) for each in limits]
     print_table(("MODEL", "REQUESTS A MINUTE", "TOKENS A MINUTE", "AT THE SAME TIME"), rows)
-
-
-def _number(text: str) -> int | None:
-    if text == "none":
-        return None
-    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 2**53:
-        raise typer.BadParameter(f"'{text}' is neither a number from 1 on nor 'none'")
-    return int(text)
 
 
 def _shown(most: int | None) -> str:

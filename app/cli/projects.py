@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import ByteSize, Field, TypeAdapter, ValidationError
+from pydantic import ByteSize, Field
 
+from app.cli.bounds import parse_bound
 from app.cli.database_session import database_session, opened_database
 from app.cli.limits import project_limits
 from app.cli.output import AsJson, moment, print_fields, print_json, print_table, stderr
@@ -140,9 +141,9 @@ def quotas(
 
     given: dict[str, object] = {}
     if stored_bytes is not None:
-        given["max_stored_bytes"] = _none_or(stored_bytes, "--stored-bytes", ByteSize)
+        given["max_stored_bytes"] = parse_bound(stored_bytes, "--stored-bytes", ByteSize)
     if gpu_hours is not None:
-        given["max_gpu_hours"] = _none_or(gpu_hours, "--gpu-hours", _Hours)
+        given["max_gpu_hours"] = parse_bound(gpu_hours, "--gpu-hours", _Hours)
     with database_session(read_settings()) as session:
         changed = update_quotas(session, project_id, UpdateQuotas.model_validate(given))
     print_fields(changed.model_dump(exclude={"object"}))
@@ -165,7 +166,7 @@ def retention(
 
     options = {"files": files, "outputs": outputs, "checkpoints": checkpoints, "logs": logs}
     given = {
-        kind: _none_or(days, f"--{kind}", _WholeDays) for kind, days in options.items() if days is not None
+        kind: parse_bound(days, f"--{kind}", _WholeDays) for kind, days in options.items() if days is not None
     }
     with database_session(read_settings()) as session:
         changed = RetentionObject.of(update_retention(session, project_id, Retention.model_validate(given)))
@@ -199,18 +200,6 @@ def delete(
             problem = str(error)
     if problem:
         stderr.print(f"Warning: what is deleted may still be read in the database's file: {problem}")
-
-
-def _none_or(text: str, option: str, kind: Any) -> Any:
-    """Returns what an option says, or None for the word `none`."""
-    if text == "none":
-        return None
-    try:
-        return TypeAdapter[Any](kind).validate_python(text)
-    except ValidationError:
-        raise typer.BadParameter(
-            f"{text!r} is neither a number that can be set nor 'none'.", param_hint=option
-        ) from None
 
 
 def _bound(most: float | None) -> str:

@@ -29,6 +29,8 @@ from app.models.aliases.models import Alias
 from app.orphans import is_read
 
 _AT_ONCE = 100
+_EVENTS_AT_ONCE = 50_000
+"""Lines of logs: to delete that many takes about a second, in which SQLite lets nobody else write."""
 _ACTOR = "retention"
 _DAY_SECONDS = 86_400
 _RESULTS = ("batch_output", "fine-tune-results")
@@ -51,9 +53,9 @@ def delete_old_data(database: Database) -> None:
 def _delete_some(
     database: Database, delete_some: Callable[[Session, str, float], int], project_id: str, before: float
 ) -> bool:
-    """Delete some in one transaction, and return whether there may be more."""
+    """Delete some in one transaction, and return whether there were any."""
     with database.writer() as session:
-        return delete_some(session, project_id, before) == _AT_ONCE
+        return delete_some(session, project_id, before) > 0
 
 
 def _delete_files(session: Session, project_id: str, before: float) -> int:
@@ -137,7 +139,11 @@ def _delete_logs(session: Session, project_id: str, before: float) -> int:
         .group_by(Event.job_id)
         .limit(_AT_ONCE)
     )
-    counts = {job_id: count for job_id, count in session.execute(lines)}  # noqa: C416 - rows are no pairs
+    counts: dict[str, int] = {}
+    for job_id, count in session.execute(lines):
+        if counts and sum(counts.values()) + count > _EVENTS_AT_ONCE:
+            break
+        counts[job_id] = count
     session.execute(delete(Event).where(Event.job_id.in_(counts)))
     session.add_all(
         AuditLog(

@@ -5,8 +5,9 @@ from a process of its own, while another streams an answer every second, uploads
 The times to the first token are compared with those just before the attack.
 
 The last line is one JSON object. For each attack it has `idle_ttft_ms` and `ttft_ms` (the times that 95 % of
-the streams do not exceed), their ratio, `api_mib` (the largest resident memory of the API's process), `engine_restarts`, and how long
-the upload's check and the job took in seconds; at its end the worst of all attacks.
+the streams do not exceed), their ratio, `api_mib` (the largest resident memory of the API's process),
+`engine_restarts`, and how long the upload's check and the job took in seconds; at its end the worst of all
+attacks.
 """
 
 from __future__ import annotations

@@ -12,14 +12,16 @@ from heapq import heappop, heappush
 from itertools import chain
 
 from typing_extensions import override
-from vllm.v1.core.sched.request_queue import PriorityRequestQueue, RequestQueue
+from vllm.v1.core.sched.request_queue import PriorityRequestQueue
 from vllm.v1.request import Request
+
+from workers.inference.ordered_queue import OrderedQueue
 
 _FIRST_PRIORITY = -(2**20)
 """The priority of a project's first request that is computed; each further one has the next."""
 
 
-class FairQueue(RequestQueue):
+class FairQueue(OrderedQueue):
     """The waiting requests of all projects.
 
     `computed` counts each project's requests that are being computed. Whoever computes them sets it before
@@ -54,15 +56,6 @@ class FairQueue(RequestQueue):
         request.priority = _FIRST_PRIORITY + self.computed[project]
         self.computed[project] += 1
         return request
-
-    @override
-    def prepend_request(self, request: Request) -> None:
-        self.add_request(request)
-
-    @override
-    def prepend_requests(self, requests: Iterable[Request]) -> None:
-        for request in requests:
-            self.add_request(request)
 
     @override
     def remove_request(self, request: Request) -> None:

@@ -41,6 +41,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from workers.inference.fair_queue import FairQueue, project_of
 from workers.inference.grammars import cancel_compilation, compile_in_background
+from workers.inference.ordered_queue import OrderedQueue
 from workers.inference.project_turns import ProjectTurns
 
 _ALERT_SECONDS = 5.0
@@ -57,7 +58,7 @@ _TURN_BEFORE_FIRST_TOKEN_SECONDS = 2.0
 """The same while an interactive request waits for its first token."""
 
 
-class InteractiveFirstQueue(RequestQueue):
+class InteractiveFirstQueue(OrderedQueue):
     """The queues of waiting requests, interactive ones first, each of which can be closed."""
 
     def __init__(self) -> None:
@@ -80,15 +81,6 @@ class InteractiveFirstQueue(RequestQueue):
     @override
     def peek_request(self) -> Request:
         return self._first_open.peek_request()
-
-    @override
-    def prepend_request(self, request: Request) -> None:
-        self.add_request(request)
-
-    @override
-    def prepend_requests(self, requests: Iterable[Request]) -> None:
-        for request in requests:
-            self.add_request(request)
 
     @override
     def remove_request(self, request: Request) -> None:

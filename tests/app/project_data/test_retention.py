@@ -108,6 +108,23 @@ def test_outputs_checkpoints_and_logs_have_days_of_their_own(
         assert types.count(type_) == 1
 
 
+def test_logs_of_many_jobs_are_deleted_in_turns(
+    http: httpx2.Client,
+    client: OpenAI,
+    database: Database,
+    project_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("app.project_data.retention._EVENTS_AT_ONCE", 1)
+    ended = [create(client).id for _ in range(3)]
+    for job_id in ended:
+        client.fine_tuning.jobs.cancel(job_id)
+    age(database, FineTuningJob, "finished_at", 8, FineTuningJob.finished_at.is_not(None))
+    keep_for(http, project_id, logs=7)
+    delete_old_data(database)
+    assert [client.fine_tuning.jobs.list_events(job_id).data for job_id in ended] == [[], [], []]
+
+
 def test_checkpoints_stay_that_something_unfinished_uses(
     http: httpx2.Client,
     client: OpenAI,
