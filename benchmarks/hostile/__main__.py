@@ -76,7 +76,7 @@ class Neighbour:
     """The project that works while another attacks."""
 
     def __init__(self, service: ServiceProcess, key: str, base: str) -> None:
-        self._client = OpenAI(base_url=f"{service.address}/v1", api_key=key, max_retries=0, timeout=120)
+        self._client = OpenAI(base_url=f"{service.address}/v1", api_key=key, timeout=120)
         self._base = base
         children = psutil.Process(service.process.pid).children(recursive=True)
         self._api = next(child for child in children if "api" in child.cmdline())
