@@ -215,8 +215,7 @@ def let_expire(session: Session, project_id: str, key_id: str, seconds: int) -> 
         raise InvalidRequestError(
             "The API key has expired; create a new one.", code="api_key_expired", param="api_key_id"
         )
-    key.expires_at = now + seconds
-    key.lifetime_seconds = key.expires_at - key.created_at
+    key.expires_at, key.lifetime_seconds = now + seconds, now + seconds - key.created_at
     return key
 
 
