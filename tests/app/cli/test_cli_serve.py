@@ -288,7 +288,10 @@ def test_a_pull_that_fails_ends_the_start(serve: Serve, tmp_path: Path) -> None:
 def test_models_pull_passes_the_exit_code(serve: Serve, tmp_path: Path) -> None:
     pull = "import sys; sys.exit(sys.argv[1:] != ['pull', 'm'])"
     (tmp_path / "stand-ins" / "workers" / "base_models.py").write_text(pull)
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "stand-ins")}
+    environment = os.environ | {
+        "PYTHONPATH": str(tmp_path / "stand-ins"),
+        "TOQUE_DATA_DIR": str(tmp_path / "data"),
+    }
 
     assert subprocess.run([*TOQUE, "models", "pull", "m"], env=environment, check=False).returncode == 0
     assert subprocess.run([*TOQUE, "models", "pull", "n"], env=environment, check=False).returncode == 1
