@@ -20,11 +20,13 @@ import msgspec
 
 from app.core.parent_death import die_with_parent
 from workers.training.checkpoint import discard, save_checkpoint
+from workers.training.checkpoint_timer import CheckpointTimer
 from workers.training.protocol import (
     Checkpoint,
     Failed,
     Finished,
     Metrics,
+    Saved,
     Started,
     Step,
     Stopped,
@@ -88,7 +90,8 @@ def train(spec: TrainingSpec, send: Send, stop: StopRequest) -> None:
             resumed_step=at.step,
         )
     )
-    folder, saved_at, within_epoch = Path(spec.resume_from or spec.output_dir), began, list[Path]()
+    folder, within_epoch = Path(spec.resume_from or spec.output_dir), list[Path]()
+    timer = CheckpointTimer(spec.checkpoint_seconds)
     for step in told:
         send(step)  # it may never have been recorded
     if at.step and at.step % steps_per_epoch == 0:
@@ -110,9 +113,11 @@ def train(spec: TrainingSpec, send: Send, stop: StopRequest) -> None:
         send(told[-1])
         epoch_ends = at.step % steps_per_epoch == 0
         stopping = stop.made and at.step < total_steps
-        if epoch_ends or stopping or time.monotonic() - saved_at >= spec.checkpoint_seconds:
-            folder, saved_at = save(spec, at, told), time.monotonic()
+        if epoch_ends or stopping or timer.is_due:
+            with timer.saving():
+                folder = save(spec, at, told)
             told.clear()
+            send(Saved(step=at.step, path=str(folder)))
             if not epoch_ends:
                 within_epoch.append(folder)
             if len(within_epoch) > 2:

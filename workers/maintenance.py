@@ -20,6 +20,7 @@ from app.responses import service as responses_service
 from app.storage.base import Storage
 from app.usage.service import fold_oldest_day
 from app.webhooks import queue as webhook_queue
+from workers.worker_locks import WorkerLocks
 
 log = logging.getLogger("toque.maintenance")
 
@@ -30,11 +31,17 @@ class Maintenance:
     """Runs what is due: most of it once per heartbeat, the clean-up every hour."""
 
     def __init__(
-        self, settings: Settings, database: Database, storage: Storage, verify_models: Callable[[], None]
+        self,
+        settings: Settings,
+        database: Database,
+        storage: Storage,
+        worker_locks: WorkerLocks,
+        verify_models: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._database = database
         self._storage = storage
+        self._worker_locks = worker_locks
         self._verify_models = verify_models
         self._ran_at = self._cleaned_up_at = -math.inf
         self._database_away_at = -math.inf
@@ -67,12 +74,16 @@ class Maintenance:
     def _requeue_jobs(self) -> None:
         """End the attempts of workers that are gone, and resume jobs that waited for room in the storage."""
         away_seconds = time.monotonic() - self._database_away_at
+        dead = self._worker_locks.dead_workers()
         with self._database.writer() as session:
+            if dead:
+                queue.reclaim_from(session, dead, self._settings.retry_seconds)
             # While the database was away no worker could renew its leases; those that live do so first.
             if away_seconds > 3 * self._settings.heartbeat_seconds:
                 queue.reclaim_expired(session, self._settings.retry_seconds)
             if self._storage.free_bytes() >= self._settings.storage_room_bytes:
                 queue.resume_with_room(session)
+        self._worker_locks.forget(dead)
 
     def _note_missing_gpus(self) -> None:
         with self._database.writer() as session:

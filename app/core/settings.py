@@ -193,10 +193,11 @@ class Settings(BaseSettings):
     poll_seconds: float = Field(default=1.0, gt=0)
     """How often an idle worker looks for a job."""
     retry_seconds: float = Field(default=10.0, ge=0)
-    """How long a job waits before its second attempt when the first one died; twice as long before the third
-    and last."""
-    checkpoint_seconds: float = Field(default=300.0, gt=0)
-    """How often a job saves a checkpoint within an epoch. It always saves one at the end of an epoch."""
+    """How long a job waits after an attempt that died without a newer checkpoint than those before it. Each
+    further time in a row it waits twice as long, for five minutes at most."""
+    checkpoint_seconds: float = Field(default=60.0, gt=0)
+    """The longest time between two checkpoints of a job. There are more if saving them costs less than 1 % of
+    the time, [fewer](operations.md#machines-that-vanish) if it takes long, and one at each epoch's end."""
     trainer_silence_seconds: float = Field(default=1800.0, gt=0)
     """How long a trainer may be silent before it counts as hung and its job is tried again."""
     database_patience_seconds: float = Field(default=600.0, gt=0)

@@ -90,7 +90,14 @@ class FineTuningJob(Base):
     lease_epoch: Mapped[int] = mapped_column(Integer, default=0)
     """The number of claims; it fences the writes of earlier claimants."""
     attempts_failed: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
-    """Attempts that died; pauses, drains and cancellations do not count."""
+    """Attempts in a row that died without a newer checkpoint, while their worker lived on; pauses, drains and
+    cancellations do not count."""
+    workers_lost: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """Attempts in a row that died without a newer checkpoint, and their worker with them."""
+    saved_step: Mapped[int | None]
+    """The step of the newest checkpoint that an attempt is known to have saved."""
+    saved_epoch: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """The attempt that saved it; 0 if none has."""
     not_before: Mapped[float] = mapped_column(default=0.0, server_default="0")
     """The earliest time, by the database's clock, at which a queued job is claimed."""
     recorded_step: Mapped[int] = mapped_column(Integer, default=0, server_default="0")

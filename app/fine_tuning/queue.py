@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
-from sqlalchemy import Integer, String, func, insert, literal_column, select
+from sqlalchemy import ColumnElement, Integer, String, and_, func, insert, literal_column, select
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql.dml import ReturningUpdate
 
@@ -25,6 +25,10 @@ from app.webhooks import outbox
 from app.webhooks.events import EventType
 
 MAX_ATTEMPTS = 3
+"""How many attempts in a row may die without a newer checkpoint before the job fails."""
+MAX_WORKERS_LOST = 10
+"""The same for attempts whose worker died with them, which is rarely the job's fault."""
+_LONGEST_PAUSE = 300.0
 
 # Literals, not parameters: a generic plan could not use the partial index of queued jobs, so PostgreSQL would
 # plan every claim anew, which takes as long as the claim itself. See
@@ -81,13 +85,13 @@ def claim_next(
 
 def reclaim_expired(session: Session, retry_seconds: float) -> int:
     """End the attempts whose lease has expired, and return how many. Any worker may do it at any time."""
-    expired = session.scalars(
-        select(FineTuningJob).where(LEASES.expired).with_for_update(skip_locked=True)
-    ).all()
-    for job in expired:
-        reason = "Its worker stopped reporting"
-        retry(session, LEASES.lease_of(job), reason, code="worker_lost", retry_seconds=retry_seconds)
-    return len(expired)
+    return _reclaim(session, LEASES.expired, "Its worker stopped reporting", retry_seconds)
+
+
+def reclaim_from(session: Session, dead_workers: Sequence[str], retry_seconds: float) -> int:
+    """End the attempts of workers that are known to be dead, whatever their leases, and return how many."""
+    theirs = and_(FineTuningJob.status == _RUNNING, FineTuningJob.worker_id.in_(dead_workers))
+    return _reclaim(session, theirs, "Its worker died", retry_seconds)
 
 
 def record_event(
@@ -154,6 +158,20 @@ def record_checkpoint(
         )
 
 
+def record_saved(session: Session, lease: Lease, step: int) -> None:
+    """Record that a checkpoint of this step is complete in storage: if it is the newest, that is progress.
+
+    Raises:
+        LeaseLostError: the attempt has lost its lease.
+    """
+    LEASES.verify(session, lease)
+    saved = session.scalar(select(FineTuningJob.saved_step).where(FineTuningJob.id == lease.id))
+    if saved is None or step > saved:
+        LEASES.update(
+            session, lease, saved_step=step, saved_epoch=lease.epoch, attempts_failed=0, workers_lost=0
+        )
+
+
 def recorded_metrics(session: Session, job_id: str) -> Sequence[dict[str, Any]]:
     """The metrics of every step in the job's log, in order."""
     steps = select(Event.data).where(Event.job_id == job_id, Event.type == "metrics").order_by(Event.seq)
@@ -200,22 +218,35 @@ def fail(session: Session, lease: Lease, *, code: str, message: str, param: str 
 
 
 def retry(session: Session, lease: Lease, reason: str, *, code: str, retry_seconds: float) -> None:
-    """End an attempt that died: the job waits for the next attempt, or fails after the last.
+    """End an attempt that died.
 
-    The first wait lasts `retry_seconds`, the second twice as long.
+    If it saved a newer checkpoint than those before it, the next attempt may begin at once. Otherwise the job
+    waits, first for `retry_seconds` and each time for twice as long, or fails if too many attempts in a row
+    made no progress: `MAX_WORKERS_LOST` if the code is `worker_lost`, `MAX_ATTEMPTS` for any other.
 
     Raises:
         LeaseLostError: the attempt has lost its lease.
     """
-    failed = session.scalar(select(FineTuningJob.attempts_failed).where(FineTuningJob.id == lease.id))
-    died = (failed or 0) + 1
-    if died >= MAX_ATTEMPTS:
-        message = f"{reason}, in each of {MAX_ATTEMPTS} attempts; the worker's log has the details."
+    job = FineTuningJob
+    row = select(job.saved_epoch, job.saved_step, job.workers_lost, job.attempts_failed).where(
+        job.id == lease.id
+    )
+    saved_epoch, saved_step, workers_lost, attempts_failed = session.execute(row).one()
+    if saved_epoch == lease.epoch:
+        _requeue(session, lease)
+        add_event(session, lease.id, f"{reason}; the next attempt resumes at step {saved_step}", level="warn")
+        return
+    if code == "worker_lost":
+        died, most, counter = workers_lost + 1, MAX_WORKERS_LOST, "workers_lost"
+    else:
+        died, most, counter = attempts_failed + 1, MAX_ATTEMPTS, "attempts_failed"
+    if died >= most:
+        message = f"{reason}, {most} times without a newer checkpoint; the worker's log has the details."
         fail(session, lease, code=code, message=message, param=None)
         return
-    pause = retry_seconds * 2 ** (died - 1)
-    _requeue(session, lease, attempts_failed=died, not_before=database_now() + pause)
-    message = f"{reason}; attempt {died + 1} of {MAX_ATTEMPTS} in {pause:.0f} s"
+    pause = min(retry_seconds * 2 ** (died - 1), max(retry_seconds, _LONGEST_PAUSE))
+    _requeue(session, lease, not_before=database_now() + pause, **{counter: died})
+    message = f"{reason} before it saved a newer checkpoint; attempt {died + 1} of {most} in {pause:.0f} s"
     add_event(session, lease.id, message, level="warn")
 
 
@@ -380,6 +411,13 @@ def _claim(
         next_job, lease_seconds, status="running", worker_id=worker_id, started_at=database_now()
     )
     return claim.where(FineTuningJob.status == _QUEUED)
+
+
+def _reclaim(session: Session, which: ColumnElement[bool], reason: str, retry_seconds: float) -> int:
+    jobs = session.scalars(select(FineTuningJob).where(which).with_for_update(skip_locked=True)).all()
+    for job in jobs:
+        retry(session, LEASES.lease_of(job), reason, code="worker_lost", retry_seconds=retry_seconds)
+    return len(jobs)
 
 
 def _requeue(session: Session, lease: Lease, **values: Any) -> None:

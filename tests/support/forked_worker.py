@@ -23,7 +23,8 @@ from tests.support.starved_trainer import starve
 from workers.training import child, ranks, trainer, worker
 from workers.training.trainer_process import StopRequest
 
-HOLD_AT_STEP = "HOLD_AT_STEP"
+HOLD_AT = "HOLD_AT"
+"""A point of `workers.crash_points`, how often it is reached before the trainer waits there, and a file."""
 TRAINER_ROOM = "TRAINER_ROOM"
 """How many tokens a trainer has room for; then, if it is killed for more, what stands for /proc/vmstat."""
 TRAINER_NAME = "trainer"
@@ -44,11 +45,11 @@ def run(environment: dict[str, str], log: str) -> None:
     worker.main()
 
 
-def hold_at(step: int, marker: Path) -> None:
-    """Have the trainer wait at this step until it is asked to stop; once, since it makes the file first."""
+def hold_at(held: str, times: int, marker: Path) -> None:
+    """Have the trainer wait at this point until it is asked to stop; once, since it makes the file first."""
     reach = trainer.reach
     requests: list[StopRequest] = []
-    steps = itertools.count(1)
+    reached = itertools.count(1)
 
     class ObservedStopRequest(StopRequest):
         def __init__(self) -> None:
@@ -57,7 +58,7 @@ def hold_at(step: int, marker: Path) -> None:
 
     def reach_and_wait(point: str) -> None:
         reach(point)
-        if point == "trainer.step" and next(steps) == step and not marker.exists():
+        if point == held and next(reached) == times and not marker.exists():
             marker.touch()
             while not requests[0].made:
                 time.sleep(0.01)
@@ -108,9 +109,9 @@ def _be_trainer(stdin: int, stdout: int, environment: dict[str, str]) -> None:
         os.environ.update(environment)
         Path("/proc/self/comm").write_text(TRAINER_NAME)
         # A rank inherits what its trainer was told.
-        if held := os.environ.pop(HOLD_AT_STEP, None):
-            step, _, marker = held.partition(":")
-            hold_at(int(step), Path(marker))
+        if held := os.environ.pop(HOLD_AT, None):
+            point, times, marker = held.split(":", 2)
+            hold_at(point, int(times), Path(marker))
         if room := os.environ.pop(TRAINER_ROOM, None):
             tokens, _, counter = room.partition(":")
             starve(int(tokens), Path(counter) if counter else None)

@@ -89,11 +89,12 @@ def run_worker(
     tmp_path: Path,
     command: Sequence[str] | None = None,
     hold_at: int | None = None,
+    hold_point: str = "trainer.step",
     **environment: str,
 ) -> Iterator[WorkerProcess]:
     """A worker process, forked unless there is a command for it; its log goes to worker.log.
 
-    Its first trainer to come to the step `hold_at` waits there until it is asked to stop.
+    Its first trainer to come to `hold_point` for the `hold_at`-th time waits there until it is asked to stop.
     """
     environment = (
         os.environ
@@ -112,7 +113,7 @@ def run_worker(
         }
     )
     if hold_at is not None:
-        environment[forked_worker.HOLD_AT_STEP] = f"{hold_at}:{tmp_path / 'held'}"
+        environment[forked_worker.HOLD_AT] = f"{hold_point}:{hold_at}:{tmp_path / 'held'}"
     log = tmp_path / "worker.log"
     log.touch()
     if command is None:

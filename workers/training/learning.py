@@ -73,9 +73,16 @@ class Learner:
         return [weight for group in self.optimizer.param_groups for weight in group["params"]]
 
     def train_step(
-        self, batch: list[TrainingExample], rate: float, max_grad_norm: float, limits: Limits
+        self,
+        batch: list[TrainingExample],
+        rate: float,
+        max_grad_norm: float,
+        limits: Limits,
+        before_micro_batch: Callable[[], None] = lambda: None,
     ) -> MeanMetrics:
         """Take one optimizer step on the objective's mean over the batch, in however many micro-batches.
+
+        The adapter stays as it is until all of them are computed: `before_micro_batch` may raise.
 
         Raises:
             TrainingDivergedError: the loss or the gradient's norm is not finite.
@@ -85,6 +92,7 @@ class Learner:
         metrics = MeanMetrics()
         normalizer = self.objective.normalizer(batch)
         for micro_batch, weight in self._deal(batch, limits):
+            before_micro_batch()
             loss, more = self._forward(micro_batch)
             cast(Any, loss * weight / normalizer).backward()
             metrics.add(more, weight)

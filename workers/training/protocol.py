@@ -34,7 +34,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     resume_from: str | None
     """An earlier attempt's verified checkpoint to resume from; None to start at the first step."""
     checkpoint_seconds: float
-    """The longest time between checkpoints within an epoch."""
+    """The longest time between checkpoints, unless saving them takes long (`checkpoint_timer`)."""
     seed: int
     halvings: int
     """How often the limits of a micro-batch were halved, because larger ones ran out of memory."""
@@ -93,8 +93,15 @@ class Working(msgspec.Struct, frozen=True, kw_only=True, tag="working"):
     """The trainer is alive, in the middle of something that takes long."""
 
 
+class Saved(msgspec.Struct, frozen=True, kw_only=True, tag="saved"):
+    """A checkpoint folder is complete and durable: an attempt can resume from it at `step`."""
+
+    step: int
+    path: str
+
+
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
-    """A checkpoint folder with a PEFT adapter is complete and durable, and can be served."""
+    """A checkpoint folder that was saved has a PEFT adapter that is to be served."""
 
     metrics: Metrics
     path: str
@@ -166,4 +173,4 @@ def out_of_memory(hp: Hyperparameters) -> Failed:
     )
 
 
-Progress = Started | Step | Working | Checkpoint | Noted | Warned | Stopped | Finished | Failed
+Progress = Started | Step | Working | Saved | Checkpoint | Noted | Warned | Stopped | Finished | Failed

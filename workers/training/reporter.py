@@ -36,6 +36,7 @@ from workers.training.protocol import (
     Finished,
     Noted,
     Progress,
+    Saved,
     Started,
     Step,
     Stopped,
@@ -85,6 +86,8 @@ class JobReporter:
                 self._step(progress)
             case Working():
                 pass
+            case Saved():
+                self._saved(progress.step)
             case Checkpoint():
                 self._checkpoint(progress)
             case Finished():
@@ -153,6 +156,8 @@ class JobReporter:
             if started.activation_checkpointing:
                 queue.record_event(session, self._lease, _RECOMPUTED)
             self._expect(session, started)
+            if started.resumed_step:  # the attempt that saved it may have died before it was recorded
+                queue.record_saved(session, self._lease, started.resumed_step)
 
         self._write(write)
 
@@ -214,6 +219,9 @@ class JobReporter:
         )
         self.recorded_step = number
         reach("reporter.step_recorded")
+
+    def _saved(self, step: int) -> None:
+        self._write(lambda session: queue.record_saved(session, self._lease, step))
 
     def _checkpoint(self, checkpoint: Checkpoint) -> None:
         step = checkpoint.metrics.step

@@ -51,11 +51,15 @@ from workers.training.protocol import Checkpoint, Finished, Started, Step, Stopp
 from workers.training.ranks import Ranks
 from workers.training.served_base import sample_as_served
 from workers.training.trainer_process import KeepAlive, Send, StopRequest, claim_stdout
-from workers.training.training_state import Checkpoints, Progression, begin, resume
+from workers.training.training_state import Checkpoints, Progression, RandomState, begin, resume
 
 
 class NothingToSaveError(Exception):
     """The attempt was asked to stop while there was nothing yet to resume from."""
+
+
+class StopRequestedError(Exception):
+    """The attempt was asked to stop; a step that has begun is given up."""
 
 
 def main() -> None:
@@ -142,32 +146,35 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         checkpoint_activations(base.model, on=started.activation_checkpointing)
         send(started)
         began = time.monotonic()
+        checkpoints = Checkpoints(spec, model, learner.optimizer, send, is_writer=ranks.is_first)
         limits = precompute_reference_logprobs(learner, at, [*training, *validation], limits, send, stop)
-        checkpoints = Checkpoints(spec, model, learner.optimizer, is_writer=ranks.is_first)
+        if at.step == 0 and at.reference_logratios and checkpoints.are_due:
+            checkpoints.save(at, for_good=False)  # they took long
         resumed_step, ready = at.step, time.monotonic()
         replay_unrecorded(at, checkpoints.newest, send, servable=at.step in schedule.checkpoints)
 
-        while at.step < schedule.total_steps:
-            epoch, place = divmod(at.step, schedule.steps_per_epoch)
-            batches = epoch_batches(len(training), hp.batch_size, spec.seed, epoch + 1)
-            batch = [training[number] for number in batches[place]]
-            rate = learning_rate(at.step, schedule.total_steps, hp)
-            limits = take_step(spec, learner, batch, rate, evaluations, at, limits, send)
-            done = Step(
-                metrics=at.metrics,
-                epoch=epoch + 1,
-                learning_rate=rate,
-                tokens=at.tokens,
-                elapsed_seconds=(time.monotonic() - ready) * at.step / (at.step - resumed_step),
-            )
-            at.since_checkpoint.append(done)
-            send(done)
-            stopping = ranks.agree(stop.made) and at.step < schedule.total_steps
-            save_if_due(at, checkpoints, send, servable=at.step in schedule.checkpoints, stopping=stopping)
-            if stopping:
-                stop.made = False
-                send(Stopped(step=at.step))
-                return
+        try:
+            while at.step < schedule.total_steps:
+                epoch, place = divmod(at.step, schedule.steps_per_epoch)
+                batches = epoch_batches(len(training), hp.batch_size, spec.seed, epoch + 1)
+                batch = [training[number] for number in batches[place]]
+                rate = learning_rate(at.step, schedule.total_steps, hp)
+                limits = take_step(spec, learner, batch, rate, evaluations, at, limits, send, stop)
+                done = Step(
+                    metrics=at.metrics,
+                    epoch=epoch + 1,
+                    learning_rate=rate,
+                    tokens=at.tokens,
+                    elapsed_seconds=(time.monotonic() - ready) * at.step / (at.step - resumed_step),
+                )
+                at.since_checkpoint.append(done)
+                send(done)
+                save_if_due(at, checkpoints, send, servable=at.step in schedule.checkpoints)
+                if ranks.agree(stop.made) and at.step < schedule.total_steps:
+                    raise StopRequestedError
+        except StopRequestedError:
+            leave(at, checkpoints, send, stop)
+            return
         finished = Finished(
             path=str(checkpoints.newest),
             trained_tokens=at.tokens,
@@ -191,33 +198,59 @@ def take_step(
     at: Progression,
     limits: Limits,
     send: Send,
+    stop: StopRequest,
 ) -> Limits:
     """Take the next step on the batch, and evaluate the adapter where that is due after it.
 
     Returns:
         The limits within which this fitted into memory.
+
+    Raises:
+        StopRequestedError: the attempt was asked to stop while micro-batches were left to compute. Several
+            ranks finish the step, because each would hear of it at another one.
     """
-    learner.base.ranks.seed_step(spec.seed, at.step)
-    step = partial(learner.train_step, batch, rate, spec.hyperparameters.max_grad_norm)
+    ranks, keep_alive = learner.base.ranks, KeepAlive(send)
+    ranks.seed_step(spec.seed, at.step)
+
+    def before_micro_batch() -> None:
+        reach("trainer.micro_batch")
+        if stop.made and ranks.size == 1:
+            raise StopRequestedError
+        keep_alive()
+
+    step = partial(
+        learner.train_step,
+        batch,
+        rate,
+        spec.hyperparameters.max_grad_norm,
+        before_micro_batch=before_micro_batch,
+    )
     of_training, limits = within_memory(step, batch, limits, learner, send)
     at.step += 1
     at.tokens += count_tokens(batch)
     some, every = evaluations.due(at.step)
-    evaluate = partial(learner.step_metrics, at.step, of_training, some, every, KeepAlive(send))
+    evaluate = partial(learner.step_metrics, at.step, of_training, some, every, keep_alive)
     at.metrics, limits = within_memory(evaluate, [*some, *every], limits, learner, send)
+    at.random = RandomState.read()
     reach("trainer.step")
     return limits
 
 
-def save_if_due(
-    at: Progression, checkpoints: Checkpoints, send: Send, *, servable: bool, stopping: bool
-) -> None:
-    """Save a checkpoint if it is to be served, or the attempt stops, or the last one is too old."""
-    if servable or stopping or checkpoints.due:
+def save_if_due(at: Progression, checkpoints: Checkpoints, send: Send, *, servable: bool) -> None:
+    """Save a checkpoint if it is to be served, or the last one is too old."""
+    if servable or checkpoints.are_due:
         checkpoints.save(at, for_good=servable)
     if servable:
         reach("trainer.checkpoint_saved")
         send(Checkpoint(metrics=at.metrics, path=str(checkpoints.newest)))
+
+
+def leave(at: Progression, checkpoints: Checkpoints, send: Send, stop: StopRequest) -> None:
+    """Stop as asked, after saving the steps that no checkpoint has yet."""
+    if at.since_checkpoint:
+        checkpoints.save(at, for_good=False)
+    stop.made = False
+    send(Stopped(step=at.step))
 
 
 def restore(base: WarmBase, model: PeftModel) -> None:

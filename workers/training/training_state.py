@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,11 +27,32 @@ from app.models.adapters.validation import (
     module_shapes,
 )
 from workers.training.checkpoint import discard, save_checkpoint
+from workers.training.checkpoint_timer import CheckpointTimer
 from workers.training.dataset import TrainingExample
 from workers.training.model import ADAPTER, WarmBase, add_lora, linear_modules, load_weights, module_names
-from workers.training.protocol import Step, TrainingSpec
+from workers.training.protocol import Saved, Step, TrainingSpec
+from workers.training.trainer_process import Send
 
 STATE_FILE = "training_state.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """The state of the random numbers that a step draws, for dropout."""
+
+    cpu: Tensor
+    cuda: Tensor | None
+
+    @classmethod
+    def read(cls) -> RandomState:
+        """Return the state as it is now."""
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None)
+
+    def restore(self) -> None:
+        """Let the next step draw what it would have drawn in this state."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.cuda)
 
 
 @dataclass(slots=True)
@@ -43,6 +63,8 @@ class Progression:
     tokens: int = 0
     metrics: Metrics = field(default_factory=lambda: Metrics(step=0))
     """The metrics of that step."""
+    random: RandomState = field(default_factory=RandomState.read)
+    """The state after that step: a step that was not finished has drawn more."""
     since_checkpoint: list[Step] = field(default_factory=list[Step])
     """The steps since the previous checkpoint. A resumed attempt reports them again, because an attempt that
     lost its job could save these steps but not record them."""
@@ -62,7 +84,7 @@ class Progression:
 class Checkpoints:
     """The checkpoints of one attempt: all those that can be served, and the last two of the others.
 
-    Of several ranks, which have the same adapter and optimizer, one writes them.
+    Of several ranks, which have the same adapter and optimizer, one writes them. Each is reported as `Saved`.
     """
 
     def __init__(
@@ -70,22 +92,24 @@ class Checkpoints:
         spec: TrainingSpec,
         model: peft.PeftModel,
         optimizer: torch.optim.Optimizer,
+        send: Send,
         *,
         is_writer: bool,
     ) -> None:
         self._spec = spec
+        self._send = send
         self._is_writer = is_writer
         self._model = model
         self._optimizer = optimizer
-        self._saved_at = time.monotonic()
+        self._timer = CheckpointTimer(spec.checkpoint_seconds)
         self._others: list[Path] = []
         self.newest = Path(spec.resume_from or spec.output_dir)
         """The newest checkpoint's folder."""
 
     @property
-    def due(self) -> bool:
+    def are_due(self) -> bool:
         """Whether the last checkpoint is old enough for a new one."""
-        return time.monotonic() - self._saved_at >= self._spec.checkpoint_seconds
+        return self._timer.is_due
 
     def save(self, at: Progression, *, for_good: bool) -> None:
         """Save this step as the newest checkpoint.
@@ -93,13 +117,14 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written. Nothing is left behind.
         """
-        if self._is_writer:
-            self._write(at, for_good=for_good)
+        with self._timer.saving():
+            if self._is_writer:
+                self._write(at, for_good=for_good)
         at.since_checkpoint.clear()
-        self._saved_at = time.monotonic()
+        self._send(Saved(step=at.step, path=str(self.newest)))
 
     def _write(self, at: Progression, *, for_good: bool) -> None:
-        first_step = at.since_checkpoint[0].metrics.step
+        first_step = at.since_checkpoint[0].metrics.step if at.since_checkpoint else 1
         files = _files(self._spec, at, self._model, self._optimizer)
         folder = Path(self._spec.output_dir) / "checkpoints"
         self.newest = save_checkpoint(folder, at.step, files, first_step=first_step)
@@ -151,13 +176,13 @@ def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optim
     load_weights(model, checkpoint)
     state: dict[str, Any] = torch.load(checkpoint / STATE_FILE, weights_only=True)
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"])
-    if state["cuda_random"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda_random"])
+    random = RandomState(state["random"], state["cuda_random"])
+    random.restore()
     return Progression(
         step=state["step"],
         tokens=state["tokens"],
         metrics=msgspec.convert(state["metrics"], Metrics),
+        random=random,
         since_checkpoint=msgspec.convert(state["steps"], list[Step]),
         reference_logratios=state.get("references", []),  # a checkpoint of an older version has none
     )
@@ -179,8 +204,8 @@ def _files(
             "steps": msgspec.to_builtins(at.since_checkpoint),
             "references": at.reference_logratios,
             "optimizer": optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "cuda_random": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+            "random": at.random.cpu,
+            "cuda_random": at.random.cuda,
         },
         state,
     )

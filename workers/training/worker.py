@@ -52,6 +52,7 @@ from workers.training.protocol import (
 )
 from workers.training.reporter import JobReporter
 from workers.training.verification import verify_one
+from workers.worker_locks import WorkerLocks
 
 log = logging.getLogger("toque.worker")
 
@@ -69,7 +70,6 @@ class TrainingWorker:
         self._storage = open_storage(settings)
         self._child = TrainerChild(trainer, settings.training_threads)
         self._stopping = threading.Event()
-        self._maintenance = Maintenance(settings, self._database, self._storage, self._verify_one)
         self._schema_is_known = False
         self._row = Worker(
             id=new_id("worker_"),
@@ -80,6 +80,10 @@ class TrainingWorker:
             gpus=detect().offered(settings.training_gpus),
             version=__version__,
             started_at=time.time(),
+        )
+        self._locks = WorkerLocks(settings.sqlalchemy_url, self._row.id)
+        self._maintenance = Maintenance(
+            settings, self._database, self._storage, self._locks, self._verify_one
         )
         shared = shared_device(settings, detect())
         self._turns = TrainingTurns(self._database, settings, shared, self._row.id) if shared else None
@@ -298,6 +302,7 @@ class TrainingWorker:
             worker_registry.report(session, self._row)
 
     def _retire(self) -> None:
+        self._locks.release()
         try:
             with self._database.writer() as session:
                 worker_registry.remove(session, self._row.id)

@@ -1,7 +1,7 @@
 """The queue as a state machine: whatever workers and users do, in whatever order, its promises hold.
 
 Promises: one final state for ever; never two owners of an epoch; one adapter for a succeeded job and none for
-another; at most three failed attempts; no write by a stale epoch.
+another; at most three failed attempts, and ten lost workers, in a row; no write by a stale epoch.
 """
 
 from __future__ import annotations
@@ -132,6 +132,10 @@ class QueueMachine(RuleBasedStateMachine):
             lambda s: queue.record_step(s, claim, step, "step", data={"step": step}, estimated_finish=0.0),
         )
 
+    @rule(claim=claims, step=st.integers(1, 9))
+    def save(self, claim: Lease, step: int) -> None:
+        self.write(claim, lambda s: queue.record_saved(s, claim, step))
+
     @rule(claim=claims)
     def succeed(self, claim: Lease) -> None:
         def publish(session: Any) -> None:
@@ -178,6 +182,15 @@ class QueueMachine(RuleBasedStateMachine):
             )
             queue.reclaim_expired(session, 60)
 
+    @rule(worker=st.sampled_from(["a", "b", "c"]))
+    def worker_dies(self, worker: str) -> None:
+        with self.database.writer() as session:
+            queue.reclaim_from(session, [worker], 60)
+            held = select(FineTuningJob.id).where(
+                FineTuningJob.status == "running", FineTuningJob.worker_id == worker
+            )
+            assert session.scalars(held).all() == []
+
     @rule()
     def back_off_passes(self) -> None:
         with self.database.writer() as session:
@@ -212,6 +225,7 @@ class QueueMachine(RuleBasedStateMachine):
                 self.final[job.id] = job.status
             assert adapters.count(job.id) == (1 if job.status == "succeeded" else 0)
             assert job.attempts_failed < queue.MAX_ATTEMPTS
+            assert job.workers_lost < queue.MAX_WORKERS_LOST
             assert (job.lease_until is not None) == (job.status == "running")
             assert (job.id in self.published) == (job.status == "succeeded")
 

@@ -40,6 +40,7 @@ from workers.training.protocol import (
     Step,
     TrainingSpec,
 )
+from workers.training.training_state import RandomState
 
 CPU = torch.device("cpu")
 PACKED = TokenMixing("packed", "its tokens mix by causal attention alone")
@@ -356,6 +357,29 @@ def test_a_cut_batch_makes_the_same_optimizer_step(
     assert metrics[0].mean("loss") == pytest.approx(metrics[1].mean("loss"), rel=1e-5)
     assert metrics[0].mean("mean_token_accuracy") == metrics[1].mean("mean_token_accuracy")
     torch.testing.assert_close(learnt[0], learnt[1], rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_is_given_up_never_was(base_model_dir: Path, examples: list[TrainingExample]) -> None:
+    base = model.load_warm_base(base_model_dir)
+    learnt: list[dict[str, Tensor]] = []
+    for given_up in (False, True):
+        torch.manual_seed(3)
+        adapted = randomize(with_lora(base.model, base.folder, dropout=0.5))
+        weights = list(adapter_weights(adapted).values())
+        optimizer = torch.optim.AdamW(weights, lr=0.1)
+        learner = learning.Learner(base, adapted, PACKED, CrossEntropyLoss(), optimizer)
+        one_by_one = Limits(tokens=1, targets=1)
+        torch.manual_seed(4)
+        random = RandomState.read()
+        if given_up:
+            calls = iter([None, None])
+            with pytest.raises(StopIteration):  # before the third micro-batch
+                learner.train_step(examples, 1.0, 1.0, one_by_one, lambda calls=calls: next(calls))
+            random.restore()
+        learner.train_step(examples, 1.0, 1.0, one_by_one)
+        learnt.append({name: weight.detach().clone() for name, weight in adapter_weights(adapted).items()})
+        adapted.unload()
+    assert all(torch.equal(weight, learnt[1][name]) for name, weight in learnt[0].items())
 
 
 def test_dropout_is_pefts(

@@ -1,0 +1,30 @@
+"""How far the attempts at a job have got, so that only those without progress count.
+
+Revision ID: 0038
+Revises: 0034
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0038"
+down_revision = "0034"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column(
+        "fine_tuning_jobs", sa.Column("workers_lost", sa.Integer(), nullable=False, server_default="0")
+    )
+    op.add_column("fine_tuning_jobs", sa.Column("saved_step", sa.Integer()))
+    op.add_column(
+        "fine_tuning_jobs", sa.Column("saved_epoch", sa.Integer(), nullable=False, server_default="0")
+    )
+
+
+def downgrade() -> None:
+    for name in ("saved_epoch", "saved_step", "workers_lost"):
+        op.drop_column("fine_tuning_jobs", name)

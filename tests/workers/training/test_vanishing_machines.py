@@ -1,0 +1,83 @@
+"""A machine vanishes again and again, or gives notice: the job goes on from where it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from openai import OpenAI
+
+from app.core.database import Database
+from app.core.settings import Settings
+from app.fine_tuning.models import FineTuningJob
+from tests.support.waiting import wait_until
+from tests.support.worker import WorkerProcess, check_record, create, ended, run_worker, trainer_of, weights
+
+EPOCHS, STEPS = 3, 18
+DEATHS = 3
+"""As many as fail a job that makes no progress."""
+STEPS_OF_AN_ATTEMPT = 4
+
+
+def kill(worker: WorkerProcess) -> None:
+    """Kill everything that there is, without notice."""
+    processes = [psutil.Process(worker.pid), trainer_of(worker)]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes)
+
+
+def test_a_job_outlives_any_number_of_machines(
+    client: OpenAI, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"lease_seconds": 3600.0, "retry_seconds": 3600.0})
+    with run_worker(settings, tmp_path):
+        undisturbed = ended(client, create(client, hyperparameters={"n_epochs": EPOCHS}).id)
+    expected = weights(database, settings, undisturbed.fine_tuned_model)
+
+    held = tmp_path / "held"
+    job = create(client, hyperparameters={"n_epochs": EPOCHS}).id
+    often = {"TOQUE_CHECKPOINT_SECONDS": "1e-9"}
+    for death in range(1, DEATHS + 1):
+        # Its predecessor's lease lasts for an hour, but here it is known to be dead.
+        with run_worker(settings, tmp_path, hold_at=STEPS_OF_AN_ATTEMPT, **often) as worker:
+            wait_until(held.exists, "it trains", 60)
+            kill(worker)
+            assert worker.wait(timeout=30) == -signal.SIGKILL
+        held.unlink()
+        with database.reader() as session:
+            saved = session.get_one(FineTuningJob, job).saved_step
+        assert saved == death * (STEPS_OF_AN_ATTEMPT - 1), "each step but the last, in which it was killed"
+    with run_worker(settings, tmp_path, **often):
+        done = ended(client, job)
+
+    assert done.status == "succeeded", done.error
+    assert check_record(client, done, STEPS) == check_record(client, undisturbed, STEPS)
+    found = weights(database, settings, done.fine_tuned_model)
+    assert all((found[name] == weight).all() for name, weight in expected.items())
+    log = [event.message for event in client.fine_tuning.jobs.list_events(job, limit=1000)][::-1]
+    assert [line for line in log if line.startswith("Its worker died")] == [
+        f"Its worker died; the next attempt resumes at step {3 * death}" for death in range(1, DEATHS + 1)
+    ]
+
+
+def test_notice_in_the_middle_of_a_step_is_heard_at_once(
+    client: OpenAI, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    job = create(client, hyperparameters={"n_epochs": EPOCHS, "lora_dropout": 0.1}).id
+    with run_worker(settings, tmp_path, hold_at=10, hold_point="trainer.micro_batch") as worker:
+        wait_until((tmp_path / "held").exists, "it trains", 60)
+        os.kill(worker.pid, signal.SIGTERM)
+        assert worker.wait(timeout=30) == 0
+    with database.reader() as session:
+        row = session.get_one(FineTuningJob, job)
+    assert (row.status, row.saved_step, row.attempts_failed, row.workers_lost) == ("queued", 9, 0, 0)
+    with run_worker(settings, tmp_path):
+        done = ended(client, job)
+        same = {"n_epochs": EPOCHS, "lora_dropout": 0.1}
+        undisturbed = ended(client, create(client, hyperparameters=same).id)
+    assert check_record(client, done, STEPS) == check_record(client, undisturbed, STEPS)

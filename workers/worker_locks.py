@@ -1,0 +1,70 @@
+"""A lock that each worker holds while it lives, by which others on its machine know at once that it has died.
+
+Such a lock (flock(2)) is the kernel's, and ends with its process, however that ends. The files are in the
+memory of this machine, or container, and never on a file system that machines share: a file that nobody has
+locked is proof of a death. Where there is no file, the worker's lease tells, later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+log = logging.getLogger("toque.worker")
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a folder in it has to be ours, see below
+
+
+class WorkerLocks:
+    """The locks of the workers on this machine that share a database."""
+
+    def __init__(self, database_url: str, worker_id: str) -> None:
+        """Lock this worker's own, until the process ends or `release`."""
+        deployment = hashlib.sha256(database_url.encode()).hexdigest()[:16]
+        self._folder = _MEMORY / f"toque-workers-{os.geteuid()}-{deployment}"
+        self._worker_id = worker_id
+        self._lock = FileLock(self._path(worker_id))
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            self._is_ours = self._folder.stat().st_uid == os.geteuid()
+            if self._is_ours:
+                self._lock.acquire()
+        except OSError as error:
+            log.info("a worker that dies here is known by its lease only: %s", error)
+            self._is_ours = False
+
+    def dead_workers(self) -> list[str]:
+        """Return the ids of workers that have died on this machine, until they are forgotten."""
+        if not self._is_ours:
+            return []
+        ids = [path.stem for path in self._folder.glob("*.lock")]
+        return [each for each in ids if each != self._worker_id and self._has_died(each)]
+
+    def forget(self, worker_ids: Collection[str]) -> None:
+        """Remove what is left of workers that have died."""
+        for worker_id in worker_ids:
+            self._path(worker_id).unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Remove this worker's lock, as it ends with nothing left to do."""
+        if self._is_ours:
+            self.forget([self._worker_id])
+            self._lock.release()
+            with suppress(OSError):  # others have locks in it
+                self._folder.rmdir()
+
+    def _path(self, worker_id: str) -> Path:
+        return self._folder / f"{worker_id}.lock"
+
+    def _has_died(self, worker_id: str) -> bool:
+        try:
+            with FileLock(self._path(worker_id), timeout=0):
+                return True
+        except (Timeout, OSError):
+            return False
