@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-trackers test-dashboards test-api \
   install-trackers lint generated lock bench-train bench-api bench-queue bench-bases bench-batch \
   bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile bench-soak bench-upload \
-  bench-validate bench-verdict fuzz clean
+  bench-validate bench-vanish bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
@@ -43,6 +43,7 @@ help:
 	@echo "make bench-api         the API's response times while a job trains on every core"
 	@echo "make bench-queue       our queue's jobs per second against Procrastinate's"
 	@echo "make bench-soak        jobs while processes are killed and frozen (MINUTES=10)"
+	@echo "make bench-vanish      a job while everything is killed every 45 seconds"
 	@echo "make fuzz              a million hostile lines through the checks (LINES=1000000)"
 
 install: .venv/.installed
@@ -154,6 +155,10 @@ bench-estimates: .venv/.installed-dev
 
 bench-soak: .venv/.installed-dev
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+bench-vanish: install
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.vanish
 
 bench-verdict: install
 	@$(BIN)/python -m benchmarks.verdict

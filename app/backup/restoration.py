@@ -14,12 +14,12 @@ from app.backup.manifest import Manifest, find_damage, read_manifest, storage_of
 from app.completions.models import Engine, EngineDemand, SharedDevice
 from app.core import migrations
 from app.core.database import Database
+from app.core.fsync import fsync_folder
 from app.core.settings import Settings
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.storage import open_storage
 from app.storage.base import Storage
-from app.storage.incoming import fsync_folder
 from app.uploads.models import Upload
 
 _BLOCK_BYTES = 4 * 2**20

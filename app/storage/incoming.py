@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.core.fsync import fsync_folder
+
 _WRITEBACK_BYTES = 2**24
 
 
@@ -126,12 +128,3 @@ def _rename(temporary: Path, target: Path) -> None:
         fsync_folder(target.parent.parent)
     temporary.rename(target)
     fsync_folder(target.parent)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable (an fsync of the folder)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from app.storage.incoming import fsync_folder
+from app.core.fsync import fsync_folder
 from workers.crash_points import reach
 
 MANIFEST = "manifest.json"
