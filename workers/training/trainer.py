@@ -20,8 +20,8 @@ os.environ["GOMP_SPINCOUNT"] = os.environ.get("GOMP_SPINCOUNT", "2000")
 os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 if __name__ == "__main__":
-    # Where these are installed, transformers imports them, for nothing that training an adapter needs: a third
-    # of the time that a trainer takes to start. None stands for a module that is not there.
+    # Where these are installed, transformers imports them, for nothing that a trainer needs: a third
+    # of the time that it takes to start. None stands for a module that is not there.
     absent = cast("dict[str, None]", sys.modules)
     absent |= dict.fromkeys(("scipy", "sklearn", "torchvision"))
 
