@@ -91,7 +91,7 @@ def train(spec: TrainingSpec, send: Send, stop: StopRequest) -> None:
         )
     )
     folder, within_epoch = Path(spec.resume_from or spec.output_dir), list[Path]()
-    timer = CheckpointTimer(spec.checkpoint_seconds)
+    timer = CheckpointTimer(spec.checkpoint_seconds, spec.failure_seconds)
     for step in told:
         send(step)  # it may never have been recorded
     if at.step and at.step % steps_per_epoch == 0:

@@ -94,6 +94,8 @@ class FineTuningJob(Base):
     cancellations do not count."""
     workers_lost: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     """Attempts in a row that died without a newer checkpoint, and their worker with them."""
+    deaths: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    """All attempts that died."""
     saved_step: Mapped[int | None]
     """The step of the newest checkpoint that an attempt is known to have saved."""
     saved_epoch: Mapped[int] = mapped_column(Integer, default=0, server_default="0")

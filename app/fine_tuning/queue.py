@@ -20,7 +20,7 @@ from app.auth.models import Project
 from app.core.database import database_now
 from app.core.lease import Lease, LeaseTable
 from app.fine_tuning.gpu_hours import record_attempt
-from app.fine_tuning.models import SPEC_VERSION, Checkpoint, Event, FineTuningJob
+from app.fine_tuning.models import SPEC_VERSION, Attempt, Checkpoint, Event, FineTuningJob
 from app.webhooks import outbox
 from app.webhooks.events import EventType
 
@@ -28,6 +28,8 @@ MAX_ATTEMPTS = 3
 """How many attempts in a row may die without a newer checkpoint before the job fails."""
 MAX_WORKERS_LOST = 10
 """The same for attempts whose worker died with them, which is rarely the job's fault."""
+NEVER = 1e9
+"""In seconds; an infinite number could not be sent as JSON."""
 _LONGEST_PAUSE = 300.0
 
 # Literals, not parameters: a generic plan could not use the partial index of queued jobs, so PostgreSQL would
@@ -233,7 +235,7 @@ def retry(session: Session, lease: Lease, reason: str, *, code: str, retry_secon
     )
     saved_epoch, saved_step, workers_lost, attempts_failed = session.execute(row).one()
     if saved_epoch == lease.epoch:
-        _requeue(session, lease)
+        _requeue(session, lease, deaths=FineTuningJob.deaths + 1)
         add_event(session, lease.id, f"{reason}; the next attempt resumes at step {saved_step}", level="warn")
         return
     if code == "worker_lost":
@@ -245,9 +247,17 @@ def retry(session: Session, lease: Lease, reason: str, *, code: str, retry_secon
         fail(session, lease, code=code, message=message, param=None)
         return
     pause = min(retry_seconds * 2 ** (died - 1), max(retry_seconds, _LONGEST_PAUSE))
-    _requeue(session, lease, not_before=database_now() + pause, **{counter: died})
+    counted = {counter: died, "deaths": job.deaths + 1}
+    _requeue(session, lease, not_before=database_now() + pause, **counted)
     message = f"{reason} before it saved a newer checkpoint; attempt {died + 1} of {most} in {pause:.0f} s"
     add_event(session, lease.id, message, level="warn")
+
+
+def failure_seconds(session: Session, job_id: str) -> float:
+    """Return the time that the job's attempts have taken for each that died; `NEVER` if none has."""
+    taken = select(func.sum(Attempt.ended_at - Attempt.started_at)).where(Attempt.job_id == job_id)
+    deaths = session.scalar(select(FineTuningJob.deaths).where(FineTuningJob.id == job_id))
+    return (session.scalar(taken) or 0.0) / deaths if deaths else NEVER
 
 
 def release(

@@ -16,15 +16,11 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column(
-        "fine_tuning_jobs", sa.Column("workers_lost", sa.Integer(), nullable=False, server_default="0")
-    )
+    for name in ("workers_lost", "deaths", "saved_epoch"):
+        op.add_column("fine_tuning_jobs", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
     op.add_column("fine_tuning_jobs", sa.Column("saved_step", sa.Integer()))
-    op.add_column(
-        "fine_tuning_jobs", sa.Column("saved_epoch", sa.Integer(), nullable=False, server_default="0")
-    )
 
 
 def downgrade() -> None:
-    for name in ("saved_epoch", "saved_step", "workers_lost"):
+    for name in ("saved_step", "saved_epoch", "deaths", "workers_lost"):
         op.drop_column("fine_tuning_jobs", name)

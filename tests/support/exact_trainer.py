@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,8 +22,10 @@ from workers.training.sharding import local
 def main(folder: Path) -> None:
     load = trainer.load_warm_base
 
-    def load_and_measure(base_model_dir: Path, ranks: Ranks, quantization: Quantization) -> WarmBase:
-        base = load(base_model_dir, ranks, quantization)
+    def load_and_measure(
+        base_model_dir: Path, ranks: Ranks, quantization: Quantization, *more: Any
+    ) -> WarmBase:
+        base = load(base_model_dir, ranks, quantization, *more)
         held = sum(local(weight).nbytes for weight in base.model.parameters())
         whole = sum(weight.numel() * weight.element_size() for weight in base.model.parameters())
         (folder / f"{ranks.rank} of {ranks.size}").write_text(f"{held} {whole}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,7 @@ from app.models.adapters.validation import WEIGHTS, Shapes
 from app.models.quantized_checkpoints import MXFP4, checkpoint_quantization
 from app.models.serving_support import adapted
 from app.models.token_mixing import TokenMixing, token_mixing
-from workers.training.layouts.self_test import SelfTest, self_test
+from workers.training.layouts.self_test import SelfTest, self_test, subject
 from workers.training.quantization import (
     Quantization,
     keep_packed,
@@ -101,6 +101,7 @@ class WarmBase:
     resident_memory_bytes: int
     """Memory of the process (or the GPU's allocator) with all weights in use, and what earlier jobs left."""
     self_test: SelfTest
+    self_test_subject: str
 
     def token_mixing(self, longest: int) -> TokenMixing:
         """Choose the layout of a job whose longest sequence has this many tokens."""
@@ -115,8 +116,15 @@ class WarmBase:
         return replace(self, resident_memory_bytes=max(self.resident_memory_bytes, resident))
 
 
-def load_warm_base(folder: Path, ranks: Ranks | None = None, quantization: Quantization = "none") -> WarmBase:
+def load_warm_base(
+    folder: Path,
+    ranks: Ranks | None = None,
+    quantization: Quantization = "none",
+    known_test: Callable[[str], SelfTest | None] = lambda _: None,
+) -> WarmBase:
     """Load the base model, or this rank's share of it, on the best device of this machine, and test it.
+
+    `known_test` may know the outcome for a subject of the test, which then is not run.
 
     Raises:
         UnsupportedBaseError: it fails the self-test.
@@ -127,10 +135,11 @@ def load_warm_base(folder: Path, ranks: Ranks | None = None, quantization: Quant
     before = _memory_in_use(device)
     model = load_base(folder, device, quantization, ranks)
     resident = before + stored_bytes(model)
-    tested = self_test(model)
+    of_test = subject(folder, device, quantization)
+    tested = known_test(of_test) or self_test(model)
     if tested.layout is None:
         raise UnsupportedBaseError(f"{tested.reason}, as its self-test found")
-    return WarmBase(folder, quantization, model, device, ranks, resident, tested)
+    return WarmBase(folder, quantization, model, device, ranks, resident, tested, of_test)
 
 
 def _memory_in_use(device: torch.device) -> int:

@@ -35,6 +35,8 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     """An earlier attempt's verified checkpoint to resume from; None to start at the first step."""
     checkpoint_seconds: float
     """The longest time between checkpoints, unless saving them takes long (`checkpoint_timer`)."""
+    failure_seconds: float = 1e9
+    """How long the job's attempts have lasted on average until they died; very long if none has died."""
     seed: int
     halvings: int
     """How often the limits of a micro-batch were halved, because larger ones ran out of memory."""

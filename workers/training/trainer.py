@@ -57,7 +57,14 @@ from workers.training.protocol import Checkpoint, Finished, Started, Step, Stopp
 from workers.training.ranks import Ranks
 from workers.training.served_base import sample_as_served
 from workers.training.trainer_process import KeepAlive, Send, StopRequest, claim_stdout
-from workers.training.training_state import Checkpoints, Progression, RandomState, begin, resume
+from workers.training.training_state import (
+    Checkpoints,
+    Progression,
+    RandomState,
+    begin,
+    known_self_test,
+    resume,
+)
 
 
 class NothingToSaveError(Exception):
@@ -120,7 +127,7 @@ def load_supported_base(spec: TrainingSpec, ranks: Ranks) -> WarmBase:
         message = f"'{spec.base_model}' cannot be trained in nf4: {problem}."
         raise UntrainableError("invalid_value", message, "quantization")
     try:
-        return load_warm_base(folder, ranks, quantization)
+        return load_warm_base(folder, ranks, quantization, partial(known_self_test, spec))
     except UnsupportedBaseError as error:
         raise unsupported(spec, error) from error
 
@@ -152,7 +159,7 @@ def train(spec: TrainingSpec, base: WarmBase, send: Send, stop: StopRequest) -> 
         checkpoint_activations(base.model, on=started.activation_checkpointing)
         send(started)
         began = time.monotonic()
-        checkpoints = Checkpoints(spec, model, learner.optimizer, send, is_writer=ranks.is_first)
+        checkpoints = Checkpoints(spec, base, model, learner.optimizer, send, is_writer=ranks.is_first)
         limits = precompute_reference_logprobs(learner, at, [*training, *validation], limits, send, stop)
         if at.step == 0 and at.reference_logratios and checkpoints.are_due:
             checkpoints.save(at, for_good=False)  # they took long

@@ -29,6 +29,7 @@ from app.models.adapters.validation import (
 from workers.training.checkpoint import discard, save_checkpoint
 from workers.training.checkpoint_timer import CheckpointTimer
 from workers.training.dataset import TrainingExample
+from workers.training.layouts.self_test import SelfTest
 from workers.training.model import ADAPTER, WarmBase, add_lora, linear_modules, load_weights, module_names
 from workers.training.protocol import Saved, Step, TrainingSpec
 from workers.training.trainer_process import Send
@@ -90,6 +91,7 @@ class Checkpoints:
     def __init__(
         self,
         spec: TrainingSpec,
+        base: WarmBase,
         model: peft.PeftModel,
         optimizer: torch.optim.Optimizer,
         send: Send,
@@ -99,9 +101,10 @@ class Checkpoints:
         self._spec = spec
         self._send = send
         self._is_writer = is_writer
+        self._base = base
         self._model = model
         self._optimizer = optimizer
-        self._timer = CheckpointTimer(spec.checkpoint_seconds)
+        self._timer = CheckpointTimer(spec.checkpoint_seconds, spec.failure_seconds)
         self._others: list[Path] = []
         self.newest = Path(spec.resume_from or spec.output_dir)
         """The newest checkpoint's folder."""
@@ -125,7 +128,7 @@ class Checkpoints:
 
     def _write(self, at: Progression, *, for_good: bool) -> None:
         first_step = at.since_checkpoint[0].metrics.step if at.since_checkpoint else 1
-        files = _files(self._spec, at, self._model, self._optimizer)
+        files = _files(self._spec, self._base, at, self._model, self._optimizer)
         folder = Path(self._spec.output_dir) / "checkpoints"
         self.newest = save_checkpoint(folder, at.step, files, first_step=first_step)
         if not for_good:
@@ -188,8 +191,21 @@ def resume(checkpoint: Path, model: peft.PeftModel, optimizer: torch.optim.Optim
     )
 
 
+def known_self_test(spec: TrainingSpec, subject: str) -> SelfTest | None:
+    """Return what the self-test found before the checkpoint to resume from, if its subject was the same."""
+    if spec.resume_from is None:
+        return None
+    state: dict[str, Any] = torch.load(Path(spec.resume_from) / STATE_FILE, weights_only=True)
+    found = state.get("self_tests", {}).get(subject)  # a checkpoint of an older version has none
+    return found and msgspec.convert(found, SelfTest)
+
+
 def _files(
-    spec: TrainingSpec, at: Progression, model: peft.PeftModel, optimizer: torch.optim.Optimizer
+    spec: TrainingSpec,
+    base: WarmBase,
+    at: Progression,
+    model: peft.PeftModel,
+    optimizer: torch.optim.Optimizer,
 ) -> dict[str, bytes]:
     """The adapter's files, and the state that `resume` needs beside them.
 
@@ -204,6 +220,7 @@ def _files(
             "steps": msgspec.to_builtins(at.since_checkpoint),
             "references": at.reference_logratios,
             "optimizer": optimizer.state_dict(),
+            "self_tests": {base.self_test_subject: msgspec.to_builtins(base.self_test)},
             "random": at.random.cpu,
             "cuda_random": at.random.cuda,
         },

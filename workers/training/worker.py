@@ -267,6 +267,7 @@ class TrainingWorker:
             validation_file = session.get(File, job.validation_file_id) if job.validation_file_id else None
             # It may be deleted: its files stay until no job needs them.
             parent = session.get_one(Adapter, job.parent) if job.parent else None
+            failure_seconds = queue.failure_seconds(session, job.id)
         return TrainingSpec(
             job_id=job.id,
             base_model=base.name,
@@ -277,6 +278,7 @@ class TrainingWorker:
             output_dir=str(self._storage.path(f"jobs/{job.id}/{job.lease_epoch}")),
             resume_from=str(checkpoint) if checkpoint else None,
             checkpoint_seconds=self._settings.checkpoint_seconds,
+            failure_seconds=failure_seconds,
             seed=job.seed,
             halvings=halvings,
             hyperparameters=msgspec.convert(job.hyperparameters, Hyperparameters),

@@ -105,6 +105,23 @@ def test_progress_lets_the_count_begin_again(client: OpenAI, database: Database)
     assert client.fine_tuning.jobs.retrieve(job.id).status == "queued"
 
 
+def test_how_long_attempts_last_is_known_once_one_has_died(client: OpenAI, database: Database) -> None:
+    job = create(client)
+
+    def last(seconds: float, end: Callable[[Database, Lease], None]) -> None:
+        lease = claimed(database)
+        started = update(FineTuningJob).values(started_at=FineTuningJob.started_at - seconds)
+        write(database, lambda s: s.execute(started))
+        end(database, lease)
+
+    last(50.0, lambda database, lease: write(database, lambda s: queue.release(s, lease)))
+    assert write(database, lambda s: queue.failure_seconds(s, job.id)) == queue.NEVER
+    last(70.0, crash)
+    assert write(database, lambda s: queue.failure_seconds(s, job.id)) == pytest.approx(120.0, abs=5)
+    last(30.0, crash)
+    assert write(database, lambda s: queue.failure_seconds(s, job.id)) == pytest.approx(75.0, abs=5)
+
+
 def test_a_stale_attempt_makes_no_progress(client: OpenAI, database: Database) -> None:
     create(client)
     stale = claimed(database)

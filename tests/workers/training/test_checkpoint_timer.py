@@ -33,3 +33,9 @@ def test_where_both_cannot_be_had_it_is_youngs_optimum() -> None:
         interval = checkpoint_interval(save_seconds, 60.0)
         assert interval == pytest.approx(math.sqrt(2 * save_seconds * 50 * 60.0))
         assert 60.0 < interval < 100 * save_seconds
+
+
+def test_a_machine_that_fails_often_is_known_for_it() -> None:
+    assert checkpoint_interval(0.2, 60.0, 90.0) == pytest.approx(6.0)
+    assert checkpoint_interval(0.2, 60.0, 3600.0) == pytest.approx(20.0)  # the 1 % is more often
+    assert checkpoint_interval(5.0, 60.0, 90.0) == pytest.approx(30.0)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -37,6 +40,18 @@ class SelfTest(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     largest_difference: float
     """Between the log-probabilities of a batch in that layout and of its sequences alone, in nats."""
+
+
+def subject(folder: Path, device: torch.device, quantization: str) -> str:
+    """Return a digest of what decides the outcome: the base in the folder, how it is computed, and by what.
+
+    Weights are told apart by the sizes of their files, as reading them would take longer than the test.
+    """
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    files = sorted((path.name, path.stat().st_size) for path in folder.glob("*.safetensors"))
+    versions = (torch.__version__, transformers.__version__)
+    described = repr((files, device.type, gpu, quantization, versions)).encode()
+    return hashlib.sha256((folder / "config.json").read_bytes() + described).hexdigest()
 
 
 @torch.no_grad()
