@@ -6,7 +6,7 @@ PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-trackers test-dashboards test-api \
+.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-dashboards test-api \
   install-trackers lint generated lock bench-train bench-api bench-queue bench-bases bench-batch \
   bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile bench-soak bench-upload \
   bench-validate bench-vanish bench-verdict fuzz clean
@@ -20,6 +20,7 @@ help:
 	@echo "make test-bases        every family of base models, trained and served; writes docs/bases.md"
 	@echo "make test-api          all phases of Schemathesis against the service, for an administrator and a stranger"
 	@echo "make test-clients      OpenAI's clients, LangChain and others against one service; writes docs/clients.md"
+	@echo "make test-s3           storage in a bucket, on a real S3 server: nothing shared, crashes, a server that is away"
 	@echo "make test-trackers     metrics of jobs in a real MLflow server, trackio and W&B's offline mode"
 	@echo "make test-dashboards   the queries of deploy/ in a real Prometheus"
 	@echo "make lint              formatting, lint, import contracts and types"
@@ -94,6 +95,10 @@ test-bases: .venv/.installed-dev
 
 test-trackers: .venv/.installed-dev .venv/.installed-trackers
 	$(BIN)/pytest tests/trackers
+
+test-s3: .venv/.installed-dev
+	$(BIN)/python -m tests.s3.server
+	$(BIN)/pytest -m s3 tests/s3
 
 test-api: .venv/.installed-dev
 	$(BIN)/python -m tests.specification.fuzz

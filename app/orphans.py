@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from sqlalchemy import ColumnElement, and_, or_, select
 from sqlalchemy.orm import Session
@@ -17,7 +16,7 @@ from app.core.database import Database, advisory_lock
 from app.files.models import File
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
 from app.models.adapters.models import Adapter
-from app.storage.base import Storage
+from app.storage.base import Entry, Storage
 from app.uploads.models import Upload, parts_key
 
 AGE_SECONDS = 24 * 3600.0
@@ -30,55 +29,53 @@ class Orphans:
 
     missing: list[str]
     """Keys in the database that storage does not have."""
-    unnamed: list[Path]
-    """Files and folders in storage that no row needs."""
+    unnamed: list[str]
+    """Keys of files and folders in storage that no row needs."""
 
 
 def find_orphans(session: Session, storage: Storage, age_seconds: float = AGE_SECONDS) -> Orphans:
     """Compare all rows with storage, leaving out what was new or still needed `age_seconds` ago."""
     now = time.time()
     before = now - age_seconds
-    missing = sorted(key for key in wanted_keys(session, now) if not storage.path(key).exists())
+    missing = sorted(key for key in wanted_keys(session, now) if not storage.exists(key))
     open_uploads = select(Upload.id).where(Upload.status == "pending", Upload.expires_at > before)
     wanted = wanted_keys(session, before) | {parts_key(upload) for upload in session.scalars(open_uploads)}
     unnamed = [
-        path
-        for path in _stored(session, storage)
-        if storage.key(path) not in wanted and _is_older(path, before)
+        entry.key
+        for entry in _stored(session, storage)
+        if entry.key not in wanted and _is_older(entry, before)
     ]
     return Orphans(missing, sorted(unnamed))
 
 
-def sweep_orphans(database: Database, storage: Storage, age_seconds: float = AGE_SECONDS) -> list[Path]:
-    """Remove what no row needs and is old enough, and return it."""
+def sweep_orphans(database: Database, storage: Storage, age_seconds: float = AGE_SECONDS) -> list[str]:
+    """Remove what no row needs and is old enough, and return its keys."""
     with database.reader() as session:
         unnamed = find_orphans(session, storage, age_seconds).unnamed
-    swept: list[Path] = []
-    for path in unnamed:
-        if path.is_relative_to(storage.path("objects")):
-            if sweep_object(database, storage, path, age_seconds):
-                swept.append(path)
+    swept: list[str] = []
+    for key in unnamed:
+        if key.startswith("objects/"):
+            if sweep_object(database, storage, key, age_seconds):
+                swept.append(key)
             continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-        swept.append(path)
+        storage.remove(key)
+        swept.append(key)
     return swept
 
 
-def sweep_object(database: Database, storage: Storage, path: Path, age_seconds: float = AGE_SECONDS) -> bool:
+def sweep_object(database: Database, storage: Storage, key: str, age_seconds: float = AGE_SECONDS) -> bool:
     """Remove bytes that files may share, unless a file needs them; return whether they were removed.
 
     An upload of equal bytes either commits before this transaction, which then sees it, or stores them again
     after it.
     """
-    key = storage.key(path)
     with database.writer() as session:
         advisory_lock(session, key)
-        if is_needed(session, key, age_seconds=age_seconds) or not _is_older(path, time.time() - age_seconds):
+        before = time.time() - age_seconds
+        is_old = all(_is_older(entry, before) for entry in storage.files(key))
+        if is_needed(session, key, age_seconds=age_seconds) or not is_old:
             return False
-        path.unlink(missing_ok=True)
+        storage.remove(key)
     return True
 
 
@@ -126,20 +123,17 @@ def is_read() -> ColumnElement[bool]:
     )
 
 
-def _is_older(path: Path, before: float) -> bool:
-    try:
-        return path.stat().st_mtime < before
-    except FileNotFoundError:  # removed by another process
-        return False
+def _is_older(entry: Entry, before: float) -> bool:
+    return entry.modified_ns < before * 1e9
 
 
-def _stored(session: Session, storage: Storage) -> Iterator[Path]:
+def _stored(session: Session, storage: Storage) -> Iterator[Entry]:
     """Yield everything in storage that may be an orphan; of checkpoints, those of ended or unknown jobs."""
-    for pattern in ("objects/*/*", "files/*", "uploads/*", "adapters/*", "tmp/*"):
-        yield from storage.path("").glob(pattern)
+    for pattern in ("objects/*/*", "files/*", "uploads/*", "adapters/*", "tmp/*", "incoming/*"):
+        yield from storage.list(pattern)
     unfinished = set(
         session.scalars(select(FineTuningJob.id).where(FineTuningJob.status.not_in(FINAL_STATUSES)))
     )
-    for job_folder in storage.path("jobs").glob("*"):
-        if job_folder.name not in unfinished:
-            yield from job_folder.glob("*/checkpoints/*")
+    for entry in storage.list("jobs/*/*/checkpoints/*"):
+        if PurePosixPath(entry.key).parts[1] not in unfinished:
+            yield entry

@@ -24,4 +24,5 @@ lock dev
 lock bench --override overrides.txt
 lock trackers --override overrides.txt --override trackers_overrides.txt
 lock ../tests/trackers/requirements-mlflow
+lock ../tests/s3/requirements-seaweedfs
 for list in ../tests/clients/requirements-*.in; do lock "${list%.in}"; done

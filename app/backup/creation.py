@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import secrets
 import time
 from pathlib import Path, PurePosixPath
@@ -28,7 +27,7 @@ from app.core.settings import Settings
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
 from app.orphans import wanted_keys
 from app.storage import open_storage
-from app.storage.base import Storage
+from app.storage.base import Entry, Storage
 
 log = logging.getLogger("toque.backup")
 
@@ -69,7 +68,7 @@ def create_backup(settings: Settings, folder: Path) -> Manifest:
 
 
 def _require_own_folder(folder: Path, storage: Storage) -> None:
-    if folder.resolve().is_relative_to(storage.path("").resolve()):
+    if storage.holds(folder):
         raise BackupError("a backup cannot be in the storage that it is made of")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / _LOCK).exists():
         raise BackupError(f"{folder} holds something that is no backup: name a new folder")
@@ -97,9 +96,9 @@ def _copy_until_consistent(
         with database.reader() as session:
             unwanted = keys - wanted_keys(session, time.time())
         # Of a folder that is being removed, some files may have been copied and others not.
-        removed = sorted(key for key in unwanted if not storage.path(key).is_file())
+        removed = sorted(key for key in unwanted if [entry.key for entry in storage.files(key)] != [key])
         discarded = {
-            job_id: {key for key in of_job - keys if not storage.path(key).exists()}
+            job_id: {key for key in of_job - keys if not storage.exists(key)}
             for job_id, of_job in checkpoints.items()
         }
         removed += [f"jobs/{job_id}" for job_id, gone in discarded.items() if gone == checkpoints[job_id]]
@@ -151,11 +150,10 @@ def _copy_files(
 def _checkpoints(session: Session, storage: Storage) -> dict[str, set[str]]:
     """Return the keys of the checkpoints that unfinished jobs can resume from, by job."""
     unfinished = select(FineTuningJob.id).where(FineTuningJob.status.not_in(FINAL_STATUSES))
-    found = {
-        job_id: storage.path(f"jobs/{job_id}").glob("*/checkpoints/step-*")
+    keys = {
+        job_id: {entry.key for entry in storage.list(f"jobs/{job_id}/*/checkpoints/step-*")}
         for job_id in session.scalars(unfinished)
     }
-    keys = {job_id: {storage.key(path) for path in paths} for job_id, paths in found.items()}
     return {job_id: of_job for job_id, of_job in keys.items() if of_job}
 
 
@@ -174,30 +172,23 @@ def _copy_key(
     source: Storage, target: Storage, key: str, known: dict[str, Content]
 ) -> dict[str, Content] | None:
     """Copy a file, or a folder of files, and return what was copied by key; None if it is not there."""
-    path = source.path(key)
     try:
-        paths = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-        copied = {source.key(each): _copy_file(source, target, source.key(each), known) for each in paths}
+        copied = {entry.key: _copy_file(source, target, entry, known) for entry in source.files(key)}
     except FileNotFoundError:
         return None
     return copied or None
 
 
-def _copy_file(source: Storage, target: Storage, key: str, known: dict[str, Content]) -> Content:
-    with source.path(key).open("rb") as file:
-        content, copy, modified = known.get(key), target.path(key), os.fstat(file.fileno()).st_mtime_ns
-        if (
-            content is not None
-            and content.modified_ns == modified
-            and copy.is_file()
-            and copy.stat().st_size == content.bytes
-        ):
-            return content
-        with target.incoming() as incoming:
-            while block := file.read(_BLOCK_BYTES):
-                incoming.write(block)
-            stored = target.publish(incoming, key)
-    return Content(bytes=stored.bytes, sha256=stored.sha256, modified_ns=modified)
+def _copy_file(source: Storage, target: Storage, entry: Entry, known: dict[str, Content]) -> Content:
+    content = known.get(entry.key)
+    is_old = content is not None and content.modified_ns == entry.modified_ns
+    if content is not None and is_old and target.size(entry.key) == content.bytes:
+        return content
+    with source.open(entry.key) as file, target.incoming() as incoming:
+        while block := file.read(_BLOCK_BYTES):
+            incoming.write(block)
+        stored = target.publish(incoming, entry.key)
+    return Content(bytes=stored.bytes, sha256=stored.sha256, modified_ns=entry.modified_ns)
 
 
 def _content_of(path: Path) -> Content:
@@ -224,9 +215,11 @@ def _remove_rest(folder: Path, manifest: Manifest) -> None:
     for path in (folder / "tmp").glob("[0-9a-f]" * 32):  # manifests that were being written
         path.unlink()
     storage = storage_of(folder)
-    for path in sorted(storage.path("").rglob("*"), reverse=True):  # what a folder holds before the folder
-        if path.is_dir():
-            if not any(path.iterdir()):
-                path.rmdir()
-        elif storage.key(path) not in manifest.files:
-            path.unlink()
+    for entry in storage.files(""):
+        if entry.key not in manifest.files:
+            storage.remove(entry.key)
+    for path in sorted(
+        (folder / "storage").rglob("*"), reverse=True
+    ):  # what a folder holds before the folder
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -75,19 +75,18 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def find_damage(folder: Path, manifest: Manifest) -> list[str]:
     """Read all of a backup, and return what is wrong with it, a line for each file."""
     storage = storage_of(folder)
-    expected = {folder / manifest.database_name: manifest.database}
-    try:
-        expected |= {storage.path(key): content for key, content in manifest.files.items()}
-    except ValueError as error:
-        return [str(error)]
-    problems = ((path, _problem(path, content)) for path, content in expected.items())
-    return [f"{path.relative_to(folder.absolute())} {problem}" for path, problem in problems if problem]
+    expected = [(LocalStorage(folder), "", manifest.database_name, manifest.database)]
+    expected += [(storage, "storage/", key, content) for key, content in manifest.files.items()]
+    problems = ((f"{place}{key}", _problem(each, key, content)) for each, place, key, content in expected)
+    return [f"{name} {problem}" for name, problem in problems if problem]
 
 
-def _problem(path: Path, content: Content) -> str | None:
+def _problem(storage: LocalStorage, key: str, content: Content) -> str | None:
     try:
-        with path.open("rb") as file:
+        with storage.open(key) as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
+    except ValueError as error:
+        return str(error)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

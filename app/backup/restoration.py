@@ -67,14 +67,12 @@ def _require_fit(settings: Settings, manifest: Manifest) -> None:
 
 
 def _require_empty(storage: Storage) -> None:
-    root = storage.path("")
-    found = next((path for path in root.rglob("*") if path.is_file()), None) if root.exists() else None
-    if found is not None:
-        raise BackupError(f"the storage is not empty (it has {storage.key(found)}): name a new folder")
+    if found := storage.files(""):
+        raise BackupError(f"the storage is not empty (it has {found[0].key}): name a new one")
 
 
 def _restore_file(source: Storage, target: Storage, key: str, sha256: str) -> None:
-    with source.path(key).open("rb") as file, target.incoming() as incoming:
+    with source.open(key) as file, target.incoming() as incoming:
         while block := file.read(_BLOCK_BYTES):
             incoming.write(block)
         if incoming.sha256 != sha256:

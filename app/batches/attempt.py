@@ -30,6 +30,7 @@ from app.core.lease import Lease, async_database_retrying, async_heartbeat
 from app.core.lease_runner import LeasedTransactions
 from app.core.row_writer import Row, RowWriter
 from app.core.settings import BaseModelEntry
+from app.core.threads import entered_in_thread
 from app.files import service as files_service
 from app.files.models import File
 from app.models.aliases.target import Target
@@ -95,7 +96,11 @@ class Attempt:
 
     async def _validate(self) -> None:
         """Validate the file, and record that the batch is in progress or that it has failed."""
-        path = await self._transactions.read(self._find_path)
+        file = await self._transactions.read(self._find_file)
+        async with entered_in_thread(files_service.content(self._context.storage, file)) as path:
+            await self._validate_file(path)
+
+    async def _validate_file(self, path: Path) -> None:
         model = await to_thread.run_sync(input_file.find_model, path)
         try:
             target = await self._gateway.resolve(self._context.project_id, model) if model else None
@@ -143,11 +148,14 @@ class Attempt:
     async def _ask(self) -> None:
         """Ask what has no answer yet."""
         answered, self._sums = await self._transactions.read(self._find_answered)
-        path = await self._transactions.read(self._find_path)
-        requests = (each for each in input_file.read_requests(path) if each.number not in answered)
+        file = await self._transactions.read(self._find_file)
         answers = RowWriter(self._record)
         limiter = await self._find_limiter()
-        async with asyncio.TaskGroup() as tasks:
+        async with (
+            entered_in_thread(files_service.content(self._context.storage, file)) as path,
+            asyncio.TaskGroup() as tasks,
+        ):
+            requests = (each for each in input_file.read_requests(path) if each.number not in answered)
             while some := await to_thread.run_sync(_take, requests):
                 for request in some:
                     await limiter.acquire_on_behalf_of(turn := object())
@@ -176,9 +184,8 @@ class Attempt:
         await self._transactions.write(queue.record_answers, rows, sums)
         self._sums = sums
 
-    def _find_path(self, session: Session) -> Path:
-        file = session.get_one(File, self._batch.input_file_id)
-        return files_service.content_path(self._context.storage, file)
+    def _find_file(self, session: Session) -> File:
+        return session.get_one(File, self._batch.input_file_id)
 
     def _find_answered(self, session: Session) -> tuple[set[int], dict[str, int]]:
         """Return the numbers of the requests that have an answer, and the sums of the answers."""

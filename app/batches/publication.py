@@ -96,11 +96,12 @@ def _write_unanswered(
 ) -> None:
     """Write a line into the error file for every request that was not answered."""
     with database.reader() as session:
-        path = files_service.content_path(context.storage, session.get_one(File, batch.input_file_id))
+        file = session.get_one(File, batch.input_file_id)
         answered = set(session.scalars(select(BatchAnswer.number).where(BatchAnswer.batch_id == batch.id)))
-    for request in read_requests(path):
-        if request.number not in answered:
-            files.errors.write(unanswered_line(request, is_cancelled=is_cancelled))
+    with files_service.content(context.storage, file) as path:
+        for request in read_requests(path):
+            if request.number not in answered:
+                files.errors.write(unanswered_line(request, is_cancelled=is_cancelled))
 
 
 def _read_answers(database: Database, batch_id: str) -> Iterator[BatchAnswer]:

@@ -56,13 +56,12 @@ def check(
     storage = open_storage(settings)
     with database_session(settings, read_only=True) as session:
         orphans = find_orphans(session, storage, older_than * 3600)
-    unnamed = [storage.key(path) for path in orphans.unnamed]
     if as_json:
-        print_json({"rows_without_files": orphans.missing, "files_without_rows": unnamed})
+        print_json({"rows_without_files": orphans.missing, "files_without_rows": orphans.unnamed})
     else:
-        print_fields({"rows without files": len(orphans.missing), "files without rows": len(unnamed)})
+        print_fields({"rows without files": len(orphans.missing), "files without rows": len(orphans.unnamed)})
         rows = [("row without file", key) for key in orphans.missing]
-        rows += [("file without row", key) for key in unnamed]
+        rows += [("file without row", key) for key in orphans.unnamed]
         if rows:
             print_table(("PROBLEM", "KEY"), rows)
     if orphans.missing:

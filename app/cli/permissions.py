@@ -36,6 +36,6 @@ def restrict_permissions(settings: Settings) -> None:
 def _private(settings: Settings) -> Iterator[Path]:
     """Yield the folders and the files of the embedded database, whether they are there or not."""
     yield settings.data_dir
-    yield settings.storage_root
+    yield settings.storage_cache_root if settings.storage_bucket else settings.storage_root
     for suffix in ("", "-wal", "-shm"):
         yield settings.data_dir / f"toque.db{suffix}"

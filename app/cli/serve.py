@@ -29,7 +29,7 @@ from app.cli.permissions import restrict_permissions
 from app.cli.serve_lock import FolderInUseError, ServeLock
 from app.cli.settings import read_settings
 from app.cli.supervisor import Program, Supervisor
-from app.core.child_environment import DATABASE, ENGINES, TELEMETRY, TRACKERS, child_environment
+from app.core.child_environment import DATABASE, ENGINES, STORAGE, TELEMETRY, TRACKERS, child_environment
 from app.core.logs import set_up_logging
 from app.core.settings import BaseModelEntry, Settings
 from app.core.tracing import tracing
@@ -85,7 +85,7 @@ def serve(
         Program(
             "api",
             _toque("api", "--fd", str(listener.fileno())),
-            child_environment((*DATABASE, *ENGINES, *TELEMETRY), has_settings=True),
+            child_environment((*DATABASE, *STORAGE, *ENGINES, *TELEMETRY), has_settings=True),
             descriptors=(listener.fileno(),),
         ),
         Program("worker", _toque("worker"), _worker_environment(settings)),
@@ -288,11 +288,13 @@ def _become(module: str, environment: dict[str, str]) -> NoReturn:
 
 
 def _worker_environment(settings: Settings) -> dict[str, str]:
-    return child_environment((*DATABASE, *TELEMETRY, *TRACKERS[settings.tracker]), has_settings=True)
+    return child_environment(
+        (*DATABASE, *STORAGE, *TELEMETRY, *TRACKERS[settings.tracker]), has_settings=True
+    )
 
 
 def _engine_environment() -> dict[str, str]:
-    return child_environment((*DATABASE, *TELEMETRY), has_settings=True)
+    return child_environment((*DATABASE, *STORAGE, *TELEMETRY), has_settings=True)
 
 
 def _say(line: str) -> None:

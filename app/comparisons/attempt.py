@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from app.core.errors import InvalidRequestError
 from app.core.lease import Lease, async_heartbeat
 from app.core.lease_runner import LeasedTransactions
 from app.core.row_writer import Row, RowWriter
+from app.core.threads import entered_in_thread
 from app.files.models import File
 from app.storage.base import Storage
 
@@ -95,15 +97,16 @@ class Attempt:
         held_out = self._questions[: self._plan.questions]
         for place, candidate in enumerate(self._plan.candidates):
             if candidate.file and candidate.examples and candidate.selection:
-                path = await self._transactions.read(self._find_path, candidate.file)
-                self._choices[place] = await run_in_child(
-                    few_shot.choose_examples,
-                    path,
-                    held_out,
-                    candidate.examples,
-                    candidate.seed,
-                    candidate.selection,
-                )
+                file = await self._transactions.read(self._find_file, candidate.file)
+                async with entered_in_thread(self._content(file)) as path:
+                    self._choices[place] = await run_in_child(
+                        few_shot.choose_examples,
+                        path,
+                        held_out,
+                        candidate.examples,
+                        candidate.seed,
+                        candidate.selection,
+                    )
 
     async def _ask(self) -> None:
         """Ask what has no answer yet."""
@@ -203,13 +206,17 @@ class Attempt:
         rows = session.scalars(contents.order_by(models.Question.number))
         return [msgspec.convert(content, Question) for content in rows]
 
-    def _find_path(self, session: Session, file_id: str) -> Path:
-        path = self._storage.path(session.get_one(File, file_id).storage_key)
-        if not path.is_file():
+    def _find_file(self, session: Session, file_id: str) -> File:
+        return session.get_one(File, file_id)
+
+    @contextmanager
+    def _content(self, file: File) -> Generator[Path]:
+        if not self._storage.exists(file.storage_key):
             raise InvalidRequestError(
-                f"The storage has the examples of '{file_id}' no more.", code="file_not_found"
+                f"The storage has the examples of '{file.id}' no more.", code="file_not_found"
             )
-        return path
+        with self._storage.local(file.storage_key) as path:
+            yield path
 
     def _find_answered(self, session: Session) -> set[Ask]:
         answered = select(models.Answer.candidate, models.Answer.question)

@@ -1,9 +1,9 @@
-"""Resolves a request to compare: every name to what it stands for now, and every file to its path."""
+"""Resolves a request to compare: every name to what it stands for now, and every file to its row."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +36,21 @@ from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
 from app.models.aliases.resolution import find_single
 from app.models.catalogue import Catalogue
+from app.storage.base import Storage
 
 MAX_CANDIDATES = 64
 MAX_FILE_BYTES = 64 * 2**20
 """The size of the largest file of questions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A file that few-shot examples are drawn from, how many, and for which candidate."""
+
+    file: File
+    examples: int
+    candidate: str
+    """The path of the candidate in the request, for errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +63,33 @@ class ResolvedRequest:
     api_keys: dict[str, str]
     grader: GraderDocument
     general_grader: GraderDocument
-    files: InputFiles
+    held_out: File
+    general: File | None
+    training: dict[str, File]
+    """Training files by id, whose questions are left out."""
+    pools: list[Pool]
     unchecked_files: list[str]
+
+    @contextmanager
+    def input_files(self, storage: Storage) -> Generator[InputFiles]:
+        """Have all files on this machine until the block ends.
+
+        Raises:
+            UnavailableError: the storage does not have a file, or cannot be reached now.
+        """
+        with ExitStack() as stack:
+
+            def path_of(file: File) -> Path:
+                return stack.enter_context(files_service.content(storage, file))
+
+            yield InputFiles(
+                held_out=path_of(self.held_out),
+                grader=self.grader,
+                general=path_of(self.general) if self.general else None,
+                general_grader=self.general_grader,
+                training={file_id: path_of(file) for file_id, file in self.training.items()},
+                pools=[ExamplePool(path_of(each.file), each.examples, each.candidate) for each in self.pools],
+            )
 
     def plan(self, validated: ValidatedFiles) -> Plan:
         """Return what is to be done, now that the files are validated."""
@@ -106,8 +142,8 @@ class _Resolver:
         self._project_id = context.project_id
         self._request = request
         self._base = self._find_base(request.model)
-        self._pools: list[ExamplePool] = []
-        self._training: dict[str, Path] = {}
+        self._pools: list[Pool] = []
+        self._training: dict[str, File] = {}
         self._unchecked: list[str] = []
 
     def _find_base(self, requested: str) -> BaseModelEntry:
@@ -143,17 +179,9 @@ class _Resolver:
                 param="regression_file",
             )
         if request.training_file is not None:
-            self._training = {request.training_file: self._path(request.training_file, "training_file")}
+            self._training = {request.training_file: self._file(request.training_file, "training_file")}
             self._unchecked = []
         checked = request.exclude_training_overlap
-        files = InputFiles(
-            held_out=held_out,
-            grader=grader,
-            general=general,
-            general_grader=general_grader,
-            training=self._training if checked else {},
-            pools=self._pools,
-        )
         unchecked = self._unchecked if checked else []
         return ResolvedRequest(
             request,
@@ -162,7 +190,10 @@ class _Resolver:
             api_keys,
             grader,
             general_grader,
-            files,
+            held_out,
+            general,
+            self._training if checked else {},
+            self._pools,
             list(dict.fromkeys(unchecked)),
         )
 
@@ -241,9 +272,9 @@ class _Resolver:
         return [Candidate(name=name or "base", type="base", model=self._base.name)]
 
     def _few_shot(self, entry: FewShotCandidate, param: str) -> Candidate:
-        path = self._path(entry.file, f"{param}.file")
-        self._pools.append(ExamplePool(path, entry.examples, param))
-        self._training[entry.file] = path
+        file = self._file(entry.file, f"{param}.file")
+        self._pools.append(Pool(file, entry.examples, param))
+        self._training[entry.file] = file
         return Candidate(
             name=entry.name or f"few-shot-{entry.examples}",
             type="few_shot",
@@ -339,9 +370,8 @@ class _Resolver:
     def _note_training_file(self, job: FineTuningJob) -> None:
         """Note the job's training file, with which held-out questions will be compared."""
         file = self._session.get_one(File, job.training_file_id)
-        path = self._context.storage.path(file.storage_key)
-        if path.is_file():
-            self._training[file.id] = path
+        if self._context.storage.exists(file.storage_key):
+            self._training[file.id] = file
         else:
             self._unchecked.append(file.id)
 
@@ -357,18 +387,17 @@ class _Resolver:
             served = served_models.resolve_model(self._session, self._settings, self._project_id, model)
         return served.name
 
-    def _questions(self, file_id: str, param: str) -> Path:
-        path = self._path(file_id, param)
-        if path.stat().st_size > MAX_FILE_BYTES:
+    def _questions(self, file_id: str, param: str) -> File:
+        file = self._file(file_id, param)
+        if file.bytes > MAX_FILE_BYTES:
             raise InvalidRequestError(
                 f"The file is larger than {MAX_FILE_BYTES:,} bytes.", code="file_too_large", param=param
             )
-        return path
+        return file
 
-    def _path(self, file_id: str, param: str) -> Path:
+    def _file(self, file_id: str, param: str) -> File:
         with _as_param(param):
-            _, path = files_service.find_content(self._session, self._context, file_id)
-        return path
+            return files_service.find_content(self._session, self._context, file_id)
 
 
 @contextmanager

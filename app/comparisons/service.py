@@ -44,7 +44,8 @@ def create_comparison(
     """
     with database.reader() as session:
         resolved = resolve_request(session, context, request)
-    validated = validate(resolved.files)
+    with resolved.input_files(context.storage) as files:
+        validated = validate(files)
     with database.writer() as session:
         return creating.once(
             session,

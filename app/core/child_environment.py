@@ -35,6 +35,21 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
 """What a process needs to send metrics to a tracker, by its name in the settings."""
 ENGINES = ("TOQUE_ENGINE_URLS",)
 """What a process needs to ask vLLM servers that are run by somebody else."""
+STORAGE = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE"),
+    *("AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
+    *("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+    *(
+        "AZURE_STORAGE_ACCOUNT_KEY",
+        "AZURE_STORAGE_ACCESS_KEY",
+        "AZURE_STORAGE_TOKEN",
+        "AZURE_STORAGE_SAS_KEY",
+    ),
+    *("AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_SECRET", "AZURE_STORAGE_CLIENT_SECRET"),
+    "AZURE_FEDERATED_TOKEN_FILE",
+    *PROXIES,
+)
+"""What a process needs to open a storage that is in a bucket."""
 TELEMETRY = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 """What a process needs to send traces; the headers may have a key."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from platformdirs import user_data_path
 from pydantic import BaseModel, Field, IPvAnyNetwork, JsonValue, SecretStr, StringConstraints, field_validator
@@ -111,6 +113,15 @@ class Settings(BaseSettings):
     Empty means SQLite in the data folder."""
     storage_dir: Path | None = None
     """The folder for files and adapters, shared by all processes. Empty means `<data_dir>/storage`."""
+    storage_url: str = Field(default="", pattern=r"^((file:///|s3://|gs://|az://).+)?$")
+    """Where files and adapters are, in place of a folder: `s3://bucket/prefix`, `gs://bucket/prefix`,
+    `az://account/container/prefix`, or `file:///folder`. Credentials are read [from the
+    environment](operations.md#files-in-a-bucket)."""
+    storage_cache_dir: Path | None = None
+    """This machine's folder for copies of what is in a bucket. Empty means `<data_dir>/cache`."""
+    storage_cache_bytes: int = Field(default=20 * 2**30, ge=2**20)
+    """The size that these copies may have together, unless more were asked for in the last quarter of an
+    hour."""
     umask: Annotated[str, StringConstraints(pattern=r"^0?[0-7]{3}$")] = "077"
     """The permissions that what the service creates does not have, as for the command `umask`. Existing data
     folders and databases lose them at the start. With `007`, [a group shares the
@@ -202,6 +213,8 @@ class Settings(BaseSettings):
     """How long a trainer may be silent before it counts as hung and its job is tried again."""
     database_patience_seconds: float = Field(default=600.0, gt=0)
     """How long a worker waits for an unreachable database before it gives up its attempt."""
+    storage_patience_seconds: float = Field(default=600.0, gt=0)
+    """How long a worker waits for a bucket that cannot be reached before it gives up its attempt."""
     max_running_jobs_per_project: int = Field(default=0, ge=0)
     """The most jobs of one project that run at the same time; 0 means no limit."""
     storage_room_bytes: int = Field(default=2**30, ge=0)
@@ -254,9 +267,21 @@ class Settings(BaseSettings):
         return self.database_url or f"sqlite:///{self.data_dir / 'toque.db'}"
 
     @cached_property
+    def storage_bucket(self) -> str:
+        """The URL of the bucket that holds files, adapters and checkpoints; empty if they are in a folder."""
+        return "" if self.storage_url.startswith("file:") else self.storage_url
+
+    @cached_property
     def storage_root(self) -> Path:
-        """The folder of uploaded files, adapters and checkpoints."""
+        """The folder of uploaded files, adapters and checkpoints, if they are in no bucket."""
+        if self.storage_url.startswith("file:"):
+            return Path(url2pathname(urlsplit(self.storage_url).path))
         return self.storage_dir or self.data_dir / "storage"
+
+    @cached_property
+    def storage_cache_root(self) -> Path:
+        """The folder for copies of what is in a bucket."""
+        return self.storage_cache_dir or self.data_dir / "cache"
 
     @cached_property
     def models_root(self) -> Path:

@@ -17,6 +17,7 @@ from app.core.child_process import run_in_child
 from app.core.database import Database
 from app.core.lease import Lease, LeaseLostError, async_heartbeat
 from app.core.settings import Settings
+from app.core.threads import entered_in_thread
 from app.datasets.report import Report, timed_out_report
 from app.datasets.validation import PreparedBase, validate_to_json
 from app.files import checks
@@ -137,19 +138,20 @@ class Checker:
         max_bytes: int | None = None,
     ) -> Report | None:
         """Return the report, or None if the file unpacks into more than `max_bytes`."""
-        path, max_lines = str(self._storage.path(storage_key)), self._settings.max_file_lines
+        max_lines = self._settings.max_file_lines
         processes, seconds = min(_MAX_PROCESSES, os.cpu_count() or 1), self._settings.max_check_seconds
         try:
-            found = await run_in_child(
-                validate_to_json,
-                path,
-                base,
-                processes,
-                max_lines,
-                max_bytes,
-                limiter=limiter,
-                seconds=seconds,
-            )
+            async with entered_in_thread(self._storage.local(storage_key)) as path:
+                found = await run_in_child(
+                    validate_to_json,
+                    str(path),
+                    base,
+                    processes,
+                    max_lines,
+                    max_bytes,
+                    limiter=limiter,
+                    seconds=seconds,
+                )
         except TimeoutError:
             return await to_thread.run_sync(timed_out_report, seconds)
         return Report.model_validate_json(found) if found is not None else None

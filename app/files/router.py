@@ -109,5 +109,5 @@ async def file_validation(
 @router.get("/{file_id}/content", response_class=FileResponse)
 def file_content(file_id: str, context: ContextDep, session: ReadSession) -> Download:
     """The file's bytes."""
-    file, path = service.find_content(session, context, file_id)
-    return Download(path, file.filename)
+    file = service.find_content(session, context, file_id)
+    return Download(service.content(context.storage, file), file.filename, file.sha256)

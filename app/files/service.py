@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -25,7 +26,7 @@ from app.files.models import File
 from app.files.schemas import LONGEST_LIFE, SHORTEST_LIFE, UploadPurpose
 from app.models.catalogue import Catalogue, prepared_base
 from app.quotas.stored_bytes import require_bytes
-from app.storage.base import Storage, object_key
+from app.storage.base import DamagedContentError, Storage, object_key
 from app.storage.incoming import IncomingFile, StoredFile
 
 
@@ -166,30 +167,48 @@ async def validate_for(
     return file, report
 
 
-def find_content(session: Session, context: Context, file_id: str) -> tuple[File, Path]:
-    """Return the project's file and the path of its bytes.
+def find_content(session: Session, context: Context, file_id: str) -> File:
+    """Return the project's file if its bytes are there.
 
     Raises:
         NotFoundError: as `get_file`.
-        UnavailableError: the storage does not have it.
+        UnavailableError: the storage does not have it, or cannot be reached now.
     """
     file = get_file(session, context.project_id, file_id)
-    return file, content_path(context.storage, file)
+    require_content(context.storage, file)
+    return file
 
 
-def content_path(storage: Storage, file: File) -> Path:
-    """Return the path of the file's bytes.
+def require_content(storage: Storage, file: File) -> None:
+    """Check that the file's bytes are there.
 
     Raises:
-        UnavailableError: the storage does not have it.
+        UnavailableError: the storage does not have it, or cannot be reached now.
     """
-    path = storage.path(file.storage_key)
-    if not path.is_file():
-        raise UnavailableError(
-            f"The content of '{file.id}' cannot be read now: the storage does not have it.",
-            code="storage_unavailable",
-        )
-    return path
+    if not storage.exists(file.storage_key):
+        raise _without_content(file)
+
+
+@contextmanager
+def content(storage: Storage, file: File) -> Generator[Path]:
+    """Have the file's bytes on this machine until the block ends.
+
+    Raises:
+        UnavailableError: the storage does not have it, or cannot be reached now.
+    """
+    with ExitStack() as stack:
+        try:
+            path = stack.enter_context(storage.local(file.storage_key))
+        except (FileNotFoundError, DamagedContentError):
+            raise _without_content(file) from None
+        yield path
+
+
+def _without_content(file: File) -> UnavailableError:
+    return UnavailableError(
+        f"The content of '{file.id}' cannot be read now: the storage does not have it.",
+        code="storage_unavailable",
+    )
 
 
 def list_files(

@@ -68,7 +68,7 @@ def resolve(
             _refuse_errors(session, file, param)
         reports = {param: report_of(session, file.id) for param, file in plan.files.items()}
     for file in plan.files.values():
-        files_service.content_path(context.storage, file)
+        files_service.require_content(context.storage, file)
     require_enough(plan.examples)
     hyperparameters = resolve_hyperparameters(
         dict(plan.hyperparameters),
@@ -198,11 +198,12 @@ def _check_format(storage: Storage, file: File, report: Report, method: str, par
     """Refuse the first example that the method does not learn from."""
     if METHODS[method].formats.issuperset(report.counts.formats):
         return
-    for number, line in read_request_file(files_service.content_path(storage, file), param=param):
-        try:
-            METHODS[method].check_format(parse_request_line(number, line, param=param))
-        except ExampleError as error:
-            raise line_error(number, error, param=param) from None
+    with files_service.content(storage, file) as path:
+        for number, line in read_request_file(path, param=param):
+            try:
+                METHODS[method].check_format(parse_request_line(number, line, param=param))
+            except ExampleError as error:
+                raise line_error(number, error, param=param) from None
 
 
 def _check_lengths(
@@ -228,16 +229,17 @@ def _check_lengths(
     template = chat_template(context.settings, base)
     if template is None:
         return  # prepared on the worker's machine only, which checks every example before it trains
-    for number, line in read_request_file(files_service.content_path(context.storage, file), param=param):
-        if len(line) <= longest_safe:
-            continue
-        try:
-            parts = METHODS[plan.method].tokenize(template, parse_request_line(number, line, param=param))
-        except ExampleError as error:
-            raise line_error(number, error, param=param) from None
-        tokens = max(len(part.input_ids) for part in parts)
-        if tokens > max_length:
-            raise _too_long(number, tokens, max_length, base, param)
+    with files_service.content(context.storage, file) as path:
+        for number, line in read_request_file(path, param=param):
+            if len(line) <= longest_safe:
+                continue
+            try:
+                parts = METHODS[plan.method].tokenize(template, parse_request_line(number, line, param=param))
+            except ExampleError as error:
+                raise line_error(number, error, param=param) from None
+            tokens = max(len(part.input_ids) for part in parts)
+            if tokens > max_length:
+                raise _too_long(number, tokens, max_length, base, param)
 
 
 def _too_long(

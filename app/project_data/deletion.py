@@ -71,10 +71,10 @@ def delete_project(
         folders = list(_folders(session, project_id))
         runs = list(_runs(session, trackers, project_id))
     for key in folders:
-        storage.remove_folder(key)
-        if storage.path(key).exists():
+        storage.remove(key)
+        if storage.exists(key):
             raise UnavailableError(
-                f"{storage.path(key)} cannot be removed, and no row was deleted: run the command again.",
+                f"{key} cannot be removed from the storage, and no row was deleted: run the command again.",
                 code="storage_unavailable",
             )
     for run in runs:
@@ -197,7 +197,7 @@ def _delete_files(database: Database, storage: Storage, project_id: str) -> None
         with database.writer() as session:
             advisory_lock(session, key)  # as for an upload of equal bytes
             if not is_needed(session, key, File.project_id != project_id):
-                storage.path(key).unlink(missing_ok=True)
+                storage.remove(key)
             session.execute(delete(File).where(File.id == file_id))
 
 

@@ -8,5 +8,15 @@ from app.storage.local import LocalStorage
 
 
 def open_storage(settings: Settings) -> Storage:
-    """Opens the storage that the settings name."""
-    return LocalStorage(settings.storage_root)
+    """Open the storage that the settings name.
+
+    Raises:
+        ValueError: it is in a bucket, whose URL or environment is not complete.
+    """
+    if not settings.storage_bucket:
+        return LocalStorage(settings.storage_root)
+    from app.storage.cache import Cache  # noqa: PLC0415 - obstore takes time to import
+    from app.storage.objects import ObjectStorage, open_bucket  # noqa: PLC0415 - as above
+
+    cache = Cache(settings.storage_cache_root, settings.storage_cache_bytes)
+    return ObjectStorage(open_bucket(settings.storage_bucket), cache)

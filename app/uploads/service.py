@@ -218,7 +218,7 @@ def complete_upload(
                 create=partial(_complete, session, context, upload, None if are_parts_lost else incoming),
             )
             file = _file(session, upload)
-    context.storage.remove_folder(parts_key(upload.id))
+    context.storage.remove(parts_key(upload.id))
     return upload, file
 
 
@@ -249,7 +249,7 @@ def cancel_upload(database: Database, context: Context, upload_id: str) -> Uploa
         if upload.has_expired or upload.status == "completed":
             raise _over(upload)
         upload.status = "cancelled"
-    context.storage.remove_folder(parts_key(upload.id))
+    context.storage.remove(parts_key(upload.id))
     return upload
 
 
@@ -299,7 +299,7 @@ def _assemble(
     md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
     block = memoryview(bytearray(_BLOCK_BYTES))
     for part in parts:
-        with storage.path(part.storage_key).open("rb", buffering=0) as file:
+        with storage.open(part.storage_key) as file:
             while count := file.readinto(block):
                 incoming.write(block[:count])
                 if md5 is not None:

@@ -132,10 +132,12 @@ def _check_models(ledger: Ledger, storage: Storage, job: FineTuningJob, adapters
             checkpoints.append(int(step))
         else:
             models.append(name)
-        folder = storage.path(adapter.storage_key)
-        if problem := verify(folder):
-            ledger.lost.append(f"{adapter.name}: {problem}")
-        elif (folder / WEIGHTS_FILE).read_bytes() != _undisturbed(job, int(step or _steps(job)))[-1].weights:
+        with storage.local(adapter.storage_key) as folder:
+            if problem := verify(folder):
+                ledger.lost.append(f"{adapter.name}: {problem}")
+                continue
+            weights = (folder / WEIGHTS_FILE).read_bytes()
+        if weights != _undisturbed(job, int(step or _steps(job)))[-1].weights:
             ledger.wrong.append(f"{adapter.name}: other weights than those of an undisturbed job")
     ends = list(range(_STEPS_PER_EPOCH, _recorded(job) + 1, _STEPS_PER_EPOCH))
     if job.status != "succeeded" and ends and ends[-1] == job.recorded_step not in checkpoints:

@@ -61,10 +61,10 @@ def test_rows_and_files_are_compared(settings: Settings, database: Database, cli
     )
     assert run(settings, "db", "check").exit_code == 0
     storage = open_storage(settings)
-    storage.path(object_key(lost)).unlink()
+    (settings.storage_root / object_key(lost)).unlink()
     storage.write("files/file-nobodys", b"left by a crash")
     day_ago = time.time() - 86400 - 60
-    os.utime(storage.path("files/file-nobodys"), (day_ago, day_ago))
+    os.utime(settings.storage_root / "files/file-nobodys", (day_ago, day_ago))
     storage.write("files/file-young", b"its row may come")
 
     found = run(settings, "db", "check", "--json")

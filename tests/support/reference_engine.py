@@ -57,7 +57,8 @@ class Reference:
         if body["model"] != TINY and self.knows_adapters:
             with self.database.reader() as session:
                 key = session.get_one(Adapter, body["model"]).storage_key
-            model = PeftModel.from_pretrained(model, self.storage.path(key))
+            with self.storage.local(key) as folder:
+                model = PeftModel.from_pretrained(model, folder)
         ids = torch.tensor([body["prompt"]])
         with torch.no_grad():
             scores = torch.log_softmax(model(ids).logits[0].float(), -1)

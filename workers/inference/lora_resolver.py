@@ -3,6 +3,10 @@
 The database says which adapters exist, so that any engine serves any of them after any restart. vLLM calls
 `resolve_lora` once for each name, one call at a time, and keeps the result. An adapter that must not be
 loaded is quarantined: its row says why, and gateways do not ask for it again.
+
+vLLM remembers the folder of an adapter for ever, and reads it again inside its step once it has dropped the
+weights. A folder that is a copy of what is in a bucket is therefore put back in front of each request, if it
+is gone.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cached_property
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +29,7 @@ from app.models.adapters import service
 from app.models.adapters.validation import WEIGHTS, AdapterError, Shapes, module_shapes
 from app.models.catalogue import Catalogue
 from app.storage import open_storage
+from app.storage.base import Storage
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -45,12 +51,38 @@ def register() -> None:
     class ToqueResolver(LoRAResolver):
         async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
             del base_model_name  # the base model's folder, not its name
+            if published.are_copied:
+                from vllm.entrypoints.serve.engine.serving import BaseServing  # noqa: PLC0415
+
+                watch_requests(BaseServing, published)
             return await published.resolve(lora_name)
 
     LoRAResolverRegistry.register_resolver("toque", ToqueResolver())
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager  # noqa: PLC0415
 
     watch_loader(LRUCacheWorkerLoRAManager, published)
+
+
+def watch_requests(serving: type[Any], published: PublishedAdapters) -> None:
+    """Has vLLM's server look after the copy of an adapter that it knows, before it takes a request for it.
+
+    No adapter is known before the first one is resolved; until then this need not be called.
+    """
+    check: Callable[[Any, Any], Awaitable[Any]] = serving._check_model
+    if check.__name__ == "check_model":
+        return  # it watches already
+
+    async def check_model(self: Any, request: Any) -> Any:
+        if request.model in self.models.lora_requests:
+            try:
+                await published.keep(request.model)
+            except OSError as error:
+                log.warning("the files of %s cannot be read now: %s", request.model, error)
+                message = f"The model {request.model} was found but could not be loaded."
+                return self.create_error_response(message, "NotFoundError", HTTPStatus.NOT_FOUND)
+        return await check(self, request)
+
+    serving._check_model = check_model
 
 
 def watch_loader(loader: type[Any], published: PublishedAdapters) -> None:
@@ -98,6 +130,26 @@ class PublishedAdapters:
 
     def __init__(self, base_model: str) -> None:
         self._base_model = base_model
+        self._keys: dict[str, str] = {}
+        """The storage's key of each adapter that was resolved."""
+
+    @property
+    def are_copied(self) -> bool:
+        """Whether adapters are read from copies, which may be evicted from the cache of this machine."""
+        return self._storage.is_cached
+
+    async def keep(self, name: str) -> None:
+        """Have the folder of a resolved adapter where it was, for long enough that vLLM can load it.
+
+        Raises:
+            OSError: it was evicted, and cannot be read now.
+        """
+        if key := self._keys.get(name):
+            await asyncio.to_thread(self._fetch, key)
+
+    def _fetch(self, key: str) -> None:
+        with self._storage.local(key):
+            pass
 
     async def resolve(self, name: str) -> LoRARequest | None:
         """Returns the adapter of that name, or None if none is published or its files cannot be read now.
@@ -124,10 +176,11 @@ class PublishedAdapters:
         reason = adapter.quarantine_reason
         if reason is None:
             try:
-                storage = open_storage(self._settings)
-                return service.check_adapter_files(
-                    storage, adapter.storage_key, self._shapes, self._entry.max_rank
+                folder = service.check_adapter_files(
+                    self._storage, adapter.storage_key, self._shapes, self._entry.max_rank
                 )
+                self._keys[name] = adapter.storage_key
+                return folder
             except OSError as error:  # for example a storage that is not mounted, and may be back soon
                 log.warning("the files of %s cannot be read now: %s", name, error)
                 return None
@@ -148,6 +201,10 @@ class PublishedAdapters:
     @cached_property
     def _settings(self) -> Settings:
         return Settings()
+
+    @cached_property
+    def _storage(self) -> Storage:
+        return open_storage(self._settings)
 
     @cached_property
     def _entry(self) -> BaseModelEntry:

@@ -28,7 +28,7 @@ from typing import IO
 import psutil
 
 from app.base_models.memory import engine_gpu_share
-from app.core.child_environment import DATABASE, TELEMETRY, child_environment
+from app.core.child_environment import DATABASE, STORAGE, TELEMETRY, child_environment
 from app.core.parent_death import die_with_parent
 from app.core.settings import BaseModelEntry, Settings
 from app.core.tracing import traces_endpoint
@@ -234,7 +234,11 @@ class Vllm:
             fixed["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             defaults |= {"OMP_NUM_THREADS": str(_cores()), **SPINNING}
         # Our plugin reads the settings, and finds adapters in the database.
-        return {**defaults, **child_environment((*DATABASE, *TELEMETRY), has_settings=True), **fixed}
+        return {
+            **defaults,
+            **child_environment((*DATABASE, *STORAGE, *TELEMETRY), has_settings=True),
+            **fixed,
+        }
 
     def _host_and_port(self) -> tuple[str, int]:
         host, _, port = self._listen.rpartition(":")

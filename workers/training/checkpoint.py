@@ -1,4 +1,4 @@
-"""Checkpoints: folders that appear only when complete, and the choice of the one to resume from.
+"""Checkpoints: folders that appear only when complete.
 
 A folder is first written as `tmp-…` and every file is fsynced, `manifest.json` with its SHA-256 sums last;
 then it is renamed. This module imports no torch, as the worker verifies what the trainer wrote.
@@ -9,29 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from app.core.fsync import fsync_folder
 from workers.crash_points import reach
 
 MANIFEST = "manifest.json"
-_STEP = re.compile(r"step-(\d+)")
 
 
 class DamagedCheckpointError(Exception):
     """A checkpoint differs from what was written; the message says where."""
-
-
-class Resumable(NamedTuple):
-    """The checkpoint to resume from, and the newer ones that are damaged."""
-
-    checkpoint: Path | None
-    damaged: list[str]
-    """Step and reason of each damaged checkpoint."""
 
 
 def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes], *, first_step: int) -> Path:
@@ -70,13 +60,13 @@ def save_checkpoint(parent: Path, step: int, files: Mapping[str, bytes], *, firs
 def verify(checkpoint: Path) -> str | None:
     """Return what is wrong with the checkpoint, or None if every file is as it was written."""
     try:
-        _first_step(checkpoint)
+        first_step_of(checkpoint)
     except DamagedCheckpointError as damage:
         return str(damage)
     return None
 
 
-def _first_step(checkpoint: Path) -> int:
+def first_step_of(checkpoint: Path) -> int:
     """Return the first step that the checkpoint contains the metrics of.
 
     Raises:
@@ -100,30 +90,6 @@ def discard(checkpoint: Path) -> None:
     aside = checkpoint.with_name(f"tmp-{checkpoint.name}")
     checkpoint.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def newest_resumable(job_folder: Path, recorded_step: int) -> Resumable:
-    """Return the newest intact checkpoint of any attempt that leaves no gap in the job's log.
-
-    An attempt that lost its lease may have saved steps that were not recorded. A checkpoint contains the
-    metrics of its own latest steps, so that these can be recorded again, but not of the steps before them.
-    """
-    found = [
-        (int(match[1]), folder)
-        for folder in job_folder.glob("*/checkpoints/*")
-        if (match := _STEP.fullmatch(folder.name))
-    ]
-    damaged: list[str] = []
-    for step, folder in sorted(found, key=lambda pair: (pair[0], pair[1]), reverse=True):
-        try:
-            first_step = _first_step(folder)
-        except DamagedCheckpointError as damage:
-            damaged.append(f"step {step}: {damage}")
-            continue
-        # Steps before `first_step` are known to be recorded only if that step, or a later one, is.
-        if first_step <= max(recorded_step, 1):
-            return Resumable(folder, damaged)
-    return Resumable(None, damaged)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -29,6 +29,7 @@ from app.models.token_mixing import Layout
 from app.storage.base import Storage, StoredFile
 from workers.crash_points import reach
 from workers.device import detect
+from workers.training.attempt_files import AttemptFiles
 from workers.training.parity import NoAnswerError, Parity, ParityError, compare, find_engine
 from workers.training.protocol import (
     Checkpoint,
@@ -63,11 +64,18 @@ class JobReporter:
     """
 
     def __init__(
-        self, database: Database, storage: Storage, job: FineTuningJob, lease: Lease, settings: Settings
+        self,
+        database: Database,
+        storage: Storage,
+        files: AttemptFiles,
+        job: FineTuningJob,
+        lease: Lease,
+        settings: Settings,
     ) -> None:
         self.job = job
         self._database = database
         self._storage = storage
+        self._files = files
         self._lease = lease
         self._settings = settings
         self._total_steps = 0
@@ -87,7 +95,7 @@ class JobReporter:
             case Working():
                 pass
             case Saved():
-                self._saved(progress.step)
+                self._saved(progress)
             case Checkpoint():
                 self._checkpoint(progress)
             case Finished():
@@ -220,12 +228,13 @@ class JobReporter:
         self.recorded_step = number
         reach("reporter.step_recorded")
 
-    def _saved(self, step: int) -> None:
-        self._write(lambda session: queue.record_saved(session, self._lease, step))
+    def _saved(self, saved: Saved) -> None:
+        self._publish(saved.path)
+        self._write(lambda session: queue.record_saved(session, self._lease, saved.step))
 
     def _checkpoint(self, checkpoint: Checkpoint) -> None:
         step = checkpoint.metrics.step
-        key = self._storage.key(Path(checkpoint.path))
+        key = self._publish(checkpoint.path)
         size = self._storage.size(key)
         metrics = _numbers(checkpoint.metrics)
 
@@ -253,7 +262,7 @@ class JobReporter:
             self.fail("parity_failed", f"{error}.")
             return
         result = self._write_result()
-        key = self._storage.key(Path(finished.path))
+        key = self._publish(finished.path)
         size = self._storage.size(key)
 
         def write(session: Session) -> None:
@@ -306,17 +315,22 @@ class JobReporter:
             )
         with self._database.reader() as session:
             file = session.get_one(File, self.job.learnt_file_id)
-            key = self._storage.key(Path(finished.path))
+            key = self._publish(finished.path)
             checkpoint = select(Adapter.name).where(Adapter.job_id == self.job.id, Adapter.storage_key == key)
             name = session.scalars(checkpoint).first() or ""
         try:
             with self._database.reader() as session:
                 engine = find_engine(session, self._settings, self.job.model)
-            parity = compare(engine, name, self._storage.path(file.storage_key), finished.samples)
+            with self._storage.local(file.storage_key) as path:
+                parity = compare(engine, name, path, finished.samples)
         except NoAnswerError as reason:
             keep_samples(self._storage, self.job, finished.samples)
             return None, f"Not yet compared with an engine's answers: {reason}; it will be once one answers"
         return parity, str(parity)
+
+    def _publish(self, path: str) -> str:
+        """Publish a checkpoint that the trainer has saved, and return its key."""
+        return self._files.publish(Path(path))
 
     def _event(self, message: str, *, level: str = "info") -> None:
         self._write(lambda session: queue.record_event(session, self._lease, message, level=level))

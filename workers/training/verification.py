@@ -15,7 +15,7 @@ from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
 from app.models.adapters.models import UNVERIFIED, Adapter
-from app.storage.base import Storage
+from app.storage.base import Storage, StorageUnavailableError
 from workers.training.parity import NoAnswerError, ParityError, compare, find_engine
 from workers.training.protocol import Sample
 
@@ -41,11 +41,12 @@ def verify_one(database: Database, storage: Storage, settings: Settings, base_mo
         except NoAnswerError:
             return
     try:
-        samples = msgspec.json.decode(storage.path(_samples_key(job)).read_bytes(), type=list[Sample])
-        compared = compare(engine, adapter.name, storage.path(training_file.storage_key), samples)
+        with storage.open(_samples_key(job)) as file, storage.local(training_file.storage_key) as path:
+            samples = msgspec.json.decode(file.read(), type=list[Sample])
+            compared = compare(engine, adapter.name, path, samples)
     except FileNotFoundError:  # its samples or its file are gone
         parity, verdict, level = {"tokens": 0}, "Not compared with an engine's answers", "warn"
-    except NoAnswerError:
+    except (NoAnswerError, StorageUnavailableError):
         return
     except ParityError as error:
         parity, verdict, level = None, str(error), "error"

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
@@ -34,12 +33,14 @@ from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
 from app.models.catalogue import Catalogue, is_prepared, template_options
 from app.storage import open_storage
+from app.storage.base import StorageUnavailableError
+from app.storage.retrying import storage_retrying
 from workers.crash_points import reach
 from workers.device import detect
 from workers.device_sharing import TrainingTurns, shared_device
 from workers.maintenance import Maintenance
 from workers.tracking.child import TrackingChild
-from workers.training.checkpoint import newest_resumable
+from workers.training.attempt_files import AttemptFiles
 from workers.training.child import TRAINER, TrainerChild
 from workers.training.progress_spans import ProgressSpans
 from workers.training.protocol import (
@@ -155,7 +156,8 @@ class TrainingWorker:
         reach("worker.claimed")
         log.info("%s: attempt %d", job.id, job.lease_epoch)
         lease = queue.LEASES.lease_of(job)
-        reporter = JobReporter(self._database, self._storage, job, lease, self._settings)
+        files = AttemptFiles(self._storage, f"jobs/{job.id}", job.lease_epoch)
+        reporter = JobReporter(self._database, self._storage, files, job, lease, self._settings)
         heartbeat = Heartbeat(
             self._settings.heartbeat_seconds, lambda: self._renew(lease), on_lost=self._stop_trainer
         )
@@ -166,9 +168,9 @@ class TrainingWorker:
             "gen_ai.request.model": job.model,
         }
         try:
-            with heartbeat, span("train", attempt, parent={"traceparent": job.traceparent or ""}):
+            with heartbeat, files, span("train", attempt, parent={"traceparent": job.traceparent or ""}):
                 if self._has_device(reporter):
-                    self._follow_trainer(job, reporter)
+                    self._follow_trainer(job, files, reporter)
         except LeaseLostError as lost:
             log.warning("%s", lost)
             self._child.kill()
@@ -198,10 +200,10 @@ class TrainingWorker:
             self._child.stop()
             self._turns.end()
 
-    def _follow_trainer(self, job: FineTuningJob, reporter: JobReporter) -> None:
+    def _follow_trainer(self, job: FineTuningJob, files: AttemptFiles, reporter: JobReporter) -> None:
         """Train to the end; after an out-of-memory kill, training goes on with smaller micro-batches."""
         halvings, starved_at = 0, -1
-        while not self._follow_once(job, reporter, halvings):
+        while not self._follow_once(job, files, reporter, halvings):
             halvings += 1
             no_room = out_of_memory(msgspec.convert(job.hyperparameters, Hyperparameters))
             if self._child.ran_out_of_memory:
@@ -220,13 +222,18 @@ class TrainingWorker:
             starved_at = reporter.recorded_step
             reporter.warn("Out of memory: the trainer was killed; it restarts with smaller micro-batches")
 
-    def _follow_once(self, job: FineTuningJob, reporter: JobReporter, halvings: int) -> bool:
+    def _follow_once(
+        self, job: FineTuningJob, files: AttemptFiles, reporter: JobReporter, halvings: int
+    ) -> bool:
         """Train from the newest checkpoint; return False if the trainer died before its job ended."""
-        resumable = newest_resumable(self._storage.path(f"jobs/{job.id}"), reporter.recorded_step)
-        for problem in resumable.damaged:
-            reporter.warn(f"A checkpoint is damaged ({problem}); an earlier one is used")
+        retrying = storage_retrying(self._settings.storage_patience_seconds, self._stopping)
+        try:
+            spec = retrying(self._spec, job, files, reporter, halvings)
+        except OSError as error:
+            self._give_back(reporter, error)
+            return True
         owned, spans = True, ProgressSpans()
-        for progress in self._child.train(self._spec(job, resumable.checkpoint, halvings)):
+        for progress in self._child.train(spec):
             spans.record(progress)
             if isinstance(progress, Stopped):
                 if owned:
@@ -239,18 +246,30 @@ class TrainingWorker:
                     self._leave_device()  # for the comparison with an engine's answers
                     self._turns.await_engine(job.model, self._stopping)
                 try:
-                    reporter.report(progress)
+                    retrying(reporter.report, progress)
                 except LeaseLostError as lost:
                     self._stop_trainer(lost)
                     owned = False
                 except StorageFullError as error:
                     reporter.pause_for_room(str(error))
                     return True
+                except StorageUnavailableError as error:
+                    self._child.kill()
+                    self._give_back(reporter, error)
+                    return True
             if isinstance(progress, Finished | Failed):
                 return True
         if owned and self._stopping.is_set():
             reporter.release()
         return not owned or self._stopping.is_set()
+
+    def _give_back(self, reporter: JobReporter, error: OSError) -> None:
+        """Let another attempt train the job, as this one cannot use the storage."""
+        if self._stopping.is_set():
+            reporter.release()
+        else:
+            message = f"A worker cannot read or write a file ({error}); every process needs the same storage"
+            reporter.retry(message, code="storage_unusable")
 
     def _stop_trainer(self, lost: LeaseLostError) -> None:
         """Stop training a job whose lease is lost; if it was paused, the trainer stays warm for the next."""
@@ -260,7 +279,12 @@ class TrainingWorker:
         else:
             self._child.kill()
 
-    def _spec(self, job: FineTuningJob, checkpoint: Path | None, halvings: int) -> TrainingSpec:
+    def _spec(
+        self, job: FineTuningJob, files: AttemptFiles, reporter: JobReporter, halvings: int
+    ) -> TrainingSpec:
+        resumable = files.newest_resumable(reporter.recorded_step)
+        for problem in resumable.damaged:
+            reporter.warn(f"A checkpoint is damaged ({problem}); an earlier one is used")
         with self._database.reader() as session:
             base = Catalogue.read(session, self._settings).get(job.model)
             training_file = session.get_one(File, job.learnt_file_id)
@@ -273,17 +297,17 @@ class TrainingWorker:
             base_model=base.name,
             base_model_dir=str(self._settings.base_model_dir(base)),
             template=template_options(base),
-            training_file=str(self._storage.path(training_file.storage_key)),
-            validation_file=str(self._storage.path(validation_file.storage_key)) if validation_file else None,
-            output_dir=str(self._storage.path(f"jobs/{job.id}/{job.lease_epoch}")),
-            resume_from=str(checkpoint) if checkpoint else None,
+            training_file=str(files.path_of(training_file.storage_key)),
+            validation_file=str(files.path_of(validation_file.storage_key)) if validation_file else None,
+            output_dir=str(files.folder),
+            resume_from=str(resumable.checkpoint) if resumable.checkpoint else None,
             checkpoint_seconds=self._settings.checkpoint_seconds,
             failure_seconds=failure_seconds,
             seed=job.seed,
             halvings=halvings,
             hyperparameters=msgspec.convert(job.hyperparameters, Hyperparameters),
             method=job.method,
-            parent=str(self._storage.path(parent.storage_key)) if parent else None,
+            parent=str(files.path_of(parent.storage_key)) if parent else None,
         )
 
     def _verify_one(self) -> None:

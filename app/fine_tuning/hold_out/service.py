@@ -49,7 +49,8 @@ def choose_split(database: Database, context: Context, request: CreateJob) -> tu
             session, context.project_id, request.training_file, "training_file"
         )
     _require_checked(file)
-    return file, in_child(choose, files_service.content_path(context.storage, file), wanted, MIN_EXAMPLES)
+    with files_service.content(context.storage, file) as path:
+        return file, in_child(choose, path, wanted, MIN_EXAMPLES)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pathlib import Path
 from app.core.errors import InvalidRequestError
 from app.datasets import fingerprint
 from app.datasets.request_file import parse_request_line, read_request_file
+from app.files import service as files_service
 from app.files.models import File
 from app.fine_tuning.schemas import SplitRequest
 from app.storage.base import Storage
@@ -108,8 +109,9 @@ def write_split(storage: Storage, file: File, choice: Choice) -> Generator[Incom
     """Write both files; they are removed when the block ends, unless they were published."""
     with storage.incoming() as rest, storage.incoming() as held_out:
         split = IncomingSplit(choice, Part(rest), Part(held_out))
-        for number, line in read_request_file(storage.path(file.storage_key)):
-            (split.held_out if number in choice.held_out else split.rest).add(line)
+        with files_service.content(storage, file) as path:
+            for number, line in read_request_file(path):
+                (split.held_out if number in choice.held_out else split.rest).add(line)
         rest.finish()
         held_out.finish()
         yield split

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from app.core.settings import BaseModelEntry, Settings
 from app.datasets.report import MIN_EXAMPLES
 from app.datasets.request_file import read_request_file
 from app.files import service as files_service
+from app.files.models import File
 from app.fine_tuning import queue, service, worker_registry
 from app.fine_tuning.geometry import Geometry
 from app.fine_tuning.hold_out.service import choose_split
@@ -73,25 +74,30 @@ def check_job(database: Database, context: Context, request: CreateJob) -> JobPr
         message = "A file is still being checked; ask again in a moment."
         raise UnavailableError(message, code="file_not_checked")
     training, validation = plan.training_file, plan.validation_file
-    files = _Files(
-        training=files_service.content_path(context.storage, training),
-        validation=files_service.content_path(context.storage, validation) if validation else None,
-        choice=choice,
-        examples=plan.examples,
-        validation_examples=(validation.examples or 0) if validation else 0,
-        training_name=training.id,
-        validation_name=validation.id if validation else None,
-    )
-    return _preflight(
-        database,
-        context.settings,
-        plan.base,
-        plan.method,
-        plan.hyperparameters,
-        files,
-        request.seed or 0,
-        lambda subject: in_child(inspect, subject),
-    )
+    with ExitStack() as stack:
+
+        def path_of(file: File) -> Path:
+            return stack.enter_context(files_service.content(context.storage, file))
+
+        files = _Files(
+            training=path_of(training),
+            validation=path_of(validation) if validation else None,
+            choice=choice,
+            examples=plan.examples,
+            validation_examples=(validation.examples or 0) if validation else 0,
+            training_name=training.id,
+            validation_name=validation.id if validation else None,
+        )
+        return _preflight(
+            database,
+            context.settings,
+            plan.base,
+            plan.method,
+            plan.hyperparameters,
+            files,
+            request.seed or 0,
+            lambda subject: in_child(inspect, subject),
+        )
 
 
 def check_files(

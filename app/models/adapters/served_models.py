@@ -86,7 +86,9 @@ def retrieve_model(session: Session, context: Context, name: str) -> ModelObject
     with suppress(UnavailableError):  # the base is damaged, which those are told who want to train it
         shapes = known_shapes(context.settings, base)
     shown.experts_adapted = False if has_experts(shapes or {}) else None
-    with suppress(AdapterError, OSError):  # then it is quarantined, or soon will be
-        folder = context.storage.path(adapter.storage_key)
+    with (
+        suppress(AdapterError, OSError),  # then it is quarantined, or soon will be
+        adapters_service.adapter_folder(context.storage, adapter.storage_key) as folder,
+    ):
         shown.target_modules = describe_adapter(folder, shapes).modules
     return shown

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from app.models.adapters.validation import (
 )
 from app.models.catalogue import Catalogue
 from app.quotas.stored_bytes import require_bytes
-from app.storage.base import Storage
+from app.storage.base import DamagedContentError, Storage
 from app.storage.incoming import IncomingFolder
 from app.webhooks import outbox
 
@@ -98,7 +99,7 @@ def _keep_imported(
     require_bytes(session, context.project_id, size, "adapter_model.safetensors")
     adapter_id = new_id("")
     storage_key = f"adapters/{adapter_id}"
-    context.storage.publish_folder(incoming, storage_key)
+    context.storage.publish_folder(incoming.complete(), storage_key)
     plain_suffix = suffix.replace(" ", "-") if suffix else None
     adapter = Adapter(
         name=served_name(session, context.project_id, base, plain_suffix, adapter_id),
@@ -143,7 +144,7 @@ def archive_adapter(session: Session, context: Context, name: str) -> AdapterArc
     """
     adapter = _existing(session, context.project_id, name)
     lora = _describe(session, context, adapter, "name")
-    weights = context.storage.path(adapter.storage_key) / WEIGHTS
+    weights = partial(context.storage.local, adapter.storage_key)
     try:
         return AdapterArchive(lora.config(adapter.base_model), weights, adapter.created_at)
     except OSError as error:
@@ -280,19 +281,34 @@ def check_adapter_files(
 ) -> Path:
     """Return the folder of a published adapter after checking that it can be served.
 
+    It may be a copy on this machine, which stays for a while (`app.storage.cache.KEPT_SECONDS`).
+
     Raises:
         AdapterError, OSError: as `check_adapter`.
     """
-    outside = AdapterError(WEIGHTS, "unsafe_files", "its folder is outside the storage")
-    try:
-        folder = storage.path(storage_key)
-    except ValueError:
-        raise outside from None
-    # A link inside the storage may still lead out of it.
-    if not folder.parent.resolve().is_relative_to(storage.path("").resolve()):
-        raise outside
-    check_adapter(folder, base, max_rank)
+    with adapter_folder(storage, storage_key) as folder:
+        check_adapter(folder, base, max_rank)
     return folder
+
+
+@contextmanager
+def adapter_folder(storage: Storage, storage_key: str) -> Generator[Path]:
+    """Have the folder of a published adapter on this machine until the block ends.
+
+    Raises:
+        AdapterError: it is outside the storage, or damaged in the storage.
+        OSError: it cannot be read now: it is not there, or the storage is not.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(storage.local(storage_key))
+        except ValueError:
+            raise AdapterError(WEIGHTS, "unsafe_files", "its folder is outside the storage") from None
+        except DamagedContentError as error:
+            raise AdapterError(
+                WEIGHTS, "checksum_mismatch", f"it is not as it was written: {error}"
+            ) from None
+        yield folder
 
 
 def get_adapter(session: Session, settings: Settings, project_id: str, name: str) -> Adapter | None:
@@ -388,10 +404,10 @@ def _describe(session: Session, context: Context, adapter: Adapter, param: str) 
     """
     refuse_quarantined(adapter, param)
     base = Catalogue.read(session, context.settings).find(adapter.base_model)
+    shapes = known_shapes(context.settings, base)
     try:
-        return describe_adapter(
-            context.storage.path(adapter.storage_key), known_shapes(context.settings, base)
-        )
+        with adapter_folder(context.storage, adapter.storage_key) as folder:
+            return describe_adapter(folder, shapes)
     except AdapterError as error:
         raise FailedDependencyError(
             f"The model '{adapter.name}' is damaged: {error}.", code="model_damaged", param=param

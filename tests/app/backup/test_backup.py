@@ -34,12 +34,13 @@ from app.fine_tuning import queue
 from app.models.adapters.models import Adapter
 from app.orphans import sweep_orphans
 from app.storage import open_storage
+from tests.support.checkpoints import newest_resumable
 from tests.support.command import TOQUE, run
 from tests.support.databases import execute_sql
 from tests.support.jobs import create, upload
 from tests.support.service import BASE_MODEL, OTHER_KEY, run_service
 from tests.support.waiting import wait_until
-from workers.training.checkpoint import discard, newest_resumable, save_checkpoint
+from workers.training.checkpoint import discard, save_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -90,13 +91,13 @@ def test_a_busy_deployment_is_backed_up_and_restored(
     empty: Settings,
     tmp_path: Path,
 ) -> None:
-    storage, folder = open_storage(settings), tmp_path / "backup"
+    folder = tmp_path / "backup"
     running, waiting = create(client, metadata={"dish": "soup"}), create(other_client)
     with database.writer() as session:
         job = queue.claim_next(session, "worker_1", [BASE_MODEL], 3600.0)
         assert job is not None
         assert job.id == running.id
-    checkpoints = storage.path(f"jobs/{job.id}/1/checkpoints")
+    checkpoints = settings.storage_root / f"jobs/{job.id}/1/checkpoints"
     save_checkpoint(checkpoints, 3, {"weights": b"w" * 2000}, first_step=1)
     (checkpoints / "tmp-step-4").mkdir()
     open_upload = client.uploads.create(
@@ -143,7 +144,7 @@ def test_a_busy_deployment_is_backed_up_and_restored(
             claimed[job.id] = (job.lease_epoch, job.attempts_failed)
     copy.dispose()
     assert claimed == {running.id: (2, 0), waiting.id: (1, 0)}
-    found, damaged = newest_resumable(open_storage(empty).path(f"jobs/{running.id}"), 3)
+    found, damaged = newest_resumable(empty.storage_root / f"jobs/{running.id}", 3)
     assert found is not None
     assert (found.name, damaged) == ("step-3", [])
 
@@ -182,7 +183,7 @@ def test_what_is_deleted_while_a_backup_is_made_is_in_neither_half(
     assert run(empty, "restore", str(folder)).exit_code == 0
     with run_service(empty) as service, service.client() as again:
         assert {model.id for model in again.models.list()} == {BASE_MODEL, kept}
-    assert [path.name for path in open_storage(empty).path("adapters").iterdir()] == ["0"]
+    assert [path.name for path in (empty.storage_root / "adapters").iterdir()] == ["0"]
 
 
 @pytest.fixture
@@ -215,7 +216,7 @@ def test_a_damaged_backup_is_refused_before_anything_is_touched(
             assert refused.exit_code == 1
             # A manifest that can be read may still name a sum that no file has.
             assert str(path.relative_to(folder)) in refused.output or what == "manifest.json"
-    assert not open_storage(empty).path("").exists()
+    assert not empty.storage_root.exists()
     with pytest.raises(SQLAlchemyError):
         check_schema(empty)
 
@@ -246,7 +247,7 @@ def test_a_trainer_that_discards_checkpoints_does_not_keep_a_backup_from_success
     job_id = create(client).id
     with database.writer() as session:
         assert queue.claim_next(session, "worker_1", [BASE_MODEL], 3600.0)
-    checkpoints = open_storage(settings).path(f"jobs/{job_id}/1/checkpoints")
+    checkpoints = settings.storage_root / f"jobs/{job_id}/1/checkpoints"
     for step in (1, 2):
         save_checkpoint(checkpoints, step, {"weights": b"w"}, first_step=step)
     steps = itertools.count(1)

@@ -19,7 +19,6 @@ from app.batches.models import Batch, BatchAnswer
 from app.core.database import Database, database_now
 from app.core.settings import Settings
 from app.files.models import File
-from app.storage import open_storage
 from tests.app.comparisons.stub_engine import StubEngine, number_asked, reference, refusal
 from tests.support import engine_responses
 from tests.support.batch_files import CHAT, content, create, ended, line, lines
@@ -365,7 +364,7 @@ def _completed(client: OpenAI, batch_id: str) -> int:
 
 def _stored(settings: Settings, database: Database, file_id: str) -> Path:
     with database.reader() as session:
-        return open_storage(settings).path(session.get_one(File, file_id).storage_key)
+        return settings.storage_root / session.get_one(File, file_id).storage_key
 
 
 def _completed_batch(client: OpenAI, engine: StubEngine) -> str:

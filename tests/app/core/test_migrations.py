@@ -23,13 +23,13 @@ from app.fine_tuning import queue
 from app.fine_tuning.models import Event, FineTuningJob
 from app.models.adapters import service as adapters_service
 from app.storage import open_storage
-from app.storage.base import Storage
 from tests.support.command import run
 from tests.support.databases import configuration, downgrade, remove_tables
 from tests.support.jobs import create
 from tests.support.service import API_KEY, BASE_MODEL, run_service
 from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
+from workers.training.attempt_files import AttemptFiles
 from workers.training.protocol import Checkpoint, Finished, Hyperparameters, Metrics, Started, Step
 from workers.training.reporter import JobReporter
 
@@ -460,7 +460,8 @@ def check_what_workers_do(settings: Settings, database: Database) -> None:
 
     for job in claimed.values():
         assert msgspec.convert(job.hyperparameters, Hyperparameters).lora_rank == 16
-        train(JobReporter(database, storage, job, queue.LEASES.lease_of(job), settings), storage)
+        with AttemptFiles(storage, f"jobs/{job.id}", job.lease_epoch) as files:
+            train(JobReporter(database, storage, files, job, queue.LEASES.lease_of(job), settings), files)
     with run_service(settings) as service, service.client() as client:
         for job_id in claimed:
             done = client.fine_tuning.jobs.retrieve(job_id)
@@ -469,9 +470,9 @@ def check_what_workers_do(settings: Settings, database: Database) -> None:
             assert client.models.retrieve(done.fine_tuned_model).owned_by == "proj_1"
 
 
-def train(reporter: JobReporter, storage: Storage) -> None:
+def train(reporter: JobReporter, files: AttemptFiles) -> None:
     """What a trainer says in an attempt that ends well."""
-    folder = str(storage.path(f"jobs/{reporter.job.id}/{reporter.job.lease_epoch}/checkpoints/step-3"))
+    folder = str(files.folder / "checkpoints/step-3")
     metrics = [Metrics(step=step, train_loss=1 / step) for step in (1, 2, 3)]
     reporter.report(
         Started(

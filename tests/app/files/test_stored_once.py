@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -36,13 +35,13 @@ def storage(settings: Settings) -> Storage:
     return open_storage(settings)
 
 
-def path_of(storage: Storage, content: bytes) -> Path:
-    return storage.path(object_key(hashlib.sha256(content).hexdigest()))
+def key_of(content: bytes) -> str:
+    return object_key(hashlib.sha256(content).hexdigest())
 
 
-def grow_old(storage: Storage) -> None:
+def grow_old(settings: Settings) -> None:
     """As if nothing had been written for a day."""
-    for path in storage.path("").rglob("*"):
+    for path in settings.storage_root.rglob("*"):
         os.utime(path, (LONG_AGO, LONG_AGO))
 
 
@@ -52,28 +51,30 @@ def change(database: Database, file_id: str, **values: float) -> None:
 
 
 def test_the_same_bytes_are_stored_once(
-    client: OpenAI, other_client: OpenAI, storage: Storage, database: Database
+    client: OpenAI, other_client: OpenAI, storage: Storage, settings: Settings, database: Database
 ) -> None:
     content = training_bytes()
     files = [upload(client, content), upload(client, content, "user_data"), upload(other_client, content)]
-    assert [path for path in storage.path("").rglob("*") if path.is_file()] == [path_of(storage, content)]
+    assert [entry.key for entry in storage.files("")] == [key_of(content)]
     client.files.delete(files[0])
     change(database, files[0], deleted_at=LONG_AGO)
-    grow_old(storage)
+    grow_old(settings)
     assert sweep_orphans(database, storage) == []
     assert client.files.content(files[1]).read() == content
     assert other_client.files.content(files[2]).read() == content
     for file in files[1:]:
         change(database, file, deleted_at=LONG_AGO)
-    assert sweep_orphans(database, storage) == [path_of(storage, content)]
+    assert sweep_orphans(database, storage) == [key_of(content)]
     assert upload(client, content)
-    assert path_of(storage, content).read_bytes() == content
+    assert (settings.storage_root / key_of(content)).read_bytes() == content
 
 
-def test_bytes_stay_for_a_day(client: OpenAI, storage: Storage, database: Database) -> None:
+def test_bytes_stay_for_a_day(
+    client: OpenAI, storage: Storage, settings: Settings, database: Database
+) -> None:
     deleted, young = training_bytes(), training_bytes(13)
     client.files.delete(upload(client, deleted))
-    grow_old(storage)
+    grow_old(settings)
     assert sweep_orphans(database, storage) == [], "a reader may have just begun"
     change(database, upload(client, young), deleted_at=LONG_AGO)
     assert sweep_orphans(database, storage) == [], "a row may be about to name them"
@@ -83,7 +84,7 @@ def test_bytes_stay_for_a_day(client: OpenAI, storage: Storage, database: Databa
 
 @pytest.mark.parametrize("gone", ["deleted", "expired"])
 def test_a_job_keeps_its_bytes_until_it_ends(
-    client: OpenAI, storage: Storage, database: Database, gone: str
+    client: OpenAI, storage: Storage, settings: Settings, database: Database, gone: str
 ) -> None:
     content, held_out = training_bytes(20), training_bytes(13)
     ids = [upload(client, content), upload(client, held_out)]
@@ -94,13 +95,13 @@ def test_a_job_keeps_its_bytes_until_it_ends(
         change(database, file, **{f"{gone}_at" if gone == "deleted" else "expires_at": LONG_AGO})
         with pytest.raises(openai.NotFoundError):
             client.files.retrieve(file)
-    grow_old(storage)
+    grow_old(settings)
     for status in ("validating_files", "queued", "running", "paused"):
         with database.writer() as session:
             session.execute(update(FineTuningJob).values(status=status))
         assert sweep_orphans(database, storage) == []
     client.fine_tuning.jobs.cancel(job.id)
-    assert sweep_orphans(database, storage) == sorted(path_of(storage, each) for each in (content, held_out))
+    assert sweep_orphans(database, storage) == sorted(key_of(each) for each in (content, held_out))
     with database.reader() as session:
         assert find_orphans(session, storage).missing == []
 
@@ -136,7 +137,7 @@ def test_an_expired_file_is_gone_at_once(client: OpenAI, database: Database) -> 
 
 
 def test_parts_of_uploads_that_are_over_are_swept(
-    client: OpenAI, storage: Storage, database: Database
+    client: OpenAI, storage: Storage, settings: Settings, database: Database
 ) -> None:
     opened, left = (
         client.uploads.create(bytes=1, filename="a", mime_type="text/plain", purpose="user_data")
@@ -146,13 +147,13 @@ def test_parts_of_uploads_that_are_over_are_swept(
         client.uploads.parts.create(each.id, data=b"x")
     with database.writer() as session:
         session.execute(update(Upload).where(Upload.id == left.id).values(expires_at=LONG_AGO))
-    grow_old(storage)
-    assert sweep_orphans(database, storage) == [storage.path(f"uploads/{left.id}")]
-    assert [path.name for path in storage.path("uploads").iterdir()] == [opened.id]
+    grow_old(settings)
+    assert sweep_orphans(database, storage) == [f"uploads/{left.id}"]
+    assert [entry.key for entry in storage.list("uploads/*")] == [f"uploads/{opened.id}"]
 
 
 def test_files_that_were_stored_by_their_own_names_go_on(
-    client: OpenAI, storage: Storage, database: Database
+    client: OpenAI, storage: Storage, settings: Settings, database: Database
 ) -> None:
     content = training_bytes()
     file, deleted = upload(client, content), upload(client, content)
@@ -161,28 +162,28 @@ def test_files_that_were_stored_by_their_own_names_go_on(
             session.get_one(File, each).storage_key = f"files/{each}"
             storage.write(f"files/{each}", content)
     change(database, deleted, deleted_at=LONG_AGO)
-    grow_old(storage)
+    grow_old(settings)
     assert sweep_orphans(database, storage) == [
-        storage.path(f"files/{deleted}"),
-        path_of(storage, content),
+        f"files/{deleted}",
+        key_of(content),
     ]
     assert client.files.content(file).read() == content
     assert create(client, training_file=file).status == "queued"
 
 
 def test_an_upload_of_bytes_that_are_being_swept_has_them(
-    service: Service, client: OpenAI, storage: Storage, database: Database
+    service: Service, client: OpenAI, storage: Storage, settings: Settings, database: Database
 ) -> None:
     """Many upload, read and delete the same bytes, while they are swept as if they were a day old at once."""
     content = os.urandom(5000)
-    path = path_of(storage, content)
+    path = settings.storage_root / key_of(content)
     ended, swept = threading.Event(), 0
     lost: list[str] = []
 
     def sweep() -> None:
         nonlocal swept
         while not ended.is_set():
-            swept += path.exists() and sweep_object(database, storage, path, age_seconds=-60)
+            swept += path.exists() and sweep_object(database, storage, key_of(content), age_seconds=-60)
 
     def use() -> None:
         with service.http() as http:
@@ -248,4 +249,4 @@ def test_names_are_for_people_and_open_nothing(
     assert (created["filename"], done["file"]["filename"]) == (kept, kept)
     download = http.get(f"/v1/files/{done['file']['id']}/content")
     assert download.content == b"abc"
-    assert [path for path in storage.path("").rglob("*") if path.is_file()] == [path_of(storage, b"abc")]
+    assert [entry.key for entry in storage.files("")] == [key_of(b"abc")]

@@ -14,7 +14,6 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.files.models import File
 from app.fine_tuning.models import FineTuningJob
-from app.storage import open_storage
 from tests.support.jobs import create, upload
 from tests.support.service import BASE_MODEL
 from tests.support.training_files import chat_line, training_bytes
@@ -290,7 +289,7 @@ def test_a_file_that_the_storage_has_lost_is_no_fault_of_the_request(
     assert client.files.wait_for_processing(file.id, poll_interval=0.05).status == "processed"
     with database.reader() as session:
         stored = session.get_one(File, file.id).storage_key
-    open_storage(settings).path(stored).unlink()
+    (settings.storage_root / stored).unlink()
     with pytest.raises(openai.InternalServerError) as caught:
         client.fine_tuning.jobs.create(model=BASE_MODEL, training_file=file.id)
     assert (caught.value.status_code, caught.value.code) == (503, "storage_unavailable")

@@ -151,7 +151,7 @@ def test_a_deleted_project_leaves_nothing_behind(
     assert [log["type"] for log in logs if log.get("project", {}).get("id") == marked] == ["project.deleted"]
     assert files_with(settings.data_dir, MARKER) == []
     assert client.files.content(shared).read() == training_bytes()
-    assert open_storage(settings).path(kept_key).exists()
+    assert (settings.storage_root / kept_key).exists()
     assert run(settings, "projects", "delete", marked, "--yes").exit_code == 1
     assert upload(client)
 

@@ -19,12 +19,12 @@ from transformers import AutoModelForCausalLM
 from app.datasets.chat_template import ChatTemplate, TokenizedExample
 from app.fine_tuning.packing import Limits
 from app.models.token_mixing import TokenMixing
+from tests.support.checkpoints import newest_resumable
 from tests.support.examples import Lines, preference, preference_pairs
 from tests.support.gradients import adapter_weights, gradients, randomize, with_lora
 from tests.support.starved_trainer import starved_logits
 from tests.support.trainer import Child, losses, with_
 from workers.training import learning, model, trainer
-from workers.training.checkpoint import newest_resumable
 from workers.training.dataset import TrainingExample, load_examples
 from workers.training.objectives import DPOLoss
 from workers.training.protocol import (

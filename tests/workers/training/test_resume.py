@@ -10,9 +10,10 @@ import msgspec
 import pytest
 from safetensors.torch import load_file
 
+from tests.support.checkpoints import newest_resumable
 from tests.support.examples import Lines, colours
 from tests.support.trainer import Child, losses
-from workers.training.checkpoint import newest_resumable, save_checkpoint, verify
+from workers.training.checkpoint import save_checkpoint, verify
 from workers.training.protocol import Checkpoint, Finished, Started, Step, Stopped, TrainingSpec
 
 

@@ -17,7 +17,6 @@ from app.core.settings import Settings
 from app.files.models import File
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
-from app.storage import open_storage
 from tests.support.databases import downgrade
 from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
@@ -70,7 +69,7 @@ def test_jobs_are_trained_one_after_another(
 
     with database.reader() as session:
         adapter = session.get_one(Adapter, first.fine_tuned_model)
-    folder = open_storage(settings).path(adapter.storage_key)
+    folder = settings.storage_root / adapter.storage_key
     assert {"adapter_config.json", "adapter_model.safetensors", "manifest.json"} <= {
         p.name for p in folder.iterdir()
     }
@@ -84,7 +83,7 @@ def test_a_job_that_cannot_be_trained_says_why(
     with database.reader() as session:
         stored = session.get_one(File, job.training_file)
     # The API checked the file; the disk has lost some of it since.
-    open_storage(settings).path(stored.storage_key).write_bytes(training_bytes(11) + b'{"messages"')
+    (settings.storage_root / stored.storage_key).write_bytes(training_bytes(11) + b'{"messages"')
     with run_worker(settings, tmp_path):
         failed = ended(client, job.id)
     assert failed.status == "failed"

@@ -27,7 +27,7 @@ from app.models.adapters.service import quarantine
 from app.models.adapters.validation import Shapes, module_shapes
 from app.orphans import find_orphans, sweep_orphans
 from app.storage import open_storage
-from app.storage.incoming import IncomingFile
+from app.storage.incoming import LocalIncomingFile
 from tests.support.engine_stand_in import EngineStandIn, register_engine, run_engine
 from tests.support.peft_folder import FILES, bad_weights, send, tensors, write_adapter
 from tests.support.service import BASE_MODEL, OTHER_KEY, Service, run_service
@@ -222,7 +222,7 @@ def test_a_full_storage(
 
     for method in ("write", "finish"):
         with monkeypatch.context() as patch:
-            patch.setattr(IncomingFile, method, full)
+            patch.setattr(LocalIncomingFile, method, full)
             response = send(http, adapter)
         assert (response.status_code, response.json()["error"]["code"]) == (507, "storage_full")
     assert (stored(settings), rows(database)) == ([], [])
@@ -331,17 +331,17 @@ def test_folders_without_rows_are_swept_by_age(
     kept, deleted = (send(http, adapter).json()["id"] for _ in range(2))
     client.models.delete(deleted)
     keys = {row.name: row.storage_key for row in rows(database)}
-    nobodys, young = (storage.path(f"adapters/{name}") for name in ("nobodys", "young"))
+    nobodys, young = (settings.storage_root / f"adapters/{name}" for name in ("nobodys", "young"))
     day_ago = time.time() - 86400 - 60
     for folder in (nobodys, young):
         write_adapter(folder)
-    for folder in (nobodys, storage.path(keys[kept]), storage.path(keys[deleted])):
+    for folder in (nobodys, settings.storage_root / keys[kept], settings.storage_root / keys[deleted]):
         os.utime(folder, (day_ago, day_ago))
     swept = sweep_orphans(database, storage)
     with database.reader() as session:
         assert find_orphans(session, storage).missing == []
-    assert swept == sorted([nobodys, storage.path(keys[deleted])])
-    assert sorted(stored(settings)) == sorted([young, storage.path(keys[kept])])
+    assert swept == sorted(["adapters/nobodys", keys[deleted]])
+    assert sorted(stored(settings)) == sorted([young, settings.storage_root / keys[kept]])
 
 
 def check(http: httpx2.Client, name: str) -> dict[str, Any]:
