@@ -25,6 +25,7 @@ from app.cli import (
     projects,
     promote,
     serve,
+    storage,
     webhooks,
     workers,
 )
@@ -68,6 +69,7 @@ app.add_typer(projects.app, name="projects")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
 app.add_typer(db.app, name="db")
+app.add_typer(storage.app, name="storage")
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(workers.workers)

@@ -19,6 +19,7 @@ from obstore.store import MemoryStore
 
 from app.storage.base import DamagedContentError, Storage, StorageUnavailableError, object_key
 from app.storage.cache import KEPT_SECONDS, Cache
+from app.storage.copying import ChangedError, copy_storage
 from app.storage.local import LocalStorage
 from app.storage.objects import ObjectStorage
 
@@ -119,6 +120,30 @@ def test_keys_are_listed_by_pattern(storage: Storage) -> None:
         found = sorted(storage.list(pattern), key=lambda entry: entry.key)
         assert [entry.key for entry in found] == expected
         assert all(time.time() - 60 < entry.modified_ns / 1e9 <= time.time() + 1 for entry in found)
+
+
+def test_a_storage_is_copied_in_several_runs(
+    tmp_path: Path, objects: ObjectStorage, bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = LocalStorage(tmp_path / "source")
+    publish_adapter(source, "adapters/a")
+    keys = [publish(source, bytes([number]) * 1000) for number in range(3)]
+    (tmp_path / "source/tmp/half").write_bytes(b"half")
+    first_run = copy_storage(source, objects)
+    assert next(first_run).is_new  # and then it is interrupted
+    assert [each.is_new for each in copy_storage(source, objects)] == [False, *[True] * 5]
+    assert [each.is_new for each in copy_storage(source, objects)] == [False] * 6
+    assert [entry.key for entry in objects.files("")] == [
+        each for each in (entry.key for entry in source.files("")) if each != "tmp/half"
+    ]
+    back = LocalStorage(tmp_path / "back")
+    assert len(list(copy_storage(objects, back))) == 6
+    for key in keys:
+        with back.open(key) as found, source.open(key) as expected:
+            assert found.read() == expected.read()
+    obstore.put(bucket, keys[0], b"rotten")
+    with pytest.raises(ChangedError, match="is damaged"):
+        list(copy_storage(objects, LocalStorage(tmp_path / "other")))
 
 
 @pytest.mark.parametrize("key", ["../a", "/etc/passwd", "a/../../b"])
