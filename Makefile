@@ -6,10 +6,10 @@ PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
-.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-dashboards test-api \
-  install-trackers lint generated lock bench-train bench-api bench-queue bench-bases bench-batch \
-  bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile bench-soak bench-upload \
-  bench-validate bench-vanish bench-verdict fuzz clean
+.PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-cluster \
+  test-dashboards test-api install-trackers install-fleet lint generated lock bench-train bench-api bench-queue \
+  bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile bench-soak \
+  bench-upload bench-validate bench-vanish bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
@@ -22,11 +22,13 @@ help:
 	@echo "make test-clients      OpenAI's clients, LangChain and others against one service; writes docs/clients.md"
 	@echo "make test-s3           storage in a bucket, on a real S3 server: nothing shared, crashes, a server that is away"
 	@echo "make test-trackers     metrics of jobs in a real MLflow server, trackio and W&B's offline mode"
+	@echo "make test-cluster      workers and engines that come and go on a Ray cluster of this machine"
 	@echo "make test-dashboards   the queries of deploy/ in a real Prometheus"
 	@echo "make lint              formatting, lint, import contracts and types"
 	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
 	@echo "make install           install what the service needs into .venv"
 	@echo "make install-trackers  also what sends metrics to MLflow, trackio and W&B"
+	@echo "make install-fleet     also Ray, for workers and engines that come and go with the work"
 	@echo "make lock              update the pinned requirements (UPGRADE=1 for new versions)"
 	@echo "make clean             remove .venv and build files"
 	@echo
@@ -51,6 +53,8 @@ install: .venv/.installed
 
 install-trackers: .venv/.installed-trackers
 
+install-fleet: .venv/.installed-fleet
+
 .venv/.installed: $(LOCKS)
 	requirements/install.sh $(DEVICE)
 	@touch $@
@@ -61,6 +65,10 @@ install-trackers: .venv/.installed-trackers
 
 .venv/.installed-trackers: $(LOCKS)
 	requirements/install.sh $(DEVICE) trackers
+	@touch .venv/.installed $@
+
+.venv/.installed-fleet: $(LOCKS)
+	requirements/install.sh $(DEVICE) fleet
 	@touch .venv/.installed $@
 
 .venv/.installed-bench: $(LOCKS)
@@ -99,6 +107,10 @@ test-trackers: .venv/.installed-dev .venv/.installed-trackers
 test-s3: .venv/.installed-dev
 	$(BIN)/python -m tests.s3.server
 	$(BIN)/pytest -m s3 tests/s3
+
+test-cluster: .venv/.installed-dev .venv/.installed-fleet
+	command -v redis-server >/dev/null || apt-get install --yes --no-install-recommends redis-server
+	$(BIN)/pytest -m cluster tests/cluster
 
 test-api: .venv/.installed-dev
 	$(BIN)/python -m tests.specification.fuzz

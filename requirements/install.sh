@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with everything Toque needs: requirements/install.sh cpu|cuda [dev] [bench]
+# Makes .venv with everything Toque needs: requirements/install.sh cpu|cuda [dev] [bench] [fleet] [trackers]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

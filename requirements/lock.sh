@@ -22,6 +22,7 @@ lock cuda
 lock otel
 lock dev
 lock bench --override overrides.txt
+lock fleet --override overrides.txt
 lock trackers --override overrides.txt --override trackers_overrides.txt
 lock ../tests/trackers/requirements-mlflow
 lock ../tests/s3/requirements-seaweedfs

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.completions import service as completions_service
 from app.core.database import Database
 from app.core.idempotency import delete_expired
 from app.core.settings import Settings
@@ -97,6 +98,7 @@ class Maintenance:
             delete_expired(session)
             responses_service.delete_expired(session)
             worker_registry.delete_silent(session)
+            completions_service.delete_old_demand(session)
         adapters_service.measure(self._database, self._storage)
         delete_old_data(self._database)
         while self._delete_old_deliveries():

@@ -19,9 +19,11 @@ from app.cli import (
     demo,
     engines,
     files,
+    fleet,
     jobs,
     keys,
     models,
+    processes,
     projects,
     promote,
     serve,
@@ -77,8 +79,9 @@ app.command()(engines.engines)
 
 _PARTS = "Parts of `toque serve`"
 app.command(rich_help_panel=_PARTS)(serve.api)
-app.command(rich_help_panel=_PARTS)(serve.worker)
-app.command(rich_help_panel=_PARTS)(serve.engine)
+app.command(rich_help_panel=_PARTS)(processes.worker)
+app.command(rich_help_panel=_PARTS)(processes.engine)
+app.command(rich_help_panel=_PARTS)(fleet.fleet)
 
 if __name__ == "__main__":
     app()

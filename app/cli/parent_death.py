@@ -1,6 +1,6 @@
-"""Runs a command that is terminated when its parent dies: `python -m app.cli.parent_death PARENT COMMAND…`.
+"""Runs a command that ends when its parent dies: `python -m app.cli.parent_death PARENT SIGNAL COMMAND…`.
 
-Linux sends the command SIGTERM even if the parent is killed; elsewhere the command just runs. This is a
+Linux sends the command the signal even if the parent is killed; elsewhere the command just runs. This is a
 program of its own because `preexec_fn` is not safe in a process with threads.
 """
 
@@ -15,16 +15,20 @@ from collections.abc import Sequence
 _PR_SET_PDEATHSIG = 1  # prctl(2); the setting outlives exec
 
 
-def bound_to_parent(command: Sequence[str]) -> list[str]:
-    """Returns the command line that binds a command to the thread that starts it, and so to this process."""
-    return [sys.executable, "-P", "-m", "app.cli.parent_death", str(os.getpid()), *command]
+def bound_to_parent(command: Sequence[str], number: signal.Signals = signal.SIGTERM) -> list[str]:
+    """Returns the command line that binds a command to the thread that starts it, and so to this process.
+
+    The command gets the signal `number` when the thread ends.
+    """
+    module = [sys.executable, "-P", "-m", "app.cli.parent_death"]
+    return [*module, str(os.getpid()), str(int(number)), *command]
 
 
 def main() -> None:
     """Binds this process to its parent, then becomes the command."""
-    parent, *command = sys.argv[1:]
+    parent, number, *command = sys.argv[1:]
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
     if os.getppid() != int(parent):
         sys.exit("the parent is gone")
     os.execv(command[0], command)  # noqa: S606 - no shell is the point

@@ -26,10 +26,19 @@ from app.cli.keys import ensure_first_key, first_key_file
 from app.cli.models import pull_base_model
 from app.cli.output import fail, stdout
 from app.cli.permissions import restrict_permissions
+from app.cli.processes import toque_command
 from app.cli.serve_lock import FolderInUseError, ServeLock
 from app.cli.settings import read_settings
 from app.cli.supervisor import Program, Supervisor
-from app.core.child_environment import DATABASE, ENGINES, STORAGE, TELEMETRY, TRACKERS, child_environment
+from app.core.child_environment import (
+    DATABASE,
+    ENGINES,
+    STORAGE,
+    TELEMETRY,
+    child_environment,
+    engine_environment,
+    worker_environment,
+)
 from app.core.logs import set_up_logging
 from app.core.settings import BaseModelEntry, Settings
 from app.core.tracing import tracing
@@ -84,11 +93,11 @@ def serve(
     programs = [
         Program(
             "api",
-            _toque("api", "--fd", str(listener.fileno())),
+            toque_command("api", "--fd", str(listener.fileno())),
             child_environment((*DATABASE, *STORAGE, *ENGINES, *TELEMETRY), has_settings=True),
             descriptors=(listener.fileno(),),
         ),
-        Program("worker", _toque("worker"), _worker_environment(settings)),
+        Program("worker", toque_command("worker"), worker_environment(settings.tracker)),
     ]
     supervisor = Supervisor(programs, _write, _say)
     asyncio.run(_supervise(supervisor, settings, listener, address, started))
@@ -142,33 +151,6 @@ def api(
         raise typer.Exit(1)
 
 
-def worker() -> None:
-    """Run one training worker.
-
-    Example: toque worker
-    """
-    _become("workers.training.worker", _worker_environment(read_settings()))
-
-
-def engine(
-    base: Annotated[
-        str | None,
-        typer.Option(
-            show_default="TOQUE_ENGINE_BASE_MODEL, or the catalogue's first",
-            help="Base model to serve, for gateways on this machine.",
-        ),
-    ] = None,
-) -> None:
-    """Run one engine, which serves a base model and its adapters.
-
-    Example: toque engine --base qwen3-0.6b
-    """
-    if base is not None:
-        # Two engines cannot listen on one address; this one gets a Unix socket.
-        os.environ |= {"TOQUE_ENGINE_BASE_MODEL": base, "TOQUE_ENGINE_LISTEN": "", "TOQUE_ENGINE_URL": ""}
-    _become("workers.inference.engine", _engine_environment())
-
-
 def _end(_number: int, _frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
@@ -191,7 +173,7 @@ async def _supervise(
 def _engine(entry: BaseModelEntry, is_default: bool) -> Program:
     """Returns the engine of a base model; the default one has the address of the settings."""
     name, options = ("engine", []) if is_default else (f"engine of {entry.name}", ["--base", entry.name])
-    return Program(name, _toque("engine", *options), _engine_environment(), outlives=("api",))
+    return Program(name, toque_command("engine", *options), engine_environment(), outlives=("api",))
 
 
 async def _announce(address: str, started: float) -> None:
@@ -274,27 +256,6 @@ def _ensure_base_model(settings: Settings) -> None:
     _say(f"base model {entry.name} is not here yet: running `toque models pull {entry.name}`")
     if code := pull_base_model(entry.name):
         raise typer.Exit(code)
-
-
-def _toque(*arguments: str) -> list[str]:
-    # -P keeps a folder named `app` in the working directory from being imported instead of ours.
-    return [sys.executable, "-P", "-m", "app.cli.main", *arguments]
-
-
-def _become(module: str, environment: dict[str, str]) -> NoReturn:
-    restrict_permissions(read_settings())
-    command = [sys.executable, "-P", "-m", module]
-    os.execve(sys.executable, command, environment)  # noqa: S606 - no shell is the point
-
-
-def _worker_environment(settings: Settings) -> dict[str, str]:
-    return child_environment(
-        (*DATABASE, *STORAGE, *TELEMETRY, *TRACKERS[settings.tracker]), has_settings=True
-    )
-
-
-def _engine_environment() -> dict[str, str]:
-    return child_environment((*DATABASE, *STORAGE, *TELEMETRY), has_settings=True)
 
 
 def _say(line: str) -> None:

@@ -28,6 +28,8 @@ class Program:
     """File descriptors that the program inherits."""
     outlives: tuple[str, ...] = ()
     """Programs that need this one while they stop; it is stopped once they have ended."""
+    hopeless: int | None = None
+    """Exit code that says that another start would fail as well; everything is stopped then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,14 @@ class Supervisor:
         self._gone = {program.name: asyncio.Event() for program in programs}
         self._stopping = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
+        self._exit_code = 0
 
-    async def run(self) -> None:
-        """Runs the programs; returns once a stop was requested and every program has ended."""
+    async def run(self) -> int:
+        """Runs the programs until a stop was requested and every program has ended.
+
+        Returns:
+            0, or the exit code of a program whose further starts would be hopeless.
+        """
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 asyncio.get_running_loop().add_signal_handler(number, self._on_signal, number)
@@ -81,6 +88,7 @@ class Supervisor:
             for ending in self._ending.values():
                 ending.set()
             await self._drain()
+        return self._exit_code
 
     def start(self, program: Program) -> None:
         """Runs one more program, while `run` runs; does nothing once a stop was requested."""
@@ -117,7 +125,12 @@ class Supervisor:
         while not told.is_set():
             started = time.monotonic()
             try:
-                ending = _ending(await self._run_once(program))
+                code = await self._run_once(program)
+                ending = _ending(code)
+                if code == program.hopeless:
+                    self._exit_code = code
+                    self._ending[program.name].set()
+                    self._stopping.set()
             except OSError as error:
                 ending = f"cannot start: {error}"
             if told.is_set():

@@ -24,6 +24,10 @@ class Candidate:
     is_default: bool = False
     """Whether it has an engine even if nobody asks, as long as there is room."""
 
+    def is_wanted(self, idle_limit: float) -> bool:
+        """Return whether it shall have an engine if there is room; `idle_limit` is in seconds."""
+        return self.is_default or self.has_unverified or self.idle_seconds < idle_limit
+
 
 def choose_engines(
     candidates: Sequence[Candidate], running: Collection[str], idle_limit: float, memory_bytes: int
@@ -44,11 +48,7 @@ def choose_engines(
         is_settled = candidate.base_model in running and candidate.idle_seconds < SETTLED_SECONDS
         return not is_settled, candidate.idle_seconds
 
-    wanted = [
-        each
-        for each in candidates
-        if each.is_default or each.has_unverified or each.idle_seconds < idle_limit
-    ]
+    wanted = [each for each in candidates if each.is_wanted(idle_limit)]
     chosen: list[str] = []
     left = memory_bytes
     for candidate in sorted(wanted, key=urgency):

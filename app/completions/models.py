@@ -20,7 +20,7 @@ class Engine(Base):
     api_key: Mapped[str] = mapped_column(String(128))
     """Key with which gateways authenticate at the engine; generated at each start."""
     status: Mapped[str] = mapped_column(String(16))
-    """`stopped`, `starting` or `ready`; on a shared device also `draining`, `asleep` or `waking`."""
+    """`stopped`, `starting`, `ready` or `stopping`; on a shared device `draining`, `asleep` or `waking`."""
     detail: Mapped[str] = mapped_column(String(1024), default="")
     """Why the engine is not ready, in words."""
     device: Mapped[str] = mapped_column(String(64))
@@ -38,13 +38,19 @@ class Engine(Base):
 
 
 class EngineDemand(Base):
-    """When a base model was last asked for: `toque serve` starts and stops engines accordingly."""
+    """What a gateway is asked of a base model: engines are started and stopped accordingly.
+
+    A gateway that died leaves its rows behind, which say nothing after a while.
+    """
 
     __tablename__ = "engine_demands"
 
     base_model: Mapped[str] = mapped_column(String(64), primary_key=True)
+    gateway_id: Mapped[str] = mapped_column(String(64), primary_key=True)
     asked_at: Mapped[float] = mapped_column(Double)
-    """By the database's clock."""
+    """When the gateway was last asked for the base model, by the database's clock."""
+    in_flight: Mapped[int] = mapped_column(default=0, server_default="0")
+    """The requests that the gateway had in flight at that time."""
 
 
 class SharedDevice(Base):

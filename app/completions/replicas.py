@@ -7,7 +7,7 @@ import hashlib
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from typing import TypeVar
@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.completions import service
 from app.completions.vllm_client import RetryableError, VllmConnection, unreachable
-from app.core.database import Database
+from app.core.database import Database, new_id
 from app.core.errors import ToqueError, UnavailableError
 from app.core.settings import EngineAddress, Settings
 
@@ -137,6 +137,7 @@ class Replicas:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
+        self._gateway_id = new_id("gateway_")
         self._by_id: dict[str, Replica] = {}
         self._leaving: list[Replica] = []
         self._lent: set[str] = set()
@@ -217,6 +218,7 @@ class Replicas:
             await asyncio.sleep(_READY_POLL_SECONDS)
             if ready := self.ready(base_model):
                 return ready
+            self._asked.add(base_model)  # or the engine would be idle before it is ready
         return []
 
     def up(self) -> list[Replica]:
@@ -254,17 +256,21 @@ class Replicas:
             await replica.connection.close()
 
     async def _record_demand(self) -> None:
-        """Writes down which base models are asked for, each of them once in a few seconds."""
+        """Writes down which base models are asked for or answering, each of them once in a few seconds."""
         now = time.monotonic()
+        in_flight = Counter[str]()
+        for replica in (*self._by_id.values(), *self._leaving):
+            in_flight[replica.address.base_model] += replica.in_flight
+        self._asked |= (+in_flight).keys()
         due = {name for name in self._asked if now >= self._demand_due_at.get(name, now)}
         if due:
             self._asked -= due
             self._demand_due_at |= dict.fromkeys(due, now + _DEMAND_EVERY_SECONDS)
-            await to_thread.run_sync(self._write_demand, due)
+            await to_thread.run_sync(self._write_demand, {name: in_flight[name] for name in due})
 
-    def _write_demand(self, base_models: Collection[str]) -> None:
+    def _write_demand(self, in_flight: Mapping[str, int]) -> None:
         with self._database.writer() as session:
-            service.record_demand(session, base_models)
+            service.record_demand(session, self._gateway_id, in_flight)
 
     def _registered(self) -> dict[str, EngineAddress]:
         with self._database.reader() as session:

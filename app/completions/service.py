@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from app.completions.engine_choice import SETTLED_SECONDS
+from app.completions.engine_choice import SETTLED_SECONDS, Candidate
 from app.completions.models import Engine, EngineDemand
 from app.core.database import database_now
 from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters.models import UNVERIFIED, Adapter
+
+_RECENT_DEMAND_SECONDS = 15.0
+"""Gateways record their requests in flight every five seconds; one that does not has none, or has ended."""
+_OLD_DEMAND_SECONDS = 24 * 3600.0
 
 
 def live_engines(session: Session, settings: Settings, base_model: str | None = None) -> Sequence[Engine]:
@@ -37,16 +42,39 @@ def served_bases(session: Session, settings: Settings) -> set[str]:
     return found | {address.base_model for address in settings.engine_urls}
 
 
-def record_demand(session: Session, base_models: Iterable[str]) -> None:
-    """Records that these base models are asked for now; other processes may do so at the same time."""
+def record_demand(session: Session, gateway_id: str, in_flight: Mapping[str, int]) -> None:
+    """Records that a gateway is asked for base models now, and its requests in flight by base model."""
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    # Sorted, since two processes that lock rows in different orders could wait for each other.
-    rows = [{"base_model": base_model} for base_model in sorted(base_models)]
-    now = {"asked_at": database_now()}
-    statement = (
-        insert(EngineDemand).values(now).on_conflict_do_update(index_elements=["base_model"], set_=now)
+    rows = [
+        {"base_model": base_model, "gateway_id": gateway_id, "in_flight": requests}
+        for base_model, requests in in_flight.items()
+    ]
+    statement = insert(EngineDemand).values(asked_at=database_now())
+    recorded = {"asked_at": database_now(), "in_flight": statement.excluded.in_flight}
+    session.execute(
+        statement.on_conflict_do_update(index_elements=["base_model", "gateway_id"], set_=recorded), rows
     )
-    session.execute(statement, rows)
+
+
+def delete_old_demand(session: Session) -> None:
+    """Deletes what gateways recorded more than a day ago, most of which have ended since."""
+    session.execute(delete(EngineDemand).where(EngineDemand.asked_at < database_now() - _OLD_DEMAND_SECONDS))
+
+
+def engines_needed(session: Session, settings: Settings) -> dict[str, int]:
+    """Returns how many engines each base model needs that was ever asked for; 0 if it is idle.
+
+    The first is for whoever asks at all, and the others for the requests that gateways have in flight.
+    """
+    unverified = unverified_seconds(session)
+    in_flight = _requests_in_flight(session)
+    needed: dict[str, int] = {}
+    for base_model, seconds in idle_seconds(session, unverified).items():
+        candidate = Candidate(base_model, 0, seconds, has_unverified=base_model in unverified)
+        busy = math.ceil(in_flight.get(base_model, 0) / settings.fleet_requests_per_engine)
+        is_wanted = candidate.is_wanted(settings.engine_idle_seconds)
+        needed[base_model] = min(max(1, busy), settings.fleet_engines_per_base) if is_wanted else 0
+    return needed
 
 
 def idle_seconds(session: Session, unverified: Mapping[str, float]) -> dict[str, float]:
@@ -56,7 +84,9 @@ def idle_seconds(session: Session, unverified: Mapping[str, float]) -> dict[str,
     model was published, and never as idle for longer than an engine is left alone: it is wanted until then.
     `unverified` is what `unverified_seconds` returns.
     """
-    asked = select(EngineDemand.base_model, database_now() - EngineDemand.asked_at)
+    asked = select(EngineDemand.base_model, func.min(database_now() - EngineDemand.asked_at)).group_by(
+        EngineDemand.base_model
+    )
     found = {base_model: min(seconds, SETTLED_SECONDS) for base_model, seconds in unverified.items()}
     for base_model, seconds in session.execute(asked):
         found[base_model] = min(seconds, found.get(base_model, seconds))
@@ -72,6 +102,16 @@ def unverified_seconds(session: Session) -> dict[str, float]:
         .group_by(Adapter.base_model)
     )
     return {base_model: seconds for base_model, seconds in session.execute(unverified)}  # noqa: C416 - a Row is no pair
+
+
+def _requests_in_flight(session: Session) -> dict[str, int]:
+    """Returns the requests that all gateways together have in flight, by base model."""
+    counted = (
+        select(EngineDemand.base_model, func.sum(EngineDemand.in_flight))
+        .where(EngineDemand.asked_at > database_now() - _RECENT_DEMAND_SECONDS)
+        .group_by(EngineDemand.base_model)
+    )
+    return {base_model: int(requests) for base_model, requests in session.execute(counted)}
 
 
 def engine_status(session: Session, settings: Settings, base_model: str) -> str:

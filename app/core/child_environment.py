@@ -50,6 +50,8 @@ STORAGE = (
     *PROXIES,
 )
 """What a process needs to open a storage that is in a bucket."""
+RAY = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""What a process needs to join a Ray cluster."""
 TELEMETRY = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 """What a process needs to send traces; the headers may have a key."""
 
@@ -86,6 +88,16 @@ def child_environment(secrets: Collection[str] = (), *, has_settings: bool = Fal
         if name in secrets
         or (not _is_secret(name, value) and (has_settings or not name.startswith("TOQUE_")))
     }
+
+
+def worker_environment(tracker: str) -> dict[str, str]:
+    """Return the variables of a training worker; `tracker` is its name in the settings."""
+    return child_environment((*DATABASE, *STORAGE, *TELEMETRY, *TRACKERS[tracker]), has_settings=True)
+
+
+def engine_environment() -> dict[str, str]:
+    """Return the variables of an engine."""
+    return child_environment((*DATABASE, *STORAGE, *TELEMETRY), has_settings=True)
 
 
 def _is_secret(name: str, value: str) -> bool:

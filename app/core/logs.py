@@ -18,7 +18,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from app.core.control_characters import visible
 
 LogFormat = Literal["auto", "json", "console"]
-ProcessName = Literal["api", "worker", "tracking", "engine"]
+ProcessName = Literal["api", "worker", "tracking", "engine", "fleet"]
 
 _FORMATTED = frozenset({"exception", "timestamp"})
 """What is not anybody else's text: tracebacks have lines of their own."""

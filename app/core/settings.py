@@ -239,8 +239,11 @@ class Settings(BaseSettings):
     engine_start_timeout: float = Field(default=300.0, gt=0)
     """How many seconds an engine may take to become ready before it is restarted."""
     engine_idle_seconds: float = Field(default=600.0, gt=0)
-    """How long `toque serve` keeps the engine of a base model that nobody asks for. The engine of the default
-    base model runs anyway, unless its memory is needed."""
+    """How long `toque serve` and a fleet keep the engine of a base model that nobody asks for. With `toque
+    serve`, the engine of the default base model runs anyway, unless its memory is needed."""
+    engine_drain_seconds: float = Field(default=0.0, ge=0)
+    """How long an engine that is told to stop goes on with the answers that it has begun, after gateways have
+    noticed. 0 breaks off what takes longer than 10 seconds; engines of [a fleet](fleet.md) have 120."""
     engine_urls: list[EngineAddress] = []
     """vLLM servers that are run by somebody else and used beside Toque's own engines, as a JSON list of
     [entries](#an-entry-of-toque_engine_urls)."""
@@ -252,6 +255,14 @@ class Settings(BaseSettings):
     engine_wait_seconds: float = Field(default=0.0, ge=0)
     """How long a request waits for an engine that is started for it, or that sleeps while a job trains,
     before it gets a 503 with `retry-after`."""
+    worker_idle_seconds: float = Field(default=15.0, ge=0)
+    """How long a worker that runs `--until-idle` waits for another job before it ends."""
+    fleet_workers: int = Field(default=16, ge=0)
+    """The most workers that [a fleet](fleet.md) runs at the same time."""
+    fleet_engines_per_base: int = Field(default=4, ge=1)
+    """The most engines that a fleet runs for one base model."""
+    fleet_requests_per_engine: int = Field(default=32, ge=1)
+    """The requests in flight for which one engine is enough. A fleet runs one more for each so many more."""
     external_endpoints: list[str] = []
     """Base URLs of the OpenAI-compatible services that comparisons may ask, as a JSON list such as
     `["https://host/v1"]`."""

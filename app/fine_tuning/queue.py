@@ -62,10 +62,11 @@ def claim_next(
     lease_seconds: float,
     *,
     gpus: int = 1,
+    least_gpus: int = 1,
     running_limit: int = 0,
     spec_version: int = SPEC_VERSION,
 ) -> FineTuningJob | None:
-    """Lease the next job on one of these base models and at most so many GPUs; None if there is none.
+    """Lease the next job on one of these base models, and on `least_gpus` to `gpus`; None if there is none.
 
     Projects take turns: the one with the fewest running jobs comes first, then the one that started a job
     longest ago. Within a project, jobs are ordered by priority, then age. `running_limit` bounds the running
@@ -76,7 +77,9 @@ def claim_next(
         # first project's row, in the mode that still lets jobs refer to it. SQLite has one writer anyway.
         first = select(Project.id).order_by(Project.id).limit(1)
         session.execute(first.with_for_update(key_share=True))
-    claim = _claim(worker_id, tuple(base_models), lease_seconds, gpus, running_limit, spec_version)
+    claim = _claim(
+        worker_id, tuple(base_models), lease_seconds, (least_gpus, gpus), running_limit, spec_version
+    )
     job = session.scalar(claim)
     if job is not None:
         add_event(
@@ -373,7 +376,7 @@ def _claim(
     worker_id: str,
     base_models: tuple[str, ...],
     lease_seconds: float,
-    gpus: int,
+    gpus: tuple[int, int],
     running_limit: int,
     spec_version: int,
 ) -> ReturningUpdate[FineTuningJob]:
@@ -393,6 +396,7 @@ def _claim(
     if running_limit:
         turns = turns.where(running_jobs < running_limit)
     turn = turns.order_by("running_jobs", "last_start", Project.id).subquery()
+    least_and_most = literal_column(str(gpus[0]), Integer), literal_column(str(gpus[1]), Integer)
     first_job = (
         select(FineTuningJob.id)
         .where(
@@ -400,7 +404,7 @@ def _claim(
             FineTuningJob.status == _QUEUED,
             FineTuningJob.not_before <= database_now(),
             FineTuningJob.model.in_(base_models),
-            FineTuningJob.gpus <= literal_column(str(gpus), Integer),
+            FineTuningJob.gpus.between(*least_and_most),
             FineTuningJob.spec_version <= literal_column(str(spec_version), Integer),
         )
         .order_by(FineTuningJob.rank, FineTuningJob.created_at, FineTuningJob.id)

@@ -9,4 +9,4 @@ from workers.training.worker import main
 TRAINER = (sys.executable, "-m", "benchmarks.stand_in_trainer")
 
 if __name__ == "__main__":
-    main(TRAINER)
+    main(TRAINER, sys.argv[1:])

@@ -97,6 +97,7 @@ class Engine:
                 return ""
             self._report_ready(vllm)
             self._watch(vllm)
+            self._finish_answers(vllm)
         except VllmError as error:
             return str(error)
         finally:
@@ -136,6 +137,18 @@ class Engine:
                 self._lend_device(vllm, self._turns)
                 answered = time.monotonic()
             self._probe.advance(vllm)
+            time.sleep(_TICK_SECONDS)
+
+    def _finish_answers(self, vllm: Vllm) -> None:
+        """Lets an engine that was told to stop finish its answers, for as long as the settings say."""
+        if not self._settings.engine_drain_seconds:
+            return
+        self._row.report("stopping", "it was told to stop")
+        time.sleep(_GATEWAYS_NOTICE_SECONDS)
+        until = time.monotonic() + self._settings.engine_drain_seconds
+        while vllm.alive() and vllm.busy() and time.monotonic() < until:
+            if self._row.due:
+                self._row.heartbeat()
             time.sleep(_TICK_SECONDS)
 
     def _lend_device(self, vllm: Vllm, turns: ServingTurns) -> None:

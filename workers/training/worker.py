@@ -6,10 +6,12 @@ the trainer is a child process, which may die at any time.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -17,7 +19,6 @@ from contextlib import nullcontext
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 from app import __version__
 from app.core import migrations
@@ -31,7 +32,7 @@ from app.files.models import File
 from app.fine_tuning import queue, worker_registry
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
-from app.models.catalogue import Catalogue, is_prepared, template_options
+from app.models.catalogue import Catalogue, prepared_names, template_options
 from app.storage import open_storage
 from app.storage.base import StorageUnavailableError
 from app.storage.retrying import storage_retrying
@@ -65,8 +66,20 @@ _DEVICE_POLL_SECONDS = 0.2
 class TrainingWorker:
     """Trains one job at a time, in a child process that the command `trainer` starts."""
 
-    def __init__(self, settings: Settings, trainer: Sequence[str] = TRAINER) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        trainer: Sequence[str] = TRAINER,
+        *,
+        until_idle: bool = False,
+        gpus: int | None = None,
+    ) -> None:
+        """`until_idle` ends `run` after `worker_idle_seconds` without a job. `gpus` is how many GPUs each job
+        shall ask for; None if any number that this machine offers will do.
+        """
         self._settings = settings
+        self._until_idle = until_idle
+        self._least_gpus = gpus or 1
         self._database = Database(settings.sqlalchemy_url)
         self._storage = open_storage(settings)
         self._child = TrainerChild(trainer, settings.training_threads)
@@ -78,7 +91,7 @@ class TrainingWorker:
             pid=os.getpid(),
             device=detect().name,
             device_memory_bytes=detect().memory_bytes,
-            gpus=detect().offered(settings.training_gpus),
+            gpus=detect().offered(gpus or settings.training_gpus),
             version=__version__,
             started_at=time.time(),
         )
@@ -90,17 +103,22 @@ class TrainingWorker:
         self._turns = TrainingTurns(self._database, settings, shared, self._row.id) if shared else None
 
     def run(self) -> None:
-        """Claim and train jobs until `stop`."""
+        """Claim and train jobs until `stop`, or until idle."""
         log.info("%s on %s waits for jobs", self._row.id, self._row.device)
         tracking = TrackingChild(self._settings.tracker) if self._settings.tracker else nullcontext()
         with Heartbeat(self._settings.heartbeat_seconds, self._report_worker), tracking:
+            idle_since = time.monotonic()
             while not self._stopping.is_set():
                 self._maintenance.run_maintenance()
                 job = self._claim()
-                if job is None:
-                    self._stopping.wait(self._settings.poll_seconds)
-                else:
+                if job is not None:
                     self._train(job)
+                    idle_since = time.monotonic()
+                elif self._until_idle and time.monotonic() - idle_since > self._settings.worker_idle_seconds:
+                    log.info("%s ends: there is no job for it", self._row.id)
+                    break
+                else:
+                    self._stopping.wait(self._settings.poll_seconds)
         self._child.close()
         self._retire()
 
@@ -112,17 +130,12 @@ class TrainingWorker:
         too_long.daemon = True  # an idle worker ends at once
         too_long.start()
 
-    def _trainable(self, session: Session) -> list[str]:
-        """The base models that are prepared on this machine."""
-        entries = Catalogue.read(session, self._settings).entries
-        return [entry.name for entry in entries if is_prepared(self._settings, entry)]
-
     def _claim(self) -> FineTuningJob | None:
         try:
             if not self._knows_schema():
                 return None
             with self._database.writer() as session:
-                if not (trainable := self._trainable(session)):
+                if not (trainable := prepared_names(session, self._settings)):
                     return None
                 if self._turns and not self._turns.may_begin(session):
                     return None
@@ -132,6 +145,7 @@ class TrainingWorker:
                     trainable,
                     self._settings.lease_seconds,
                     gpus=self._row.gpus,
+                    least_gpus=self._least_gpus,
                     running_limit=self._settings.max_running_jobs_per_project,
                 )
                 if job and self._turns:
@@ -312,7 +326,7 @@ class TrainingWorker:
 
     def _verify_one(self) -> None:
         with self._database.reader() as session:
-            trainable = self._trainable(session)
+            trainable = prepared_names(session, self._settings)
         verify_one(self._database, self._storage, self._settings, trainable)
 
     def _renew(self, lease: Lease) -> None:
@@ -337,15 +351,16 @@ class TrainingWorker:
         self._database.dispose()
 
 
-def main(trainer: Sequence[str] = TRAINER) -> None:
-    """Run the worker until SIGTERM or SIGINT."""
+def main(trainer: Sequence[str] = TRAINER, arguments: Sequence[str] = ()) -> None:
+    """Run the worker until SIGTERM or SIGINT, or until it is idle if the arguments say so."""
+    options = _options(arguments)
     settings = Settings()
     set_up_logging("worker", settings.log_format)
     # A thread waits for the signals: a signal handler would run on the main thread, which may hold the lock
     # that `stop` needs. Threads and children inherit the blocked signals.
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    worker = TrainingWorker(settings, trainer)
+    worker = TrainingWorker(settings, trainer, until_idle=options.until_idle, gpus=options.gpus)
 
     def stop_on_signal() -> None:
         signal.sigwait(signals)
@@ -356,5 +371,12 @@ def main(trainer: Sequence[str] = TRAINER) -> None:
         worker.run()
 
 
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m workers.training.worker")
+    parser.add_argument("--until-idle", action="store_true")
+    parser.add_argument("--gpus", type=int)
+    return parser.parse_args(arguments)
+
+
 if __name__ == "__main__":
-    main()
+    main(arguments=sys.argv[1:])

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from sqlalchemy.orm import Session
+
 from app.core.errors import UnavailableError
 from app.core.settings import BaseModelEntry, Settings
 from app.datasets.chat_template import ChatTemplate, TemplateOptions, read_source
@@ -18,6 +20,12 @@ from app.models.token_mixing import read_config
 def is_prepared(settings: Settings, entry: BaseModelEntry) -> bool:
     """Return whether the base model's weights are on this machine."""
     return (settings.base_model_dir(entry) / "config.json").is_file()
+
+
+def prepared_names(session: Session, settings: Settings) -> list[str]:
+    """Return the names of the catalogue's base models whose weights are on this machine."""
+    entries = Catalogue.read(session, settings).entries
+    return [entry.name for entry in entries if is_prepared(settings, entry)]
 
 
 @contextmanager

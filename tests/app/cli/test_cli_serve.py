@@ -298,7 +298,16 @@ def test_models_pull_passes_the_exit_code(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_a_tethered_command_does_not_start_without_its_parent() -> None:
-    orphan = [sys.executable, "-m", "app.cli.parent_death", "1", sys.executable, "-c", "print('started')"]
+    orphan = [
+        sys.executable,
+        "-m",
+        "app.cli.parent_death",
+        "1",
+        "15",
+        sys.executable,
+        "-c",
+        "print('started')",
+    ]
 
     ended = subprocess.run(orphan, capture_output=True, text=True, check=False)
 

@@ -104,6 +104,20 @@ def test_a_program_that_ran_long_starts_over_with_the_shortest_pause(supervise: 
     assert re.findall(r"in (\S+) s", said) == ["0.01", "0.01", "0.01"]
 
 
+def test_a_hopeless_program_ends_them_all() -> None:
+    code = """
+import asyncio, sys
+from app.cli.supervisor import Program, Supervisor
+programs = [
+    Program("hopeless", [sys.executable, "-c", "raise SystemExit(78)"], hopeless=78),
+    Program("other", [sys.executable, "-c", "import signal; signal.pause()"]),
+]
+sys.exit(asyncio.run(Supervisor(programs, lambda *_: None, print).run()))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], timeout=30, check=False)
+    assert ended.returncode == 78
+
+
 def test_a_program_that_was_killed_is_said_to_be(supervise: Start) -> None:
     supervisor = supervise(("a", "import os; os.kill(os.getpid(), 9)"), first_restart=0.01)
 

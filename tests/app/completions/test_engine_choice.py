@@ -69,7 +69,7 @@ def test_a_model_is_unverified_until_it_is_compared(database: Database) -> None:
         assert service.idle_seconds(session, service.unverified_seconds(session)) == {
             "tiny": pytest.approx(unverified["tiny"], abs=5)
         }
-        service.record_demand(session, ["other"])
+        service.record_demand(session, "gateway_1", {"other": 0})
         assert set(service.idle_seconds(session, service.unverified_seconds(session))) == {"tiny", "other"}
         assert adapters_service.record_parity(session, "ft:tiny:t::1", {"tokens": 3})
         assert service.unverified_seconds(session) == {}

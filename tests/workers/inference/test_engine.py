@@ -192,3 +192,21 @@ def test_addresses_that_gateways_use(
         vllm = Vllm(settings.model_copy(update={"engine_listen": listen}), entry, cpu())
         assert vllm.url == url
         vllm.stop()
+
+
+def test_it_finishes_its_answers_before_it_ends(
+    settings: Settings, database: Database, pids_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_VLLM_BUSY", str(tmp_path / "busy"))
+    monkeypatch.setattr(engine_module, "_GATEWAYS_NOTICE_SECONDS", 0.1)
+    (tmp_path / "busy").touch()
+    running = Running(settings.model_copy(update={"engine_drain_seconds": 20.0}), database)
+    running.becomes("ready")
+    running.engine.stop()
+    beat = running.becomes("stopping", "it was told to stop").heartbeat_at
+    wait_until(lambda: running.becomes("stopping").heartbeat_at > beat, "a heartbeat")
+    assert not all_gone(pids_file.read_text())
+    (tmp_path / "busy").unlink()
+    running.stop()
+    assert running.row() is None
+    assert all_gone(pids_file.read_text())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx2
 import psutil
+import pytest
 from openai import OpenAI
 from sqlalchemy import select, text
 
@@ -181,3 +182,14 @@ def test_nothing_is_left_of_a_worker_that_was_killed(
             "the trainer dies too",
         )
     assert client.fine_tuning.jobs.retrieve(job.id).status == "running", "until its lease has passed"
+
+
+@pytest.mark.one_database
+def test_a_worker_ends_when_it_is_idle(client: OpenAI, settings: Settings, tmp_path: Path) -> None:
+    job = create(client)
+    with run_worker(
+        settings, tmp_path, [*COMMAND, "--until-idle"], TOQUE_WORKER_IDLE_SECONDS="0.5"
+    ) as worker:
+        assert ended(client, job.id).status == "succeeded"
+        assert worker.wait(30) == 0
+    assert "there is no job for it" in (tmp_path / "worker.log").read_text()

@@ -1,0 +1,128 @@
+"""The deployment of these tests: its API, its Ray cluster, its fleet, and what can be seen of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from openai import OpenAI
+from sqlalchemy import select
+
+from app.completions.models import Engine
+from app.core.database import Database
+from app.core.settings import Settings
+from app.fine_tuning.models import FineTuningJob, Worker
+from tests.cluster.ray_cluster import RayCluster
+from tests.support.service import Service
+from tests.support.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+MARK = "FLEET_LEDGER"
+"""A variable that every process of the deployment's nodes has, and none other."""
+
+
+@dataclass
+class Deployment:
+    """The running deployment."""
+
+    settings: Settings
+    database: Database
+    service: Service
+    cluster: RayCluster
+    fleet: subprocess.Popen[bytes] | None = field(default=None)
+
+    def client(self) -> OpenAI:
+        return self.service.client()
+
+    def start_fleet(self, command: Sequence[str]) -> None:
+        """Starts the fleet as a process of its own; its log goes to fleet.log."""
+        with (self.settings.data_dir / "fleet.log").open("ab") as log:
+            self.fleet = subprocess.Popen(
+                [*command, f"--address={self.cluster.address}"],
+                env=node_environment(self.settings),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def stop_fleet(self) -> None:
+        if self.fleet is not None and self.fleet.poll() is None:
+            self.fleet.send_signal(signal.SIGTERM)
+            self.fleet.wait(60)
+
+    def workers(self) -> list[Worker]:
+        """Workers that have not ended, killed ones included until they are forgotten."""
+        with self.database.reader() as session:
+            return list(session.scalars(select(Worker)))
+
+    def engines(self) -> list[Engine]:
+        with self.database.reader() as session:
+            return list(session.scalars(select(Engine)))
+
+    def job(self, job_id: str) -> FineTuningJob:
+        with self.database.reader() as session:
+            return session.get_one(FineTuningJob, job_id)
+
+    def node_of(self, job_id: str) -> str:
+        """The node whose worker trains the job."""
+        worker = wait_until(
+            lambda: next((each for each in self.workers() if each.job_id == job_id), None),
+            "its worker reports",
+        )
+        return psutil.Process(worker.pid).environ()["FLEET_NODE"]
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """What stand-in workers wrote down, in order."""
+        path = ledger_path(self.settings)
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def processes(self) -> list[psutil.Process]:
+        """Workers, trainers and engines of the deployment, wherever their parents are now."""
+        mark = f"{MARK}={ledger_path(self.settings)}".encode()
+        found: list[psutil.Process] = []
+        for process in psutil.process_iter():
+            try:
+                environment = Path(f"/proc/{process.pid}/environ").read_bytes()
+                command = " ".join(process.cmdline())
+                if mark in environment and process.status() != psutil.STATUS_ZOMBIE and _is_ours(command):
+                    found.append(process)
+            except (OSError, psutil.Error):
+                continue
+        return found
+
+    def is_idle(self) -> bool:
+        return not self.workers() and not self.engines()
+
+    def become_idle(self, seconds: float = 120) -> None:
+        wait_until(self.is_idle, "the fleet has neither workers nor engines", seconds=seconds)
+
+
+def _is_ours(command: str) -> bool:
+    marks = ("stand_in_worker", "stand_in_engine", "stand_in_vllm", "stand_in_trainer", "workers.training")
+    return any(mark in command for mark in (*marks, "workers.inference", "vllm.entrypoints"))
+
+
+def ledger_path(settings: Settings) -> Path:
+    return settings.data_dir / "ledger.jsonl"
+
+
+def node_environment(settings: Settings) -> dict[str, str]:
+    """The environment of the deployment's nodes and of its fleet: the settings, and Ray's token."""
+    given = settings.model_dump(mode="json", exclude_unset=True, exclude={"api_key"})
+    return os.environ | {
+        **{f"TOQUE_{name.upper()}": str(value) for name, value in given.items()},
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
+        "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
+        "HF_HUB_OFFLINE": "1",
+        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
+        MARK: str(ledger_path(settings)),
+    }

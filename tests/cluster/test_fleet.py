@@ -1,0 +1,181 @@
+"""Workers and engines that come and go with the work, whatever dies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import openai
+
+from app.models.adapters.models import Adapter
+from app.storage import open_storage
+from benchmarks.stand_in_trainer import WEIGHTS_FILE, untrained
+from tests.cluster import stand_in_fleet
+from tests.cluster.deployment import ROOT, Deployment, node_environment
+from tests.support.service import BASE_MODEL
+from tests.support.training_files import training_bytes
+from tests.support.waiting import wait_until
+
+FLEET = stand_in_fleet.COMMAND
+
+
+def seconds(limit: float) -> float:
+    """A limit for an idle machine; a busy one has as much more time as its load says."""
+    return limit * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+
+
+def create_job(deployment: Deployment, file: str, epochs: int = 1, **hyperparameters: int) -> str:
+    """A job of ten steps an epoch, each of some 40 ms."""
+    method: Any = {
+        "type": "supervised",
+        "supervised": {"hyperparameters": {"n_epochs": epochs, "batch_size": 4, **hyperparameters}},
+    }
+    with deployment.client() as client:
+        return client.fine_tuning.jobs.create(model=BASE_MODEL, training_file=file, method=method, seed=7).id
+
+
+def upload(deployment: Deployment) -> str:
+    with deployment.client() as client:
+        return client.files.create(file=("train.jsonl", training_bytes(40)), purpose="fine-tune").id
+
+
+def succeed(deployment: Deployment, jobs: list[str], limit: float) -> None:
+    def ended() -> bool:
+        statuses = [deployment.job(job).status for job in jobs]
+        assert "failed" not in statuses, [deployment.job(job).error for job in jobs]
+        return all(status == "succeeded" for status in statuses)
+
+    wait_until(ended, "the jobs succeed", seconds=limit)
+
+
+def weights(deployment: Deployment, job: str) -> bytes:
+    name = deployment.job(job).fine_tuned_model
+    with deployment.database.reader() as session:
+        key = session.get_one(Adapter, name).storage_key
+    with open_storage(deployment.settings).local(key) as folder:
+        return (folder / WEIGHTS_FILE).read_bytes()
+
+
+def trained(steps: int) -> bytes:
+    """What an uninterrupted job ends with."""
+    at = untrained(7)
+    for _ in range(steps):
+        at = at.next()
+    return at.weights
+
+
+def most_at_once(ledger: list[dict[str, Any]]) -> dict[tuple[str, int], int]:
+    """By GPU: how many workers held it at the same time, at most."""
+    held: dict[tuple[str, int], int] = {}
+    most: dict[tuple[str, int], int] = {}
+    for line in ledger:
+        for gpu in line["gpus"]:
+            place = line["node"], gpu
+            held[place] = held.get(place, 0) + (1 if line["event"] == "begins" else -1)
+            most[place] = max(most.get(place, 0), held[place])
+    return most
+
+
+def ask(deployment: Deployment) -> str:
+    with deployment.client() as client:
+        answer = client.chat.completions.create(
+            model=BASE_MODEL, messages=[{"role": "user", "content": "Soup?"}], timeout=120
+        )
+        return answer.choices[0].message.content or ""
+
+
+@contextmanager
+def asking(deployment: Deployment, callers: int) -> Iterator[list[str]]:
+    """So many callers ask again and again until the block ends; yields what went wrong."""
+    ended, failures, answers = threading.Event(), list[str](), list[str]()
+
+    def call() -> None:
+        with deployment.client() as client:
+            while not ended.is_set():
+                try:
+                    client.chat.completions.create(
+                        model=BASE_MODEL, messages=[{"role": "user", "content": "Soup?"}], timeout=120
+                    )
+                    answers.append("")
+                except openai.OpenAIError as error:
+                    failures.append(f"{time.time()}: {error}")
+
+    with ThreadPoolExecutor(callers) as pool:
+        for _ in range(callers):
+            pool.submit(call)
+        try:
+            yield failures
+        finally:
+            ended.set()
+    assert answers
+
+
+def test_a_wrong_token_is_refused(deployment: Deployment) -> None:
+    environment = node_environment(deployment.settings) | {"RAY_AUTH_TOKEN": "f" * 32}
+    refused = subprocess.run(
+        [sys.executable, "-m", "app.cli.main", "fleet", f"--address={deployment.cluster.address}"],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert refused.returncode == os.EX_CONFIG, refused
+    assert "refuses the token" in refused.stdout
+
+
+def test_a_worker_comes_with_a_job_and_goes_after_it(deployment: Deployment) -> None:
+    file = upload(deployment)
+    deployment.become_idle()
+    created = time.monotonic()
+    job = create_job(deployment, file)
+    wait_until(lambda: deployment.job(job).status != "queued", "a worker takes the job")
+    waited = time.monotonic() - created
+    succeed(deployment, [job], seconds(60))
+    ended = time.monotonic()
+    wait_until(lambda: not deployment.workers(), "the worker ends", seconds=seconds(60))
+    print(f"0 -> 1 worker in {waited:.1f} s, idle -> 0 in {time.monotonic() - ended:.1f} s")
+    assert waited <= seconds(10)
+    assert weights(deployment, job) == trained(10)
+
+
+def test_sixty_jobs_share_the_gpus(deployment: Deployment) -> None:
+    file = upload(deployment)
+    before = len(deployment.ledger())
+    jobs = [create_job(deployment, file, gpus=2 if number % 6 == 0 else 1) for number in range(60)]
+    succeed(deployment, jobs, seconds(240))
+    ledger = deployment.ledger()[before:]
+    held = most_at_once(ledger)
+    assert set(held.values()) == {1}
+    assert held.keys() <= {("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 0)}
+    assert len(held) >= 4, "an engine may have one, to which models are compared"
+    assert {deployment.job(job).lease_epoch for job in jobs} == {1}
+    assert {weights(deployment, job) for job in jobs} == {trained(10)}
+    finished = time.monotonic()
+    wait_until(lambda: not deployment.workers(), "the workers end", seconds=seconds(60))
+    print(f"60 jobs' workers -> 0 in {time.monotonic() - finished:.1f} s")
+
+
+def test_engines_follow_the_requests(deployment: Deployment) -> None:
+    deployment.become_idle()
+
+    def ready() -> int:
+        return sum(engine.status == "ready" for engine in deployment.engines())
+
+    asked = time.monotonic()
+    assert ask(deployment) == "Leek."
+    print(f"first answer after {time.monotonic() - asked:.1f} s without an engine")
+    with asking(deployment, 1) as failures:
+        with asking(deployment, 7) as more_failures:
+            wait_until(lambda: ready() == 2, "a second engine is ready", seconds=seconds(60))
+        wait_until(lambda: ready() == 1, "one engine is enough again", seconds=seconds(90))
+    assert failures == more_failures == []
+    deployment.become_idle()
