@@ -21,6 +21,7 @@ from tests.cluster.deployment import Deployment, node_environment
 from tests.cluster.ray_cluster import TOKEN, RayCluster, running_redis
 from tests.support.databases import execute_sql
 from tests.support.service import API_KEY, run_service
+from tests.support.waiting import wait_until
 
 collect_ignore_glob = [] if find_spec("ray") else ["test_*.py"]
 """Without Ray, which `make test-cluster` installs, there is nothing to test."""
@@ -76,6 +77,7 @@ def deployment(
         deployment = Deployment(settings, database, service, cluster)
         stack.callback(deployment.stop_fleet)
         deployment.start_fleet(request.module.FLEET)
+        wait_until(deployment.has_joined, "the fleet has joined the cluster", seconds=240)
         yield deployment
     database.dispose()
     execute_sql(postgresql, f"DROP DATABASE {name} WITH (FORCE)")

@@ -53,6 +53,9 @@ class Deployment:
                 start_new_session=True,
             )
 
+    def has_joined(self) -> bool:
+        return "the fleet follows" in (self.settings.data_dir / "fleet.log").read_text()
+
     def stop_fleet(self) -> None:
         if self.fleet is not None and self.fleet.poll() is None:
             self.fleet.send_signal(signal.SIGTERM)

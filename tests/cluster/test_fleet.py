@@ -137,7 +137,7 @@ def test_a_worker_comes_with_a_job_and_goes_after_it(deployment: Deployment) -> 
     deployment.become_idle()
     created = time.monotonic()
     job = create_job(deployment, file)
-    wait_until(lambda: deployment.job(job).status != "queued", "a worker takes the job")
+    wait_until(lambda: deployment.job(job).status != "queued", "a worker takes the job", seconds=120)
     waited = time.monotonic() - created
     succeed(deployment, [job], seconds(60))
     ended = time.monotonic()
@@ -179,3 +179,21 @@ def test_engines_follow_the_requests(deployment: Deployment) -> None:
         wait_until(lambda: ready() == 1, "one engine is enough again", seconds=seconds(90))
     assert failures == more_failures == []
     deployment.become_idle()
+
+
+def test_the_head_is_killed_and_nobody_notices(deployment: Deployment) -> None:
+    file = upload(deployment)
+    ask(deployment)
+    jobs = [create_job(deployment, file, epochs=30) for _ in range(2)]
+    wait_until(
+        lambda: all(deployment.job(job).status == "running" for job in jobs), "they run", seconds=seconds(60)
+    )
+    with asking(deployment, 2) as failures:
+        deployment.cluster.kill_head()
+        later = create_job(deployment, file)
+        time.sleep(5)  # the time that somebody takes to start another head
+        deployment.cluster.start_head()
+        succeed(deployment, [*jobs, later], seconds(240))
+    assert failures == []
+    assert {deployment.job(job).lease_epoch for job in jobs} == {1}
+    assert weights(deployment, jobs[0]) == trained(300)

@@ -53,6 +53,7 @@ class Fleet:
 
     def run(self) -> None:
         """Keeps the fleet as large as the work needs, until `stop`."""
+        log.info("the fleet follows jobs and requests")
         while not self._stopping.is_set():
             # Leases expire and models wait to be compared when no worker is there to see it.
             self._maintenance.run_maintenance()
