@@ -7,9 +7,9 @@ LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-cluster \
-  test-dashboards test-api install-trackers install-fleet lint generated lock bench-train bench-api bench-queue \
-  bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile bench-soak \
-  bench-upload bench-validate bench-vanish bench-verdict fuzz clean
+  test-dashboards test-pgbouncer test-api install-trackers install-fleet lint generated lock bench-train bench-api bench-queue \
+  bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile \
+  bench-routing bench-soak bench-upload bench-validate bench-vanish bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
@@ -23,6 +23,7 @@ help:
 	@echo "make test-s3           storage in a bucket, on a real S3 server: nothing shared, crashes, a server that is away"
 	@echo "make test-trackers     metrics of jobs in a real MLflow server, trackio and W&B's offline mode"
 	@echo "make test-cluster      workers and engines that come and go on a Ray cluster of this machine"
+	@echo "make test-pgbouncer    what shares the database, behind pgbouncer in transaction mode"
 	@echo "make test-dashboards   the queries of deploy/ in a real Prometheus"
 	@echo "make lint              formatting, lint, import contracts and types"
 	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
@@ -45,6 +46,7 @@ help:
 	@echo "make bench-upload      an upload of 1 GB against a plain FastAPI handler"
 	@echo "make bench-api         the API's response times while a job trains on every core"
 	@echo "make bench-queue       our queue's jobs per second against Procrastinate's"
+	@echo "make bench-routing     adapters loaded and engines' loads, against the routing of before"
 	@echo "make bench-soak        jobs while processes are killed and frozen (MINUTES=10)"
 	@echo "make bench-vanish      a job while everything is killed every 45 seconds"
 	@echo "make fuzz              a million hostile lines through the checks (LINES=1000000)"
@@ -118,6 +120,12 @@ test-api: .venv/.installed-dev
 test-clients: .venv/.installed-dev
 	$(BIN)/python -m tests.clients --page docs/clients.md
 
+test-pgbouncer: .venv/.installed-dev
+	command -v pgbouncer >/dev/null || apt-get install --yes --no-install-recommends pgbouncer
+	$(BIN)/pytest --pgbouncer -k "postgresql or pgbouncer" tests/deploy/pgbouncer.py tests/app/fine_tuning/test_queue.py \
+	  tests/app/fine_tuning/test_race.py tests/app/fine_tuning/test_fair_queue.py tests/app/core/test_lease.py \
+	  tests/app/limits tests/app/usage tests/app/webhooks tests/workers/training/test_idleness.py
+
 test-dashboards: .venv/.installed-dev
 	command -v promtool >/dev/null || apt-get install --yes --no-install-recommends prometheus
 	$(BIN)/pytest tests/deploy/prometheus_queries.py
@@ -139,6 +147,9 @@ bench-bases: .venv/.installed-dev
 bench-api: install
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.api
+
+bench-routing: .venv/.installed-dev
+	@$(BIN)/python -m benchmarks.routing
 
 bench-queue: .venv/.installed-bench
 	@$(BIN)/python -m benchmarks.queue

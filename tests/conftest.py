@@ -16,6 +16,7 @@ import httpx2
 import pytest
 from openai import OpenAI
 from pydantic import SecretStr
+from sqlalchemy.engine import make_url
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -25,6 +26,7 @@ from app.core.migrations import upgrade
 from app.core.settings import Settings
 from tests.support.base_models import prepared_base_models
 from tests.support.databases import execute_sql
+from tests.support.pgbouncer import run_pgbouncer
 from tests.support.service import API_KEY, OTHER_KEY, Service, close_loop, run_service
 
 # The embedded server keeps its lock here; without it the package warns.
@@ -35,6 +37,12 @@ if "XDG_RUNTIME_DIR" not in os.environ:
 for name in [name for name in os.environ if name.startswith(("TOQUE_", "OPENAI_"))]:
     if name != "TOQUE_TEST_MODELS_DIR":
         del os.environ[name]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--pgbouncer", action="store_true", help="PostgreSQL behind pgbouncer in transaction mode"
+    )
 
 
 GROUPS = {"end_to_end": "vllm", "workers/training": "training"}
@@ -137,6 +145,13 @@ def postgresql() -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def pgbouncer(postgresql: str) -> Iterator[str]:
+    """The same server through pgbouncer."""
+    with run_pgbouncer(postgresql) as url:
+        yield url
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A fresh, migrated database of each kind."""
@@ -150,7 +165,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         execute_sql(server, f"DROP DATABASE {_ended_databases.pop()} WITH (FORCE)")
     name = f"test_{uuid.uuid4().hex}"
     execute_sql(server, f"CREATE DATABASE {name} TEMPLATE template_toque STRATEGY file_copy")
-    yield server.format(name)
+    behind = request.getfixturevalue("pgbouncer") if request.config.getoption("pgbouncer") else server
+    yield behind.format(name)
     _ended_databases.append(name)
 
 
@@ -159,11 +175,21 @@ _ended_databases: list[str] = []
 
 
 @pytest.fixture
-def settings(database_url: str, tmp_path: Path, base_models_dir: Path) -> Settings:
+def database_direct_url(database_url: str, request: pytest.FixtureRequest) -> str:
+    """The address of the database's server itself; empty where that is the database's."""
+    if not request.config.getoption("pgbouncer") or database_url.startswith("sqlite"):
+        return ""
+    server: str = request.getfixturevalue("postgresql")
+    return server.format(make_url(database_url).database)
+
+
+@pytest.fixture
+def settings(database_url: str, database_direct_url: str, tmp_path: Path, base_models_dir: Path) -> Settings:
     """Settings of a deployment of its own."""
     return Settings(
         data_dir=tmp_path,
         database_url=database_url,
+        database_direct_url=database_direct_url,
         models_dir=base_models_dir,
         api_key=SecretStr(API_KEY),
         heartbeat_seconds=1.0,

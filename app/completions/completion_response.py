@@ -38,6 +38,7 @@ class CompletionResponse(Response):
         add_usage: Callable[[int, int], None],
         admission: Admission,
         served: ServedModel,
+        placement_key: str,
         look_up_now: Callable[[], Awaitable[object]],
         body: GatewayRequest,
         content: bytes,
@@ -50,6 +51,7 @@ class CompletionResponse(Response):
         self._add_usage = add_usage
         self._admission = admission
         self._served = served
+        self._key = placement_key
         self._look_up_now = look_up_now
         self._path = body.path
         self._body = content
@@ -99,7 +101,7 @@ class CompletionResponse(Response):
         """Forwards the answer of one replica, or of another if the first sends nothing."""
         served = self._served
         try:
-            await self._replicas.ask(served.base_model, served.name, lambda replica: self._ask(replica, send))
+            await self._replicas.ask(served.base_model, self._key, lambda replica: self._ask(replica, send))
         except ToqueError as error:
             cause = await self._find_cause(error)
             cause.headers.update(self._admission.headers)
@@ -126,7 +128,6 @@ class CompletionResponse(Response):
                 upstream = await replica.connection.post(self._path, self._body)
                 read = replica.connection.read_some if self._streams else replica.connection.read_all
                 content = await read(upstream)
-            replica.mark_warm(self._served.name)
             headers = [
                 (b"x-toque-model", self._served.name.encode()),
                 (b"x-toque-replica", replica.id.encode()),
@@ -135,7 +136,8 @@ class CompletionResponse(Response):
             ]
             try:
                 if self._streams:
-                    await self._send_stream(send, headers, upstream, content)
+                    is_whole = await self._send_stream(send, headers, upstream, content)
+                    replica.is_in_doubt = replica.is_in_doubt or not is_whole
                 else:
                     await self._send_whole(send, headers, content)
             finally:
@@ -175,7 +177,8 @@ class CompletionResponse(Response):
         headers: list[tuple[bytes, bytes]],
         upstream: aiohttp.ClientResponse,
         received: bytes,
-    ) -> None:
+    ) -> bool:
+        """Forwards the stream to its end, and returns whether the engine has ended it as it should."""
         events = EventStream(self._answer, self._body)
         passed = events.forward(received)  # before the response starts: another replica may still be asked
         await self._start(send, headers + _STREAM_HEADERS)
@@ -195,6 +198,7 @@ class CompletionResponse(Response):
             passed = events.break_off()
         last = await self._answer.finish(passed)
         await send({"type": "http.response.body", "body": last})
+        return events.has_ended
 
     async def _start(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
         self._has_started = True

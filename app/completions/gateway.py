@@ -17,6 +17,7 @@ from app.core.scope import ARRIVED_AT, MODEL
 from app.core.settings import Settings
 from app.core.stale_while_revalidate import StaleWhileRevalidate
 from app.limits.rate_limiter import RateLimiter, estimate_tokens
+from app.models.adapters.served_models import ServedModel
 from app.models.aliases import resolution
 from app.models.aliases.target import Target
 from app.usage.aggregator import UsageAggregator
@@ -79,6 +80,7 @@ class Gateway:
             count,
             admission,
             served,
+            _placement_key(served, project_id, body),
             look_up_now,
             body,
             content,
@@ -114,7 +116,7 @@ class Gateway:
         answer = body.new_answer()
 
         async def send(replica: Replica) -> bytes:
-            postponed = in_background and replica.has_priorities
+            postponed = in_background and replica.is_ours
             async with replica.awaiting_first_byte():
                 upstream = await replica.connection.post(
                     body.path,
@@ -126,7 +128,8 @@ class Gateway:
                 finally:
                     upstream.close()  # stops the engine's work on an unfinished answer
 
-        whole = await answer.finish(await self._replicas.ask(served.base_model, served.name, send))
+        placed = _placement_key(served, project_id, body)
+        whole = await answer.finish(await self._replicas.ask(served.base_model, placed, send))
         tokens = answer.prompt_tokens, answer.completion_tokens
         self._usage.count(project_id, served.name, *tokens, alias=target.alias)
         self._metrics.count_tokens(body.path, served.name, *tokens)
@@ -136,3 +139,12 @@ class Gateway:
         project_id, name = key
         with self._database.reader() as session:
             return resolution.resolve(session, self._settings, project_id, name)
+
+
+def _placement_key(served: ServedModel, project_id: str, body: GatewayRequest) -> str:
+    """Returns what is asked of the same engine, as far as its load allows.
+
+    That is an adapter; or, for a base model alone, a prompt's beginning, since the engine caches its
+    beginnings by project.
+    """
+    return f"{project_id} {body.beginning()}" if served.is_base else served.name

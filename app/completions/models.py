@@ -7,6 +7,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, new_id
 
+LENDING = ("draining", "asleep", "waking")
+"""Statuses of an engine on whose device a job trains, is about to, or has just done so."""
+
 
 class Engine(Base):
     """A vLLM process as last reported. The engine process writes the row, and gateways read it."""
@@ -30,11 +33,15 @@ class Engine(Base):
     started_at: Mapped[float] = mapped_column(Double)
     heartbeat_at: Mapped[float] = mapped_column(Double)
     """Time of the last heartbeat, by the database's clock."""
+    requests: Mapped[int] = mapped_column(default=0, server_default="0")
+    """Requests that it computed or had waiting then."""
+    adapters: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
+    """Adapters that it had in memory then."""
 
     @property
     def lends_device(self) -> bool:
         """Returns whether a job is training on the engine's device, is about to, or has just done so."""
-        return self.status in ("draining", "asleep", "waking")
+        return self.status in LENDING
 
 
 class EngineDemand(Base):

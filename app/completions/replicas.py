@@ -1,4 +1,9 @@
-"""The engines that this gateway may ask: found in the database and the settings, and probed regularly."""
+"""The engines that this gateway may ask, as the database and the settings name them.
+
+Engines report their load and their adapters in their rows. A gateway itself asks an engine for its health
+only if a request has failed there, or if nothing was heard of it while requests wait. Engines of others
+report nothing, and are asked every two seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,9 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Generator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from itertools import count
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from typing import TypeVar
 
 from anyio import to_thread
@@ -17,8 +21,12 @@ from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.completions import service
-from app.completions.vllm_client import RetryableError, VllmConnection, unreachable
-from app.core.database import Database, new_id
+from app.completions.demand import Demand
+from app.completions.placement import Placement
+from app.completions.replica import Replica
+from app.completions.service import ReportedEngine
+from app.completions.vllm_client import RetryableError
+from app.core.database import Database
 from app.core.errors import ToqueError, UnavailableError
 from app.core.settings import EngineAddress, Settings
 
@@ -28,107 +36,13 @@ T = TypeVar("T")
 
 _ATTEMPTS = 2
 _REFRESH_SECONDS = 1.0
+_LATE_SECONDS = 2.0
+"""How much later than others a report may be committed that is older than theirs."""
 _PROBE_EVERY_SECONDS = 2.0
-_STUCK_SECONDS = 5.0
-"""An engine that answers no probe for this long is stuck; a busy one may miss a single probe."""
-_WARM_MODELS = 16
-"""Adapters that an engine keeps in memory; see `workers.inference.vllm_process`."""
-_MAX_EXTRA_IN_FLIGHT = 8
-"""A warm replica is preferred up to this many more requests in flight than the idlest one has; loading the
-adapter there would take about 50 ms."""
-
 _READY_POLL_SECONDS = 0.1
-_DEMAND_EVERY_SECONDS = 5.0
-"""How often it is written down which base models are asked for."""
 _RETRY_SECONDS = 5
 _TRAINING_RETRY_SECONDS = 30
 """The `retry-after` of a request that is refused because a job trains on the engine's device."""
-
-_turns = count()
-
-
-class Replica:
-    """One engine as this gateway sees it."""
-
-    def __init__(
-        self, replica_id: str, address: EngineAddress, read_timeout: float, *, has_priorities: bool
-    ) -> None:
-        self.id = replica_id
-        self.address = address
-        self.has_priorities = has_priorities
-        """Whether the engine is ours, and lets requests with a `priority` wait for those without."""
-        self.connection = VllmConnection(address.url, address.api_key.get_secret_value(), read_timeout)
-        self.in_flight = 0
-        self.is_down = False
-        """Whether the engine is down; it gets no requests until it answers a probe again."""
-        self._first_byte_waits: set[asyncio.Timeout] = set()
-        self._warm: OrderedDict[str, None] = OrderedDict()
-        self._answered_at = time.monotonic()
-        self._turn = next(_turns)
-
-    @property
-    def load(self) -> tuple[int, int]:
-        """Returns the sort key for choosing a replica: requests in flight, then how recently it was asked."""
-        return self.in_flight, self._turn
-
-    def is_warm(self, model: str) -> bool:
-        """Returns whether the engine has recently answered for the model, and so holds its adapter."""
-        return model in self._warm
-
-    @contextmanager
-    def serving(self) -> Generator[None]:
-        """Counts a request as in flight for as long as the block runs."""
-        self.in_flight += 1
-        self._turn = next(_turns)
-        try:
-            yield
-        except RetryableError as error:
-            self.is_down = self.is_down or error.is_gone
-            raise
-        finally:
-            self.in_flight -= 1
-
-    @asynccontextmanager
-    async def awaiting_first_byte(self) -> AsyncGenerator[None]:
-        """Lets `abort_waits` end the block, which waits for the first byte of an answer.
-
-        Raises:
-            RetryableError: the engine is stuck, and another is ready.
-        """
-        try:
-            async with asyncio.timeout(None) as wait:
-                self._first_byte_waits.add(wait)
-                try:
-                    yield
-                finally:
-                    self._first_byte_waits.discard(wait)
-        except TimeoutError as error:
-            raise RetryableError(unreachable()) from error
-
-    def abort_waits(self) -> None:
-        """Ends the waits of `awaiting_first_byte`, so that these requests go to another engine."""
-        for wait in self._first_byte_waits:
-            wait.reschedule(0)
-
-    def mark_warm(self, model: str) -> None:
-        """Records that the engine holds the model's adapter now."""
-        self._warm[model] = None
-        self._warm.move_to_end(model)
-        if len(self._warm) > _WARM_MODELS:
-            self._warm.popitem(last=False)
-
-    async def probe(self) -> None:
-        """Checks the engine's health, and marks it as down or up."""
-        try:
-            is_down = not await self.connection.healthy()
-            self._answered_at = time.monotonic()
-        except TimeoutError:
-            is_down = self.is_down or time.monotonic() - self._answered_at > _STUCK_SECONDS
-        if is_down != self.is_down:
-            log.warning(
-                "engine %s %s", self.id, "does not answer and gets no more requests" if is_down else "is back"
-            )
-        self.is_down = is_down
 
 
 class Replicas:
@@ -137,19 +51,20 @@ class Replicas:
     def __init__(self, settings: Settings, database: Database) -> None:
         self._settings = settings
         self._database = database
-        self._gateway_id = new_id("gateway_")
+        self._demand = Demand(database)
         self._by_id: dict[str, Replica] = {}
+        self._placements: defaultdict[str, Placement] = defaultdict(Placement)
+        """By base model."""
         self._leaving: list[Replica] = []
+        self._reported_until = 0.0
+        """The newest heartbeat that was read, by the database's clock."""
         self._lent: set[str] = set()
         """Base models with an engine whose device is lent to a job."""
-        self._asked: set[str] = set()
-        """Base models that were asked for, which is not written down yet."""
-        self._demand_due_at: dict[str, float] = {}
-        """By base model: when it is to be written down again that it is asked for."""
         self._configured = {configured_id(address): address for address in settings.engine_urls}
+        self._probe_now = asyncio.Event()
 
     async def run(self) -> None:
-        """Follows the database and probes the engines until it is cancelled."""
+        """Follows the database, and probes engines in doubt, until it is cancelled."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow())
             tasks.create_task(self._probe())
@@ -159,30 +74,29 @@ class Replicas:
         for replica in [*self._by_id.values(), *self._leaving]:
             await replica.connection.close()
 
-    async def choose(self, base_model: str, model: str, *, exclude: Collection[Replica] = ()) -> Replica:
-        """Returns the replica to ask: the least loaded one that has the model warm, or else the least loaded.
+    async def choose(self, base_model: str, key: str, *, exclude: Collection[Replica] = ()) -> Replica:
+        """Returns the replica to ask; see `app.completions.placement` for which, and for `key`.
 
         Raises:
             UnavailableError: none is ready, except for those in `exclude`.
         """
-        ready = self.ready(base_model, exclude)
-        if not ready and not exclude:
+        placement = self._placements[base_model]
+        self._demand.note(base_model)
+        replica = placement.choose(key, exclude)
+        if replica is None and not exclude:
             await self.refresh()  # one may have become ready a moment ago
-            ready = self.ready(base_model, exclude)
-        self._asked.add(base_model)
-        if not ready and not exclude:
-            await self._record_demand()  # at once, so that an engine is started
-            ready = await self._wait_until_ready(base_model)
-        if not ready:
+            replica = placement.choose(key)
+        if replica is None and not exclude:
+            await self._demand.record(
+                [*self._by_id.values(), *self._leaving]
+            )  # at once, so that an engine is started
+            await self._wait_until_ready(base_model)
+            replica = placement.choose(key)
+        if replica is None:
             raise await self._none_ready(base_model)
-        idlest = min(ready, key=lambda replica: replica.load)
-        warm = [replica for replica in ready if replica.is_warm(model)]
-        if model == base_model or not warm:
-            return idlest
-        best = min(warm, key=lambda replica: replica.load)
-        return best if best.in_flight <= idlest.in_flight + _MAX_EXTRA_IN_FLIGHT else idlest
+        return replica
 
-    async def ask(self, base_model: str, model: str, send: Callable[[Replica], Awaitable[T]]) -> T:
+    async def ask(self, base_model: str, key: str, send: Callable[[Replica], Awaitable[T]]) -> T:
         """Returns the result of `send` with one replica or, if that one sends nothing, with another.
 
         Raises:
@@ -191,43 +105,43 @@ class Replicas:
         """
         asked: list[Replica] = []
         while True:
-            replica = await self.choose(base_model, model, exclude=asked)
+            replica = await self.choose(base_model, key, exclude=asked)
             asked.append(replica)
             try:
-                with replica.serving():
+                with self._placements[base_model].serving(replica):
                     return await send(replica)
             except RetryableError as error:
-                others = self.ready(base_model, asked)
-                if len(asked) == _ATTEMPTS or not others:
+                self._doubt(replica, is_gone=error.is_gone)
+                if len(asked) == _ATTEMPTS or not self.ready(base_model, asked):
                     raise _with_replica(error.error, replica) from error
             except ToqueError as error:
+                if isinstance(error, UnavailableError):
+                    self._doubt(replica)
                 raise _with_replica(error, replica) from None
 
     def ready(self, base_model: str, exclude: Collection[Replica] = ()) -> list[Replica]:
         """Returns the replicas of a base model that are up, without those to exclude."""
-        return [
-            replica
-            for replica in list(self._by_id.values())  # a copy, since other threads read too
-            if replica.address.base_model == base_model and not replica.is_down and replica not in exclude
-        ]
+        placement = self._placements.get(base_model)
+        there = placement.replicas if placement else ()
+        return [replica for replica in there if replica not in exclude]
 
-    async def _wait_until_ready(self, base_model: str) -> list[Replica]:
-        """Waits a limited time until an engine is started or gets its device back; returns those ready."""
+    async def _wait_until_ready(self, base_model: str) -> None:
+        """Waits a limited time until an engine is started or gets its device back."""
         until = time.monotonic() + self._settings.engine_wait_seconds
         while time.monotonic() < until:
             await asyncio.sleep(_READY_POLL_SECONDS)
-            if ready := self.ready(base_model):
-                return ready
-            self._asked.add(base_model)  # or the engine would be idle before it is ready
-        return []
+            if self.ready(base_model):
+                return
+            self._demand.note(base_model)  # or the engine would be idle before it is ready
 
     def up(self) -> list[Replica]:
         """Returns the replicas that are up, of all base models."""
-        return [replica for replica in list(self._by_id.values()) if not replica.is_down]
+        return [replica for placement in list(self._placements.values()) for replica in placement.replicas]
 
     def count_ready(self) -> dict[str, int]:
         """Returns the number of replicas that are up, by base model."""
-        return Counter(replica.address.base_model for replica in self.up())
+        counts = {name: len(placement.replicas) for name, placement in list(self._placements.items())}
+        return {name: count for name, count in counts.items() if count}
 
     def status(self, base_model: str, reported: str) -> str:
         """Returns `ready`, or why not, from what the engines report and from whether they answer."""
@@ -238,51 +152,51 @@ class Replicas:
 
     async def refresh(self) -> None:
         """Brings the replicas up to date with the database."""
-        found = self._configured | await to_thread.run_sync(self._registered)
+        reports = await to_thread.run_sync(self._read_reports)
+        self._lent = {report.base_model for report in reports if report.lends_device}
+        ready = {report.id: report for report in reports if report.status == "ready"}
+        found = self._configured | {report.id: _address(report) for report in ready.values()}
         for replica_id, replica in list(self._by_id.items()):
             if found.get(replica_id) != replica.address:
                 self._leaving.append(self._by_id.pop(replica_id))  # its streams may finish
         for replica_id, address in found.items():
             if replica_id not in self._by_id:
+                is_ours = replica_id not in self._configured
                 self._by_id[replica_id] = Replica(
-                    replica_id,
-                    address,
-                    self._settings.upstream_timeout,
-                    has_priorities=replica_id not in self._configured,
+                    replica_id, address, self._settings.upstream_timeout, is_ours=is_ours
                 )
+        for report in ready.values():
+            if report.adapters is not None:
+                self._by_id[report.id].take_report(report.heartbeat_at, report.requests, report.adapters)
+        self._place()
         done = [replica for replica in self._leaving if not replica.in_flight]
         self._leaving = [replica for replica in self._leaving if replica.in_flight]
         for replica in done:
             await replica.connection.close()
 
-    async def _record_demand(self) -> None:
-        """Writes down which base models are asked for or answering, each of them once in a few seconds."""
-        now = time.monotonic()
-        in_flight = Counter[str]()
-        for replica in (*self._by_id.values(), *self._leaving):
-            in_flight[replica.address.base_model] += replica.in_flight
-        self._asked |= (+in_flight).keys()
-        due = {name for name in self._asked if now >= self._demand_due_at.get(name, now)}
-        if due:
-            self._asked -= due
-            self._demand_due_at |= dict.fromkeys(due, now + _DEMAND_EVERY_SECONDS)
-            await to_thread.run_sync(self._write_demand, {name: in_flight[name] for name in due})
-
-    def _write_demand(self, in_flight: Mapping[str, int]) -> None:
-        with self._database.writer() as session:
-            service.record_demand(session, self._gateway_id, in_flight)
-
-    def _registered(self) -> dict[str, EngineAddress]:
+    def _read_reports(self) -> list[ReportedEngine]:
         with self._database.reader() as session:
-            engines = service.live_engines(session, self._settings)
-        self._lent = {engine.base_model for engine in engines if engine.lends_device}
-        return {
-            engine.id: EngineAddress(
-                base_model=engine.base_model, url=engine.url, api_key=SecretStr(engine.api_key)
-            )
-            for engine in engines
-            if engine.status == "ready"
-        }
+            since = self._reported_until - _LATE_SECONDS
+            reports = service.read_reports(session, self._settings, since=since)
+        self._reported_until = max((report.heartbeat_at for report in reports), default=self._reported_until)
+        return reports
+
+    def _place(self) -> None:
+        """Lets requests go to the replicas that are up, and only to those."""
+        up: defaultdict[str, list[Replica]] = defaultdict(list)
+        for replica in self._by_id.values():
+            if not replica.is_down:
+                up[replica.address.base_model].append(replica)
+        for base_model in {*up, *self._placements}:
+            self._placements[base_model].update(up[base_model])
+
+    def _doubt(self, replica: Replica, *, is_gone: bool = False) -> None:
+        """Has a replica probed on which a request has failed. If nothing listens there, it is down."""
+        replica.is_in_doubt = True
+        self._probe_now.set()
+        if is_gone and not replica.is_down:
+            replica.is_down = True
+            self._place()
 
     async def _none_ready(self, base_model: str) -> UnavailableError:
         def reported() -> str:
@@ -300,7 +214,7 @@ class Replicas:
         while True:
             try:
                 await self.refresh()
-                await self._record_demand()
+                await self._demand.record([*self._by_id.values(), *self._leaving])
             except SQLAlchemyError as error:
                 log.warning(
                     "the database is away, so the engines stay as last known: %s", type(error).__name__
@@ -311,12 +225,21 @@ class Replicas:
 
     async def _probe(self) -> None:
         while True:
-            started = time.monotonic()
-            await asyncio.gather(*(replica.probe() for replica in self._by_id.values()))
-            for replica in self._by_id.values():
+            self._probe_now.clear()
+            in_doubt = [replica for replica in self._by_id.values() if replica.needs_probe]
+            if in_doubt:
+                await asyncio.gather(*(replica.probe() for replica in in_doubt))
+                self._place()
+            for replica in in_doubt:
                 if replica.is_down and self.ready(replica.address.base_model):
                     replica.abort_waits()
-            await asyncio.sleep(max(0.0, started + _PROBE_EVERY_SECONDS - time.monotonic()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PROBE_EVERY_SECONDS):
+                    await self._probe_now.wait()
+
+
+def _address(report: ReportedEngine) -> EngineAddress:
+    return EngineAddress(base_model=report.base_model, url=report.url, api_key=SecretStr(report.api_key))
 
 
 def configured_id(address: EngineAddress) -> str:

@@ -112,7 +112,7 @@ class VllmConnection:
             ConnectionError: the engine cannot be reached, or has no such route.
             TimeoutError: the engine did not answer in time.
         """
-        return list(map(str, orjson.loads(await self._get("/toque/adapters"))["adapters"]))
+        return list(map(str, orjson.loads(await self._get("/toque/load"))["adapters"]))
 
     async def _get(self, path: str) -> bytes:
         timeout = aiohttp.ClientTimeout(total=_PROBE_SECONDS)

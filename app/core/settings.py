@@ -111,6 +111,10 @@ class Settings(BaseSettings):
     database_url: str = ""
     """The database that all processes share, such as `postgresql+psycopg://user:password@host/database`.
     Empty means SQLite in the data folder."""
+    database_direct_url: str = ""
+    """The address of the PostgreSQL server itself, where `TOQUE_DATABASE_URL` is that of
+    [pgbouncer](scale.md#pgbouncer): workers hear there that a job is queued. Without it they look for jobs
+    every `TOQUE_POLL_SECONDS`."""
     storage_dir: Path | None = None
     """The folder for files and adapters, shared by all processes. Empty means `<data_dir>/storage`."""
     storage_url: str = Field(default="", pattern=r"^((file:///|s3://|gs://|az://).+)?$")
@@ -202,7 +206,8 @@ class Settings(BaseSettings):
     """How often workers and engines report that they are alive. After three missed reports they count as
     gone."""
     poll_seconds: float = Field(default=1.0, gt=0)
-    """How often an idle worker looks for a job."""
+    """How often an idle worker looks for a job. PostgreSQL wakes it when one is queued, so that there it
+    looks a tenth as often."""
     retry_seconds: float = Field(default=10.0, ge=0)
     """How long a job waits after an attempt that died without a newer checkpoint than those before it. Each
     further time in a row it waits twice as long, for five minutes at most."""

@@ -46,6 +46,13 @@ class FineTuningJob(Base):
             sqlite_where=text("status = 'queued'"),
             postgresql_where=text("status = 'queued'"),
         ),
+        Index(
+            "ix_jobs_queued_models",
+            "model",
+            "project_id",
+            sqlite_where=text("status = 'queued'"),
+            postgresql_where=text("status = 'queued'"),
+        ),
         Index("ix_jobs_status_project", "status", "project_id"),
         Index("ix_jobs_project_started", "project_id", "started_at"),
     )

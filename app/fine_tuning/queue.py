@@ -1,4 +1,6 @@
-"""The queue of jobs: how a worker claims one, reports its progress, and ends it.
+"""The queue of jobs: how a worker reports its progress and ends a job that it has claimed.
+
+`app.fine_tuning.claim` chooses which job is next.
 
 A job is leased (`app.core.lease`) while its status is `running`; each lease is one attempt at it. An attempt
 that finds its lease lost must stop and publish nothing: the job was cancelled or paused, or another worker
@@ -9,18 +11,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Integer, String, and_, func, insert, literal_column, select
-from sqlalchemy.orm import Session, aliased
-from sqlalchemy.sql.dml import ReturningUpdate
+from sqlalchemy import ColumnElement, String, and_, func, insert, literal_column, select
+from sqlalchemy.orm import Session
 
 from app.auth.models import Project
 from app.core.database import database_now
 from app.core.lease import Lease, LeaseTable
 from app.fine_tuning.gpu_hours import record_attempt
-from app.fine_tuning.models import SPEC_VERSION, Attempt, Checkpoint, Event, FineTuningJob
+from app.fine_tuning.models import Attempt, Checkpoint, Event, FineTuningJob
 from app.webhooks import outbox
 from app.webhooks.events import EventType
 
@@ -35,15 +35,14 @@ _LONGEST_PAUSE = 300.0
 # Literals, not parameters: a generic plan could not use the partial index of queued jobs, so PostgreSQL would
 # plan every claim anew, which takes as long as the claim itself. See
 # https://www.postgresql.org/docs/current/sql-prepare.html, "custom" and "generic" plans.
-_QUEUED, _RUNNING = literal_column("'queued'", String), literal_column("'running'", String)
-_ONE = literal_column("1", Integer)
+QUEUED, RUNNING = literal_column("'queued'", String), literal_column("'running'", String)
 
 LEASES = LeaseTable(
     FineTuningJob,
     key=FineTuningJob.id,
     epoch=FineTuningJob.lease_epoch,
     until=FineTuningJob.lease_until,
-    held=FineTuningJob.status == _RUNNING,
+    held=FineTuningJob.status == RUNNING,
     status=FineTuningJob.status,
 )
 _NO_WORKER = "No worker offers"
@@ -55,39 +54,6 @@ _EVENTS_OF_ENDS: Mapping[str, EventType] = {
 }
 
 
-def claim_next(
-    session: Session,
-    worker_id: str,
-    base_models: Sequence[str],
-    lease_seconds: float,
-    *,
-    gpus: int = 1,
-    least_gpus: int = 1,
-    running_limit: int = 0,
-    spec_version: int = SPEC_VERSION,
-) -> FineTuningJob | None:
-    """Lease the next job on one of these base models, and on `least_gpus` to `gpus`; None if there is none.
-
-    Projects take turns: the one with the fewest running jobs comes first, then the one that started a job
-    longest ago. Within a project, jobs are ordered by priority, then age. `running_limit` bounds the running
-    jobs of a project (0: no bound, and the claim is a single statement).
-    """
-    if running_limit:
-        # Claims wait for each other here, as two at once would not count each other's job. The lock is on the
-        # first project's row, in the mode that still lets jobs refer to it. SQLite has one writer anyway.
-        first = select(Project.id).order_by(Project.id).limit(1)
-        session.execute(first.with_for_update(key_share=True))
-    claim = _claim(
-        worker_id, tuple(base_models), lease_seconds, (least_gpus, gpus), running_limit, spec_version
-    )
-    job = session.scalar(claim)
-    if job is not None:
-        add_event(
-            session, job.id, "Fine-tuning job started" if job.lease_epoch == 1 else "Fine-tuning job resumed"
-        )
-    return job
-
-
 def reclaim_expired(session: Session, retry_seconds: float) -> int:
     """End the attempts whose lease has expired, and return how many. Any worker may do it at any time."""
     return _reclaim(session, LEASES.expired, "Its worker stopped reporting", retry_seconds)
@@ -95,7 +61,7 @@ def reclaim_expired(session: Session, retry_seconds: float) -> int:
 
 def reclaim_from(session: Session, dead_workers: Sequence[str], retry_seconds: float) -> int:
     """End the attempts of workers that are known to be dead, whatever their leases, and return how many."""
-    theirs = and_(FineTuningJob.status == _RUNNING, FineTuningJob.worker_id.in_(dead_workers))
+    theirs = and_(FineTuningJob.status == RUNNING, FineTuningJob.worker_id.in_(dead_workers))
     return _reclaim(session, theirs, "Its worker died", retry_seconds)
 
 
@@ -305,7 +271,7 @@ def note_missing_gpus(session: Session, offered: int) -> None:
     is_noted = select(Event.id).where(Event.job_id == FineTuningJob.id, Event.message.startswith(_NO_WORKER))
     waiting = session.scalars(
         select(FineTuningJob)
-        .where(FineTuningJob.status == _QUEUED, FineTuningJob.gpus > offered, ~is_noted.exists())
+        .where(FineTuningJob.status == QUEUED, FineTuningJob.gpus > offered, ~is_noted.exists())
         .with_for_update(skip_locked=True)
     ).all()
     for job in waiting:
@@ -320,8 +286,8 @@ def missing_gpus(gpus: int, offered: int) -> str:
 def position(session: Session, job: FineTuningJob) -> int:
     """The number of waiting jobs that will be claimed before this one if no job is created or ends meanwhile.
 
-    The order is that of `claim_next`: the n-th waiting job of a project is claimed while `running + n - 1` of
-    the project's jobs run.
+    The order is that of `claim.claim_next`: the n-th waiting job of a project is claimed while `running + n -
+    1` of the project's jobs run.
     """
     queued, of_project = FineTuningJob.status == "queued", FineTuningJob.project_id == Project.id
     running = select(func.count()).where(of_project, FineTuningJob.status == "running")
@@ -369,62 +335,6 @@ def announce_end(session: Session, job_id: str, status: Literal["succeeded", "fa
     """Tell the project's webhooks that the job has ended; to be called in the transaction that ends it."""
     project = select(FineTuningJob.project_id).where(FineTuningJob.id == job_id).scalar_subquery()
     outbox.add_event(session, project, _EVENTS_OF_ENDS[status], {"id": job_id})
-
-
-@lru_cache
-def _claim(
-    worker_id: str,
-    base_models: tuple[str, ...],
-    lease_seconds: float,
-    gpus: tuple[int, int],
-    running_limit: int,
-    spec_version: int,
-) -> ReturningUpdate[FineTuningJob]:
-    """The statement of `claim_next`, cached because building it takes longer than running it."""
-    running, started = aliased(FineTuningJob), aliased(FineTuningJob)
-    running_jobs = (
-        select(func.count())
-        .where(running.project_id == Project.id, running.status == _RUNNING)
-        .scalar_subquery()
-    )
-    last_start = (
-        select(func.coalesce(func.max(started.started_at), 0.0))
-        .where(started.project_id == Project.id)
-        .scalar_subquery()
-    )
-    turns = select(Project.id, running_jobs.label("running_jobs"), last_start.label("last_start"))
-    if running_limit:
-        turns = turns.where(running_jobs < running_limit)
-    turn = turns.order_by("running_jobs", "last_start", Project.id).subquery()
-    least_and_most = literal_column(str(gpus[0]), Integer), literal_column(str(gpus[1]), Integer)
-    first_job = (
-        select(FineTuningJob.id)
-        .where(
-            FineTuningJob.project_id == turn.c.id,
-            FineTuningJob.status == _QUEUED,
-            FineTuningJob.not_before <= database_now(),
-            FineTuningJob.model.in_(base_models),
-            FineTuningJob.gpus.between(*least_and_most),
-            FineTuningJob.spec_version <= literal_column(str(spec_version), Integer),
-        )
-        .order_by(FineTuningJob.rank, FineTuningJob.created_at, FineTuningJob.id)
-        .limit(_ONE)
-        .with_for_update(skip_locked=True)
-        .scalar_subquery()
-    )
-    # While another worker is claiming the only job of a project, a job of the next project is selected. The
-    # subquery is ordered too, so that PostgreSQL examines (and locks jobs of) no more projects than it must.
-    next_job = (
-        select(first_job)
-        .select_from(turn)
-        .where(first_job.is_not(None))
-        .order_by(turn.c.running_jobs, turn.c.last_start, turn.c.id)
-        .limit(_ONE)
-    )
-    claim = LEASES.claim(
-        next_job, lease_seconds, status="running", worker_id=worker_id, started_at=database_now()
-    )
-    return claim.where(FineTuningJob.status == _QUEUED)
 
 
 def _reclaim(session: Session, which: ColumnElement[bool], reason: str, retry_seconds: float) -> int:

@@ -251,7 +251,7 @@ async def test_only_what_the_gateway_needs_answers(serving: Serving) -> None:
             "/invocations": 404,
             "/v1/load_lora_adapter": 404,
             "/sleep": 404,
-            "/toque/adapters": 404,
+            "/toque/load": 404,
         }.items():
             async with client.post(f"http://engine{path}", json=body) as answer:
                 assert answer.status == status, path

@@ -62,7 +62,7 @@ class EngineStandIn:
             routes=[
                 Route("/health", self._health),
                 Route("/metrics", self._metrics),
-                Route("/toque/adapters", self._adapters),
+                Route("/toque/load", self._load),
                 Route("/v1/{path:path}", self._answer, methods=["POST"]),
             ]
         )
@@ -70,11 +70,11 @@ class EngineStandIn:
     async def _health(self, request: Request) -> Response:
         return Response(status_code=503 if self.behaviour == "ill" else 200)
 
-    async def _adapters(self, request: Request) -> Response:
+    async def _load(self, request: Request) -> Response:
         assert request.headers["authorization"] == f"Bearer {self.api_key}"
-        return (
-            Response(status_code=404) if self.adapters is None else JSONResponse({"adapters": self.adapters})
-        )
+        if self.adapters is None:
+            return Response(status_code=404)
+        return JSONResponse({"requests": 5, "adapters": self.adapters})
 
     async def _metrics(self, request: Request) -> Response:
         """As vLLM writes them; 40 tokens more each time."""
@@ -114,7 +114,7 @@ class EngineStandIn:
             return JSONResponse({"error": error}, 400)
         if self.behaviour == "unknown":
             return JSONResponse({"error": {"message": "The model does not exist.", "code": 404}}, 404)
-        if self.behaviour == "fail":
+        if self.behaviour in ("fail", "ill"):
             return Response("Internal Server Error: /secret/path.py line 3", 500)
         if self.behaviour == "silent":
             while (await request.receive())["type"] != "http.disconnect":

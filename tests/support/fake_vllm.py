@@ -21,14 +21,15 @@ from typing import Any
 BASE_MODEL = "smollm2-135m-instruct"
 log = Path(os.environ.get("FAKE_VLLM_LOG", os.devnull))
 busy = Path(os.environ.get("FAKE_VLLM_BUSY", os.devnull + ".none"))
+adapters = Path(os.environ.get("FAKE_VLLM_ADAPTERS", os.devnull))
 
 
 class Routes(BaseHTTPRequestHandler):
     asleep = False
 
     def do_GET(self) -> None:
-        running = b'vllm:num_requests_running{engine="0"} %d.0\n' % busy.exists()
-        self.answer(content=running if self.path == "/metrics" else b"")
+        load = {"requests": int(busy.exists()), "adapters": adapters.read_text().split()}
+        self.answer(content=json.dumps(load).encode() if self.path == "/toque/load" else b"")
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))

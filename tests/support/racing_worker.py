@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from app.core.database import Database
 from app.fine_tuning import publication, queue
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
 
 
@@ -42,7 +43,7 @@ def main(url: str, worker: str, base_model: str) -> None:
     sys.stdin.readline()
     while not all_have_ended(database):
         with database.writer() as session:
-            job = queue.claim_next(session, worker, [base_model], 60.0)
+            job = claim_next(session, worker, [base_model], 60.0)
         if job is None:
             continue  # the other has taken the last, and ends it
         with database.writer() as session:

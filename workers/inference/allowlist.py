@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 _ROUTES = frozenset({"/health", "/v1/completions", "/v1/chat/completions", "/v1/responses"})
-_KEYED = frozenset({"/tokenize", "/metrics", "/toque/adapters", "/sleep", "/wake_up"})
+_KEYED = frozenset({"/tokenize", "/metrics", "/toque/load", "/sleep", "/wake_up"})
 """Routes for which vLLM itself requires no key, and we do."""
 
 Scope = MutableMapping[str, Any]

@@ -29,6 +29,8 @@ _TICK_SECONDS = 0.2
 _LONGEST_BACK_OFF = 30.0
 _STEADY_SECONDS = 60.0
 """The back-off starts over after a vLLM that ran this long."""
+_LOOK_SECONDS = 2.0
+"""How often vLLM is asked for its health and its load; gateways hear of it at once while it has requests."""
 _STUCK_SECONDS = 60.0
 """A ready vLLM that fails its probes for this long is restarted."""
 _GATEWAYS_NOTICE_SECONDS = 2.5
@@ -124,12 +126,15 @@ class Engine:
         self._row.report("ready", "", self._settings.engine_url or vllm.url, vllm.api_key)
 
     def _watch(self, vllm: Vllm) -> None:
-        """Sends heartbeats while vLLM is healthy; returns when it has ended."""
-        answered = time.monotonic()
+        """Reports vLLM's load while it is healthy; returns when it has ended."""
+        answered = looked = time.monotonic()
+        look_every = min(_LOOK_SECONDS, self._settings.heartbeat_seconds)
         while not self._stopping and vllm.alive():
-            if self._row.due and vllm.healthy():
-                answered = time.monotonic()
-                self._row.heartbeat()
+            if time.monotonic() - looked >= look_every:
+                if vllm.healthy():
+                    answered = time.monotonic()
+                    self._row.report_load(vllm.load())
+                looked = time.monotonic()
             if time.monotonic() - answered > self._settings.heartbeat_seconds + _STUCK_SECONDS:
                 raise VllmError(f"vLLM did not answer its probes for {_STUCK_SECONDS:.0f} s")
             if self._turns and self._turns.is_wanted():
@@ -146,7 +151,7 @@ class Engine:
         self._row.report("stopping", "it was told to stop")
         time.sleep(_GATEWAYS_NOTICE_SECONDS)
         until = time.monotonic() + self._settings.engine_drain_seconds
-        while vllm.alive() and vllm.busy() and time.monotonic() < until:
+        while vllm.alive() and _has_requests(vllm) and time.monotonic() < until:
             if self._row.due:
                 self._row.heartbeat()
             time.sleep(_TICK_SECONDS)
@@ -160,7 +165,7 @@ class Engine:
         self._row.report("draining", "a job is about to train on its device")
         self._wait(_GATEWAYS_NOTICE_SECONDS)
         started = time.monotonic()
-        while not self._stopping and vllm.alive() and vllm.busy():
+        while not self._stopping and vllm.alive() and _has_requests(vllm):
             if time.monotonic() - started > _DRAIN_SECONDS:
                 raise VllmError(f"a job waits, and answers took longer than {_DRAIN_SECONDS:.0f} s")
             self._wait(_TICK_SECONDS)
@@ -198,6 +203,12 @@ class Engine:
             if self._row.due:
                 self._row.heartbeat()
             time.sleep(min(_TICK_SECONDS, seconds))
+
+
+def _has_requests(vllm: Vllm) -> bool:
+    """Returns whether a request is running or waiting, or vLLM does not say."""
+    load = vllm.load()
+    return load is None or load.requests > 0
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app.completions.models import Engine as EngineRow
 from app.core.database import Database, database_now, new_id
 from workers.device import Device
+from workers.inference.engine_load import Load
 
 log = logging.getLogger("toque.engine")
 
@@ -36,6 +37,7 @@ class Registration:
         self._shared_device = shared_device
         self._started_at = time.time()
         self._status, self._detail, self._url, self._api_key = "starting", "", "", ""
+        self._load = Load()
         self._due_at = 0.0
         self._unreachable = False
 
@@ -51,7 +53,19 @@ class Registration:
         elif (url, api_key) == (self._url, self._api_key):
             return
         self._status, self._detail, self._url, self._api_key = status, detail[:1024], url, api_key
+        if status != "ready":
+            self._load = Load()
         self.heartbeat()
+
+    def report_load(self, load: Load | None) -> None:
+        """Writes the row if vLLM has requests, its load has changed, or a heartbeat is due.
+
+        `load` is None if vLLM does not say; the last one then stays.
+        """
+        is_new = load is not None and (load.requests > 0 or load != self._load)
+        self._load = load or self._load
+        if is_new or self.due:
+            self.heartbeat()
 
     def heartbeat(self) -> None:
         """Writes the whole row, since another engine that took this one for dead may have removed it."""
@@ -68,6 +82,8 @@ class Registration:
             version=self._version,
             started_at=self._started_at,
             heartbeat_at=database_now(),
+            requests=self._load.requests,
+            adapters=list(self._load.adapters),
         )
         long_dead = EngineRow.heartbeat_at < database_now() - _DEAD_ROW_SECONDS
         try:

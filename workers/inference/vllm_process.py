@@ -37,6 +37,8 @@ from app.datasets.jinja_template import compile_template, detect_content_format
 from app.models.catalogue import template_options
 from workers.device import Device
 from workers.inference.adapter_probe import ServerError
+from workers.inference.engine_load import PATH as LOAD_PATH
+from workers.inference.engine_load import Load
 from workers.inference.spare_cores import SPINNING
 from workers.processes import stop_group
 
@@ -103,16 +105,14 @@ class Vllm:
         self._has_answered = self._answers("POST", "/v1/completions", body, _COMPLETION_SECONDS)
         return self._has_answered
 
-    def busy(self) -> bool:
-        """Returns whether a request is running or waiting, or vLLM does not say."""
+    def load(self) -> Load | None:
+        """Returns what vLLM has to do, or None if it does not say."""
         connection = self._connection(_PROBE_SECONDS)
         try:
-            connection.request("GET", "/metrics", headers=self._headers)
-            answer = connection.getresponse()
-            counted = re.findall(rb"^vllm:num_requests_(?:running|waiting)\{.*\} (\S+)", answer.read(), re.M)
-            return answer.status != 200 or any(float(number) > 0 for number in counted)
-        except (OSError, HTTPException):
-            return True
+            connection.request("GET", LOAD_PATH, headers=self._headers)
+            return Load.parse(connection.getresponse().read())
+        except (OSError, HTTPException, ValueError):
+            return None
         finally:
             connection.close()
 
@@ -179,7 +179,7 @@ class Vllm:
             f"--max-loras={settings.engine_max_loras}",
             f"--max-lora-rank={rank}",
             f"--max-cpu-loras={max(_CACHED_LORAS, settings.engine_max_loras)}",
-            "--middleware=workers.inference.resident_adapters.ResidentAdapters",
+            "--middleware=workers.inference.engine_load.EngineLoad",
             "--middleware=workers.inference.allowlist.Allowlist",  # the last one given is the outermost
             "--scheduling-policy=priority",
             f"--scheduler-cls=workers.inference.scheduler.{_SCHEDULERS[device.kind]}",

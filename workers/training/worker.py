@@ -30,6 +30,7 @@ from app.core.settings import Settings
 from app.core.tracing import span, tracing
 from app.files.models import File
 from app.fine_tuning import queue, worker_registry
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
 from app.models.catalogue import Catalogue, prepared_names, template_options
@@ -43,6 +44,7 @@ from workers.maintenance import Maintenance
 from workers.tracking.child import TrackingChild
 from workers.training.attempt_files import AttemptFiles
 from workers.training.child import TRAINER, TrainerChild
+from workers.training.idleness import Idleness
 from workers.training.progress_spans import ProgressSpans
 from workers.training.protocol import (
     Failed,
@@ -85,6 +87,8 @@ class TrainingWorker:
         self._child = TrainerChild(trainer, settings.training_threads)
         self._stopping = threading.Event()
         self._schema_is_known = False
+        self._idleness = Idleness(settings, self._database)
+        self._idle_seconds = settings.poll_seconds
         self._row = Worker(
             id=new_id("worker_"),
             hostname=socket.gethostname(),
@@ -106,7 +110,8 @@ class TrainingWorker:
         """Claim and train jobs until `stop`, or until idle."""
         log.info("%s on %s waits for jobs", self._row.id, self._row.device)
         tracking = TrackingChild(self._settings.tracker) if self._settings.tracker else nullcontext()
-        with Heartbeat(self._settings.heartbeat_seconds, self._report_worker), tracking:
+        heartbeat = Heartbeat(self._settings.heartbeat_seconds, self._report_worker)
+        with heartbeat, tracking, self._idleness.notifications:
             idle_since = time.monotonic()
             while not self._stopping.is_set():
                 self._maintenance.run_maintenance()
@@ -118,19 +123,21 @@ class TrainingWorker:
                     log.info("%s ends: there is no job for it", self._row.id)
                     break
                 else:
-                    self._stopping.wait(self._settings.poll_seconds)
+                    self._idleness.wait(min(self._idle_seconds, self._settings.worker_idle_seconds))
         self._child.close()
         self._retire()
 
     def stop(self) -> None:
         """End `run`, from another thread: the current job is saved and goes back to the queue."""
         self._stopping.set()
+        self._idleness.end()
         self._child.ask_to_stop()
         too_long = threading.Timer(_DRAIN_SECONDS, self._child.close)
         too_long.daemon = True  # an idle worker ends at once
         too_long.start()
 
     def _claim(self) -> FineTuningJob | None:
+        self._idle_seconds = self._settings.poll_seconds
         try:
             if not self._knows_schema():
                 return None
@@ -139,7 +146,7 @@ class TrainingWorker:
                     return None
                 if self._turns and not self._turns.may_begin(session):
                     return None
-                job = queue.claim_next(
+                job = claim_next(
                     session,
                     self._row.id,
                     trainable,
@@ -148,7 +155,9 @@ class TrainingWorker:
                     least_gpus=self._least_gpus,
                     running_limit=self._settings.max_running_jobs_per_project,
                 )
-                if job and self._turns:
+                if job is None:
+                    self._idle_seconds = self._idleness.seconds(session, trainable)
+                elif self._turns:
                     self._turns.begin(session)
                 reach("worker.claim_uncommitted")
         except SQLAlchemyError as error:

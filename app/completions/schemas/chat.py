@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override
 
 from app.completions.answers import ChatAnswer
+from app.completions.schemas.beginning import beginning_of
 from app.completions.schemas.prompts import MAX_PARTS, check_count, most_tokens
 from app.completions.schemas.reasoning import ReasoningEffort, check_reasoning
 from app.completions.schemas.refusals import by_json_type, only, refused
@@ -65,6 +66,12 @@ class ChatMessage(BaseModel):
     """The same by its older name."""
     function_call: Annotated[None, refused("give the call in 'tool_calls' instead")] = None
 
+    @property
+    def text(self) -> str:
+        """The content without the bounds of its parts."""
+        parts = self.content or ""
+        return parts if isinstance(parts, str) else "".join(part.text for part in parts)
+
 
 class ChatCompletionRequest(SamplingParameters):
     """`POST /v1/chat/completions`."""
@@ -104,6 +111,10 @@ class ChatCompletionRequest(SamplingParameters):
     audio: Annotated[None, refused("these models answer with text only")] = None
     prediction: Annotated[None, refused("predicted outputs are not supported; leave it out")] = None
     web_search_options: Annotated[None, refused("these models do not search the web; leave it out")] = None
+
+    @override
+    def beginning(self) -> str:
+        return beginning_of((message.role, message.text) for message in self.messages)
 
     @override
     def _withheld(self) -> set[str]:

@@ -8,6 +8,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from app.completions.answers import CompletionAnswer
+from app.completions.schemas.beginning import CHARACTERS
 from app.completions.schemas.prompts import Prompt, most_tokens, one_by_one
 from app.completions.schemas.sampling import SamplingParameters, TokensOrNone
 from app.core.errors import InvalidRequestError
@@ -52,6 +53,11 @@ class CompletionRequest(SamplingParameters):
         self._check_echo()
         self._check_prompts(base)
         super().check(base)
+
+    @override
+    def beginning(self) -> str:
+        first = one_by_one(self.prompt)[0]
+        return first[:CHARACTERS] if isinstance(first, str) else str(first[: CHARACTERS // 4])
 
     @override
     def count_logprobs(self, context: int) -> int:

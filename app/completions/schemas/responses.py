@@ -10,6 +10,7 @@ from typing_extensions import override
 
 from app.completions.answers import ResponseAnswer
 from app.completions.answers.response import Keep
+from app.completions.schemas.beginning import beginning_of
 from app.completions.schemas.engine_items import to_engine
 from app.completions.schemas.prompts import check_count
 from app.completions.schemas.reasoning import check_reasoning
@@ -164,6 +165,12 @@ class ResponseRequest(GatewayRequest):
     @override
     def new_answer(self) -> ResponseAnswer:
         return ResponseAnswer(self._id, len(self._own_items), self._repeated(), self._keep)
+
+    @override
+    def beginning(self) -> str:
+        items = (item for item in [*self._history, *self._own_items] if item["type"] == "message")
+        turns = ((item["role"], "".join(part["text"] for part in item["content"])) for item in items)
+        return beginning_of([("system", self.instructions or ""), *turns])
 
     @override
     def for_engine(self, model: str, project_id: str) -> bytes:

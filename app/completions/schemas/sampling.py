@@ -122,6 +122,10 @@ class GatewayRequest(BaseModel, ABC):
         request says so, rather than the context alone.
         """
 
+    @abstractmethod
+    def beginning(self) -> str:
+        """Returns the prompt's first characters, the same for all requests of one conversation."""
+
     def for_engine(self, model: str, project_id: str) -> bytes:
         """Returns the request body for the engine: the allowed fields, and those that clients may not set."""
         fixed = orjson.dumps({"model": model, "cache_salt": project_id, **self._set_by_gateway()})

@@ -7,7 +7,7 @@ import pytest
 
 from app.core.database import Database
 from app.core.settings import Settings
-from tests.support.engine_stand_in import EngineStandIn, register_engine, run_engine
+from tests.support.engine_stand_in import ASK, EngineStandIn, register_engine, run_engine
 from tests.support.service import BASE_MODEL, Service, run_service
 from tests.support.waiting import wait_until
 from tests.support.worker_rows import add_worker
@@ -33,6 +33,8 @@ def test_ready_when_it_can_train_and_answer(
                 lambda: f'toque_engines{{base_model="{BASE_MODEL}"}} 1.0' in http.get("/metrics").text,
                 "the engine is known",
             )
+        with service.http() as caller:
+            assert caller.post("/v1/chat/completions", json=ASK).status_code == 503
         wait_until(
             lambda: "does not answer" in http.get("/health/ready").json()["checks"]["engine"],
             "its silence is known",

@@ -30,7 +30,7 @@ from app.backup.errors import BackupError
 from app.core.database import Database
 from app.core.migrations import upgrade
 from app.core.settings import Settings
-from app.fine_tuning import queue
+from app.fine_tuning.claim import claim_next
 from app.models.adapters.models import Adapter
 from app.orphans import sweep_orphans
 from app.storage import open_storage
@@ -94,7 +94,7 @@ def test_a_busy_deployment_is_backed_up_and_restored(
     folder = tmp_path / "backup"
     running, waiting = create(client, metadata={"dish": "soup"}), create(other_client)
     with database.writer() as session:
-        job = queue.claim_next(session, "worker_1", [BASE_MODEL], 3600.0)
+        job = claim_next(session, "worker_1", [BASE_MODEL], 3600.0)
         assert job is not None
         assert job.id == running.id
     checkpoints = settings.storage_root / f"jobs/{job.id}/1/checkpoints"
@@ -140,7 +140,7 @@ def test_a_busy_deployment_is_backed_up_and_restored(
     copy = Database(empty.sqlalchemy_url)
     with copy.writer() as session:
         claimed = {}
-        while job := queue.claim_next(session, "worker_2", [BASE_MODEL], 60.0):
+        while job := claim_next(session, "worker_2", [BASE_MODEL], 60.0):
             claimed[job.id] = (job.lease_epoch, job.attempts_failed)
     copy.dispose()
     assert claimed == {running.id: (2, 0), waiting.id: (1, 0)}
@@ -246,7 +246,7 @@ def test_a_trainer_that_discards_checkpoints_does_not_keep_a_backup_from_success
 ) -> None:
     job_id = create(client).id
     with database.writer() as session:
-        assert queue.claim_next(session, "worker_1", [BASE_MODEL], 3600.0)
+        assert claim_next(session, "worker_1", [BASE_MODEL], 3600.0)
     checkpoints = settings.storage_root / f"jobs/{job_id}/1/checkpoints"
     for step in (1, 2):
         save_checkpoint(checkpoints, step, {"weights": b"w"}, first_step=step)

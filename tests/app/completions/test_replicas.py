@@ -58,14 +58,26 @@ def two(database: Database, folder: Path) -> Iterator[dict[str, EngineStandIn]]:
 
 @pytest.fixture
 def replica(two: dict[str, EngineStandIn], http: httpx2.Client) -> str:
-    """The one whose turn it is not, so that the other comes first."""
-    return ask(http).headers["x-toque-replica"]
+    """The one that is not the home of `ASK`, so that the other comes first."""
+    return other_than(home_of(ASK, http, two), two)
+
+
+def home_of(request: dict[str, Any], http: httpx2.Client, engines: dict[str, EngineStandIn]) -> str:
+    home = ask(http, **request).headers["x-toque-replica"]
+    for engine in engines.values():
+        engine.bodies.clear()
+    return home
 
 
 def ask(http: httpx2.Client, **fields: Any) -> httpx2.Response:
     response = http.post(CHAT, json=ASK | fields)
     assert response.status_code == 200, response.text
     return response
+
+
+def prompts(count: int, beginning: str = "Soup") -> list[dict[str, Any]]:
+    """Requests that share no beginning."""
+    return [{"messages": [{"role": "user", "content": f"{number} {beginning}"}]} for number in range(count)]
 
 
 def other_than(one: str, engines: dict[str, EngineStandIn]) -> str:
@@ -78,39 +90,62 @@ def add_adapter(database: Database, name: str) -> None:
         session.add(Adapter(name=name, project_id=project.id, base_model=BASE_MODEL, storage_key="none"))
 
 
-def test_idle_replicas_take_turns_and_say_who_they_are(
+def test_conversations_are_spread_and_each_stays_where_its_beginning_is_cached(
     two: dict[str, EngineStandIn], http: httpx2.Client
 ) -> None:
-    answers = [ask(http, stream=stream) for stream in (False, False, True, True)]
-    assert {answer.headers["x-toque-replica"] for answer in answers} == set(two)
-    assert [len(engine.bodies) for engine in two.values()] == [2, 2]
-    assert all(0 <= float(answer.headers["x-toque-queue-ms"]) < 5000 for answer in answers)
+    homes = [ask(http, **prompt).headers["x-toque-replica"] for prompt in prompts(24)]
+    assert all(homes.count(engine_id) >= 5 for engine_id in two)
+    for prompt, home in zip(prompts(24), homes, strict=True):
+        goes_on = [*prompt["messages"], {"role": "assistant", "content": "Leek."}, ASK["messages"][0]]
+        answer = ask(http, messages=goes_on, stream=True)
+        assert answer.headers["x-toque-replica"] == home
+        assert 0 <= float(answer.headers["x-toque-queue-ms"]) < 5000
 
 
-def test_the_less_loaded_replica_is_asked(
+def test_the_same_beginning_in_other_forms_has_a_home_of_its_own(
+    two: dict[str, EngineStandIn], http: httpx2.Client
+) -> None:
+    """Instructions of a response count like a system message, and a prompt's parts like one text."""
+    for path, form in (
+        ("/v1/completions", lambda text: {"prompt": [text, "other"]}),
+        ("/v1/completions", lambda text: {"prompt": [ord(letter) for letter in text]}),
+        ("/v1/responses", lambda text: {"input": text, "instructions": "Be brief."}),
+        (CHAT, lambda text: {"messages": [{"role": "user", "content": [{"type": "text", "text": text}]}]}),
+    ):
+        homes: list[set[str]] = []
+        for number in range(12):
+            answers = [
+                http.post(path, json={"model": BASE_MODEL, **form(f"{number} soups")}) for _ in range(2)
+            ]
+            homes.append({answer.headers["x-toque-replica"] for answer in answers})
+        assert all(len(home) == 1 for home in homes)
+        assert set.union(*homes) == set(two)
+
+
+def test_a_replica_with_more_than_its_share_gets_no_more(
     two: dict[str, EngineStandIn], replica: str, client: OpenAI, http: httpx2.Client
 ) -> None:
     busy = other_than(replica, two)
     two[busy].behaviour = "pause"
-    with client.chat.completions.create(**ASK, stream=True) as stream:
-        next(iter(stream))
-        two[busy].behaviour = "answer"
+    with ExitStack() as stack:
+        for _ in range(2):
+            stream = stack.enter_context(client.chat.completions.create(**ASK, stream=True))
+            next(iter(stream))
+            assert stream.response.headers["x-toque-replica"] == busy
         assert {ask(http).headers["x-toque-replica"] for _ in range(4)} == {replica}
 
 
-def test_an_adapter_stays_where_it_is_warm_unless_that_is_far_busier(
-    two: dict[str, EngineStandIn], database: Database, service: Service, http: httpx2.Client
+def test_an_adapter_stays_at_its_home(
+    two: dict[str, EngineStandIn], database: Database, http: httpx2.Client
 ) -> None:
-    name = f"ft:{BASE_MODEL}:default::1"
-    add_adapter(database, name)
-    warm = ask(http, model=name).headers["x-toque-replica"]
-    assert {ask(http, model=name).headers["x-toque-replica"] for _ in range(4)} == {warm}
-    two[warm].behaviour = "pause"
-    with ExitStack() as stack, service.client() as client:
-        for _ in range(9):
-            stream = client.chat.completions.create(**ASK | {"model": name}, stream=True)
-            next(iter(stack.enter_context(stream)))
-        assert ask(http, model=name).headers["x-toque-replica"] == other_than(warm, two)
+    names = [f"ft:{BASE_MODEL}:default::{number}" for number in range(8)]
+    for name in names:
+        add_adapter(database, name)
+    homes = {name: ask(http, model=name).headers["x-toque-replica"] for name in names}
+    assert set(homes.values()) == set(two)
+    for name in names:
+        again = {ask(http, model=name, **prompt).headers["x-toque-replica"] for prompt in prompts(3)}
+        assert again == {homes[name]}
 
 
 @pytest.mark.parametrize(
@@ -123,7 +158,7 @@ def test_before_the_first_byte_another_is_asked(
     two[broken].behaviour = behaviour
     answer = ask(http, stream=stream)
     assert answer.headers["x-toque-replica"] == replica
-    assert [len(two[broken].bodies), len(two[replica].bodies)] == [1, 2]
+    assert [len(two[broken].bodies), len(two[replica].bodies)] == [1, 1]
 
 
 def test_after_the_first_byte_nobody_else_is(
@@ -137,7 +172,7 @@ def test_after_the_first_byte_nobody_else_is(
     assert events[1].startswith('data: {"error":{"message":')
     assert "engine_unavailable" in events[1]
     assert "[DONE]" not in answer.text
-    assert len(two[replica].bodies) == 1
+    assert two[replica].bodies == []
 
 
 @pytest.mark.parametrize("behaviour", ["refuse", "fail"])
@@ -148,7 +183,7 @@ def test_what_may_be_the_requests_own_fault_is_not_asked_again(
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(**ASK)
     assert caught.value.response.headers["x-toque-replica"] == other_than(replica, two)
-    assert len(two[replica].bodies) == 1
+    assert two[replica].bodies == []
 
 
 def test_when_both_break_it_is_503(two: dict[str, EngineStandIn], http: httpx2.Client) -> None:
@@ -160,16 +195,22 @@ def test_when_both_break_it_is_503(two: dict[str, EngineStandIn], http: httpx2.C
     assert [len(engine.bodies) for engine in two.values()] == [1, 1]
 
 
-def test_an_ill_engine_is_out_and_comes_back(two: dict[str, EngineStandIn], http: httpx2.Client) -> None:
-    ill = next(iter(two))
+def test_an_ill_engine_is_out_once_a_request_has_failed_and_comes_back(
+    two: dict[str, EngineStandIn], replica: str, http: httpx2.Client
+) -> None:
+    ill = other_than(replica, two)
     two[ill].behaviour = "ill"
-    wait_until(lambda: replicas_seen(http) == set(two) - {ill}, "the ill engine is out", seconds=10)
+    failed = http.post(CHAT, json=ASK)
+    assert (failed.status_code, failed.headers["x-toque-replica"]) == (503, ill)
+    wait_until(lambda: http.post(CHAT, json=ASK).status_code == 200, "the ill engine is out", seconds=2)
+    assert replicas_seen(http) == {replica}
     two[ill].behaviour = "answer"
     wait_until(lambda: replicas_seen(http) == set(two), "it is back", seconds=10)
 
 
 def replicas_seen(http: httpx2.Client) -> set[str]:
-    return {ask(http).headers["x-toque-replica"] for _ in range(4)}
+    """The replicas that some requests go to, which are all but surely all that are up."""
+    return {ask(http, **prompt).headers["x-toque-replica"] for prompt in prompts(16, "pies")}
 
 
 def test_an_engine_that_is_killed_fails_no_request(

@@ -20,6 +20,7 @@ from app.core.lease import Lease
 from app.core.migrations import upgrade
 from app.core.settings import Settings
 from app.fine_tuning import queue
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import Event, FineTuningJob
 from app.models.adapters import service as adapters_service
 from app.storage import open_storage
@@ -451,7 +452,7 @@ def check_what_workers_do(settings: Settings, database: Database) -> None:
     claimed: dict[str, FineTuningJob] = {}
     for _ in range(2):
         with database.writer() as session:
-            job = queue.claim_next(session, "worker_2", [BASE_MODEL], 60.0)
+            job = claim_next(session, "worker_2", [BASE_MODEL], 60.0)
         assert job is not None
         claimed[job.id] = job
     assert {job.id: job.lease_epoch for job in claimed.values()} == {"ftjob-waiting": 1, "ftjob-lost": 3}

@@ -8,7 +8,8 @@ from openai import OpenAI
 from sqlalchemy import update
 
 from app.core.database import Database, database_now
-from app.fine_tuning import backlog, queue
+from app.fine_tuning import backlog
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import SPEC_VERSION, FineTuningJob
 from tests.support.jobs import create, upload
 from tests.support.service import BASE_MODEL
@@ -48,8 +49,8 @@ def test_a_project_counts_up_to_its_limit(client: OpenAI, other_client: OpenAI, 
     create_jobs(other_client, 1)
     assert claimable(database, running_limit=2) == {1: 3}
     with database.writer() as session:
-        assert queue.claim_next(session, "worker_a", [BASE_MODEL], 60)
-        assert queue.claim_next(session, "worker_a", [BASE_MODEL], 60)
+        assert claim_next(session, "worker_a", [BASE_MODEL], 60)
+        assert claim_next(session, "worker_a", [BASE_MODEL], 60)
     with database.reader() as session:
         assert backlog.count_running(session) == {1: 2}
     assert claimable(database, running_limit=2) == {1: 1}
@@ -59,7 +60,7 @@ def test_a_project_counts_up_to_its_limit(client: OpenAI, other_client: OpenAI, 
 def test_a_worker_may_leave_jobs_for_fewer_gpus_to_others(client: OpenAI, database: Database) -> None:
     _, two, _ = create_jobs(client, 1, 2, 3)
     with database.writer() as session:
-        job = queue.claim_next(session, "worker_a", [BASE_MODEL], 60, gpus=2, least_gpus=2)
+        job = claim_next(session, "worker_a", [BASE_MODEL], 60, gpus=2, least_gpus=2)
         assert job is not None
         assert job.id == two
-        assert queue.claim_next(session, "worker_a", [BASE_MODEL], 60, gpus=2, least_gpus=2) is None
+        assert claim_next(session, "worker_a", [BASE_MODEL], 60, gpus=2, least_gpus=2) is None

@@ -15,6 +15,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.files import service as files_service
 from app.fine_tuning import publication, queue
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters.models import Adapter
 from app.models.adapters.service import quarantine
@@ -297,7 +298,7 @@ def test_the_lineage_of_a_model(
 def publish(database: Database, job_id: str, like: str) -> str:
     """What a worker does in the end; the weights are the other model's."""
     with database.writer() as session:
-        job = queue.claim_next(session, "worker_1", [BASE_MODEL], 60.0)
+        job = claim_next(session, "worker_1", [BASE_MODEL], 60.0)
         assert job is not None and job.id == job_id
         lease = queue.LEASES.lease_of(job)
         key = session.get_one(Adapter, like).storage_key

@@ -13,6 +13,7 @@ from app.core.database import Database
 from app.core.lease import Lease
 from app.core.settings import Settings
 from app.fine_tuning import queue, worker_registry
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import SPEC_VERSION, FineTuningJob, Worker
 from tests.support.jobs import create, upload
 from tests.support.service import BASE_MODEL
@@ -20,7 +21,7 @@ from tests.support.service import BASE_MODEL
 
 def claim(database: Database, **limits: Any) -> str | None:
     with database.writer() as session:
-        job = queue.claim_next(session, "worker_a", [BASE_MODEL], 60.0, **limits)
+        job = claim_next(session, "worker_a", [BASE_MODEL], 60.0, **limits)
         return job.id if job else None
 
 

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app.core.database import Database
 from app.core.lease import Lease, LeaseLostError
 from app.fine_tuning import queue
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import FineTuningJob
 from tests.support.jobs import create
 from tests.support.service import BASE_MODEL
@@ -24,7 +25,7 @@ def write(database: Database, work: Callable[[Session], Any]) -> Any:
 
 
 def claim(database: Database, worker: str = "worker_a") -> Lease | None:
-    job = write(database, lambda s: queue.claim_next(s, worker, [BASE_MODEL], 60.0))
+    job = write(database, lambda s: claim_next(s, worker, [BASE_MODEL], 60.0))
     return queue.LEASES.lease_of(job) if job else None
 
 

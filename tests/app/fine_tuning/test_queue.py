@@ -16,6 +16,7 @@ from app.core.lease import Lease, LeaseLostError
 from app.core.settings import Settings
 from app.files import service as files_service
 from app.fine_tuning import publication, queue
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import ALLOWED_MOVES, FINAL_STATUSES, FineTuningJob
 from app.models.adapters.models import Adapter
 from app.storage import open_storage
@@ -27,7 +28,7 @@ LEASE = 60.0
 
 def claim(database: Database, worker: str = "worker_a", lease: float = LEASE) -> FineTuningJob | None:
     with database.writer() as session:
-        return queue.claim_next(session, worker, [BASE_MODEL], lease)
+        return claim_next(session, worker, [BASE_MODEL], lease)
 
 
 def write(database: Database, work: Callable[[Session], Any]) -> Any:
@@ -58,7 +59,7 @@ def test_the_oldest_job_is_claimed_first_and_only_once(client: OpenAI, database:
 
 def test_only_bases_that_the_worker_has_are_claimed(client: OpenAI, database: Database) -> None:
     create(client)
-    assert write(database, lambda s: queue.claim_next(s, "worker_a", ["another-base"], LEASE)) is None
+    assert write(database, lambda s: claim_next(s, "worker_a", ["another-base"], LEASE)) is None
 
 
 def test_an_expired_lease_passes_to_another_and_the_first_writes_nothing_more(
@@ -185,7 +186,7 @@ def test_a_job_that_is_being_claimed_hides_no_other_projects_job(
 ) -> None:
     jobs = {create(client).id, create(other_client).id}
     with database.writer() as session:
-        first = queue.claim_next(session, "worker_a", [BASE_MODEL], LEASE)
+        first = claim_next(session, "worker_a", [BASE_MODEL], LEASE)
         second = claim(database, "worker_b")
     assert first is not None
     assert second is not None

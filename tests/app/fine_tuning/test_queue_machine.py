@@ -27,6 +27,7 @@ from app.core.errors import ConflictError
 from app.core.lease import Lease, LeaseLostError
 from app.files.models import File
 from app.fine_tuning import publication, queue, service
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import ALLOWED_MOVES, FINAL_STATUSES, FineTuningJob
 from app.models.adapters.models import Adapter
 
@@ -95,7 +96,7 @@ class QueueMachine(RuleBasedStateMachine):
             running = list(
                 session.scalars(select(FineTuningJob.project_id).where(FineTuningJob.status == "running"))
             )
-            job = queue.claim_next(session, worker, [BASE], 3600, gpus=gpus, running_limit=limit)
+            job = claim_next(session, worker, [BASE], 3600, gpus=gpus, running_limit=limit)
         if job is None:
             return multiple()
         assert job.id in self.jobs

@@ -17,6 +17,7 @@ from app.auth.models import Project
 from app.core.database import Database
 from app.files.models import File
 from app.fine_tuning import queue
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import Event, FineTuningJob
 from app.models.adapters.models import Adapter
 from tests.support.service import BASE_MODEL
@@ -110,7 +111,7 @@ def test_the_limit_of_a_project_holds_while_workers_race(limit: int, database: D
     def race(name: str) -> None:
         barrier.wait()
         with database.writer() as session:
-            queue.claim_next(session, name, [BASE_MODEL], 60.0, running_limit=limit)
+            claim_next(session, name, [BASE_MODEL], 60.0, running_limit=limit)
 
     running = select(func.count()).where(FineTuningJob.status == "running")
     for _ in range(rounds):

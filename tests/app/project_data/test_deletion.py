@@ -21,6 +21,7 @@ from app.core.errors import ConflictError
 from app.core.settings import Settings
 from app.files.models import File
 from app.fine_tuning import queue, worker_registry
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
 from app.project_data import deletion
@@ -250,7 +251,7 @@ def test_a_deletion_waits_for_workers(
     settings: Settings, database: Database, http: httpx2.Client, marked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with database.writer() as session:
-        job = queue.claim_next(session, "worker_9", [BASE_MODEL], 60.0)
+        job = claim_next(session, "worker_9", [BASE_MODEL], 60.0)
         assert job is not None
         row = {"hostname": "h", "pid": 1, "device": "cpu", "version": "1", "started_at": time.time()}
         worker_registry.report(session, Worker(id="worker_9", job_id=job.id, **row))

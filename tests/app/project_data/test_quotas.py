@@ -15,6 +15,7 @@ from sqlalchemy import select, update
 from app.core.database import Database
 from app.core.settings import Settings
 from app.fine_tuning import gpu_hours, queue, quota_pauses
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.gpu_hours import month_begin, used_gpu_hours
 from app.fine_tuning.models import Attempt, FineTuningJob
 from app.models.adapters.models import Adapter
@@ -102,7 +103,7 @@ def test_gpu_hours_end_what_waits_and_not_what_runs(
     monkeypatch.setattr(gpu_hours, "month_begin", lambda at: month_begin(at - 3600))
     running, waiting = create(client), create(client)
     with database.writer() as session:
-        job = queue.claim_next(session, "worker_1", [BASE_MODEL], 60.0)
+        job = claim_next(session, "worker_1", [BASE_MODEL], 60.0)
         assert job is not None
         assert job.id == running.id
         job.gpus, started = 2, (job.started_at or 0) - 1800
@@ -167,7 +168,7 @@ def test_an_attempt_that_ended_before_the_month_is_not_deducted_from_it(
     """Its worker died, and no other is there that would end it."""
     create(client)
     with database.writer() as session:
-        job = queue.claim_next(session, "worker_1", [BASE_MODEL], 60.0)
+        job = claim_next(session, "worker_1", [BASE_MODEL], 60.0)
         assert job is not None
         begin = month_begin(job.started_at or 0)
         job.started_at, job.lease_until = begin - 7200, begin - 3600
@@ -187,7 +188,7 @@ def test_a_job_whose_worker_died_is_counted_until_its_lease_ended(
 ) -> None:
     create(client)
     with database.writer() as session:
-        job = queue.claim_next(session, "worker_1", [BASE_MODEL], 60.0)
+        job = claim_next(session, "worker_1", [BASE_MODEL], 60.0)
         assert job is not None
         assert job.started_at is not None
         started = job.started_at - 90_000

@@ -24,6 +24,7 @@ from app.core.lease import Lease, LeaseLostError
 from app.core.settings import Settings
 from app.fine_tuning import queue as job_queue
 from app.fine_tuning import service as jobs_service
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
 from app.models.adapters.models import Adapter
@@ -81,7 +82,7 @@ def written(database: Database) -> list[tuple[str, dict[str, Any]]]:
 
 
 def claim_job(session: Session) -> Lease:
-    job = job_queue.claim_next(session, "w", [BASE_MODEL], 60, spec_version=99)
+    job = claim_next(session, "w", [BASE_MODEL], 60, spec_version=99)
     assert job is not None
     return job_queue.LEASES.lease_of(job)
 

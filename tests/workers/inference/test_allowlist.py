@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from workers.inference.allowlist import Allowlist
-from workers.inference.resident_adapters import ResidentAdapters
+from workers.inference.engine_load import EngineLoad
 
 KEY = (b"authorization", b"Bearer secret")
 
@@ -38,10 +38,10 @@ async def status(path: str, *headers: tuple[bytes, bytes]) -> int:
         ("/metrics", [KEY], 299),
         ("/sleep", [KEY], 299),
         ("/wake_up", [KEY], 299),
-        ("/toque/adapters", [KEY], 299),
+        ("/toque/load", [KEY], 299),
         ("/sleep", [], 404),
         ("/wake_up", [], 404),
-        ("/toque/adapters", [], 404),
+        ("/toque/load", [], 404),
         ("/collective_rpc", [KEY], 404),  # open in vLLM's development mode, as are many others
         ("/reset_prefix_cache", [KEY], 404),
         ("/tokenize", [], 404),
@@ -66,7 +66,7 @@ async def test_without_a_key_nobody_has_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert await status("/tokenize", (b"authorization", b"Bearer ")) == 404
 
 
-async def test_what_is_in_memory() -> None:
+async def test_what_vllm_has_to_do() -> None:
     def lora(name: str, number: int) -> SimpleNamespace:
         return SimpleNamespace(lora_name=name, lora_int_id=number)
 
@@ -78,11 +78,32 @@ async def test_what_is_in_memory() -> None:
     state = SimpleNamespace(
         engine_client=SimpleNamespace(list_loras=list_loras), openai_serving_models=models
     )
-    sent: list[Any] = []
 
-    async def send(message: Any) -> None:
-        sent.append(message)
+    async def answer(*_: Any) -> None:
+        if states.append(await report()) is None and len(states) > 1:
+            raise ConnectionError("the client has left")
 
-    scope = {"type": "http", "path": "/toque/adapters", "app": SimpleNamespace(state=state)}
-    await ResidentAdapters(None)(scope, None, send)  # pyright: ignore[reportArgumentType]
-    assert (sent[0]["status"], json.loads(sent[1]["body"])) == (200, {"adapters": ["ft:a", "ft:c"]})
+    reporter = EngineLoad(answer)
+    states: list[Any] = []
+
+    async def report() -> Any:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "path": "/toque/load", "app": SimpleNamespace(state=state)}
+        await reporter(scope, None, send)  # pyright: ignore[reportArgumentType]
+        assert sent[0]["status"] == 200
+        return json.loads(sent[1]["body"])
+
+    request = {"type": "http", "path": "/v1/chat/completions"}
+    await reporter(request, None, None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConnectionError):
+        await reporter(request, None, None)  # pyright: ignore[reportArgumentType]
+    adapters = ["ft:a", "ft:c"]
+    assert [*states, await report()] == [
+        {"requests": 1, "adapters": adapters},
+        {"requests": 1, "adapters": adapters},
+        {"requests": 0, "adapters": adapters},
+    ]

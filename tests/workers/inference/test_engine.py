@@ -93,6 +93,37 @@ def test_it_beats_only_while_vllm_is_well(
     running.becomes("ready")
 
 
+def test_its_row_tells_what_vllm_has_to_do(
+    settings: Settings, database: Database, pids_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy, adapters = tmp_path / "busy", tmp_path / "adapters"
+    monkeypatch.setenv("FAKE_VLLM_BUSY", str(busy))
+    monkeypatch.setenv("FAKE_VLLM_ADAPTERS", str(adapters))
+    monkeypatch.setattr(engine_module, "_LOOK_SECONDS", 0.2)
+    adapters.write_text("ft:a ft:b")
+    running = Running(settings.model_copy(update={"heartbeat_seconds": 3600.0}), database)
+    try:
+        running.becomes("ready")
+
+        def says(requests: int, names: list[str]) -> bool:
+            row = running.row()
+            return row is not None and (row.requests, row.adapters) == (requests, names)
+
+        wait_until(lambda: says(0, ["ft:a", "ft:b"]), "its adapters are known")
+        busy.touch()
+        wait_until(lambda: says(1, ["ft:a", "ft:b"]), "its load is known")
+        first = running.becomes("ready").heartbeat_at
+        wait_until(lambda: running.becomes("ready").heartbeat_at > first, "it goes on reporting while busy")
+        busy.unlink()
+        wait_until(lambda: says(0, ["ft:a", "ft:b"]), "it is idle")
+        idle = running.becomes("ready").heartbeat_at
+        adapters.write_text("ft:b")
+        wait_until(lambda: says(0, ["ft:b"]), "it has forgotten an adapter")
+        assert running.becomes("ready").heartbeat_at > idle
+    finally:
+        running.stop()
+
+
 def test_a_killed_vllm_is_started_again(running: Running, pids_file: Path) -> None:
     before = running.becomes("ready")
     pids = pids_file.read_text()

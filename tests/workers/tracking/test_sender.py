@@ -16,6 +16,7 @@ from app.core.database import Database
 from app.core.lease import Lease
 from app.core.settings import Settings
 from app.fine_tuning import queue, tracked_runs
+from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import Event, FineTuningJob, TrackedRun
 from tests.support.job_rows import add_job
 from tests.support.service import BASE_MODEL
@@ -77,7 +78,7 @@ def lease(settings: Settings, database: Database) -> Lease:
         session.execute(update(FineTuningJob).values(status="queued", integrations=None))
         tracked_runs.track(session, settings, session.get_one(FineTuningJob, JOB))
     with database.writer() as session:
-        job = queue.claim_next(session, "worker_a", [BASE_MODEL], 60.0)
+        job = claim_next(session, "worker_a", [BASE_MODEL], 60.0)
     assert job is not None
     return queue.LEASES.lease_of(job)
 
