@@ -88,14 +88,18 @@ def test_answers_that_are_being_given_are_written_down(settings: Settings, datab
     async def in_flight() -> int:
         replicas = Replicas(settings, database)
         await replicas.refresh()
-        replica = replicas.ready(BASE_MODEL)[0]
-        with replica.serving(), replica.serving():
-            following = asyncio.create_task(replicas.run())
-            try:
-                rows: list[EngineDemand] = await asyncio.to_thread(wait_until, demand, "it is written down")
-            finally:
-                following.cancel()
-                await replicas.close()
+        answered = asyncio.Event()
+        asking = [replicas.ask(BASE_MODEL, "key", lambda _: answered.wait()) for _ in range(2)]
+        asked = asyncio.gather(*asking)
+        await asyncio.sleep(0)  # both are in flight
+        following = asyncio.create_task(replicas.run())
+        try:
+            rows: list[EngineDemand] = await asyncio.to_thread(wait_until, demand, "it is written down")
+        finally:
+            answered.set()
+            await asked
+            following.cancel()
+            await replicas.close()
         return rows[0].in_flight
 
     def demand() -> list[EngineDemand]:
