@@ -132,7 +132,7 @@ def test_requests_that_find_no_engine_write_it_down_once(settings: Settings, dat
 def test_a_request_that_waits_for_an_engine_keeps_its_base_wanted(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.completions.replicas._DEMAND_EVERY_SECONDS", 0.1)
+    monkeypatch.setattr("app.completions.demand._EVERY_SECONDS", 0.1)
     patient = settings.model_copy(update={"engine_wait_seconds": 60.0})
 
     def asked_at() -> float:
