@@ -63,6 +63,10 @@ def import_adapter(service: Service, folder: Path) -> str:
     return answer.json()["id"]
 
 
+def copy_of(cache: Path, model: str) -> Path:
+    return cache / "copies" / f"adapters%2F{model.rpartition(':')[2]}"
+
+
 def ask(client: OpenAI, model: str) -> str:
     answer = client.completions.create(
         model=model, prompt="The soup of the day is", max_tokens=4, temperature=0
@@ -115,9 +119,9 @@ def test_an_engine_outlives_evictions_and_a_bucket_that_is_away(
         )
 
         new = import_adapter(service, tmp_path / "adapter-0")
-        shutil.rmtree(
-            next(path for path in (cache / "copies").iterdir() if path.name.endswith(two[-24:])), True
-        )
+        wait_until(copy_of(cache, new).exists, "the new model is fetched before it is asked for")
+        for each in (new, two):
+            shutil.rmtree(copy_of(cache, each))
         with server.away():
             until = time.monotonic() + AWAY_SECONDS
             while time.monotonic() < until:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Awaitable, Callable
 from functools import cached_property
 from http import HTTPStatus
+from multiprocessing import current_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ from app.models.adapters.validation import WEIGHTS, AdapterError, Shapes, module
 from app.models.catalogue import Catalogue
 from app.storage import open_storage
 from app.storage.base import Storage
+from workers.inference.prefetch import Prefetch
 
 if TYPE_CHECKING:
     from vllm.lora.request import LoRARequest
@@ -61,6 +63,8 @@ def register() -> None:
     from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager  # noqa: PLC0415
 
     watch_loader(LRUCacheWorkerLoRAManager, published)
+    if current_process().name == "MainProcess":  # vLLM's server, which alone asks for adapters
+        published.begin_to_prefetch()
 
 
 def watch_requests(serving: type[Any], published: PublishedAdapters) -> None:
@@ -137,6 +141,11 @@ class PublishedAdapters:
     def are_copied(self) -> bool:
         """Whether adapters are read from copies, which may be evicted from the cache of this machine."""
         return self._storage.is_cached
+
+    def begin_to_prefetch(self) -> None:
+        """Fetch models as they are published, if they are in a bucket, as long as this process lives."""
+        if self.are_copied:
+            Prefetch(self._database, self._storage, self._base_model, self._settings.poll_seconds).start()
 
     async def keep(self, name: str) -> None:
         """Have the folder of a resolved adapter where it was, for long enough that vLLM can load it.

@@ -15,7 +15,10 @@ class Adapter(Base):
     """Published weights, which never change, under a served name that is never given again."""
 
     __tablename__ = "adapters"
-    __table_args__ = (Index("ix_adapters_project_created", "project_id", "created_at", "name"),)
+    __table_args__ = (
+        Index("ix_adapters_project_created", "project_id", "created_at", "name"),
+        Index("ix_adapters_base_created", "base_model", "created_at"),
+    )
 
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
     """The served name: `ft:<base>:<project>:<suffix>:<id>`; a checkpoint's ends with `:ckpt-step-<n>`."""

@@ -366,6 +366,17 @@ def find_servable(session: Session, base_model: str, name: str) -> Adapter | Non
     return session.scalar(query)
 
 
+def keys_since(session: Session, base_model: str, since: float) -> Sequence[str]:
+    """Return the storage's keys of the base's models, of all projects, that were published after `since`."""
+    query = select(Adapter.storage_key).where(
+        Adapter.base_model == base_model,
+        Adapter.created_at > since,
+        Adapter.deleted_at.is_(None),
+        Adapter.quarantine_reason.is_(None),
+    )
+    return session.scalars(query.distinct()).all()
+
+
 def find_adapter(session: Session, project_id: str, name: str) -> Adapter | None:
     """Return the project's adapter of that name, or None if it has none."""
     query = select(Adapter).where(
