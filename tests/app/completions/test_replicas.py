@@ -52,7 +52,8 @@ def two(database: Database, folder: Path) -> Iterator[dict[str, EngineStandIn]]:
             socket = str(folder / f"{number}.sock")
             stand_in = EngineStandIn()
             stack.enter_context(run_engine(stand_in, socket))
-            engines[register_engine(database, f"unix:{socket}")] = stand_in
+            # Homes follow from the ids, so that they are the same in every run.
+            engines[register_engine(database, f"unix:{socket}", id=f"engine_{number}")] = stand_in
         yield engines
 
 
