@@ -7,7 +7,8 @@ LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-cluster \
-  test-dashboards test-pgbouncer test-api install-trackers install-fleet lint generated lock bench-train bench-api bench-queue \
+  test-dashboards test-pgbouncer test-api chart install-trackers install-fleet lint generated lock bench-train bench-api \
+  bench-queue \
   bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile \
   bench-routing bench-soak bench-upload bench-validate bench-vanish bench-verdict fuzz clean
 
@@ -25,6 +26,7 @@ help:
 	@echo "make test-cluster      workers and engines that come and go on a Ray cluster of this machine"
 	@echo "make test-pgbouncer    what shares the database, behind pgbouncer in transaction mode"
 	@echo "make test-dashboards   the queries of deploy/ in a real Prometheus"
+	@echo "make chart             the Helm chart, rendered and validated with each of its sets of values"
 	@echo "make lint              formatting, lint, import contracts and types"
 	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
 	@echo "make install           install what the service needs into .venv"
@@ -71,6 +73,10 @@ install-fleet: .venv/.installed-fleet
 
 .venv/.installed-fleet: $(LOCKS)
 	requirements/install.sh $(DEVICE) fleet
+	@touch .venv/.installed $@
+
+.venv/.installed-chart: $(LOCKS)
+	requirements/install.sh $(DEVICE) chart
 	@touch .venv/.installed $@
 
 .venv/.installed-bench: $(LOCKS)
@@ -129,6 +135,10 @@ test-pgbouncer: .venv/.installed-dev
 test-dashboards: .venv/.installed-dev
 	command -v promtool >/dev/null || apt-get install --yes --no-install-recommends prometheus
 	$(BIN)/pytest tests/deploy/prometheus_queries.py
+
+chart: .venv/.installed-dev .venv/.installed-chart
+	command -v promtool >/dev/null || apt-get install --yes --no-install-recommends prometheus
+	$(BIN)/pytest tests/deploy/chart.py
 
 generated: .venv/.installed-dev
 	$(BIN)/python -m app.api > openapi/openapi.json

@@ -21,6 +21,7 @@ lock cpu --override overrides.txt
 lock cuda
 lock otel
 lock dev
+lock chart
 lock bench --override overrides.txt
 lock fleet --override overrides.txt
 lock trackers --override overrides.txt --override trackers_overrides.txt
