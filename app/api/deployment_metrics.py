@@ -49,10 +49,14 @@ def collect(session: Session, settings: Settings, storage: Storage) -> list[Metr
 def _jobs(session: Session) -> Sequence[Metric]:
     jobs = dict.fromkeys(ALLOWED_MOVES, 0) | fine_tuning_service.count_by_status(session)
     batches = dict.fromkeys(get_args(BatchStatus), 0) | batches_service.count_by_status(session)
-    waiting = _oldest(session, FineTuningJob.created_at, FineTuningJob.status == "queued")
+    is_queued = FineTuningJob.status == "queued"
+    by_gpus = select(FineTuningJob.gpus, func.count()).where(is_queued).group_by(FineTuningJob.gpus)
+    queued = {str(gpus): count for gpus, count in session.execute(by_gpus)}
+    waiting = _oldest(session, FineTuningJob.created_at, is_queued)
     return [
         _gauge("toque_jobs", "Fine-tuning jobs by status", jobs, "status"),
         _gauge("toque_batches", "Batches by status", batches, "status"),
+        _gauge("toque_queued_jobs", "Queued jobs by the GPUs that they ask for", queued, "gpus"),
         _single("toque_job_queue_seconds", "How long the oldest queued job has waited", waiting),
     ]
 

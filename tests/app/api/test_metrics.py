@@ -83,6 +83,7 @@ def test_the_deployment(service: Service, http: httpx2.Client, client: OpenAI, d
     assert found[key("toque_jobs", status="running")] == 2
     assert found[key("toque_jobs", status="failed")] == 0
     assert 100 <= found[key("toque_job_queue_seconds")] < 200
+    assert found[key("toque_queued_jobs", gpus="1")] == 1
     assert found[key("toque_leases", resource="fine_tuning_job", state="held")] == 1
     assert found[key("toque_leases", resource="fine_tuning_job", state="expired")] == 1
     assert found[key("toque_leases", resource="comparison", state="expired")] == 0
