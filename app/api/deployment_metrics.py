@@ -16,6 +16,7 @@ from app.batches import service as batches_service
 from app.batches.models import Batch
 from app.batches.schemas import Status as BatchStatus
 from app.comparisons.models import Comparison
+from app.completions import service as completions_service
 from app.core.database import database_now
 from app.core.settings import Settings
 from app.files.models import File, FileCheck
@@ -40,6 +41,12 @@ def collect(session: Session, settings: Settings, storage: Storage) -> list[Metr
         _gauge("toque_info", "The version", {__version__: 1}, "version"),
         *_jobs(session),
         *_workers(session, settings.heartbeat_seconds),
+        _gauge(
+            "toque_engines_needed",
+            "Engines that are needed of each base model that was ever asked for",
+            completions_service.engines_needed(session, settings),
+            "base_model",
+        ),
         *_webhooks(session),
         _leases(session),
         *_storage(session, storage),

@@ -60,7 +60,7 @@ def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[s
 
 
 def triggers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [trigger["metadata"] for each in objects for trigger in each["spec"].get("triggers", [])]
+    return [trigger["metadata"] for each in objects for trigger in each.get("spec", {}).get("triggers", [])]
 
 
 def test_helm_has_nothing_to_say(values: dict[str, Any]) -> None:
@@ -115,7 +115,7 @@ def test_what_is_selected_is_there(values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({}, "secret"),
+        ({"storage": {"url": "s3://bucket"}}, "secret.existing or secret.values.TOQUE_DATABASE_URL"),
         ({"secret": {"existing": "toque"}}, "storage.url or storage.claim"),
         ({"secret": {"existing": "toque"}, "storage": {"url": "ftp://host"}}, "url"),
         ({"secret": {"existing": "toque"}, "stroage": {"url": "s3://bucket"}}, "stroage"),
