@@ -8,8 +8,7 @@ BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-cluster \
   test-dashboards test-pgbouncer test-api chart install-trackers install-fleet lint generated lock bench-train bench-api \
-  bench-queue \
-  bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile \
+  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile \
   bench-routing bench-soak bench-upload bench-validate bench-vanish bench-verdict fuzz clean
 
 help:
