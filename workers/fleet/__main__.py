@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from app.core.logs import set_up_logging
 from app.core.settings import Settings
-from workers.fleet.cluster import Cluster, UnusableClusterError
+from workers.fleet.cluster import JOIN_SECONDS, Cluster, UnusableClusterError
 from workers.fleet.fleet import Fleet
 
 WORKER = (sys.executable, "-P", "-m", "workers.training.worker", "--until-idle")
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str], worker: Sequence[str] = WORKER, engine: Seque
     set_up_logging("fleet", settings.log_format)
     try:
         cluster = Cluster(options.address)
-        if problems := cluster.unusable_nodes():
+        if problems := cluster.unusable_nodes(JOIN_SECONDS):
             raise UnusableClusterError("; ".join(problems.values()))
         fleet = Fleet(settings, cluster, worker, engine)
     except UnusableClusterError as error:

@@ -12,8 +12,8 @@ from workers.fleet.nodes import Node, describe_this_node
 log = logging.getLogger("toque.fleet")
 
 NAMESPACE = "toque"
-_NODE_SECONDS = 60.0
-"""Time for a node to say what it runs; the first task on a node starts a process there."""
+JOIN_SECONDS = 60.0
+"""Time for the nodes to say what they run; the first task on a node starts a process there."""
 
 
 class UnusableClusterError(Exception):
@@ -48,6 +48,8 @@ class Cluster:
             raise
         except RuntimeError as error:  # Ray says so where its own version or Python's differs
             raise UnusableClusterError(str(error)) from error
+        self._answers: dict[str, Any] = {}
+        """By node: reference to what it will say of itself."""
         self._usable: set[str] = set()
         self._problems: dict[str, str] = {}
 
@@ -56,15 +58,22 @@ class Cluster:
         """Returns what workers and engines are placed by: `GPU`, or `CPU` where no node has a GPU."""
         return "GPU" if self.ray.cluster_resources().get("GPU") else "CPU"
 
-    def unusable_nodes(self) -> dict[str, str]:
-        """Returns the nodes that the fleet cannot use, and why; a node is asked once, when it has joined."""
+    def unusable_nodes(self, patience: float = 0.0) -> dict[str, str]:
+        """Returns the nodes that the fleet cannot use, and why, as far as they say so within `patience` s.
+
+        A node is asked once, when it has joined.
+        """
         alive = {node["NodeID"]: node["NodeManagerAddress"] for node in self.ray.nodes() if node["Alive"]}
         self._problems = {name: problem for name, problem in self._problems.items() if name in alive}
-        asked = {
-            node_id: self._ask(node_id) for node_id in alive.keys() - self._usable - self._problems.keys()
-        }
-        for node_id, answer in asked.items():
-            if (problem := self._find_problem(answer)) is None:
+        self._answers = {name: answer for name, answer in self._answers.items() if name in alive}
+        for node_id in alive.keys() - self._usable - self._problems.keys() - self._answers.keys():
+            self._answers[node_id] = self._ask(node_id)
+        answers = list(self._answers.values())
+        said: list[Any] = (
+            self.ray.wait(answers, num_returns=len(answers), timeout=patience)[0] if answers else []
+        )
+        for node_id in [node_id for node_id, answer in self._answers.items() if answer in said]:
+            if (problem := self._find_problem(self._answers.pop(node_id))) is None:
                 self._usable.add(node_id)
             else:
                 self._problems[node_id] = f"node {alive[node_id]} {problem}"
@@ -80,6 +89,6 @@ class Cluster:
     def _find_problem(self, answer: Any) -> str | None:
         """Returns what is wrong with a node."""
         try:
-            return Node(**self.ray.get(answer, timeout=_NODE_SECONDS)).problem()
+            return Node(**self.ray.get(answer)).problem()
         except self.ray.exceptions.RayError as error:
             return f"cannot run Toque: {str(error).strip().splitlines()[-1]}"
