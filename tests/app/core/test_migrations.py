@@ -210,7 +210,7 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             | {"name": "rl_1:concurrent_requests", "gateway_id": "gateway_1"}
             | {"count": 1, "alive_until": now + 60}
         ],
-        "engine_demands": [{"base_model": BASE_MODEL, "asked_at": now - 5}],
+        "engine_demands": [{"gateway_id": "gateway_", "base_model": BASE_MODEL, "asked_at": now - 5}],
         "base_models": [
             {"name": "added", "entry": {"name": "added", "source": "owner/added"}, "added_at": now - 700}
         ],
@@ -473,7 +473,8 @@ def check_what_workers_do(settings: Settings, database: Database) -> None:
 
 def train(reporter: JobReporter, files: AttemptFiles) -> None:
     """What a trainer says in an attempt that ends well."""
-    folder = str(files.folder / "checkpoints/step-3")
+    folder = files.folder / "checkpoints/step-3"
+    folder.mkdir(parents=True)
     metrics = [Metrics(step=step, train_loss=1 / step) for step in (1, 2, 3)]
     reporter.report(
         Started(
@@ -487,5 +488,5 @@ def train(reporter: JobReporter, files: AttemptFiles) -> None:
     )
     for step in metrics:
         reporter.report(Step(metrics=step, epoch=1, learning_rate=1e-3, tokens=10, elapsed_seconds=1.0))
-    reporter.report(Checkpoint(metrics=metrics[-1], path=folder))
-    reporter.report(Finished(path=folder, trained_tokens=30, elapsed_seconds=1.0, peak_memory_bytes=1))
+    reporter.report(Checkpoint(metrics=metrics[-1], path=str(folder)))
+    reporter.report(Finished(path=str(folder), trained_tokens=30, elapsed_seconds=1.0, peak_memory_bytes=1))
