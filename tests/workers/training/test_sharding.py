@@ -204,7 +204,7 @@ def test_a_rank_that_dies_ends_the_attempt_at_once_and_the_next_goes_on(
     job = create(client, hyperparameters={"n_epochs": 10}, extra_body={"gpus": 2})
     with run_worker(settings, tmp_path, TOQUE_TRAINING_GPUS="2") as worker:
         assert ended(client, first.id).status == "succeeded"
-        for attempt, victim in enumerate(("rank 1", "rank 0"), start=1):
+        for victim in ("rank 1", "rank 0"):
             steps = steps_of(client, job.id)
             wait_until(lambda steps=steps: steps_of(client, job.id) > steps, "it trains", 60)
             trainer = trainer_of(worker)
@@ -215,8 +215,8 @@ def test_a_rank_that_dies_ends_the_attempt_at_once_and_the_next_goes_on(
             _, alive = psutil.wait_procs(ranks, SECONDS)
             assert not alive, victim
             reason = "one of its ranks died" if victim == "rank 1" else "signal SIGKILL"
-            end = f"The trainer died ({reason}); attempt {attempt + 1} of 3 in 0 s"
-            wait_until(lambda end=end: end in messages_of(client, job.id), end, SECONDS)
+            end = f"The trainer died ({reason})"
+            wait_until(lambda end=end: end in str(messages_of(client, job.id)), end, SECONDS)
             assert time.monotonic() - began < SECONDS
         done = ended(client, job.id)
         assert done.status == "succeeded", done.error
