@@ -14,7 +14,7 @@ from app.cli.output import fail
 from app.cli.processes import module_command
 from app.cli.settings import read_settings
 from app.cli.supervisor import Program, Supervisor
-from app.core.child_environment import DATABASE, RAY, STORAGE, TELEMETRY, child_environment
+from app.core.child_environment import DATABASE, RAY, TELEMETRY, child_environment, storage_secrets
 
 
 def fleet(
@@ -43,7 +43,7 @@ def supervise(command: Sequence[str]) -> int:
     Returns:
         The exit code of the command.
     """
-    environment = child_environment((*DATABASE, *STORAGE, *RAY, *TELEMETRY), has_settings=True)
+    environment = child_environment((*DATABASE, *storage_secrets(), *RAY, *TELEMETRY), has_settings=True)
     program = Program("fleet", command, environment, hopeless=os.EX_CONFIG)
     return asyncio.run(Supervisor([program], lambda _, line: _say(line), _say).run())
 

@@ -33,10 +33,10 @@ from app.cli.supervisor import Program, Supervisor
 from app.core.child_environment import (
     DATABASE,
     ENGINES,
-    STORAGE,
     TELEMETRY,
     child_environment,
     engine_environment,
+    storage_secrets,
     worker_environment,
 )
 from app.core.logs import set_up_logging
@@ -94,7 +94,7 @@ def serve(
         Program(
             "api",
             toque_command("api", "--fd", str(listener.fileno())),
-            child_environment((*DATABASE, *STORAGE, *ENGINES, *TELEMETRY), has_settings=True),
+            child_environment((*DATABASE, *storage_secrets(), *ENGINES, *TELEMETRY), has_settings=True),
             descriptors=(listener.fileno(),),
         ),
         Program("worker", toque_command("worker"), worker_environment(settings.tracker)),

@@ -35,7 +35,7 @@ TRACKERS: Mapping[str, tuple[str, ...]] = {
 """What a process needs to send metrics to a tracker, by its name in the settings."""
 ENGINES = ("TOQUE_ENGINE_URLS",)
 """What a process needs to ask vLLM servers that are run by somebody else."""
-STORAGE = (
+_BUCKET = (
     *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE"),
     *("AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
     *("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT_KEY"),
@@ -90,14 +90,22 @@ def child_environment(secrets: Collection[str] = (), *, has_settings: bool = Fal
     }
 
 
+def storage_secrets() -> tuple[str, ...]:
+    """Return the names of what a process needs to open the storage; none unless it is in a bucket."""
+    url = os.environ.get("TOQUE_STORAGE_URL", "file:")
+    return () if url.startswith("file:") or not url else _BUCKET
+
+
 def worker_environment(tracker: str) -> dict[str, str]:
     """Return the variables of a training worker; `tracker` is its name in the settings."""
-    return child_environment((*DATABASE, *STORAGE, *TELEMETRY, *TRACKERS[tracker]), has_settings=True)
+    return child_environment(
+        (*DATABASE, *storage_secrets(), *TELEMETRY, *TRACKERS[tracker]), has_settings=True
+    )
 
 
 def engine_environment() -> dict[str, str]:
     """Return the variables of an engine."""
-    return child_environment((*DATABASE, *STORAGE, *TELEMETRY), has_settings=True)
+    return child_environment((*DATABASE, *storage_secrets(), *TELEMETRY), has_settings=True)
 
 
 def _is_secret(name: str, value: str) -> bool:

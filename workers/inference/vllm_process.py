@@ -28,7 +28,7 @@ from typing import IO
 import psutil
 
 from app.base_models.memory import engine_gpu_share
-from app.core.child_environment import DATABASE, STORAGE, TELEMETRY, child_environment
+from app.core.child_environment import DATABASE, TELEMETRY, child_environment, storage_secrets
 from app.core.parent_death import die_with_parent
 from app.core.settings import BaseModelEntry, Settings
 from app.core.tracing import traces_endpoint
@@ -236,7 +236,7 @@ class Vllm:
         # Our plugin reads the settings, and finds adapters in the database.
         return {
             **defaults,
-            **child_environment((*DATABASE, *STORAGE, *TELEMETRY), has_settings=True),
+            **child_environment((*DATABASE, *storage_secrets(), *TELEMETRY), has_settings=True),
             **fixed,
         }
 

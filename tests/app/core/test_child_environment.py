@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.core.child_environment import TRACKERS, child_environment
+from app.core.child_environment import TRACKERS, child_environment, engine_environment
 
 SECRETS = {
     "MLFLOW_TRACKING_URI": "http://mlflow",
@@ -32,6 +32,18 @@ def test_a_child_has_the_secrets_of_its_tracker_alone(
         monkeypatch.setenv(name, value)
     found = child_environment(TRACKERS[tracker], has_settings=True)
     assert found.keys() & SECRETS.keys() == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "has_access"), [(None, False), ("", False), ("file:///data", False), ("s3://bucket/prefix", True)]
+)
+def test_only_a_bucket_needs_the_clouds_credentials(
+    monkeypatch: pytest.MonkeyPatch, url: str | None, has_access: bool
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    if url is not None:
+        monkeypatch.setenv("TOQUE_STORAGE_URL", url)
+    assert ("AWS_SECRET_ACCESS_KEY" in engine_environment()) == has_access
 
 
 def test_a_proxy_without_a_password_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
