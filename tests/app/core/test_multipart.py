@@ -43,10 +43,15 @@ async def cut(whole: bytes, lengths: list[int]) -> AsyncIterator[bytes]:
 
 
 def receive(whole: bytes, lengths: list[int], limit: int = 10**6) -> tuple[UploadForm, bytes]:
-    with tempfile.TemporaryDirectory() as folder, LocalStorage(Path(folder)).incoming() as incoming:
-        form = UploadForm({"file": incoming}, limit)
-        asyncio.run(form.receive(f"multipart/form-data; boundary={BOUNDARY.decode()}", cut(whole, lengths)))
-        return form, incoming.finish().read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        storage = LocalStorage(Path(folder))
+        with storage.incoming() as incoming:
+            form = UploadForm({"file": incoming}, limit)
+            parts = cut(whole, lengths)
+            asyncio.run(form.receive(f"multipart/form-data; boundary={BOUNDARY.decode()}", parts))
+            storage.publish(incoming, "received")
+        with storage.open("received") as file:
+            return form, file.read()
 
 
 @pytest.fixture(autouse=True)
