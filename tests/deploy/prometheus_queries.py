@@ -19,7 +19,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.fine_tuning.models import Worker
 from tests.support.dashboards import ALERTS, ALERTS_FILE, DEPLOY, panel_queries
-from tests.support.engine_stand_in import EngineStandIn
+from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import run_service
 from tests.support.traffic import prepare, send, send_until_engines_are_known
 from tests.support.waiting import wait_until
@@ -114,6 +114,7 @@ def test_every_query_gives_something_and_alerts_fire(
                 session.execute(delete(Worker))
             engine.behaviour = "ill"
             wait_until(lambda: prometheus.fires("ToqueNoWorker"), "an alert that there is no worker")
+            http.post("/v1/chat/completions", json=ASK)  # after an answer that failed, the engine is probed
             wait_until(lambda: prometheus.fires("ToqueNoEngine"), "an alert that there is no engine")
             running.close()
             wait_until(lambda: prometheus.fires("ToqueApiDown"), "an alert that there is no API")
