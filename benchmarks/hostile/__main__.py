@@ -132,8 +132,12 @@ class Neighbour:
         return round(time.monotonic() - began, 1)
 
     def _engines(self) -> set[int]:
-        children = self._service.children(recursive=True)
-        return {child.pid for child in children if "VLLM::EngineCore" in " ".join(child.cmdline())}
+        found: set[int] = set()
+        for child in self._service.children(recursive=True):
+            with suppress(psutil.Error):  # it has just ended
+                if "VLLM::EngineCore" in " ".join(child.cmdline()):
+                    found.add(child.pid)
+        return found
 
 
 def _lines() -> bytes:
