@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from app.cli.bounds import parse_bound
 from app.cli.database_session import database_session
@@ -17,8 +17,6 @@ _OPTIONS = {
     "--tokens": "max_tokens_per_1_minute",
     "--concurrent": "max_concurrent_requests",
 }
-_Most = Annotated[int, Field(ge=1, le=2**53)]
-
 ProjectId = Annotated[str, typer.Argument(metavar="PROJECT_ID", show_default=False)]
 KeyId = Annotated[str, typer.Argument(metavar="KEY_ID", show_default=False)]
 Model = Annotated[str, typer.Option(help="A base model with what is fine-tuned from it, or all together.")]
@@ -31,6 +29,15 @@ Tokens = Annotated[
 Concurrent = Annotated[
     str | None, typer.Option(metavar="N", show_default="as it is", help="Requests at the same time, or none.")
 ]
+
+
+def _only_digits(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("not a number in digits")
+    return int(text)
+
+
+_Most = Annotated[int, BeforeValidator(_only_digits), Field(ge=1, le=2**53)]
 
 
 def project_limits(
