@@ -48,10 +48,11 @@ class BackgroundLoad:
 
     async def _limit(self, replica: Replica) -> int:
         """Return how many requests shall be in flight at the engine: as many as it computes, and a few."""
+        in_flight = replica.in_flight  # before the engine counts, which cannot count what is sent later
         try:
             load = await read_load(replica)
         except (TimeoutError, ConnectionError, ValueError):
-            return max(_FIRST, replica.in_flight)  # it is busy, or does not say
+            return max(_FIRST, in_flight)  # it is busy, or does not say
         waiting = int(load.get(WAITING, 0))
         wanted = _LEAST_WAITING + int(load.get(RUNNING, 0)) // 2
-        return min(_MOST, max(_FIRST, replica.in_flight + wanted - waiting))
+        return min(_MOST, max(_FIRST, in_flight + wanted - waiting))

@@ -52,7 +52,7 @@ def test_an_engine_has_as_many_as_it_computes_and_a_few_that_wait(
     engine.go_on.clear()
     batches = [create(client, lines(range(150))).id for _ in range(2)]
     few = 8 + COMPUTED // 2
-    wait_until(lambda: engine.in_flight == COMPUTED + few, "the engine is full", seconds=60)
+    wait_until(lambda: engine.in_flight >= COMPUTED + few, "the engine is full", seconds=60)
     assert list(map(number_asked, engine.bodies)).count(0) == 2, "both batches are asked, in turns"
     engine.go_on.set()
     assert {ended(client, batch).status for batch in batches} == {"completed"}
