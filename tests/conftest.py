@@ -193,6 +193,7 @@ def settings(database_url: str, database_direct_url: str, tmp_path: Path, base_m
         models_dir=base_models_dir,
         api_key=SecretStr(API_KEY),
         heartbeat_seconds=1.0,
+        refusals_per_second=0,  # property tests are refused as fast as they ask
         check_patience_seconds=30.0,  # so that a job is queued at once, however busy the machine
     )
 

@@ -19,6 +19,7 @@ from app.api.metrics import Metrics
 from app.api.middleware import RequestMiddleware
 from app.api.openapi import describe
 from app.api.readiness import Readiness
+from app.api.refusal_pace import RefusalPace
 from app.audit.router import router as audit_router
 from app.auth.key_cache import KeyCache
 from app.batches.router import router as batches_router
@@ -132,6 +133,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         metrics=metrics,
         trusted_proxies=settings.trusted_proxies,
     )
+    if settings.refusals_per_second:
+        app.add_middleware(RefusalPace, per_second=settings.refusals_per_second)
     return app
 
 

@@ -35,6 +35,7 @@ def main() -> None:
             database_url=url,
             models_dir=prepared_base_models(),
             api_key=SecretStr(API_KEY),
+            refusals_per_second=0,
         )
         database = Database(url)
         with database.writer() as session:

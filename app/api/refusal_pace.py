@@ -1,0 +1,66 @@
+"""Slows down callers who are refused again and again, as those in a loop that ignores errors are.
+
+A refusal is cheap, but thousands a second take the cores that others' answers are computed on. What a caller
+is allowed is never delayed: only refusals wait, and only in excess of a rate. The rate is kept by the generic
+cell rate algorithm (ITU-T I.371), which needs one number for each caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import cast
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.auth.caller import Caller
+from app.core.scope import CALLER
+
+_AT_ONCE = 50
+"""Refusals that a caller gets without waiting, after a while without any."""
+_MOST_SECONDS = 5.0
+_MOST_CALLERS = 10_000
+
+
+class RefusalPace:
+    """Lets each caller have so many refusals (4xx) a second. A caller is a key, or without one an address.
+
+    It stands in front of everything: while a refusal waits, nothing is left of its request but the answer.
+    """
+
+    def __init__(self, app: ASGIApp, *, per_second: float) -> None:
+        self._app = app
+        self._seconds = 1 / per_second
+        self._due: dict[str, float] = {}
+        """By caller: when the next refusal would be due if they were spread evenly (monotonic seconds)."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        refusal: list[Message] = []
+
+        async def send_or_keep(message: Message) -> None:
+            if refusal or (message["type"] == "http.response.start" and 400 <= message["status"] < 500):
+                refusal.append(message)
+            else:
+                await send(message)
+
+        await self._app(scope, receive, send_or_keep)
+        if refusal:
+            await asyncio.sleep(self._delay(_name(scope)))
+        for message in refusal:
+            await send(message)
+
+    def _delay(self, caller: str) -> float:
+        """Return how many seconds a refusal of this caller waits."""
+        now = time.monotonic()
+        without_waiting = _AT_ONCE * self._seconds
+        due = max(self._due.get(caller, 0.0), now - without_waiting) + self._seconds
+        self._due[caller] = min(due, now + _MOST_SECONDS)
+        if len(self._due) > _MOST_CALLERS:
+            self._due = {each: due for each, due in self._due.items() if due > now - without_waiting}
+        return max(0.0, self._due[caller] - now)
+
+
+def _name(scope: Scope) -> str:
+    caller = cast("Caller | None", scope.get(CALLER))
+    return caller.key_id if caller else str((scope.get("client") or ("", 0))[0])
