@@ -82,7 +82,7 @@ def validate_to_json(
 
     Returns None at once if the file unpacks into more than `max_bytes`.
     """
-    os.nice(5 if os.nice(0) < 5 else 0)
+    os.nice(10 if os.nice(0) < 10 else 0)
     if max_bytes is not None and unpacks_beyond(Path(path), max_bytes):
         return None
     report = validate_file(Path(path), base, processes=processes, max_lines=max_lines)

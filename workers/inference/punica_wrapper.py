@@ -19,7 +19,6 @@ from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from workers.inference.lora_stack import LoraStack, RowSegment
-from workers.inference.spare_cores import SpareCores
 
 _MIN_OWN_SEGMENT = 32
 """Adjacent rows of one adapter that are worth a multiplication of their own."""
@@ -38,14 +37,11 @@ class DensePunicaWrapper(PunicaWrapperCPU):
         self._rows = 0
         self._segments: list[RowSegment] = []
         self._calls_since_reordering = 0
-        self._spare_cores = SpareCores(most=torch.get_num_threads())
 
     def update_metadata(
         self, mapping: Any, lora_index_to_id: list[int | None], *arguments: Any, **options: Any
     ) -> None:
         """Records each row's slot and each slot's adapter, before a batch that differs from the last."""
-        if (threads := self._spare_cores.count()) != torch.get_num_threads():
-            torch.set_num_threads(threads)
         super().update_metadata(  # pyright: ignore[reportUnknownMemberType]
             mapping, lora_index_to_id, *arguments, **options
         )

@@ -48,7 +48,7 @@ _ALERT_SECONDS = 5.0
 """How long after an interactive request the steps of batches are short."""
 _SHORT_STEP_TOKENS = 16
 """Tokens in a short step: one each of as many sequences, or a part of a prompt."""
-_SHARED_STEP_PART = 32
+_SHARED_STEP_PART = 64
 """The part of a full step's tokens that a step has while several projects share the engine."""
 _SCORED_LATER_SECONDS = 30.0
 """How much later than it did a prompt that is scored counts as having arrived."""
@@ -120,7 +120,7 @@ class InteractiveFirstScheduler(Scheduler):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        compile_in_background(self.structured_output_manager)
+        self.grammars = compile_in_background(self.structured_output_manager)
         self._queue = self.waiting = InteractiveFirstQueue()
         self._full_step_tokens: int = cast(Any, self).max_num_scheduled_tokens
         self._can_split_prompts = self.scheduler_config.enable_chunked_prefill

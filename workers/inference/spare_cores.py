@@ -1,9 +1,10 @@
 """Chooses the engine's number of threads: as many as there are cores that no other process uses.
 
 OpenMP's threads spin for a moment while they wait for work, since waking a sleeping thread takes longer than
-most pieces of work do. On two idle cores that makes mixed batches twice as fast. Beside a trainer that uses
-all cores, however, spinning threads wait for each other, and the engine is several times slower than with
-one thread.
+most pieces of work do. On two idle cores that makes mixed batches twice as fast. Beside any other process,
+however, threads wait for each other: in each of a model's hundreds of parallel pieces, one of them may first
+have to get its core back. A prompt that takes 50 ms on two idle cores, and 60 on one, then takes 180 on two,
+even if the other process is nice.
 """
 
 from __future__ import annotations
@@ -14,10 +15,17 @@ from typing import cast
 
 import psutil
 
-SPINNING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"}
-"""Environment variables that let threads spin for about 0.2 ms, then sleep. GNU's OpenMP, which torch ships,
-reads both: https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html"""
+THREADS = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "10000",
+    "TORCHINDUCTOR_CPP_DYNAMIC_THREADS": "1",
+}
+"""Environment variables with which threads spin for about 0.2 ms, then sleep, and compiled kernels use as
+many threads as are set at that moment. GNU's OpenMP, which torch ships, reads the first two:
+https://gcc.gnu.org/onlinedocs/libgomp/GOMP_005fSPINCOUNT.html"""
 _SAMPLE_SECONDS = 1.0
+_NEGLIGIBLE = 0.3
+"""The part of a core that others may use while it counts as free: about what answering requests takes."""
 
 
 class SpareCores:
@@ -36,7 +44,7 @@ class SpareCores:
             self._sampled_at, self._others, self._own = self._sample()
             seconds = self._sampled_at - before[0]
             used_by_others = (self._others - before[1] - (self._own - before[2])) / seconds
-            self._spare = max(1, min(self._most, round(self._most - used_by_others)))
+            self._spare = max(1, min(self._most, int(self._most - used_by_others + _NEGLIGIBLE)))
         return self._spare
 
     def _sample(self) -> tuple[float, float, float]:

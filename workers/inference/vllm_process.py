@@ -39,14 +39,14 @@ from workers.device import Device
 from workers.inference.adapter_probe import ServerError
 from workers.inference.engine_load import PATH as LOAD_PATH
 from workers.inference.engine_load import Load
-from workers.inference.spare_cores import SPINNING
+from workers.inference.spare_cores import THREADS
 from workers.processes import stop_group
 
 _STOP_SECONDS = 10.0
 _PROBE_SECONDS = 5.0
 _COMPLETION_SECONDS = 10.0
 _PLUGINS = ("toque_lora_resolver", "toque_lora_kernels")
-_SCHEDULERS = {"cpu": "InteractiveFirstScheduler", "cuda": "AsyncInteractiveFirstScheduler"}
+_SCHEDULERS = {"cpu": "cpu_scheduler.CpuScheduler", "cuda": "scheduler.AsyncInteractiveFirstScheduler"}
 """By kind of device, where vLLM itself chooses between a plain and an asynchronous scheduler."""
 _LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for --max-lora-rank."""
@@ -182,7 +182,7 @@ class Vllm:
             "--middleware=workers.inference.engine_load.EngineLoad",
             "--middleware=workers.inference.allowlist.Allowlist",  # the last one given is the outermost
             "--scheduling-policy=priority",
-            f"--scheduler-cls=workers.inference.scheduler.{_SCHEDULERS[device.kind]}",
+            f"--scheduler-cls=workers.inference.{_SCHEDULERS[device.kind]}",
             # Left to itself, vLLM compiles all schemas with the library that the first one needs.
             '--structured-outputs-config={"backend": "xgrammar"}',
             "--disable-fastapi-docs",
@@ -232,7 +232,7 @@ class Vllm:
             # The model runs in the engine core's own process: one process less, and no shared memory (which
             # containers have 64 MB of). OpenMP's variables then take effect.
             fixed["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-            defaults |= {"OMP_NUM_THREADS": str(_cores()), **SPINNING}
+            defaults |= {"OMP_NUM_THREADS": str(_cores()), **THREADS}
         # Our plugin reads the settings, and finds adapters in the database.
         return {
             **defaults,

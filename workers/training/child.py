@@ -16,9 +16,13 @@ import msgspec
 import psutil
 
 from app.core.child_environment import child_environment
+from workers.device import detect
 from workers.training.protocol import OUT_OF_MEMORY, RANK_DIED, Failed, Progress, Started, TrainingSpec
 
 TRAINER = (sys.executable, "-m", "workers.training.trainer")
+_NICENESS = 10
+"""The kernel's nice value of a trainer that computes on the CPU: a tenth of what an engine gets while both
+want it, so that who waits for an answer does not wait for a job."""
 _VMSTAT = Path("/proc/vmstat")
 _progress_decoder: msgspec.json.Decoder[Progress] = msgspec.json.Decoder(Progress)
 
@@ -153,6 +157,9 @@ class TrainerChild:
             stdout=subprocess.PIPE,
             env=_environment(self._threads),
         )
+        if detect().kind == "cpu":  # where an engine may compute on the same cores
+            niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, 0))  # only root may lower it
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, niceness)
         return self._process
 
 

@@ -32,6 +32,7 @@ with warnings.catch_warnings():
     from vllm.v1.structured_output import StructuredOutputManager
 
     from workers.inference import scheduler as module
+    from workers.inference.cpu_scheduler import CpuScheduler
     from workers.inference.scheduler import AsyncInteractiveFirstScheduler, InteractiveFirstScheduler
 
 BLOCK = 16
@@ -331,3 +332,31 @@ def test_a_grammar_is_not_compiled_for_a_caller_who_has_left(start: Callable[...
     compiler.manager.executor.shutdown(wait=True)
     assert "large8" not in compiler.niceness
     assert "large7" in compiler.niceness
+
+
+def test_a_step_is_computed_on_the_cores_that_are_free(
+    clock: Clock, base_models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare = [2]
+    monkeypatch.setattr("workers.inference.spare_cores.SpareCores.count", lambda _: spare[0])
+    set_num_threads = torch.set_num_threads
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # as vLLM does
+    before = torch.get_num_threads()
+    try:
+        engine = Engine(CpuScheduler, base_models_dir / BASE_MODEL, 1000)
+        engine.ask("a")
+        for threads in (2, 1, 2):
+            spare[0] = threads
+            engine.step()
+            assert torch.get_num_threads() == threads
+        compiler = Compiler(engine)
+        compiler.ask(engine, "large", LARGE)
+        engine.step()
+        assert torch.get_num_threads() == 1, "the others are left to a grammar"
+        engine.scheduler.finish_requests("large", RequestStatus.FINISHED_ABORTED)
+        compiler.go_on.set()
+        compiler.manager.executor.shutdown(wait=True)
+        engine.step()
+        assert torch.get_num_threads() == 2
+    finally:
+        set_num_threads(before)

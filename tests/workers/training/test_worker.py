@@ -175,6 +175,7 @@ def test_nothing_is_left_of_a_worker_that_was_killed(
     with run_worker(settings, tmp_path, COMMAND) as worker:
         wait_until(lambda: _messages(client, job.id, 1), "it trains", 60)
         trainer = trainer_of(worker)
+        assert trainer.nice() >= 10, "it leaves the cores to who waits for an answer"
         worker.kill()
         worker.wait()
         wait_until(
