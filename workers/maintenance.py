@@ -19,7 +19,8 @@ from app.orphans import sweep_orphans
 from app.project_data.retention import delete_old_data
 from app.responses import service as responses_service
 from app.storage.base import Storage
-from app.usage.service import fold_oldest_day
+from app.usage.entries import forget_silent_gateways
+from app.usage.folding import fold_entries, fold_oldest_day
 from app.webhooks import queue as webhook_queue
 from workers.worker_locks import WorkerLocks
 
@@ -58,6 +59,8 @@ class Maintenance:
             self._note_missing_gpus()
             with self._database.writer() as session:
                 quota_pauses.pause_and_resume(session)
+            while self._fold_entries():
+                pass
             self._verify_models()
             if now - self._cleaned_up_at > _CLEAN_UP_SECONDS:
                 self._cleaned_up_at = now
@@ -99,6 +102,7 @@ class Maintenance:
             responses_service.delete_expired(session)
             worker_registry.delete_silent(session)
             completions_service.delete_old_demand(session)
+            forget_silent_gateways(session)
         adapters_service.measure(self._database, self._storage)
         delete_old_data(self._database)
         while self._delete_old_deliveries():
@@ -110,6 +114,10 @@ class Maintenance:
     def _delete_old_deliveries(self) -> bool:
         with self._database.writer() as session:
             return webhook_queue.delete_old(session)
+
+    def _fold_entries(self) -> bool:
+        with self._database.writer() as session:
+            return fold_entries(session, time.time())
 
     def _fold_usage(self) -> bool:
         with self._database.writer() as session:

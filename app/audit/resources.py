@@ -47,6 +47,8 @@ NOT_WATCHED = frozenset(
         "training_speeds",
         "upload_parts",
         "usage",
+        "usage_batches",
+        "usage_entries",
         "workers",
     }
 )

@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
@@ -67,6 +67,12 @@ def expired_key() -> AuthenticationError:
 
 def _refused(message: str) -> AuthenticationError:
     return AuthenticationError(message, code="invalid_api_key", is_rejected=True)
+
+
+def lock_projects(session: Session, project_ids: Collection[str]) -> set[str]:
+    """Return which of the projects there are, and keep them from being deleted until the transaction ends."""
+    there = select(Project.id).where(Project.id.in_(project_ids))
+    return set(session.scalars(there.with_for_update(read=True, key_share=True)))
 
 
 def create_project(session: Session, name: str) -> Project:

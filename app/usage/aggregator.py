@@ -9,23 +9,30 @@ import time
 
 from typing_extensions import override
 
-from app.core.database import Database
+from app.core.database import Database, new_id
 from app.core.periodic_writer import PeriodicWriter
-from app.usage import service
-from app.usage.models import AliasUsage, Key, KeyUsage, Sums, Table, Usage
-
-SumsByTable = dict[Table, dict[Key, Sums]]
+from app.usage.entries import Batch, append_batch
+from app.usage.models import EntryKey, Sums
 
 
-class UsageAggregator(PeriodicWriter[SumsByTable]):
-    """The usage that this process has counted and not yet written."""
+class UsageAggregator(PeriodicWriter[Batch]):
+    """The usage that this process has counted and not yet written.
+
+    Where it is not known whether a batch was written, since the connection broke, the same batch is written
+    again before any other: the database knows its number. What is counted meanwhile is in the next.
+    """
 
     _seconds = 3.0
     _what = "usage"
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._unwritten: SumsByTable = {}
+        self._gateway_id = new_id("gateway_")
+        self._counted: dict[EntryKey, Sums] = {}
+        self._batch = Batch(self._gateway_id, 0, {})
+        """The last batch that was begun."""
+        self._written = 0
+        """The number of the last batch that is known to be written."""
 
     def count(
         self,
@@ -41,30 +48,38 @@ class UsageAggregator(PeriodicWriter[SumsByTable]):
 
         `alias` is the alias that it named, if it named one; `key_id` the key that it came with, if it did.
         """
-        key, sums = (project_id, int(time.time()) // 60 * 60, model), Sums(1, input_tokens, output_tokens)
-        self._add(Usage, key, sums)
-        self._add(KeyUsage, (*key, key_id), sums)
-        if alias is not None:
-            self._add(AliasUsage, (*key, alias), sums)
+        key = EntryKey(project_id, int(time.time()) // 60 * 60, model, key_id, alias)
+        sums, before = Sums(1, input_tokens, output_tokens), self._counted.get(key)
+        self._counted[key] = sums if before is None else before + sums
 
     @override
-    def _take(self) -> SumsByTable:
-        gathered, self._unwritten = self._unwritten, {}
-        return gathered
+    async def flush(self) -> None:
+        """Write what was counted, after a batch that may not have been written."""
+        is_in_doubt = self._is_in_doubt
+        await super().flush()
+        if is_in_doubt and not self._is_in_doubt:
+            await super().flush()
+
+    @property
+    def _is_in_doubt(self) -> bool:
+        return self._batch.number > self._written
 
     @override
-    def _write(self, gathered: SumsByTable) -> None:
+    def _take(self) -> Batch:
+        if self._is_in_doubt:
+            return self._batch
+        counted, self._counted = self._counted, {}
+        if not counted:
+            return Batch(self._gateway_id, 0, {})
+        self._batch = Batch(self._gateway_id, self._batch.number + 1, counted)
+        return self._batch
+
+    @override
+    def _write(self, gathered: Batch) -> None:
         with self._database.writer() as session:
-            for table, rows in gathered.items():
-                service.add_usage(session, rows, table)
+            append_batch(session, gathered)
+        self._written = gathered.number
 
     @override
-    def _put_back(self, gathered: SumsByTable) -> None:
-        for table, rows in gathered.items():
-            for key, sums in rows.items():
-                self._add(table, key, sums)
-
-    def _add(self, table: Table, key: Key, sums: Sums) -> None:
-        rows = self._unwritten.setdefault(table, {})
-        before = rows.get(key)
-        rows[key] = sums if before is None else before + sums
+    def _put_back(self, gathered: Batch) -> None:
+        """Keep nothing more: the batch is in doubt until it is written."""

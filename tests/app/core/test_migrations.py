@@ -201,6 +201,13 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
             | {"minute": int(now) // 60 * 60, "model": MODEL, "api_key_id": "key_1"}
             | {"requests": 1, "input_tokens": 5, "output_tokens": 2}
         ],
+        "usage_entries": [
+            project
+            | {"minute": int(now) // 60 * 60, "model": MODEL, "api_key_id": "key_1", "alias": alias}
+            | {"requests": 1, "input_tokens": 5, "output_tokens": 2}
+            for alias in ("soup:live", None)
+        ],
+        "usage_batches": [{"gateway_id": "gateway_1", "number": 1, "written_at": now}],
         "rate_limits": [
             project | {"id": "rl_1", "api_key_id": "", "base_model": "", "max_requests_per_1_minute": 60}
         ],

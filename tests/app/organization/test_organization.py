@@ -12,7 +12,7 @@ from openai import OpenAI
 from openai.resources.admin.organization import Organization
 
 from app.core.database import Database
-from app.usage import service as usage_service
+from app.usage import folding
 from app.usage.models import Sums
 from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import API_KEY, OTHER_KEY, Service
@@ -188,7 +188,7 @@ def test_the_usage_of_all_projects(admin: Organization, database: Database) -> N
         (other, minute, "a"): Sums(100, 200, 300),
     }
     with database.writer() as session:
-        usage_service.add_usage(session, counted)
+        folding.add_usage(session, counted)
 
     def results(**query: Any) -> set[tuple[Any, ...]]:
         page = admin.usage.completions(start_time=minute, bucket_width="1d", **query).to_dict()

@@ -26,7 +26,7 @@ from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
 from app.project_data import deletion
 from app.storage import open_storage
-from app.usage.models import Usage
+from app.usage.models import UsageEntry
 from tests.app.core.test_migrations import rows
 from tests.support.command import run
 from tests.support.jobs import create, upload
@@ -178,14 +178,14 @@ def test_what_is_recorded_while_a_project_is_deleted_goes_with_it(
 ) -> None:
     """A completion that was streaming when the project was archived ends, and its usage is written."""
     with database.reader() as session:
-        [usage] = session.execute(select(Usage.__table__).where(Usage.project_id == marked)).mappings()
-        row = dict(usage)
+        entries = select(UsageEntry.__table__).where(UsageEntry.project_id == marked).limit(1)
+        row = dict(session.execute(entries).mappings().one())
     delete_files = deletion._delete_files
 
     def deleted(*arguments: Any) -> None:
         delete_files(*arguments)
         with database.writer() as session:
-            session.execute(insert(Usage).values(row))
+            session.execute(insert(UsageEntry).values(row))
 
     monkeypatch.setattr(deletion, "_delete_files", deleted)
     monkeypatch.setattr(deletion, "_ROWS_AT_ONCE", 1)

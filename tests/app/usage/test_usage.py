@@ -16,7 +16,7 @@ from app.auth import service as auth_service
 from app.auth.models import Project
 from app.core.database import Database
 from app.core.settings import Settings
-from app.usage import service as usage_service
+from app.usage import folding
 from app.usage.models import AliasUsage, Sums, Usage
 from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.service import API_KEY, BASE_MODEL, OTHER_KEY, Service, run_service
@@ -108,7 +108,7 @@ def test_no_sum_is_lost_between_processes(database: Database, http: httpx2.Clien
     def write(order: int) -> None:
         for _ in range(10):
             with database.writer() as session:
-                usage_service.add_usage(session, {key: Sums(1, 2, 3) for key in keys[::order]})
+                folding.add_usage(session, {key: Sums(1, 2, 3) for key in keys[::order]})
 
     threads = [threading.Thread(target=write, args=(order,)) for order in (1, -1)]
     for thread in threads:
@@ -130,7 +130,7 @@ def test_buckets_and_pages(database: Database, http: httpx2.Client) -> None:
     with database.reader() as session:
         project_id = session.scalars(select(Project.id).where(Project.name == "default")).one()
     with database.writer() as session:
-        usage_service.add_usage(
+        folding.add_usage(
             session,
             {
                 (project_id, day, BASE_MODEL): Sums(1, 2, 3),
@@ -195,9 +195,9 @@ def test_old_minutes_become_days(database: Database, http: httpx2.Client) -> Non
         counted = {
             (project, at, model): Sums(1, 2, 3) for project in projects.values() for at, model in minutes
         }
-        usage_service.add_usage(session, counted)
+        folding.add_usage(session, counted)
         by_alias = {(*key, "soup:live"): sums for key, sums in counted.items()}
-        usage_service.add_usage(session, by_alias, AliasUsage)
+        folding.add_usage(session, by_alias, AliasUsage)
 
     def shown(width: str, **query: Any) -> list[Any]:
         return usage(
@@ -215,12 +215,12 @@ def test_old_minutes_become_days(database: Database, http: httpx2.Client) -> Non
         more = True
         while more:
             with database.writer() as session:
-                more = usage_service.fold_oldest_day(session, now)
+                more = folding.fold_oldest_day(session, now)
 
-    folding = [threading.Thread(target=fold) for _ in range(2)]
-    for thread in folding:
+    threads = [threading.Thread(target=fold) for _ in range(2)]
+    for thread in threads:
         thread.start()
-    for thread in folding:
+    for thread in threads:
         thread.join()
     assert shown("1d", group_by="model") == days
     assert shown("1d", group_by="model", aliases="soup:live") == days
@@ -241,6 +241,6 @@ def test_what_a_deleted_project_has_used_holds_up_nobody(database: Database, htt
     counted = {(each, 0, "a-model"): Sums(1, 2, 3) for each in (project_id, "proj_deleted")}
     for table, key in ((Usage, ()), (AliasUsage, ("soup:live",))):
         with database.writer() as session:
-            usage_service.add_usage(session, {(*each, *key): sums for each, sums in counted.items()}, table)
+            folding.add_usage(session, {(*each, *key): sums for each, sums in counted.items()}, table)
         with database.reader() as session:
             assert session.scalars(select(table.project_id)).all() == [project_id]
