@@ -14,7 +14,7 @@ from app.core.database import Database
 from app.core.idempotency import delete_expired
 from app.core.settings import Settings
 from app.fine_tuning import queue, quota_pauses, worker_registry
-from app.models.adapters import service as adapters_service
+from app.models.adapters import files as adapter_files
 from app.orphans import sweep_orphans
 from app.project_data.retention import delete_old_data
 from app.responses import service as responses_service
@@ -103,7 +103,7 @@ class Maintenance:
             worker_registry.delete_silent(session)
             completions_service.delete_old_demand(session)
             forget_silent_gateways(session)
-        adapters_service.measure(self._database, self._storage)
+        adapter_files.measure(self._database, self._storage)
         delete_old_data(self._database)
         while self._delete_old_deliveries():
             pass

@@ -27,6 +27,7 @@ from app.core.database import Database
 from app.core.parent_death import die_with_parent
 from app.core.settings import BaseModelEntry, Settings
 from app.models.adapters import service
+from app.models.adapters.files import check_adapter_files
 from app.models.adapters.validation import WEIGHTS, AdapterError, Shapes, module_shapes
 from app.models.catalogue import Catalogue
 from app.storage import open_storage
@@ -185,7 +186,7 @@ class PublishedAdapters:
         reason = adapter.quarantine_reason
         if reason is None:
             try:
-                folder = service.check_adapter_files(
+                folder = check_adapter_files(
                     self._storage, adapter.storage_key, self._shapes, self._entry.max_rank
                 )
                 self._keys[name] = adapter.storage_key

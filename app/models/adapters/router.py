@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
 from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession
-from app.models.adapters import served_models, service
+from app.models.adapters import files, importing, served_models, service
 from app.models.adapters.schemas import ImportAdapter, ModelList, ModelObject
 from app.models.adapters.validation import CONFIG, WEIGHTS
 
@@ -59,11 +59,11 @@ async def import_adapter(
 ) -> ModelObject:
     """Takes a LoRA adapter as PEFT saves it, and serves it; it is checked whole before it is kept."""
     with context.storage.incoming_folder() as incoming:
-        files = {name: incoming.file(name) for name in (CONFIG, WEIGHTS)}
-        form = UploadForm(files, context.settings.max_file_bytes)
+        received = {name: incoming.file(name) for name in (CONFIG, WEIGHTS)}
+        form = UploadForm(received, context.settings.max_file_bytes)
         await form.receive(request.headers.get("content-type", ""), request.stream())
         adapter = await run_in_threadpool(
-            service.import_adapter, database, context, creating, incoming, _import_request(form.fields)
+            importing.import_adapter, database, context, creating, incoming, _import_request(form.fields)
         )
     return ModelObject.of_adapter(adapter, [adapter.base_model, adapter.name])
 
@@ -71,7 +71,7 @@ async def import_adapter(
 @adapters_router.post("/{name}/check")
 def check_adapter(name: str, context: ContextDep, database: DatabaseDep, session: ReadSession) -> ModelObject:
     """Reads all of the adapter again: lifts its quarantine if it can be served now, else sets it."""
-    adapter = service.check_again(database, context, name)
+    adapter = files.check_again(database, context, name)
     return ModelObject.of_adapter(adapter, service.lineage(session, adapter))
 
 
@@ -82,7 +82,7 @@ def check_adapter(name: str, context: ContextDep, database: DatabaseDep, session
 )
 def download_adapter(name: str, context: ContextDep, session: ReadSession) -> StreamingResponse:
     """The adapter as a tar of `adapter_config.json` and `adapter_model.safetensors`, for PEFT."""
-    archive = service.archive_adapter(session, context, name)
+    archive = files.archive_adapter(session, context, name)
     filename = name.replace(":", "-") + ".tar"
     headers = {
         "content-length": str(archive.size),

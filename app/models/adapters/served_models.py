@@ -12,6 +12,7 @@ from app.core.errors import NotFoundError, UnavailableError
 from app.core.settings import BaseModelEntry, Settings
 from app.models.adapters import service as adapters_service
 from app.models.adapters.base_shapes import known_shapes
+from app.models.adapters.files import adapter_folder
 from app.models.adapters.schemas import ModelList, ModelObject
 from app.models.adapters.validation import AdapterError, describe_adapter
 from app.models.catalogue import Catalogue, added_at, with_template
@@ -88,7 +89,7 @@ def retrieve_model(session: Session, context: Context, name: str) -> ModelObject
     shown.experts_adapted = False if has_experts(shapes or {}) else None
     with (
         suppress(AdapterError, OSError),  # then it is quarantined, or soon will be
-        adapters_service.adapter_folder(context.storage, adapter.storage_key) as folder,
+        adapter_folder(context.storage, adapter.storage_key) as folder,
     ):
         shown.target_modules = describe_adapter(folder, shapes).modules
     return shown

@@ -9,7 +9,7 @@ from app.context import Context
 from app.core.errors import FailedDependencyError, InvalidRequestError, NotFoundError, ToqueError
 from app.core.settings import Settings
 from app.models.adapters import served_models
-from app.models.adapters import service as adapters_service
+from app.models.adapters.files import find_parent
 from app.models.adapters.models import Adapter
 from app.models.adapters.parent import Parent
 from app.models.aliases.models import Alias
@@ -74,7 +74,7 @@ def find_model_to_train(session: Session, context: Context, name: str) -> Parent
         UnavailableError: the storage cannot be read now.
     """
     model = find_single(session, context.settings, context.project_id, name)
-    return adapters_service.find_parent(session, context, model) or model
+    return find_parent(session, context, model) or model
 
 
 def find_model(session: Session, settings: Settings, project_id: str, name: str, *, param: str) -> str:

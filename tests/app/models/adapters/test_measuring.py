@@ -6,7 +6,7 @@ import pytest
 
 from app.core.database import Database
 from app.core.settings import Settings
-from app.models.adapters import service
+from app.models.adapters import files
 from app.models.adapters.models import Adapter
 from app.storage import open_storage
 from tests.support.job_rows import add_job
@@ -31,6 +31,6 @@ def test_measuring_takes_no_lock_and_goes_on_after_an_error(
         return 7
 
     monkeypatch.setattr(storage, "size", size)
-    service.measure(database, storage)
+    files.measure(database, storage)
     with database.reader() as session:
         assert {each.name: each.bytes for each in session.query(Adapter)} == {"broken": None, "sound": 7}
