@@ -12,7 +12,8 @@ from app.core.errors import ERROR_RESPONSES, InvalidRequestError
 from app.core.pagination import Page
 from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
 from app.files.dependencies import CheckerDep
-from app.fine_tuning import service
+from app.fine_tuning import creation, service
+from app.fine_tuning.forecast import describe_job
 from app.fine_tuning.preflight import service as preflight
 from app.fine_tuning.preflight.schemas import JobPreflight
 from app.fine_tuning.schemas import CheckpointObject, CreateJob, EventObject, JobObject, Metadata
@@ -68,7 +69,7 @@ async def create_job(
     await checker.settle(body.file_ids, context.settings.check_patience_seconds)
     if body.dry_run:
         return await run_in_threadpool(preflight.check_job, database, context, body)
-    return await run_in_threadpool(service.create_job, database, context, creating, body)
+    return await run_in_threadpool(creation.create_job, database, context, creating, body)
 
 
 @router.get("")
@@ -91,28 +92,28 @@ def list_jobs(
 def retrieve_job(job_id: str, context: ContextDep, session: ReadSession) -> JobObject:
     """One job; while it waits, with its place in the queue and when it may start."""
     job = service.get_job(session, context.project_id, job_id)
-    return service.describe_job(session, context.settings, job)
+    return describe_job(session, context.settings, job)
 
 
 @router.post("/{job_id}/cancel")
 def cancel_job(job_id: str, context: ContextDep, session: WriteSession) -> JobObject:
     """Ends a job; its finished checkpoints stay servable."""
     job = service.cancel_job(session, context.project_id, job_id)
-    return service.describe_job(session, context.settings, job)
+    return describe_job(session, context.settings, job)
 
 
 @router.post("/{job_id}/pause")
 def pause_job(job_id: str, context: ContextDep, session: WriteSession) -> JobObject:
     """Sets a job aside until it is resumed; its worker takes another."""
     job = service.pause_job(session, context.project_id, job_id)
-    return service.describe_job(session, context.settings, job)
+    return describe_job(session, context.settings, job)
 
 
 @router.post("/{job_id}/resume")
 def resume_job(job_id: str, context: ContextDep, session: WriteSession) -> JobObject:
     """Puts a paused job back into the queue; it goes on where it stopped."""
     job = service.resume_job(session, context.project_id, job_id)
-    return service.describe_job(session, context.settings, job)
+    return describe_job(session, context.settings, job)
 
 
 @router.get("/{job_id}/events")

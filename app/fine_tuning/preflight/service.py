@@ -19,12 +19,13 @@ from app.datasets.report import MIN_EXAMPLES
 from app.datasets.request_file import read_request_file
 from app.files import service as files_service
 from app.files.models import File
-from app.fine_tuning import queue, service, worker_registry
+from app.fine_tuning import queue, worker_registry
 from app.fine_tuning.geometry import Geometry
 from app.fine_tuning.hold_out.service import choose_split
 from app.fine_tuning.hold_out.split import Choice, choose
 from app.fine_tuning.known_base import KnownBase
 from app.fine_tuning.packing import Limits
+from app.fine_tuning.planning import plan_job
 from app.fine_tuning.preflight import estimates
 from app.fine_tuning.preflight.inspection import Found, Subject, inspect
 from app.fine_tuning.preflight.schemas import (
@@ -60,7 +61,7 @@ def check_job(database: Database, context: Context, request: CreateJob) -> JobPr
     """Return what the requested job would do. No transaction is open while the files are read.
 
     Raises:
-        InvalidRequestError: `service.create_job` would refuse the request, too, for another reason than that
+        InvalidRequestError: `creation.create_job` would refuse the request, too, for another reason than that
             the base model cannot learn from an example; the answer lists such examples.
         NotFoundError: the base model or a file does not exist.
         FailedDependencyError: the model to continue from is quarantined or damaged.
@@ -69,7 +70,7 @@ def check_job(database: Database, context: Context, request: CreateJob) -> JobPr
     """
     chosen = choose_split(database, context, request)
     choice = chosen[1] if chosen else None
-    plan = service.plan_job(database, context, request, choice, is_dry_run=True)
+    plan = plan_job(database, context, request, choice, is_dry_run=True)
     if plan.waits:
         message = "A file is still being checked; ask again in a moment."
         raise UnavailableError(message, code="file_not_checked")
