@@ -91,14 +91,8 @@ def require_bytes(session: Session, project_id: str, added: int, param: str | No
 def _require_little_deleted(
     session: Session, project_id: str, most: int, wanted: int, param: str | None
 ) -> None:
-    """Check that on disk, where deleted files stay for a day, there is no more than twice the quota."""
-    deleted = (
-        select(_FILES.c.storage_key, _FILES.c.bytes)
-        .where(_FILES.c.project_id == project_id, _FILES.c.deleted_at > time.time() - _DAY_SECONDS)
-        .distinct()
-        .subquery()
-    )
-    waiting = int(session.scalar(select(func.sum(deleted.c.bytes))) or 0)
+    """Check that on disk, where what was deleted stays for a day, there is no more than twice the quota."""
+    waiting = _deleted_bytes(session, project_id)
     if wanted + waiting > 2 * most:
         raise QuotaExceededError(
             f"The project has deleted {waiting:,} bytes within a day, which are still on the disk. With them "
@@ -106,3 +100,23 @@ def _require_little_deleted(
             code="insufficient_quota",
             param=param,
         )
+
+
+def _deleted_bytes(session: Session, project_id: str) -> int:
+    """Return the bytes of the files and models that were deleted within a day."""
+    since = time.time() - _DAY_SECONDS
+    files = (
+        select(_FILES.c.storage_key, _FILES.c.bytes)
+        .where(_FILES.c.project_id == project_id, _FILES.c.deleted_at > since)
+        .distinct()
+        .subquery()
+    )
+    # A folder is deleted once all that are in it are.
+    folders = (
+        select(func.max(_ADAPTERS.c.bytes).label("bytes"))
+        .where(_ADAPTERS.c.project_id == project_id)
+        .group_by(_ADAPTERS.c.storage_key)
+        .having(func.count() == func.count(_ADAPTERS.c.deleted_at), func.max(_ADAPTERS.c.deleted_at) > since)
+        .subquery()
+    )
+    return sum(int(session.scalar(select(func.sum(part.c.bytes))) or 0) for part in (files, folders))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -75,6 +76,25 @@ def test_deleted_files_do_not_fill_the_disk(http: httpx2.Client, client: OpenAI,
     client.files.delete(file_id)
     with pytest.raises(openai.RateLimitError, match="2,000 bytes within a day, which are still on the disk"):
         store(client, 3)
+
+
+def test_deleted_models_do_not_fill_the_disk(
+    http: httpx2.Client, client: OpenAI, database: Database, project_id: str
+) -> None:
+    """A folder is deleted with the last model in it."""
+    set_quotas(http, project_id, max_stored_bytes=1000)
+    day = 86_400
+    deleted_before = {"a": 60, "a:ckpt-step-1": 120, "b": day + 60, "c": 60}
+    with database.writer() as session:
+        model = {"project_id": project_id, "base_model": BASE_MODEL}
+        for name, seconds in deleted_before.items():
+            key, deleted_at = f"jobs/{name[0]}", time.time() - seconds
+            size = 1500 if name != "c" else 300
+            session.add(Adapter(name=name, storage_key=key, bytes=size, deleted_at=deleted_at, **model))
+        session.add(Adapter(name="c:ckpt-step-1", storage_key="jobs/c", bytes=300, **model))
+    store(client, 1, size=200)
+    with pytest.raises(openai.RateLimitError, match="deleted 1,500 bytes within a day"):
+        store(client, 2, size=200)
 
 
 def test_uploads_at_once_do_not_overrun_a_quota(http: httpx2.Client, client: OpenAI, project_id: str) -> None:
