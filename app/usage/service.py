@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence, Set
 from typing import Any
 
-from sqlalchemy import Select, func, null, select, union_all
+from sqlalchemy import SelectBase, func, null, select, union_all
 from sqlalchemy.orm import Session
 
 from app.core.errors import InvalidRequestError
@@ -71,7 +71,7 @@ def _select_used(
     project_ids: Sequence[str] | None,
     first: int,
     until: int,
-) -> Select[Any]:
+) -> SelectBase:
     """Select the columns of `table` from it or from the entries, of what is asked for."""
     columns = [getattr(source, name) for name in (*KEYS[table], *SUMS)]
     rows = select(*columns).where(source.minute >= first, source.minute < until)
