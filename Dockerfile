@@ -1,8 +1,9 @@
-# Toque's three images, for x86-64:
+# Toque's images, for x86-64:
 #   docker build --target api    -t toque-api .       the HTTP API: small, no torch
 #   docker build --target worker -t toque-worker .    trains
 #   docker build --target engine -t toque-engine .    serves: `worker` with another command
-# For NVIDIA GPUs, add `--build-arg DEVICE=cuda` to the last two. compose.yaml runs all three.
+#   docker build --target fleet  -t toque-fleet .     both on a Ray cluster: `worker` with Ray
+# For NVIDIA GPUs, add `--build-arg DEVICE=cuda` to the last three. compose.yaml runs the first three.
 
 # Any Debian image with Python 3.11.
 ARG PYTHON_IMAGE=python:3.11-slim
@@ -96,3 +97,18 @@ EXPOSE 8001
 # Checks that vLLM and its model are ready. They are not while the model loads or vLLM restarts.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=300s CMD ["python", "-P", "-c", "import os, urllib.request as http; http.build_opener(http.ProxyHandler({})).open(f'http://127.0.0.1:{os.environ[\"TOQUE_ENGINE_LISTEN\"].rpartition(\":\")[2]}/health', timeout=8)"]
 CMD ["toque", "engine"]
+
+
+# The nodes of a Ray cluster, and `toque fleet` on one of them.
+FROM worker AS fleet
+USER root
+COPY requirements/fleet.txt /requirements/
+RUN pip install --no-deps --require-hashes --only-binary :all: -r /requirements/fleet.txt
+# Ray sends reports about its use to its makers otherwise, and gives what it runs a low priority.
+ENV RAY_AUTH_MODE=token \
+    RAY_USAGE_STATS_ENABLED=0 \
+    RAY_worker_niceness=0
+USER toque
+# Checks that Ray runs here.
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s CMD ["python", "-P", "-c", "import urllib.request as http; http.build_opener(http.ProxyHandler({})).open('http://127.0.0.1:52365/api/local_raylet_healthz', timeout=8)"]
+CMD ["toque", "fleet"]

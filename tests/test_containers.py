@@ -89,7 +89,7 @@ def read_dockerfile() -> dict[str, Stage]:
 
 
 STAGES = read_dockerfile()
-FINAL = ("api", "worker", "engine")
+FINAL = ("api", "worker", "engine", "fleet")
 
 
 def ignored(path: str) -> bool:

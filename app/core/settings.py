@@ -271,6 +271,9 @@ class Settings(BaseSettings):
     """The most engines that a fleet runs for one base model."""
     fleet_requests_per_engine: int = Field(default=32, ge=1)
     """The requests in flight for which one engine is enough. A fleet runs one more for each so many more."""
+    fleet_resource: Literal["", "CPU", "GPU"] = ""
+    """What a fleet's workers and engines are placed by. Empty means GPUs if a node has one when the fleet
+    starts; say so where an autoscaler brings the nodes later."""
     external_endpoints: list[str] = []
     """Base URLs of the OpenAI-compatible services that comparisons may ask, as a JSON list such as
     `["https://host/v1"]`."""

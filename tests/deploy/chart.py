@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -16,6 +17,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
 from tests.deploy.prometheus_queries import run_prometheus
+from tests.deploy.ray_cluster_schema import RAY_CLUSTER
 from tests.support.dashboards import DEPLOY
 from tests.support.engine_stand_in import ASK, EngineStandIn
 from tests.support.job_rows import add_job
@@ -24,17 +26,13 @@ from tests.support.waiting import wait_until
 
 CHART = DEPLOY / "chart"
 VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+RAY_VALUES: dict[str, Any] = yaml.safe_load((CHART / "ci" / "ray-values.yaml").read_text("utf-8"))
+ROOT = Path(__file__).parents[2]
 KUBERNETES = "1.33"
-POD_TEMPLATES = {
-    "Deployment": ("spec", "template"),
-    "Job": ("spec", "template"),
-    "ScaledJob": ("spec", "jobTargetRef", "template"),
-}
-"""Where the pods of each kind are described."""
 METRICS = ("toque_queued_jobs", "toque_engines_needed")
 INFORMATION = 1
-CUSTOM = {"ScaledJob", "ScaledObject"}
-"""KEDA's kinds, of whose schemas `kubernetes_validate` knows nothing: of them, the pods are validated."""
+CUSTOM = {"ScaledJob", "ScaledObject", "RayCluster"}
+"""KEDA's and KubeRay's kinds, of whose schemas `kubernetes_validate` knows nothing."""
 
 
 @pytest.fixture(params=VALUES, ids=lambda path: path.name.removesuffix("-values.yaml"))
@@ -50,13 +48,19 @@ def render(values: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Every object that runs pods, with their template."""
+    """Every object that runs pods, with each of its templates."""
     for each in objects:
-        if each["kind"] in POD_TEMPLATES:
-            template = each
-            for field in POD_TEMPLATES[each["kind"]]:
-                template = template[field]
-            yield each, template
+        spec = each.get("spec", {})
+        match each["kind"]:
+            case "Deployment" | "Job":
+                yield each, spec["template"]
+            case "ScaledJob":
+                yield each, spec["jobTargetRef"]["template"]
+            case "RayCluster":
+                for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+                    yield each, group["template"]
+            case _:
+                pass
 
 
 def triggers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -77,6 +81,9 @@ def test_every_object_is_valid(values: dict[str, Any]) -> None:
     for owner, template in pods(objects):
         as_object = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": owner["metadata"]}
         kubernetes_validate.validate(as_object | {"template": template}, KUBERNETES, strict=True)
+    for each in objects:
+        if each["kind"] == "RayCluster":
+            jsonschema.validate(each, RAY_CLUSTER)
     names = [(each["kind"], each["metadata"]["name"]) for each in objects]
     assert len(names) == len(set(names))
 
@@ -86,7 +93,7 @@ def test_pods_have_no_more_rights_than_they_need(values: dict[str, Any]) -> None
         spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"], owner
         assert spec["automountServiceAccountToken"] is False
-        for container in spec["containers"]:
+        for container in spec.get("initContainers", []) + spec["containers"]:
             rights = container["securityContext"]
             assert rights["readOnlyRootFilesystem"]
             assert rights["capabilities"] == {"drop": ["ALL"]}
@@ -112,6 +119,69 @@ def test_what_is_selected_is_there(values: dict[str, Any]) -> None:
             assert each["spec"]["scaleTargetRef"]["name"] in deployments
 
 
+def test_a_ray_cluster_replaces_what_keda_scales() -> None:
+    objects = render(RAY_VALUES)
+    kinds = {each["kind"] for each in objects}
+    assert not kinds & {"ScaledJob", "ScaledObject"}
+    assert [each["metadata"]["name"] for each in objects if each["kind"] == "Deployment"] == ["toque-api"]
+    (cluster,) = (each["spec"] for each in objects if each["kind"] == "RayCluster")
+    locked = (ROOT / "requirements" / "fleet.txt").read_text("utf-8")
+    assert f"\nray=={cluster['rayVersion']} " in locked
+    groups = [
+        (each["groupName"], each["minReplicas"], each["maxReplicas"]) for each in cluster["workerGroupSpecs"]
+    ]
+    assert groups == [("single", 0, 16), ("eight", 0, 2)]
+    assert cluster["enableInTreeAutoscaling"]
+    settings = next(each["data"] for each in objects if each["kind"] == "ConfigMap")
+    assert settings["TOQUE_FLEET_RESOURCE"] == "GPU"
+    assert settings["TOQUE_FLEET_WORKERS"] == "24"
+    assert settings["TOQUE_FLEET_ENGINES_PER_BASE"] == "8"
+
+
+def test_ray_asks_for_a_token_and_its_head_runs_the_fleet() -> None:
+    objects = render(RAY_VALUES)
+    (cluster,) = (each["spec"] for each in objects if each["kind"] == "RayCluster")
+    head = cluster["headGroupSpec"]["template"]["spec"]
+    containers = [each for _, template in pods(objects) for each in template["spec"]["containers"]]
+    ray = [each for each in containers if each["image"].startswith("registry.example.com/team/toque-fleet:")]
+    assert [each["name"] for each in ray] == ["ray-head", "fleet", "ray-node", "ray-node"]
+    for container in (*ray, cluster["autoscalerOptions"]):
+        variables = {each["name"]: each for each in container["env"]}
+        assert variables["RAY_AUTH_MODE"]["value"] == "token"
+        token = variables["RAY_AUTH_TOKEN"]["valueFrom"]["secretKeyRef"]
+        assert token == {"name": "toque-ray", "key": "auth_token"}
+    fleet = ray[1]
+    assert fleet["args"][:2] == ["toque", "fleet"]
+    assert head["shareProcessNamespace"]
+    mounts = [
+        {each["mountPath"]: each["name"] for each in container["volumeMounts"]} for container in ray[:2]
+    ]
+    assert mounts[0] == mounts[1], "a process of the head's machine finds there what the head does"
+    account = "/var/run/secrets/kubernetes.io/serviceaccount"
+    assert account not in mounts[0], "Kubernetes is for the autoscaler alone"
+    assert account in {each["mountPath"] for each in cluster["autoscalerOptions"]["volumeMounts"]}
+    rights = cluster["autoscalerOptions"]["securityContext"]
+    assert rights == ray[0]["securityContext"]
+
+
+def test_gateways_reach_engines_on_rays_nodes_and_nothing_else_there() -> None:
+    objects = render(RAY_VALUES)
+    (policy,) = (
+        each["spec"]
+        for each in objects
+        if each["kind"] == "NetworkPolicy" and each["metadata"]["name"] == "toque-ray"
+    )
+    among_nodes, from_gateways = policy["ingress"]
+    assert among_nodes == {"from": [{"podSelector": policy["podSelector"]}]}
+    (ports,) = from_gateways["ports"]
+    (cluster,) = (each["spec"] for each in objects if each["kind"] == "RayCluster")
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        of_ray = [int(value) for name, value in group["rayStartParams"].items() if name.endswith("port")]
+        assert len(of_ray) == len(set(of_ray))
+        assert not [port for port in of_ray if ports["port"] <= port <= ports["endPort"]]
+        assert group["template"]["metadata"]["labels"]["toque/kind"] == "ray"
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -120,6 +190,8 @@ def test_what_is_selected_is_there(values: dict[str, Any]) -> None:
         ({"secret": {"existing": "toque"}, "storage": {"url": "ftp://host"}}, "url"),
         ({"secret": {"existing": "toque"}, "stroage": {"url": "s3://bucket"}}, "stroage"),
         ({"secret": {"existing": "toque"}, "settings": {"toque_port": "1"}}, "toque_port"),
+        (RAY_VALUES | {"ray": {"enabled": True}}, "ray.tokenSecret"),
+        (RAY_VALUES | {"ray": {"enabled": True, "nodes": []}}, "nodes"),
     ],
 )
 def test_values_that_cannot_work_are_refused_by_name(wrong: dict[str, Any], said: str) -> None:

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str], worker: Sequence[str] = WORKER, engine: Seque
     settings = Settings()
     set_up_logging("fleet", settings.log_format)
     try:
-        cluster = Cluster(options.address)
+        cluster = Cluster(options.address, settings.fleet_resource)
         if problems := cluster.unusable_nodes(JOIN_SECONDS):
             raise UnusableClusterError("; ".join(problems.values()))
         fleet = Fleet(settings, cluster, worker, engine)

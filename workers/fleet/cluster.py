@@ -23,8 +23,10 @@ class UnusableClusterError(Exception):
 class Cluster:
     """A connection to a Ray cluster."""
 
-    def __init__(self, address: str | None) -> None:
+    def __init__(self, address: str | None, resource: str = "") -> None:
         """Joins the cluster at `address`; without one, at RAY_ADDRESS or on this machine.
+
+        `resource` is what workers and engines are placed by, `GPU` or `CPU`; empty if that is to be seen.
 
         Raises:
             ConnectionError: it cannot be reached now.
@@ -48,6 +50,7 @@ class Cluster:
             raise
         except RuntimeError as error:  # Ray says so where its own version or Python's differs
             raise UnusableClusterError(str(error)) from error
+        self._resource = resource
         self._answers: dict[str, Any] = {}
         """By node: reference to what it will say of itself."""
         self._usable: set[str] = set()
@@ -55,8 +58,8 @@ class Cluster:
 
     @property
     def resource(self) -> str:
-        """Returns what workers and engines are placed by: `GPU`, or `CPU` where no node has a GPU."""
-        return "GPU" if self.ray.cluster_resources().get("GPU") else "CPU"
+        """Returns what workers and engines are placed by: what was said, or `CPU` if no node has a GPU."""
+        return self._resource or ("GPU" if self.ray.cluster_resources().get("GPU") else "CPU")
 
     def unusable_nodes(self, patience: float = 0.0) -> dict[str, str]:
         """Returns the nodes that the fleet cannot use, and why, as far as they say so within `patience` s.

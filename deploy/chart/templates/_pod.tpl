@@ -36,7 +36,7 @@ capabilities: {drop: [ALL]}
 
 {{- define "toque.pod" -}}
 automountServiceAccountToken: false
-serviceAccountName: {{ .root.Release.Name }}
+serviceAccountName: {{ .account | default .root.Release.Name }}
 {{- with .root.Values.image.pullSecrets }}
 imagePullSecrets: {{ toJson . }}
 {{- end }}
@@ -54,6 +54,10 @@ volumes:
     emptyDir: {}
   - name: shm
     emptyDir: {medium: Memory, sizeLimit: 1Gi}
+  {{- if eq .image "fleet" }}
+  - name: ray-logs  # KubeRay's name for it, by which its autoscaler finds it, too
+    emptyDir: {}
+  {{- end }}
   {{- if not .root.Values.storage.url }}
   - name: storage
     persistentVolumeClaim:
@@ -74,12 +78,17 @@ env:
   - name: TOQUE_DATABASE_URL
     valueFrom:
       secretKeyRef: {name: {{ include "toque.secret" .root }}, key: TOQUE_DATABASE_URL}
-  {{- if eq .image "engine" }}
+  {{- if has .image (list "engine" "fleet") }}
   - name: POD_IP
     valueFrom:
       fieldRef: {fieldPath: status.podIP}
+  {{- end }}
+  {{- if eq .image "engine" }}
   - {name: TOQUE_ENGINE_LISTEN, value: "0.0.0.0:8001"}
   - {name: TOQUE_ENGINE_URL, value: "http://$(POD_IP):8001"}
+  {{- end }}
+  {{- if eq .image "fleet" }}
+  {{- include "toque.rayToken" . | nindent 2 }}
   {{- end }}
 {{- $resources := deepCopy (.pool.resources | default dict) }}
 {{- if .pool.gpus }}
@@ -90,9 +99,21 @@ volumeMounts:
   - {name: data, mountPath: /data}
   - {name: tmp, mountPath: /tmp}
   - {name: shm, mountPath: /dev/shm}
+  {{- if eq .image "fleet" }}
+  - {name: ray-logs, mountPath: /tmp/ray}
+  {{- end }}
   {{- if not .root.Values.storage.url }}
   - {name: storage, mountPath: /storage}
   {{- end }}
+{{- end }}
+
+{{- define "toque.rayToken" -}}
+- {name: RAY_AUTH_MODE, value: token}
+- name: RAY_AUTH_TOKEN
+  valueFrom:
+    secretKeyRef:
+      name: {{ required "ray.tokenSecret must name a Secret with the cluster's token" .root.Values.ray.tokenSecret }}
+      key: auth_token
 {{- end }}
 
 {{/* Prepares base models where they are not yet, each in a container of its own; takes `bases`, too. */}}
