@@ -72,8 +72,8 @@ def deployment(
         service = stack.enter_context(run_service(settings))
         cluster = RayCluster(redis, node_environment(settings))
         stack.callback(cluster.close)
-        for node, gpus in (("a", 2), ("b", 2), ("c", 1)):
-            cluster.add(node, gpus)
+        for node in ("a", "b", "c"):
+            cluster.add(node)
         deployment = Deployment(settings, database, service, cluster)
         stack.callback(deployment.stop_fleet)
         deployment.start_fleet(request.module.FLEET)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from openai import OpenAI
 from sqlalchemy import select
 
 from app.completions.models import Engine
-from app.core.database import Database
+from app.core.database import Database, database_now
 from app.core.settings import Settings
+from app.fine_tuning import worker_registry
 from app.fine_tuning.models import FineTuningJob, Worker
 from tests.cluster.ray_cluster import RayCluster
 from tests.support.service import Service
@@ -62,25 +64,27 @@ class Deployment:
             self.fleet.wait(60)
 
     def workers(self) -> list[Worker]:
-        """Workers that have not ended, killed ones included until they are forgotten."""
+        """Workers that are alive, as far as their heartbeats say."""
         with self.database.reader() as session:
-            return list(session.scalars(select(Worker)))
+            return worker_registry.alive(session, self.settings.heartbeat_seconds)
 
     def engines(self) -> list[Engine]:
+        """Engines that are alive, as far as their heartbeats say."""
+        silent_since = database_now() - 3 * self.settings.heartbeat_seconds
         with self.database.reader() as session:
-            return list(session.scalars(select(Engine)))
+            return list(session.scalars(select(Engine).where(Engine.heartbeat_at > silent_since)))
 
     def job(self, job_id: str) -> FineTuningJob:
         with self.database.reader() as session:
             return session.get_one(FineTuningJob, job_id)
 
-    def node_of(self, job_id: str) -> str:
-        """The node whose worker trains the job."""
-        worker = wait_until(
-            lambda: next((each for each in self.workers() if each.job_id == job_id), None),
-            "its worker reports",
-        )
-        return psutil.Process(worker.pid).environ()["FLEET_NODE"]
+    def process_of(self, job_id: str) -> psutil.Process:
+        """The worker that trains the job."""
+
+        def reported() -> Worker | None:
+            return next((each for each in self.workers() if each.id == self.job(job_id).worker_id), None)
+
+        return psutil.Process(wait_until(reported, "the job's worker reports").pid)
 
     def ledger(self) -> list[dict[str, Any]]:
         """What stand-in workers wrote down, in order."""
@@ -101,11 +105,24 @@ class Deployment:
                 continue
         return found
 
+    def find(self, role: str) -> psutil.Process | None:
+        """One of the `worker` or `engine` processes that run; any of them."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if f"stand_in_{role}" in " ".join(process.cmdline()):
+                    return process
+        return None
+
     def is_idle(self) -> bool:
         return not self.workers() and not self.engines()
 
     def become_idle(self, seconds: float = 120) -> None:
         wait_until(self.is_idle, "the fleet has neither workers nor engines", seconds=seconds)
+
+
+def alive(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended; zombies have."""
+    return psutil.wait_procs(processes, timeout=0)[1]
 
 
 def _is_ours(command: str) -> bool:

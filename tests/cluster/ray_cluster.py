@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tests.support.free_port import free_port
 from tests.support.waiting import wait_until
 
 TOKEN = "0123456789abcdef0123456789abcdef"
+GPUS = {"head": 0, "a": 2, "b": 2, "c": 1}
+"""What each node declares."""
 _OBJECT_STORE_BYTES = 80 * 2**20
 
 
@@ -39,21 +42,30 @@ class RayCluster:
         """Starts a head, whose state is in Redis; one that was killed before is replaced by it."""
         self.cluster.head_node = None
         with _redis_address(self._redis):
-            self._add("head", 0, gcs_server_port=self._port, redis_password="")
+            self.add("head", gcs_server_port=self._port, redis_password="")
 
-    def add(self, name: str, gpus: int) -> None:
-        self._add(name, gpus)
+    def add(self, name: str, **arguments: Any) -> None:
+        """Starts a node, for the first time or after it was killed."""
+        self.nodes[name] = self.cluster.add_node(
+            num_cpus=8,
+            num_gpus=GPUS[name],
+            object_store_memory=_OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            include_log_monitor=False,
+            env_vars=self._environment | {"FLEET_NODE": name},
+            **arguments,
+        )
 
-    def kill(self, name: str) -> float:
-        """Kills a node's raylet; returns when. What else the node has is Ray's to end."""
-        node = self.nodes.pop(name)
-        process = node.all_processes["raylet"][0].process
-        killed_at = time.time()
-        process.kill()
-        process.wait()
+    def processes_of(self, name: str) -> list[psutil.Process]:
+        """What runs below a node's raylet."""
+        return psutil.Process(self._raylet(name).pid).children(recursive=True)
+
+    def kill(self, name: str) -> None:
+        """Kills a node's raylet, and nothing else: what ran below it has to end by itself."""
+        raylet, node = self._raylet(name), self.nodes.pop(name)
+        raylet.kill()
+        raylet.wait()
         self.cluster.worker_nodes.discard(node)
-        node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-        return killed_at
 
     def kill_head(self) -> None:
         """Kills all that makes the head."""
@@ -69,16 +81,8 @@ class RayCluster:
             node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
         self.nodes.clear()
 
-    def _add(self, name: str, gpus: int, **arguments: Any) -> None:
-        self.nodes[name] = self.cluster.add_node(
-            num_cpus=8,
-            num_gpus=gpus,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            include_log_monitor=False,
-            env_vars=self._environment | {"FLEET_NODE": name},
-            **arguments,
-        )
+    def _raylet(self, name: str) -> Any:
+        return self.nodes[name].all_processes["raylet"][0].process
 
 
 @contextmanager
