@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from app.orphans import find_orphans
 from app.storage import open_storage
 from tests.s3.conftest import elsewhere
 from tests.s3.server import S3Server
+from tests.support.crashes import CRASH_POINTS, train_through_crash
 from tests.support.tiny_model import TINY, write_tiny_model
 from tests.support.waiting import wait_until
 from tests.support.worker import WorkerProcess, check_record, create, ended, run_worker, steps_of
-from tests.workers.training.test_survival import CRASH_POINTS
 
 POINTS = [*CRASH_POINTS, "attempt_files.before_publish", "attempt_files.after_publish"]
 
@@ -74,21 +75,8 @@ def test_a_crash_at_any_point_changes_nothing(
         references["losses"] = check_record(client, job)
         references["weights"] = weights(database, settings, job.fine_tuned_model)
 
-    marker, job = tmp_path / "reached", create(client)
-    while client.fine_tuning.jobs.retrieve(job.id).status != "succeeded":
-        crash = {"TOQUE_CRASH_AT": f"{point}:{marker}"}
-        with worker_elsewhere(settings, tmp_path / "workers", **crash) as worker:
-            wait_until(
-                lambda worker=worker: (
-                    worker.poll() is not None
-                    or client.fine_tuning.jobs.retrieve(job.id).status in ("succeeded", "failed")
-                ),
-                "the job or its worker ends",
-                seconds=180,
-            )
-        assert client.fine_tuning.jobs.retrieve(job.id).status != "failed"
-    assert marker.exists(), "the point was reached"
-    done = client.fine_tuning.jobs.retrieve(job.id)
+    start = partial(worker_elsewhere, settings, tmp_path / "workers")
+    done = train_through_crash(client, create(client).id, start, point, tmp_path / "reached")
     assert check_record(client, done) == references["losses"]
     assert weights(database, settings, done.fine_tuned_model or "") == references["weights"]
     with database.reader() as session:

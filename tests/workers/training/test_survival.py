@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,10 @@ from app.fine_tuning.models import FineTuningJob
 from app.models.adapters.models import Adapter
 from app.orphans import find_orphans
 from app.storage import open_storage
+from tests.support.crashes import CRASH_POINTS, train_through_crash
 from tests.support.waiting import wait_until
 from tests.support.worker import check_record, create, ended, run_worker, steps_of, trainer_of, weights
 
-CRASH_POINTS = [
-    "worker.claim_uncommitted",
-    "worker.claimed",
-    "trainer.base_loaded",
-    "trainer.step",
-    "reporter.step_recorded",
-    "checkpoint.before_adapter_model.safetensors",
-    "checkpoint.before_adapter_config.json",
-    "checkpoint.before_training_state.pt",
-    "checkpoint.before_manifest",
-    "checkpoint.before_rename",
-    "checkpoint.after_rename",
-    "trainer.checkpoint_saved",
-    "reporter.before_checkpoint_row",
-    "reporter.after_checkpoint_row",
-    "trainer.finished",
-    "reporter.before_result_file",
-    "reporter.after_result_file",
-    "reporter.result_row",
-    "reporter.model_row",
-    "reporter.published",
-]
 DPO_CRASH_POINTS = ["trainer.references_fixed", "checkpoint.before_rename"]
 """Those where it has more to lose."""
 
@@ -86,25 +66,9 @@ def test_a_crash_at_any_point_changes_nothing(
         )
     reference = references[method]
 
-    marker = tmp_path / "reached"
     job = create(client, method=method)
-    while client.fine_tuning.jobs.retrieve(job.id).status != "succeeded":  # its supervisor starts it again
-        with run_worker(settings, tmp_path, TOQUE_CRASH_AT=f"{point}:{marker}") as worker:
-            wait_until(
-                lambda worker=worker: (
-                    worker.poll() is not None
-                    or client.fine_tuning.jobs.retrieve(job.id).status in ("succeeded", "failed")
-                ),
-                "the job or its worker ends",
-                seconds=180,
-            )
-            if worker.poll() is None:
-                break
-            assert worker.returncode == -signal.SIGKILL, (tmp_path / "worker.log").read_text()
-    assert marker.exists(), "the point was never reached"
-
-    done = client.fine_tuning.jobs.retrieve(job.id)
-    assert done.status == "succeeded", done.error
+    start = partial(run_worker, settings, tmp_path)
+    done = train_through_crash(client, job.id, start, point, tmp_path / "reached")
     assert done.fine_tuned_model is not None
     assert check_record(client, done) == reference.losses
     found = weights(database, settings, done.fine_tuned_model)
