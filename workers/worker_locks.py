@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,8 @@ from filelock import FileLock, Timeout
 log = logging.getLogger("toque.worker")
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder in it has to be ours, see below
+_ABANDONED_SECONDS = 24 * 3600.0
+"""How long after its last start or end of a worker a deployment may be gone for good."""
 
 
 class WorkerLocks:
@@ -27,8 +30,11 @@ class WorkerLocks:
     def __init__(self, database_url: str, worker_id: str) -> None:
         """Lock this worker's own, until the process ends or `release`."""
         deployment = hashlib.sha256(database_url.encode()).hexdigest()[:16]
-        self._folder = _MEMORY / f"toque-workers-{os.geteuid()}-{deployment}"
+        ours = f"toque-workers-{os.geteuid()}-"
+        self._folder = _MEMORY / f"{ours}{deployment}"
         self._worker_id = worker_id
+        for folder in _MEMORY.glob(f"{ours}*"):
+            _remove_abandoned(folder)
         self._lock = FileLock(self._path(worker_id))
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
@@ -43,8 +49,8 @@ class WorkerLocks:
         """Return the ids of workers that have died on this machine, until they are forgotten."""
         if not self._is_ours:
             return []
-        ids = [path.stem for path in self._folder.glob("*.lock")]
-        return [each for each in ids if each != self._worker_id and self._has_died(each)]
+        others = [path for path in self._folder.glob("*.lock") if path.stem != self._worker_id]
+        return [path.stem for path in others if _is_free(path)]
 
     def forget(self, worker_ids: Collection[str]) -> None:
         """Remove what is left of workers that have died."""
@@ -62,9 +68,21 @@ class WorkerLocks:
     def _path(self, worker_id: str) -> Path:
         return self._folder / f"{worker_id}.lock"
 
-    def _has_died(self, worker_id: str) -> bool:
-        try:
-            with FileLock(self._path(worker_id), timeout=0):
-                return True
-        except (Timeout, OSError):
-            return False
+
+def _is_free(lock: Path) -> bool:
+    """Whether nobody holds the lock: its worker has died."""
+    try:
+        with FileLock(lock, timeout=0):
+            return True
+    except (Timeout, OSError):
+        return False
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove the folder of a deployment whose workers were killed long ago, and which had none since."""
+    with suppress(OSError):  # somebody else's, or already gone
+        locks = list(folder.glob("*.lock"))
+        if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS and all(map(_is_free, locks)):
+            for lock in locks:
+                lock.unlink(missing_ok=True)
+            folder.rmdir()
