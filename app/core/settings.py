@@ -227,6 +227,9 @@ class Settings(BaseSettings):
     """The most jobs of one project that run at the same time; 0 means no limit."""
     storage_room_bytes: int = Field(default=2**30, ge=0)
     """The free space at which jobs that were paused because the storage was full resume."""
+    worker_jobs: int = Field(default=1, ge=1, le=64)
+    """The most jobs that a worker trains [at the same time](operations.md#several-jobs-on-one-base-model), by
+    taking a step of each in turn."""
     training_threads: int = Field(default=0, ge=0)
     """The number of CPU threads that the trainer uses; 0 means all cores."""
     training_gpus: int = Field(default=0, ge=0)

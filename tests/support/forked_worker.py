@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.support.starved_trainer import starve
-from workers.training import child, ranks, trainer, worker
+from workers.training import child, ranks, trainer, training_loop, worker
 from workers.training.trainer_process import StopRequest
 
 HOLD_AT = "HOLD_AT"
@@ -47,7 +47,7 @@ def run(environment: dict[str, str], log: str) -> None:
 
 def hold_at(held: str, times: int, marker: Path) -> None:
     """Have the trainer wait at this point until it is asked to stop; once, since it makes the file first."""
-    reach = trainer.reach
+    reach = training_loop.reach
     requests: list[StopRequest] = []
     reached = itertools.count(1)
 
@@ -60,11 +60,11 @@ def hold_at(held: str, times: int, marker: Path) -> None:
         reach(point)
         if point == held and next(reached) == times and not marker.exists():
             marker.touch()
-            while not requests[0].made:
+            while not (requests[0].made or requests[0].causes):
                 time.sleep(0.01)
 
     trainer.StopRequest = ObservedStopRequest
-    trainer.reach = reach_and_wait
+    training_loop.reach = reach_and_wait
 
 
 class ForkedTrainer(subprocess.Popen[bytes]):

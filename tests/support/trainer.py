@@ -19,6 +19,7 @@ from workers.training.protocol import (
     Progress,
     Started,
     Step,
+    StopJob,
     Stopped,
     TrainingSpec,
 )
@@ -38,9 +39,9 @@ class Child:
     def train(self, spec: TrainingSpec, stop_after: int | None = None) -> list[Progress]:
         """What it says about the job; after the step `stop_after` (0: once it begins) it is asked to stop."""
         said: list[Progress] = []
-        self._send(spec)
+        self.send(spec)
         while not said or not isinstance(said[-1], Finished | Stopped | Failed):
-            said.append(self._hear())
+            said.append(self.hear())
             begins = isinstance(said[-1], Started) and stop_after == 0
             if begins or (isinstance(said[-1], Step) and said[-1].metrics.step == stop_after):
                 self.process.send_signal(signal.SIGTERM)
@@ -48,16 +49,16 @@ class Child:
 
     def begin(self, spec: TrainingSpec) -> None:
         """Have it train a job, and return after the first step."""
-        self._send(spec)
-        while not isinstance(self._hear(), Step):
+        self.send(spec)
+        while not isinstance(self.hear(), Step):
             pass
 
-    def _send(self, spec: TrainingSpec) -> None:
+    def send(self, request: TrainingSpec | StopJob) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(msgspec.json.encode(spec) + b"\n")
+        self.process.stdin.write(msgspec.json.encode(request) + b"\n")
         self.process.stdin.flush()
 
-    def _hear(self) -> Progress:
+    def hear(self) -> Progress:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"the trainer died: {self.process.wait()}"

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
@@ -138,6 +138,15 @@ def trainer_of(worker: WorkerProcess) -> psutil.Process:
         return next((child for child in children if _is_trainer(child)), None)
 
     return wait_until(find, "the trainer starts")
+
+
+def kill_with_trainer(worker: WorkerProcess) -> None:
+    """Kill both without notice, as when their machine vanishes."""
+    processes = [psutil.Process(worker.pid), trainer_of(worker)]
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes)
 
 
 def _is_trainer(process: psutil.Process) -> bool:

@@ -40,6 +40,10 @@ class Idleness:
         self._is_over.clear()
         self._looked_at = time.monotonic()
 
+    def interrupt(self) -> None:
+        """Ends the wait that is going on, from any thread."""
+        self._is_over.set()
+
     def end(self) -> None:
         """Ends every wait at once, from any thread."""
         self._is_ended.set()

@@ -2,10 +2,13 @@
 
 The worker writes a `TrainingSpec` to the child's stdin. The child answers with any number of `Progress`
 messages and ends each job with exactly one of `Finished`, `Stopped` or `Failed`. SIGTERM asks it to save a
-checkpoint and stop. All jobs of a child have the same number of GPUs. Paths are absolute.
+checkpoint of every job and stop them all, `StopJob` to do so with one. All jobs of a child have the same
+number of GPUs, and those that it has at the same time share a base model. Paths are absolute.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import msgspec
 
@@ -20,10 +23,17 @@ OUT_OF_MEMORY, RANK_DIED = 81, 82
 """Exit codes of a trainer that trains on several GPUs: one of its ranks ran out of memory, or died."""
 
 
+StopCause = Literal["request", "memory", "other_job"]
+"""Why a job is stopped: the worker wants it, it does not fit into memory beside others, or another one has
+failed and left the base model in an unknown state."""
+
+
 class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     """One attempt at a job."""
 
     job_id: str
+    attempt: str = ""
+    """Tells it apart from others of the trainer's, those at the same job among them."""
     base_model: str
     """The base model's name in the catalogue, which is written into `adapter_config.json`."""
     base_model_dir: str
@@ -49,7 +59,20 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, tag="train"):
     """The folder of the adapter that training continues from; None for a fresh adapter."""
 
 
-class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
+class StopJob(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
+    """Save a checkpoint of one job and stop it; the others go on."""
+
+    attempt: str
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """What a trainer says about an attempt."""
+
+    attempt: str = ""
+    """As in its `TrainingSpec`; a trainer that has one job at a time need not say."""
+
+
+class Started(Message, frozen=True, kw_only=True, tag="started"):
     """The files are read and the model is loaded; training is about to begin."""
 
     total_steps: int
@@ -78,7 +101,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True, tag="started"):
     """Whether activations are computed again in the backward pass, because they would not fit otherwise."""
 
 
-class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
+class Step(Message, frozen=True, kw_only=True, tag="step"):
     """An optimizer step was taken."""
 
     metrics: Metrics
@@ -91,40 +114,42 @@ class Step(msgspec.Struct, frozen=True, kw_only=True, tag="step"):
     """Time spent in steps; the steps of earlier attempts are counted at this attempt's pace."""
 
 
-class Working(msgspec.Struct, frozen=True, kw_only=True, tag="working"):
+class Working(Message, frozen=True, kw_only=True, tag="working"):
     """The trainer is alive, in the middle of something that takes long."""
 
 
-class Saved(msgspec.Struct, frozen=True, kw_only=True, tag="saved"):
+class Saved(Message, frozen=True, kw_only=True, tag="saved"):
     """A checkpoint folder is complete and durable: an attempt can resume from it at `step`."""
 
     step: int
     path: str
 
 
-class Checkpoint(msgspec.Struct, frozen=True, kw_only=True, tag="checkpoint"):
+class Checkpoint(Message, frozen=True, kw_only=True, tag="checkpoint"):
     """A checkpoint folder that was saved has a PEFT adapter that is to be served."""
 
     metrics: Metrics
     path: str
 
 
-class Noted(msgspec.Struct, frozen=True, kw_only=True, tag="noted"):
+class Noted(Message, frozen=True, kw_only=True, tag="noted"):
     """Something for the job's log."""
 
     message: str
 
 
-class Warned(msgspec.Struct, frozen=True, kw_only=True, tag="warned"):
+class Warned(Message, frozen=True, kw_only=True, tag="warned"):
     """Something happened that the job's owner should know; training continues."""
 
     message: str
 
 
-class Stopped(msgspec.Struct, frozen=True, kw_only=True, tag="stopped"):
-    """Training stopped as asked, and can be resumed from `step`."""
+class Stopped(Message, frozen=True, kw_only=True, tag="stopped"):
+    """Training stopped before its end, and can be resumed from the newest checkpoint."""
 
     step: int
+    """How far it was; 0 if the steps since the newest checkpoint, if any, are lost."""
+    cause: StopCause = "request"
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +167,7 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """The same log-probabilities by the base model alone."""
 
 
-class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
+class Finished(Message, frozen=True, kw_only=True, tag="finished"):
     """The job is trained; the folder `path` holds the adapter to publish."""
 
     path: str
@@ -154,7 +179,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag="finished"):
     samples: list[Sample] = []
 
 
-class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
+class Failed(Message, frozen=True, kw_only=True, tag="failed"):
     """The job cannot be trained; the message tells the user what to do.
 
     Some codes are not the job's fault: after `storage_full` it waits for room, after `storage_unusable` and

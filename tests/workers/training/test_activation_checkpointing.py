@@ -15,11 +15,12 @@ from app.models.token_mixing import read_config, token_mixing
 from tests.support.gradients import gradients, randomize, with_lora
 from tests.support.tiny_bases import write_tiny_base
 from tests.support.trainer import losses, with_
+from tests.support.training_loop import train
 from workers.device import Device
-from workers.training import activation_checkpointing, learning, memory, model, trainer
+from workers.training import activation_checkpointing, learning, memory, model
 from workers.training.activation_checkpointing import checkpoint_activations
 from workers.training.layouts import Batch, collate, set_layout, target_logits
-from workers.training.protocol import Finished, Progress, Started, TrainingSpec, Warned
+from workers.training.protocol import Finished, Started, TrainingSpec, Warned
 from workers.training.quantization import Quantization
 
 CPU = torch.device("cpu")
@@ -70,12 +71,6 @@ def test_gradients_are_exactly_the_same(family: str, quantization: Quantization,
 @pytest.fixture(scope="module")
 def base(base_model_dir: Path) -> model.WarmBase:
     return model.load_warm_base(base_model_dir)
-
-
-def train(spec: TrainingSpec, base: model.WarmBase) -> list[Progress]:
-    said: list[Progress] = []
-    trainer.train(spec, base, said.append, trainer.StopRequest())
-    return said
 
 
 def test_the_trainer_switches_it_on_where_the_estimate_exceeds_the_memory(

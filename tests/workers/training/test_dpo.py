@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -24,14 +23,15 @@ from tests.support.examples import Lines, preference, preference_pairs
 from tests.support.gradients import adapter_weights, gradients, randomize, with_lora
 from tests.support.starved_trainer import starved_logits
 from tests.support.trainer import Child, losses, with_
-from workers.training import learning, model, trainer
+from tests.support.training_loop import train
+from workers.training import learning, model
 from workers.training.dataset import TrainingExample, load_examples
+from workers.training.failure import explain
 from workers.training.objectives import DPOLoss
 from workers.training.protocol import (
     Checkpoint,
     Failed,
     Finished,
-    Progress,
     Started,
     Step,
     Stopped,
@@ -232,12 +232,6 @@ def test_files_of_another_method_are_named(child: Child, spec: TrainingSpec, dpo
     assert "Line 1 has one answer" in failed.message
 
 
-def train(spec: TrainingSpec, base: model.WarmBase) -> list[Progress]:
-    said: list[Progress] = []
-    trainer.train(spec, base, said.append, SimpleNamespace(made=False))  # pyright: ignore[reportArgumentType]
-    return said
-
-
 def test_smaller_pieces_make_the_same_steps(
     dpo: TrainingSpec, base: model.WarmBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -254,7 +248,7 @@ def test_smaller_pieces_make_the_same_steps(
     monkeypatch.setattr(learning, "target_logits", lambda model, batch: starved_logits(100, model, batch))
     with pytest.raises(RuntimeError) as caught:
         train(with_(dpo), base)
-    assert trainer.explain(caught.value, dpo).code == "out_of_memory", "a pair is never cut"
+    assert explain(caught.value, dpo).code == "out_of_memory", "a pair is never cut"
 
 
 def test_a_stop_before_the_first_step_leaves_nothing_behind(

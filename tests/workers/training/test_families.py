@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -24,8 +23,10 @@ from tests.support.examples import chat, colours, lines_of, preference_pairs
 from tests.support.gradients import adapter_weights, randomize, with_lora
 from tests.support.tiny_bases import FAMILIES, WINDOW, write_tiny_base
 from tests.support.trainer import losses, with_
-from workers.training import learning, model, trainer
+from tests.support.training_loop import train
+from workers.training import learning, model
 from workers.training.dataset import TrainingExample, load_examples
+from workers.training.failure import UntrainableError
 from workers.training.layouts import collate, target_logits
 from workers.training.model import WarmBase
 from workers.training.objectives import CrossEntropyLoss
@@ -157,18 +158,6 @@ def job(base: WarmBase, spec: TrainingSpec) -> TrainingSpec:
     )
 
 
-def train(spec: TrainingSpec, base: WarmBase, stop_after: int | None = None) -> list[Progress]:
-    said: list[Progress] = []
-    stop = SimpleNamespace(made=False)
-
-    def send(progress: Progress) -> None:
-        said.append(progress)
-        stop.made = isinstance(progress, Step) and progress.metrics.step == stop_after
-
-    trainer.train(spec, base, send, stop)  # pyright: ignore[reportArgumentType]
-    return said
-
-
 def weights_of(said: list[Any]) -> dict[str, Tensor]:
     assert isinstance(said[-1], Finished)
     return load_file(Path(said[-1].path) / "adapter_model.safetensors")
@@ -194,7 +183,7 @@ def test_a_job_learns_resumes_to_equal_weights_and_is_exported(
     family: str, base: WarmBase, job: TrainingSpec, tmp_path: Path
 ) -> None:
     if family == "gpt2":
-        with pytest.raises((AdapterError, trainer.UntrainableError), match="cannot be served"):
+        with pytest.raises((AdapterError, UntrainableError), match="cannot be served"):
             check_exported(train(job, base)[-1], base)
         return
     whole = train(job, base)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +21,10 @@ from tests.support.examples import Lines, colours
 from tests.support.starved_trainer import starved_logits
 from tests.support.trainer import with_
 from tests.support.training_files import chat_line, training_bytes
+from tests.support.training_loop import train
 from tests.support.worker import create, ended, run_worker
-from workers.training import learning, limits, model, trainer
+from workers.training import learning, limits, model
+from workers.training.failure import explain
 from workers.training.layouts.packed import PackedBatch
 from workers.training.protocol import Finished, Progress, Started, Step, TrainingSpec, Warned
 
@@ -34,12 +35,6 @@ def base(base_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> model.WarmBas
     torch.set_num_threads(1)
     monkeypatch.setattr(model, "compute_dtype", lambda device: torch.float32)
     return model.load_warm_base(base_model_dir)
-
-
-def train(spec: TrainingSpec, base: model.WarmBase) -> list[Progress]:
-    said: list[Progress] = []
-    trainer.train(spec, base, said.append, SimpleNamespace(made=False))  # pyright: ignore[reportArgumentType]
-    return said
 
 
 def losses(said: list[Progress]) -> list[float | None]:
@@ -142,7 +137,7 @@ def test_an_example_that_does_not_fit_fails_at_once(
     with pytest.raises(RuntimeError) as caught:
         train(with_(spec), base)
 
-    failed = trainer.explain(caught.value, spec)
+    failed = explain(caught.value, spec)
     assert (failed.code, failed.param) == ("out_of_memory", None)
     assert "max_length" in failed.message
     assert tries[-1] == 1, "one example at a time was tried"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -21,8 +20,9 @@ from tests.support.gradients import gradients, randomize
 from tests.support.tiny_bases import write_tiny_base
 from tests.support.tiny_model import write_tiny_model
 from tests.support.trainer import Child, losses, with_
+from tests.support.training_loop import train
 from tests.support.worker import create, ended, run_worker
-from workers.training import model, quantization, served_base, trainer
+from workers.training import model, quantization, served_base
 from workers.training.protocol import (
     Checkpoint,
     Failed,
@@ -199,18 +199,13 @@ def test_a_job_succeeds_where_the_base_as_served_does_not_fit(
 ) -> None:
     base = model.load_warm_base(wide_base_dir, None, "nf4")
 
-    def train() -> list[Progress]:
-        said: list[Progress] = []
-        trainer.train(with_(wide, quantization="nf4"), base, said.append, SimpleNamespace(made=False))  # pyright: ignore[reportArgumentType]
-        return said
-
     with monkeypatch.context() as patch:
         patch.setattr(served_base, "_computable", lambda *_: torch.empty(1 << 60, dtype=torch.uint8))
-        starved = train()
+        starved = train(with_(wide, quantization="nf4"), base)
     [warning] = [message for message in starved if isinstance(message, Warned)]
     assert "Not compared with the base as it is served" in warning.message
     assert finished(starved).samples == []
-    again = train()
+    again = train(with_(wide, quantization="nf4"), base)
     assert losses(again) == losses(starved), "the next job has the packed base again"
     assert len(finished(again).samples) == 3
 

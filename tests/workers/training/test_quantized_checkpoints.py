@@ -14,10 +14,11 @@ from torch import Tensor
 from app.fine_tuning.geometry import Geometry
 from tests.support.tiny_bases import write_tiny_base
 from tests.support.trainer import with_
+from workers.training.failure import UntrainableError
 from workers.training.model import load_base
 from workers.training.protocol import TrainingSpec
 from workers.training.ranks import Ranks
-from workers.training.trainer import UntrainableError, load_supported_base
+from workers.training.trainer import load_supported_base
 
 _NUMBERS = torch.tensor(
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0]

@@ -16,6 +16,7 @@ from tests.support.tiny_bases import write_tiny_base
 from tests.support.trainer import with_
 from workers.training import model, self_test, trainer
 from workers.training.decoder_layers import decoder_layers
+from workers.training.failure import UntrainableError
 from workers.training.layouts import self_test as test_of_layouts
 from workers.training.protocol import TrainingSpec
 from workers.training.ranks import Ranks
@@ -58,7 +59,7 @@ def test_a_base_that_looks_ahead_is_refused(
     dtype: torch.dtype, tmp_path: Path, spec: TrainingSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load("gemma", tmp_path, use_bidirectional_attention=True)
-    with pytest.raises(trainer.UntrainableError, match="what follows a sequence changes") as caught:
+    with pytest.raises(UntrainableError, match="what follows a sequence changes") as caught:
         trainer.load_supported_base(with_(spec, base_model_dir=str(tmp_path)), Ranks())
     assert caught.value.code == "unsupported_base_model"
 

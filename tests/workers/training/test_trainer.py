@@ -26,8 +26,9 @@ from app.models.token_mixing import TokenMixing
 from tests.support.examples import Lines, chat, colours
 from tests.support.gradients import adapter_weights, gradients, randomize, with_lora
 from tests.support.trainer import COMMAND, ENVIRONMENT, Child, with_
-from workers.training import learning, model, trainer
+from workers.training import learning, model
 from workers.training.dataset import TrainingExample, load_examples, micro_batches
+from workers.training.failure import explain
 from workers.training.layouts import packed, set_layout, target_logits
 from workers.training.layouts.packed import pack
 from workers.training.objectives import CrossEntropyLoss, MeanMetrics
@@ -210,7 +211,7 @@ def test_out_of_memory_says_what_to_do(spec: TrainingSpec) -> None:
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 60, dtype=torch.uint8)
 
-    failed = trainer.explain(error.value, spec)
+    failed = explain(error.value, spec)
     assert failed.code == "out_of_memory"
     assert "batch_size" in failed.message and "max_length" in failed.message
 
