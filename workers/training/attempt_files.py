@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -28,10 +29,10 @@ class AttemptFiles:
     The trainer writes its checkpoints here, and they are published for whichever machine resumes the job.
     """
 
-    def __init__(self, storage: Storage, job_key: str, epoch: int | str) -> None:
+    def __init__(self, storage: Storage, job_key: str, epoch: int) -> None:
         """`job_key` is where the storage has the job's attempts: `jobs/<id>`."""
         self._storage = storage
-        self._job, self._attempt = job_key, f"{job_key}/{epoch}"
+        self._job, self._epoch, self._attempt = job_key, epoch, f"{job_key}/{epoch}"
         self._stack = ExitStack()
         self._keys: dict[Path, str] = {}
         """The key of every checkpoint that is published, by its folder on this machine."""
@@ -95,6 +96,20 @@ class AttemptFiles:
         for gone in [each for each in self._keys if not each.exists()]:
             self._storage.remove(self._keys.pop(gone))
         return self._keys[folder]
+
+    def remove_earlier(self, served: Collection[str]) -> None:
+        """Remove what earlier attempts have saved, but for what is `served` and what this one resumed from.
+
+        This attempt must have published a checkpoint, so that two are left: one may turn out to be damaged.
+
+        Raises:
+            StorageUnavailableError: the storage cannot be reached now.
+        """
+        kept = {*served, *self._keys.values()}
+        for entry in self._storage.list(f"{self._job}/*/checkpoints/*"):
+            attempt = PurePosixPath(entry.key).parent.parent.name
+            if attempt.isdecimal() and int(attempt) < self._epoch and entry.key not in kept:
+                self._storage.remove(entry.key)
 
     def _fetch(self, key: str) -> Path:
         """Have an earlier checkpoint on this machine until the attempt ends.

@@ -83,6 +83,8 @@ class JobReporter:
         self._run: Started | None = None
         self.recorded_step = job.recorded_step
         """The last step that the job's log has the metrics of."""
+        self._has_pruned = False
+        """Whether the checkpoints of earlier attempts are removed."""
         self._retrying = database_retrying(settings.database_patience_seconds)
 
     def report(self, progress: Progress) -> None:
@@ -229,8 +231,17 @@ class JobReporter:
         reach("reporter.step_recorded")
 
     def _saved(self, saved: Saved) -> None:
-        self._publish(saved.path)
+        try:
+            self._publish(saved.path)
+        except FileNotFoundError:
+            return  # the trainer has saved newer ones since, and removed this one
         self._write(lambda session: queue.record_saved(session, self._lease, saved.step))
+        if not self._has_pruned:
+            with self._database.reader() as session:
+                of_job = select(Adapter.storage_key).where(Adapter.job_id == self.job.id)
+                served = session.scalars(of_job).all()
+            self._files.remove_earlier(served)
+            self._has_pruned = True
 
     def _checkpoint(self, checkpoint: Checkpoint) -> None:
         step = checkpoint.metrics.step
@@ -249,8 +260,10 @@ class JobReporter:
         reach("reporter.after_checkpoint_row")
 
     def _finished(self, finished: Finished) -> None:
-        speed = self._run and self._speed(
-            self._run,
+        is_alone = self._settings.worker_jobs == 1  # else others took some of the time and the memory
+        run = self._run if is_alone else None
+        speed = run and self._speed(
+            run,
             seconds=finished.elapsed_seconds,
             tokens=finished.trained_tokens,
             peak=finished.peak_memory_bytes,

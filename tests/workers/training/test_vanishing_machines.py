@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
 from openai import OpenAI
+from sqlalchemy import select
 
 from app.core.database import Database
 from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
+from app.models.adapters.models import Adapter
+from app.storage import open_storage
 from tests.support.waiting import wait_until
-from tests.support.worker import WorkerProcess, check_record, create, ended, run_worker, trainer_of, weights
+from tests.support.worker import check_record, create, ended, kill_with_trainer, run_worker, weights
 
 EPOCHS, STEPS = 3, 18
 DEATHS = 3
 """As many as fail a job that makes no progress."""
 STEPS_OF_AN_ATTEMPT = 4
-
-
-def kill(worker: WorkerProcess) -> None:
-    """Kill everything that there is, without notice."""
-    processes = [psutil.Process(worker.pid), trainer_of(worker)]
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes)
 
 
 def test_a_job_outlives_any_number_of_machines(
@@ -46,7 +38,7 @@ def test_a_job_outlives_any_number_of_machines(
         # Its predecessor's lease lasts for an hour, but here it is known to be dead.
         with run_worker(settings, tmp_path, hold_at=STEPS_OF_AN_ATTEMPT, **often) as worker:
             wait_until(held.exists, "it trains", 60)
-            kill(worker)
+            kill_with_trainer(worker)
             assert worker.wait(timeout=30) == -signal.SIGKILL
         held.unlink()
         with database.reader() as session:
@@ -59,6 +51,11 @@ def test_a_job_outlives_any_number_of_machines(
     assert check_record(client, done, STEPS) == check_record(client, undisturbed, STEPS)
     found = weights(database, settings, done.fine_tuned_model)
     assert all((found[name] == weight).all() for name, weight in expected.items())
+    with database.reader() as session:
+        served = set(session.scalars(select(Adapter.storage_key).where(Adapter.job_id == job)))
+    kept = {entry.key for entry in open_storage(settings).list(f"jobs/{job}/*/checkpoints/*")}
+    assert served <= kept
+    assert len(kept - served) <= 3, "the last attempt's last two, and the one that it resumed from"
     log = [event.message for event in client.fine_tuning.jobs.list_events(job, limit=1000)][::-1]
     assert [line for line in log if line.startswith("Its worker died")] == [
         f"Its worker died; the next attempt resumes at step {3 * death}" for death in range(1, DEATHS + 1)
