@@ -9,7 +9,7 @@ BIN := .venv/bin
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-cluster \
   test-dashboards test-pgbouncer test-api chart install-trackers install-fleet lint generated lock bench-train bench-api \
   bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile \
-  bench-routing bench-soak bench-upload bench-usage bench-validate bench-vanish bench-verdict fuzz clean
+  bench-routing bench-soak bench-turns bench-upload bench-usage bench-validate bench-vanish bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
@@ -50,6 +50,7 @@ help:
 	@echo "make bench-routing     adapters loaded and engines' loads, against the routing of before"
 	@echo "make bench-usage       how fast gateways write what was used, against sums that they share"
 	@echo "make bench-soak        jobs while processes are killed and frozen (MINUTES=10)"
+	@echo "make bench-turns       a short job behind a long one on the same base model"
 	@echo "make bench-vanish      a job while everything is killed every 45 seconds"
 	@echo "make fuzz              a million hostile lines through the checks (LINES=1000000)"
 
@@ -196,6 +197,10 @@ bench-estimates: .venv/.installed-dev
 
 bench-soak: .venv/.installed-dev
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
+
+bench-turns: install
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.turns
 
 bench-vanish: install
 	@$(BIN)/toque models pull smollm2-135m-instruct

@@ -37,9 +37,9 @@ from app.storage import open_storage
 from benchmarks.serving.deployment import API_KEY, Deployment, create_deployment
 from benchmarks.serving.measurements import progress
 
-_TRAINING_FILE = Path(__file__).parents[1] / "app/demo/training.jsonl"
+TRAINING_FILE = Path(__file__).parents[1] / "app/demo/training.jsonl"
 _ALLOWED_RATIO = 1.5
-_POLL_SECONDS = 0.25
+POLL_SECONDS = 0.25
 
 
 def main() -> None:
@@ -123,7 +123,7 @@ def train(folder: Path, epochs: int, *, kill_every: float | None) -> Training:
                 processes.kill()
                 processes.start()
                 progress(f"kill {len(killed_at)}: {job.status}, step {job.recorded_step}")
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         return result(database, deployment, job, killed_at)
     finally:
         processes.kill()
@@ -169,16 +169,20 @@ class Processes:
 
 def order(client: OpenAI, base_model: str, epochs: int) -> str:
     """Upload the training file and create the job, once the API answers; return the job's id."""
-    while True:
-        try:
-            client.models.list()
-            break
-        except OpenAIError:
-            time.sleep(_POLL_SECONDS)
-    file = client.files.create(file=_TRAINING_FILE, purpose="fine-tune")
+    wait_for_api(client)
+    file = client.files.create(file=TRAINING_FILE, purpose="fine-tune")
     hyperparameters: Any = {"n_epochs": epochs, "batch_size": 8, "lora_rank": 16, "lora_dropout": 0.05}
     method: Any = {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}
     return client.fine_tuning.jobs.create(model=base_model, training_file=file.id, seed=7, method=method).id
+
+
+def wait_for_api(client: OpenAI) -> None:
+    while True:
+        try:
+            client.models.list()
+            return
+        except OpenAIError:
+            time.sleep(POLL_SECONDS)
 
 
 def read_job(database: Database, job_id: str) -> FineTuningJob:
@@ -195,8 +199,8 @@ def result(
         adapter = session.get(Adapter, job.fine_tuned_model) if job.fine_tuned_model else None
     weights = ""
     if adapter is not None:
-        folder = open_storage(deployment.settings).path(adapter.storage_key)
-        weights = hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+        with open_storage(deployment.settings).local(adapter.storage_key) as adapter_dir:
+            weights = hashlib.sha256((adapter_dir / "adapter_model.safetensors").read_bytes()).hexdigest()
     return Training(
         status=job.status,
         seconds=(job.finished_at or 0.0) - job.created_at,
