@@ -17,7 +17,7 @@ import traceback
 from multiprocessing import process
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TextIO
 
 from tests.support.starved_trainer import starve
 from workers.training import child, ranks, trainer, training_loop, worker
@@ -29,6 +29,8 @@ TRAINER_ROOM = "TRAINER_ROOM"
 """How many tokens a trainer has room for; then, if it is killed for more, what stands for /proc/vmstat."""
 TRAINER_NAME = "trainer"
 """What the forked trainer is called in /proc, where its command line is the server's."""
+
+_inherited: list[TextIO] = []
 
 
 def run(environment: dict[str, str], log: str) -> None:
@@ -104,6 +106,8 @@ def _be_trainer(stdin: int, stdout: int, environment: dict[str, str]) -> None:
         os.dup2(stdin, 0)
         os.dup2(stdout, 1)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        # The lock of the old one may be held by a thread that is not in this process: it must not be closed.
+        _inherited.append(sys.stdin)
         sys.stdin = os.fdopen(0, closefd=False)
         os.environ.clear()
         os.environ.update(environment)
