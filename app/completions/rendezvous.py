@@ -79,7 +79,7 @@ def _most_times_mean(names: int) -> float:
 
     Of two names it is 1.25 times, since one of them that had everything would have but twice the mean.
     """
-    return 2 - 1.5 / names
+    return 2 - 3 / names**2
 
 
 def hash_of(text: str) -> int:

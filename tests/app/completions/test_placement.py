@@ -73,7 +73,7 @@ def test_no_replica_has_more_than_its_bounded_share(many: int) -> None:
             stack.enter_context(placement.serving(replica))
         loads = [replica.in_flight for replica in placement.replicas]
         assert sum(loads) == 20 * many
-        assert max(loads) <= 20 * (2 - 1.5 / many) + 1
+        assert max(loads) <= 20 * (2 - 3 / many**2) + 1
     assert [replica.in_flight for replica in placement.replicas] == [0] * many
 
 
