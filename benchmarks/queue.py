@@ -1,6 +1,6 @@
 """Our queue against Procrastinate's: jobs per second with eight workers, on the same PostgreSQL server.
 
-    python -m benchmarks.queue [--rounds 5] [--seconds 4]
+    python -m benchmarks.queue [--rounds 3] [--seconds 4]
 
 A job does nothing; what is measured is what the queue does for it. On both sides every step is a transaction
 of its own, nothing is deleted, and each round starts on a new database with its jobs waiting.
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=4.0, help="each measurement, after its warm-up")
     parser.add_argument("--waiting", type=int, default=20_000, help="jobs queued on each side")
     parser.add_argument("--backlog", type=int, default=100_000)
