@@ -16,6 +16,7 @@ from app.core.database import Database, advisory_lock
 from app.files.models import File
 from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
 from app.models.adapters.models import Adapter
+from app.models.catalogue.models import StoredBaseModel
 from app.storage.base import Entry, Storage
 from app.uploads.models import Upload, parts_key
 
@@ -37,9 +38,11 @@ def find_orphans(session: Session, storage: Storage, age_seconds: float = AGE_SE
     """Compare all rows with storage, leaving out what was new or still needed `age_seconds` ago."""
     now = time.time()
     before = now - age_seconds
-    missing = sorted(key for key in wanted_keys(session, now) if not storage.exists(key))
+    bases = _base_keys(session)
+    missing = sorted(key for key in wanted_keys(session, now) | bases if not storage.exists(key))
     open_uploads = select(Upload.id).where(Upload.status == "pending", Upload.expires_at > before)
-    wanted = wanted_keys(session, before) | {parts_key(upload) for upload in session.scalars(open_uploads)}
+    parts = {parts_key(upload) for upload in session.scalars(open_uploads)}
+    wanted = wanted_keys(session, before) | bases | parts
     unnamed = [
         entry.key
         for entry in _stored(session, storage)
@@ -55,11 +58,14 @@ def sweep_orphans(database: Database, storage: Storage, age_seconds: float = AGE
     swept: list[str] = []
     for key in unnamed:
         if key.startswith("objects/"):
-            if sweep_object(database, storage, key, age_seconds):
-                swept.append(key)
-            continue
-        storage.remove(key)
-        swept.append(key)
+            is_swept = sweep_object(database, storage, key, age_seconds)
+        elif key.startswith("bases/"):
+            is_swept = _sweep_base(database, storage, key, age_seconds)
+        else:
+            storage.remove(key)
+            is_swept = True
+        if is_swept:
+            swept.append(key)
     return swept
 
 
@@ -77,6 +83,21 @@ def sweep_object(database: Database, storage: Storage, key: str, age_seconds: fl
             return False
         storage.remove(key)
     return True
+
+
+def _sweep_base(database: Database, storage: Storage, key: str, age_seconds: float) -> bool:
+    """Remove a base model's files unless its row has been added or some have been sent again meanwhile."""
+    with database.writer() as session:
+        advisory_lock(session, PurePosixPath(key).parent.as_posix())
+        is_old = all(_is_older(entry, time.time() - age_seconds) for entry in storage.files(key))
+        if key in _base_keys(session) or not is_old:
+            return False
+        storage.remove(key)
+    return True
+
+
+def _base_keys(session: Session) -> set[str]:
+    return {stored.storage_key for stored in session.scalars(select(StoredBaseModel))}
 
 
 def is_needed(
@@ -129,7 +150,7 @@ def _is_older(entry: Entry, before: float) -> bool:
 
 def _stored(session: Session, storage: Storage) -> Iterator[Entry]:
     """Yield everything in storage that may be an orphan; of checkpoints, those of ended or unknown jobs."""
-    for pattern in ("objects/*/*", "files/*", "uploads/*", "adapters/*", "tmp/*", "incoming/*"):
+    for pattern in ("objects/*/*", "files/*", "uploads/*", "adapters/*", "bases/*/*", "tmp/*", "incoming/*"):
         yield from storage.list(pattern)
     unfinished = set(
         session.scalars(select(FineTuningJob.id).where(FineTuningJob.status.not_in(FINAL_STATUSES)))

@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any, cast
 
+from app.base_models.files import unready
 from app.core.settings import Settings
 from app.models.adapters.validation import WEIGHTS, AdapterError, LoraWeights, check_adapter, module_shapes
 from app.models.catalogue import Catalogue
-from workers.base_models import unready
 
 _OTHER_WEIGHTS = {".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 """File types of weights that are not copied, since the merged weights are written as safetensors."""

@@ -22,6 +22,7 @@ from app.api.readiness import Readiness
 from app.api.refusal_pace import RefusalPace
 from app.audit.router import router as audit_router
 from app.auth.key_cache import KeyCache
+from app.base_models.fetcher import BaseFetcher
 from app.batches.router import router as batches_router
 from app.batches.runner import Runner as BatchRunner
 from app.comparisons import service as comparisons_service
@@ -103,6 +104,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             batch_runner,
             checker,
             webhook_runner,
+            BaseFetcher(settings, app.state.database, app.state.storage),
         )
         background = [asyncio.create_task(part.run()) for part in parts]
         try:

@@ -43,6 +43,7 @@ NOT_WATCHED = frozenset(
         "requests_in_flight",
         "responses",  # answers, which may be many a second
         "shared_devices",
+        "stored_base_models",  # follows from a base model, or from the settings
         "tracked_runs",
         "training_speeds",
         "upload_parts",

@@ -18,6 +18,7 @@ from app.core.fsync import fsync_folder
 from app.core.settings import Settings
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob, Worker
+from app.models.catalogue.models import StoredBaseModel
 from app.storage import open_storage
 from app.storage.base import Storage
 from app.uploads.models import Upload
@@ -106,7 +107,8 @@ def _settle(url: str) -> None:
     database = Database(url)
     try:
         with database.writer() as session:
-            for table in (Engine, EngineDemand, SharedDevice, Worker):
+            # Base models are in no backup: `toque models pull` puts them into the storage again.
+            for table in (Engine, EngineDemand, SharedDevice, Worker, StoredBaseModel):
                 session.execute(delete(table))
             for job in session.scalars(select(FineTuningJob).where(FineTuningJob.status == "running")).all():
                 queue.release(session, queue.LEASES.lease_of(job), "Restored from a backup; the job waits")

@@ -11,7 +11,7 @@ from app.fine_tuning.models import FINAL_STATUSES, FineTuningJob
 from app.models.adapters.models import Adapter
 from app.models.aliases.models import Alias
 from app.models.catalogue import Catalogue
-from app.models.catalogue.models import BaseModelRow
+from app.models.catalogue.models import BaseModelRow, StoredBaseModel
 
 
 def require_free_names(session: Session, settings: Settings, entry: BaseModelEntry) -> None:
@@ -50,7 +50,7 @@ def add_base_model(session: Session, settings: Settings, entry: BaseModelEntry) 
 
 
 def remove_base_model(session: Session, settings: Settings, name: str) -> BaseModelEntry:
-    """Take a base model that was added out of the catalogue; its files stay.
+    """Take a base model that was added out of the catalogue; its files on this machine stay.
 
     Raises:
         NotFoundError: the catalogue has no such base model.
@@ -78,6 +78,8 @@ def remove_base_model(session: Session, settings: Settings, name: str) -> BaseMo
         )
     _refuse_pointed_to(session, settings, entry)
     session.delete(row)
+    if (stored := session.get(StoredBaseModel, entry.name)) is not None:
+        session.delete(stored)  # what it names is removed as every orphan is
     return entry
 
 

@@ -18,7 +18,7 @@ from app.cli.db import upgrade_database
 from app.cli.output import AsJson, moment, print_fields, print_json, print_table
 from app.cli.parent_death import bound_to_parent
 from app.cli.settings import read_settings
-from app.core.child_environment import DATABASE, DOWNLOADS, child_environment
+from app.core.child_environment import DATABASE, DOWNLOADS, child_environment, storage_secrets
 from app.core.settings import BaseModelEntry
 
 _COMMAND = [sys.executable, "-P", "-m", "workers.base_models"]
@@ -155,11 +155,12 @@ def pull(
 ) -> None:
     """Prepare a base model on this machine; one that the catalogue does not have is tested and added.
 
-    A download that breaks off goes on when the command is run again.
+    A download that breaks off goes on when the command is run again. If the storage is in a bucket, the base
+    model is put there, where all other machines find it.
 
     Example: toque models pull qwen3-0.6b
     """
-    if _find_given(source) is None:
+    if _find_given(source) is None or read_settings().storage_bucket:
         _ensure_database()
     raise typer.Exit(_run("pull", source, *_arguments(entry)))
 
@@ -212,7 +213,7 @@ def _run(*arguments: str) -> int:
 
 
 def _environment() -> dict[str, str]:
-    return child_environment((*DATABASE, *DOWNLOADS), has_settings=True)
+    return child_environment((*DATABASE, *DOWNLOADS, *storage_secrets()), has_settings=True)
 
 
 def _arguments(entry: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """Uploads a large file in parts, several at once, and resumes an interrupted upload.
 
+Where the service's files are in a bucket, the parts are put straight there, if it can be reached.
 Between two commands, the upload's id is kept in a small file in the user's state folder; the service knows
 which parts have arrived.
 """
@@ -16,8 +17,8 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from threading import Event, Lock
+from typing import TYPE_CHECKING, Any, cast
 
 from platformdirs import user_state_path
 from rich.progress import (
@@ -41,6 +42,8 @@ PART_BYTES = 16 * 2**20
 _AT_ONCE = 4
 _RETRIES = 6
 """Retries of a part, with back-off; half a minute in all."""
+_PUT_TIMEOUT = 30.0
+"""In seconds, for each step: to connect, or to send or receive some bytes."""
 _EXPIRY_SECONDS = 86400.0
 
 
@@ -101,12 +104,18 @@ def _send_parts(
 ) -> list[str]:
     """Sends the parts that have not arrived; returns the ids of all parts, in order."""
     arrived, lock = _arrived(upload), Lock()
+    has_urls = Event()
+    has_urls.set()
 
     def send(offset: int) -> str:
         content = os.pread(descriptor, PART_BYTES, offset)
         sha256 = hashlib.sha256(content).hexdigest()
         with lock:
             part_id = arrived[sha256].pop() if arrived[sha256] else None
+        if part_id is None and has_urls.is_set():
+            part_id = _put_part(client, upload, content, sha256, offset)
+            if part_id is None:
+                has_urls.clear()
         if part_id is None:
             part = client.uploads.parts.create(
                 upload.id,
@@ -124,6 +133,27 @@ def _send_parts(
     finally:
         executor.shutdown(cancel_futures=True)
         os.close(descriptor)
+
+
+def _put_part(client: OpenAI, upload: Upload, content: bytes, sha256: str, offset: int) -> str | None:
+    """Puts a part straight into the service's bucket, and returns its id; None if that cannot be done."""
+    import httpx2  # noqa: PLC0415 - takes time to import
+    from openai import NotFoundError  # noqa: PLC0415 - as above
+
+    try:
+        announced = cast(
+            "dict[str, Any]",
+            client.post(
+                f"/uploads/{upload.id}/parts/signed",
+                body={"bytes": len(content), "sha256": sha256},
+                cast_to=object,
+                options={"headers": {"Idempotency-Key": f"{upload.id} {offset} {sha256} direct"}},
+            ),
+        )
+        httpx2.put(announced["url"], content=content, timeout=_PUT_TIMEOUT).raise_for_status()
+    except (NotFoundError, httpx2.HTTPError):  # it has no bucket, or one that cannot be reached from here
+        return None
+    return announced["id"]
 
 
 def _arrived(upload: Upload) -> dict[str, list[str]]:

@@ -126,6 +126,9 @@ class Settings(BaseSettings):
     storage_cache_bytes: int = Field(default=20 * 2**30, ge=2**20)
     """The size that these copies may have together, unless more were asked for in the last quarter of an
     hour."""
+    storage_redirects: bool = False
+    """Whether `GET /v1/files/{id}/content` answers with a redirect to the bucket, by a URL that is valid for
+    five minutes. Clients must be able to reach it."""
     umask: Annotated[str, StringConstraints(pattern=r"^0?[0-7]{3}$")] = "077"
     """The permissions that what the service creates does not have, as for the command `umask`. Existing data
     folders and databases lose them at the start. With `007`, [a group shares the
@@ -314,6 +317,10 @@ class Settings(BaseSettings):
         return self.models_dir or self.data_dir / "models"
 
     def base_model_dir(self, entry: BaseModelEntry) -> Path:
-        """Return the folder that holds the entry's weights and tokenizer after `toque models pull`."""
+        """Return the folder that holds the entry's weights and tokenizer after `toque models pull`.
+
+        A base model that was added as a folder of another machine is fetched from the bucket, as all others.
+        """
         source = Path(entry.source)
-        return source if source.is_absolute() else self.models_root / entry.name
+        is_elsewhere = bool(self.storage_bucket) and not source.is_dir()
+        return source if source.is_absolute() and not is_elsewhere else self.models_root / entry.name

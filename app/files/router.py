@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
@@ -106,8 +106,14 @@ async def file_validation(
     return FileValidation.of(file, report)
 
 
-@router.get("/{file_id}/content", response_class=FileResponse)
-def file_content(file_id: str, context: ContextDep, session: ReadSession) -> Download:
+@router.get(
+    "/{file_id}/content",
+    response_class=FileResponse,
+    responses={302: {"description": "They are in the bucket, at a URL that is valid for five minutes"}},
+)
+def file_content(file_id: str, context: ContextDep, session: ReadSession) -> Response:
     """The file's bytes."""
     file = service.find_content(session, context, file_id)
+    if url := service.content_url(context, file):
+        return RedirectResponse(url, 302, headers={"cache-control": "no-store"})
     return Download(service.content(context.storage, file), file.filename, file.sha256)

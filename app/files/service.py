@@ -29,6 +29,8 @@ from app.quotas.stored_bytes import require_bytes
 from app.storage.base import DamagedContentError, Storage, object_key
 from app.storage.incoming import IncomingFile, StoredFile
 
+_URL_SECONDS = 300
+
 
 def create_file(
     database: Database,
@@ -202,6 +204,13 @@ def content(storage: Storage, file: File) -> Generator[Path]:
         except (FileNotFoundError, DamagedContentError):
             raise _without_content(file) from None
         yield path
+
+
+def content_url(context: Context, file: File) -> str | None:
+    """Return a URL of the bucket that has the file's bytes for five minutes; None if there shall be none."""
+    if not context.settings.storage_redirects:
+        return None
+    return context.storage.signed_url(file.storage_key, "GET", _URL_SECONDS)
 
 
 def _without_content(file: File) -> UnavailableError:

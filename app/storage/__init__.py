@@ -15,8 +15,9 @@ def open_storage(settings: Settings) -> Storage:
     """
     if not settings.storage_bucket:
         return LocalStorage(settings.storage_root)
-    from app.storage.cache import Cache  # noqa: PLC0415 - obstore takes time to import
-    from app.storage.objects import ObjectStorage, open_bucket  # noqa: PLC0415 - as above
+    from app.storage.bucket import open_bucket  # noqa: PLC0415 - obstore takes time to import
+    from app.storage.cache import Cache  # noqa: PLC0415 - as above
+    from app.storage.objects import ObjectStorage  # noqa: PLC0415 - as above
 
     cache = Cache(settings.storage_cache_root, settings.storage_cache_bytes)
     return ObjectStorage(open_bucket(settings.storage_bucket), cache)

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Literal, Protocol
 
 from app.core.errors import UnavailableError
 from app.storage.incoming import IncomingFile, IncomingFolder, StoredFile
@@ -93,12 +93,23 @@ class Storage(Protocol):
         """Publish an incoming file under a key, and replace the file that has the key already."""
         ...
 
+    def publish_file(self, path: Path, key: str) -> None:
+        """Publish a file of this machine, which stays, under a key."""
+        ...
+
     def publish_folder(self, folder: Path, key: str) -> None:
         """Publish a folder of this machine, which has a manifest, under a key."""
         ...
 
     def write(self, key: str, content: bytes) -> StoredFile:
         """Store a small file at once."""
+        ...
+
+    def signed_url(self, key: str, method: Literal["GET", "PUT"], seconds: int) -> str | None:
+        """Return a URL that lets anybody read or write a file for so long; None where there are no URLs.
+
+        Whoever writes may write any number of bytes.
+        """
         ...
 
     def exists(self, key: str) -> bool:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Generator
-from contextlib import contextmanager
 
 import obstore
-from obstore.exceptions import BaseError
-from obstore.store import AzureStore, GCSStore, S3Store
 from typing_extensions import override
 
 from app.storage.base import StorageUnavailableError
+from app.storage.bucket import Bucket, reaching
 from app.storage.incoming import IncomingFile
 
 log = logging.getLogger("toque.storage")
 
-Bucket = S3Store | GCSStore | AzureStore
-
+ATTRIBUTES: dict[str, str] = {"Content-Type": "application/octet-stream", "Content-Disposition": "attachment"}
+"""What a browser is told that has a signed URL: to keep the file, not to show it."""
+LARGEST_COPY = 5 * 2**30
+"""What S3 copies in one request; https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html."""
 _PART_BYTES = 8 * 2**20
+_COPIED_BYTES = 64 * 2**20
 _PARTS_AT_ONCE = 4
 
 
@@ -31,7 +31,11 @@ class IncomingObject(IncomingFile):
         self.key = f"incoming/{secrets.token_hex(16)}"
         self._bucket = bucket
         self._writer = obstore.open_writer(
-            bucket, self.key, buffer_size=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE
+            bucket,
+            self.key,
+            attributes=ATTRIBUTES,
+            buffer_size=_PART_BYTES,
+            max_concurrency=_PARTS_AT_ONCE,
         )
 
     @override
@@ -40,6 +44,27 @@ class IncomingObject(IncomingFile):
         if not self._writer.closed():
             with reaching():
                 self._writer.close()
+
+    def copy_to(self, key: str, largest: int) -> None:
+        """Copy the finished object to its key, where it is once all of it is.
+
+        The server does that, unless it has more bytes than `largest`. Then S3 would have to be asked for each
+        part, which obstore does not, and the object is read and written again.
+        """
+        with reaching():
+            if self.bytes <= largest:
+                obstore.copy(self._bucket, self.key, key)
+                return
+            writer = obstore.open_writer(
+                self._bucket,
+                key,
+                attributes=ATTRIBUTES,
+                buffer_size=_COPIED_BYTES,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
+            for chunk in obstore.get(self._bucket, self.key).stream(_PART_BYTES):
+                writer.write(chunk)
+            writer.close()
 
     @override
     def discard(self) -> None:
@@ -57,15 +82,3 @@ class IncomingObject(IncomingFile):
     def _append(self, chunk: bytes | memoryview) -> None:
         with reaching():
             self._writer.write(bytes(chunk))  # which obstore keeps, while the caller may reuse its buffer
-
-
-@contextmanager
-def reaching() -> Generator[None]:
-    """Make obstore's errors one of ours; that there is no such object is `FileNotFoundError`."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (BaseError, OSError) as error:
-        log.warning("the bucket cannot be used now: %s", str(error).partition("\n")[0][:500])
-        raise StorageUnavailableError from error  # callers are not told of addresses

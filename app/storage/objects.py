@@ -10,17 +10,14 @@ import hashlib
 import os
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from fnmatch import fnmatchcase
 from io import BufferedReader, RawIOBase
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import msgspec
 import obstore
-from obstore.exceptions import BaseError
-from obstore.store import from_url
 from typing_extensions import override
 
 from app.storage.base import (
@@ -29,19 +26,18 @@ from app.storage.base import (
     Entry,
     require_inside,
 )
+from app.storage.bucket import Bucket, reaching, sign_url
 from app.storage.cache import Cache
 from app.storage.incoming import IncomingFile, IncomingFolder, StoredFile
-from app.storage.incoming_object import Bucket, IncomingObject, reaching
+from app.storage.incoming_object import LARGEST_COPY, IncomingObject
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
-_LARGEST_COPY = 5 * 2**30
-"""What S3 copies in one request; https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html."""
 _BLOCK_BYTES = 2**20
-_PART_BYTES = 64 * 2**20
-_TIMEOUTS = {"connect_timeout": "3s", "read_timeout": "20s", "timeout": "6h"}
-_RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=15)}
+_FILE_PART_BYTES = 16 * 2**20
+"""There are 10,000 parts at most, so that a file has 160 GiB at most."""
+_PARTS_AT_ONCE = 4
 
 
 class _Manifest(msgspec.Struct):
@@ -53,8 +49,10 @@ class ObjectStorage:
 
     is_cached = True
 
-    def __init__(self, bucket: Bucket, cache: Cache) -> None:
+    def __init__(self, bucket: Bucket, cache: Cache, largest_copy: int = LARGEST_COPY) -> None:
+        """`largest_copy` is how many bytes the server copies in one request."""
         self._bucket = bucket
+        self._largest_copy = largest_copy
         self._cache = cache
         self._verified: dict[str, int] = {}
         """The inode of each folder's copy that this process has verified."""
@@ -108,21 +106,20 @@ class ObjectStorage:
         incoming.finish()
         is_there = key.endswith(incoming.sha256) and self.exists(key)
         if not is_there:
-            with reaching():
-                if incoming.bytes <= _LARGEST_COPY:
-                    obstore.copy(self._bucket, incoming.key, key)
-                else:  # which obstore leaves to us, and no server does in one request
-                    content = obstore.get(self._bucket, incoming.key).stream(_PART_BYTES)
-                    obstore.put(self._bucket, key, content, chunk_size=_PART_BYTES)
+            incoming.copy_to(key, self._largest_copy)
         return StoredFile(key, incoming.bytes, incoming.sha256)
+
+    def publish_file(self, path: Path, key: str) -> None:
+        """Upload a file in parts; it is there once all of it is."""
+        require_inside(key)
+        with reaching():
+            obstore.put(self._bucket, key, path, chunk_size=_FILE_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
 
     def publish_folder(self, folder: Path, key: str) -> None:
         """Upload a folder, its manifest last."""
-        require_inside(key)
         names = sorted(each.name for each in folder.iterdir() if each.name != MANIFEST)
         for name in (*names, MANIFEST):
-            with reaching():
-                obstore.put(self._bucket, f"{key}/{name}", folder / name)
+            self.publish_file(folder / name, f"{key}/{name}")
 
     def write(self, key: str, content: bytes) -> StoredFile:
         """Store a small file at once."""
@@ -130,6 +127,11 @@ class ObjectStorage:
         with reaching():
             obstore.put(self._bucket, key, content)
         return StoredFile(key, len(content), hashlib.sha256(content).hexdigest())
+
+    def signed_url(self, key: str, method: Literal["GET", "PUT"], seconds: int) -> str | None:
+        """Return a URL of the bucket, signed for a file and a method; None if the credentials cannot sign."""
+        require_inside(key)
+        return sign_url(self._bucket, key, method, seconds)
 
     def exists(self, key: str) -> bool:
         """Whether there is such a file, or a folder with a manifest."""
@@ -280,17 +282,3 @@ def _read_sums(manifest: bytes, key: str) -> dict[str, str]:
 
 def _entry(found: ObjectMeta) -> Entry:
     return Entry(found["path"], int(found["last_modified"].timestamp() * 1e9), found["size"])
-
-
-def open_bucket(url: str) -> Bucket:
-    """Open the bucket of a URL (`s3://bucket/prefix`), with what else is needed from the environment.
-
-    Raises:
-        ValueError: the URL or the environment is not what obstore needs.
-    """
-    insecure = any(os.environ.get(f"{cloud}_ALLOW_HTTP", "").lower() == "true" for cloud in ("AWS", "AZURE"))
-    try:
-        opened = from_url(url, client_options={**_TIMEOUTS, "allow_http": insecure}, retry_config=_RETRIES)  # type: ignore[call-overload]
-    except BaseError as error:
-        raise ValueError(f"{url} cannot be opened: {error}") from error
-    return cast(Bucket, opened)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text, false
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, new_id
@@ -49,12 +49,14 @@ class UploadPart(Base):
     upload_id: Mapped[str] = mapped_column(ForeignKey("uploads.id"))
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
+    is_direct: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Whether its sender puts it straight into the bucket. Then size and hash are what was announced."""
     created_at: Mapped[float] = mapped_column(default=time.time)
 
     @property
     def storage_key(self) -> str:
         """The key of its bytes in storage, until the upload is over."""
-        return f"{parts_key(self.upload_id)}/{self.sha256}"
+        return f"{parts_key(self.upload_id)}/{'direct-' if self.is_direct else ''}{self.sha256}"
 
 
 def parts_key(upload_id: str) -> str:

@@ -1,16 +1,18 @@
-"""How many uploads a project may have open at the same time, and how many bytes they may announce."""
+"""How many uploads a project may have open at the same time, and how many bytes and parts each may have."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.context import Context
 from app.core.database import advisory_lock
-from app.core.errors import QuotaExceededError
-from app.uploads.models import Upload
+from app.core.errors import InvalidRequestError, QuotaExceededError, TooLargeError
+from app.uploads.models import Upload, UploadPart
+from app.uploads.schemas import MAX_PARTS
 
 _ADVICE = "complete or cancel some (GET /v1/uploads lists them), or wait until they expire"
 
@@ -40,4 +42,26 @@ def require_room(session: Session, context: Context, announced: int) -> None:
             f"(TOQUE_MAX_OPEN_UPLOAD_BYTES_PER_PROJECT): {_ADVICE}.",
             code="too_many_upload_bytes",
             param="bytes",
+        )
+
+
+def require_part_room(
+    upload: Upload, parts: Sequence[UploadPart], size: int, sha256: str, *, param: str
+) -> None:
+    """Check that the upload may have one more part beside those that it has; equal ones count once.
+
+    Raises:
+        InvalidRequestError: there are too many parts.
+        TooLargeError: with this part there would be more bytes than were announced.
+    """
+    if len(parts) >= MAX_PARTS:
+        raise InvalidRequestError(
+            f"An upload has {MAX_PARTS:,} parts at most; send larger ones.", code="too_many_parts"
+        )
+    sizes = {part.sha256: part.bytes for part in parts} | {sha256: size}
+    if (total := sum(sizes.values())) > upload.bytes:
+        raise TooLargeError(
+            f"With this part the upload has {total:,} bytes; {upload.bytes:,} were announced.",
+            code="upload_too_large",
+            param=param,
         )

@@ -13,7 +13,15 @@ from app.core.pagination import Order, Page
 from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
 from app.files.dependencies import CheckerDep
 from app.uploads import service
-from app.uploads.schemas import CompleteUpload, CreateUpload, PartObject, UploadObject
+from app.uploads.schemas import (
+    MAX_PART_BYTES,
+    AnnouncedPart,
+    AnnouncePart,
+    CompleteUpload,
+    CreateUpload,
+    PartObject,
+    UploadObject,
+)
 
 router = APIRouter(prefix="/v1/uploads", tags=["Uploads"], responses=ERROR_RESPONSES)
 
@@ -68,7 +76,7 @@ def list_uploads(
 @router.get("/{upload_id}")
 def retrieve_upload(upload_id: str, context: ContextDep, session: ReadSession) -> UploadObject:
     """One upload, with the parts that have arrived."""
-    return UploadObject.of(*service.find_upload(session, context.project_id, upload_id))
+    return UploadObject.of(*service.find_upload(session, context, upload_id))
 
 
 @router.post("/{upload_id}/parts", openapi_extra=_PART_BODY)
@@ -81,10 +89,22 @@ async def add_part(
 ) -> PartObject:
     """Takes a part, of 64 MiB at most; any number may come at once."""
     with context.storage.incoming() as incoming:
-        form = UploadForm({"data": incoming}, service.MAX_PART_BYTES, limit_name="the limit of a part")
+        form = UploadForm({"data": incoming}, MAX_PART_BYTES, limit_name="the limit of a part")
         await form.receive(request.headers.get("content-type", ""), request.stream())
         part = await run_in_threadpool(service.add_part, database, context, creating, upload_id, incoming)
     return PartObject.of(part)
+
+
+@router.post("/{upload_id}/parts/signed")
+def announce_part(
+    upload_id: str,
+    body: AnnouncePart,
+    context: ContextDep,
+    creating: IdempotentRequestDep,
+    session: WriteSession,
+) -> AnnouncedPart:
+    """Returns a URL to which the part can be put straight into the bucket; 404 if the storage has none."""
+    return AnnouncedPart.at(*service.announce_part(session, context, creating, upload_id, body))
 
 
 @router.post("/{upload_id}/complete")

@@ -17,6 +17,7 @@ from app.files.schemas import ExpiresAfter, FileObject, UploadPurpose
 from app.uploads.models import Upload, UploadPart
 
 MAX_PARTS = 10_000
+MAX_PART_BYTES = 64 * 2**20
 
 Status = Literal["pending", "completed", "cancelled", "expired"]
 MimeType = Annotated[str, StringConstraints(max_length=255, pattern=r"^[!-~][ -~]*$")]
@@ -41,6 +42,13 @@ class CompleteUpload(BaseModel):
     """The MD5 of the whole file, in hexadecimal."""
 
 
+class AnnouncePart(BaseModel):
+    """A part that is put straight into the bucket."""
+
+    bytes: Annotated[int, Field(ge=1, le=MAX_PART_BYTES, strict=True)]
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
 class PartObject(Identified):
     """OpenAI's part object, with the size and hash of its bytes."""
 
@@ -60,6 +68,18 @@ class PartObject(Identified):
             bytes=part.bytes,
             sha256=part.sha256,
         )
+
+
+class AnnouncedPart(PartObject):
+    """A part with the URL that its bytes are to be put to."""
+
+    url: str
+    """To be sent the bytes with PUT, and with no key; it is valid for a quarter of an hour."""
+
+    @classmethod
+    def at(cls, part: UploadPart, url: str) -> AnnouncedPart:
+        """Return the row and the URL as the API shows them."""
+        return cls(**PartObject.of(part).model_dump(), url=url)
 
 
 class UploadObject(Identified):

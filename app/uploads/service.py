@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from app.core.errors import (
     InvalidRequestError,
     NotFoundError,
     TooLargeError,
+    ToqueError,
     UnavailableError,
 )
 from app.core.idempotency import IdempotentRequest
@@ -25,14 +25,13 @@ from app.core.settings import Settings
 from app.files import service as files_service
 from app.files.models import File
 from app.quotas.stored_bytes import require_bytes
-from app.storage.base import Storage
 from app.storage.incoming import IncomingFile
+from app.uploads.assembly import assemble, ordered
 from app.uploads.models import Upload, UploadPart, parts_key
-from app.uploads.quota import require_room
-from app.uploads.schemas import MAX_PARTS, CompleteUpload, CreateUpload
+from app.uploads.quota import require_part_room, require_room
+from app.uploads.schemas import AnnouncePart, CompleteUpload, CreateUpload
 
-MAX_PART_BYTES = 64 * 2**20
-_BLOCK_BYTES = 4 * 2**20
+PART_URL_SECONDS = 900
 
 
 def create_upload(
@@ -114,15 +113,20 @@ def get_open_upload(session: Session, project_id: str, upload_id: str, *, lock: 
 
 
 def find_upload(
-    session: Session, project_id: str, upload_id: str
+    session: Session, context: Context, upload_id: str
 ) -> tuple[Upload, File | None, Sequence[UploadPart]]:
     """Return the project's upload, the file that it became, and the parts that have arrived.
 
     Raises:
         NotFoundError: it does not exist, or is another project's.
+        StorageUnavailableError: the storage cannot be reached now.
     """
-    upload = get_upload(session, project_id, upload_id)
-    return upload, _file(session, upload), _parts(session, upload)
+    upload = get_upload(session, context.project_id, upload_id)
+    parts = _parts(session, upload)
+    if upload.status == "pending" and any(part.is_direct for part in parts):
+        there = {entry.key: entry.bytes for entry in context.storage.files(parts_key(upload.id))}
+        parts = [part for part in parts if there.get(part.storage_key) == part.bytes]
+    return upload, _file(session, upload), parts
 
 
 def add_part(
@@ -150,21 +154,50 @@ def add_part(
         )
 
 
+def announce_part(
+    session: Session,
+    context: Context,
+    creating: IdempotentRequest,
+    upload_id: str,
+    request: AnnouncePart,
+) -> tuple[UploadPart, str]:
+    """Have a URL to which the client can put a part, straight into the bucket, for a quarter of an hour.
+
+    What arrives there is checked when the file is made of its parts.
+
+    Raises:
+        NotFoundError: there is no such upload, or the storage has no such URLs.
+        ConflictError, InvalidRequestError, TooLargeError: as `add_part`.
+    """
+    upload = get_open_upload(session, context.project_id, upload_id, lock=True)
+    part = creating.once(
+        session,
+        "upload.part",
+        [upload.id, "direct", request.model_dump()],
+        find=partial(session.get_one, UploadPart),
+        create=partial(_add_part, session, upload, request.bytes, request.sha256, is_direct=True),
+    )
+    url = context.storage.signed_url(part.storage_key, "PUT", PART_URL_SECONDS)
+    if url is None:
+        raise NotFoundError(
+            "The storage of this service has no URLs to send parts to: send them to "
+            f"/v1/uploads/{upload.id}/parts.",
+            code="no_signed_urls",
+        )
+    return part, url
+
+
 def _keep_part(session: Session, context: Context, upload: Upload, incoming: IncomingFile) -> UploadPart:
-    parts = _parts(session, upload)
-    if len(parts) >= MAX_PARTS:
-        raise InvalidRequestError(
-            f"An upload has {MAX_PARTS:,} parts at most; send larger ones.", code="too_many_parts"
-        )
-    sizes = {part.sha256: part.bytes for part in parts} | {incoming.sha256: incoming.bytes}
-    if (total := sum(sizes.values())) > upload.bytes:
-        raise TooLargeError(
-            f"With this part the upload has {total:,} bytes; {upload.bytes:,} were announced.",
-            code="upload_too_large",
-            param="data",
-        )
-    part = UploadPart(upload_id=upload.id, bytes=incoming.bytes, sha256=incoming.sha256)
+    part = _add_part(session, upload, incoming.bytes, incoming.sha256)
     context.storage.publish(incoming, part.storage_key)
+    return part
+
+
+def _add_part(
+    session: Session, upload: Upload, size: int, sha256: str, *, is_direct: bool = False
+) -> UploadPart:
+    require_part_room(upload, _parts(session, upload), size, sha256, param="bytes" if is_direct else "data")
+    part = UploadPart(upload_id=upload.id, bytes=size, sha256=sha256, is_direct=is_direct)
     session.add(part)
     session.flush()
     return part
@@ -193,14 +226,17 @@ def complete_upload(
             upload = get_upload(session, project_id, upload_id)
             return upload, _file(session, upload)
         upload = get_open_upload(session, project_id, upload_id)
-        parts = _ordered(upload, _parts(session, upload), request.part_ids)
+        parts = ordered(upload, _parts(session, upload), request.part_ids)
 
     with context.storage.incoming() as incoming:
-        are_parts_lost = False
+        failure: ToqueError | None = None  # unless another attempt has made the file and removed its parts
         try:
-            md5 = _assemble(context.storage, parts, incoming, with_md5=request.md5 is not None)
-        except FileNotFoundError:  # another attempt may have made the file and removed them
-            are_parts_lost = True
+            md5 = assemble(context.storage, parts, incoming, with_md5=request.md5 is not None)
+        except FileNotFoundError:
+            problem = "The parts cannot be read now: the storage does not have them."
+            failure = UnavailableError(problem, code="storage_unavailable")
+        except InvalidRequestError as error:
+            failure = error
         else:
             if request.md5 is not None and md5 != request.md5.lower():
                 problem = f"The MD5 of these parts is {md5}, not '{request.md5}'."
@@ -215,21 +251,21 @@ def complete_upload(
                 "upload.complete",
                 content,
                 find=partial(get_upload, session, project_id),
-                create=partial(_complete, session, context, upload, None if are_parts_lost else incoming),
+                create=partial(_complete, session, context, upload, incoming, failure),
             )
             file = _file(session, upload)
     context.storage.remove(parts_key(upload.id))
     return upload, file
 
 
-def _complete(session: Session, context: Context, upload: Upload, incoming: IncomingFile | None) -> Upload:
-    """Turn a pending upload into a file of the assembled bytes, which are None if a part is not there."""
+def _complete(
+    session: Session, context: Context, upload: Upload, incoming: IncomingFile, failure: ToqueError | None
+) -> Upload:
+    """Turn a pending upload into a file of the assembled bytes, unless that has failed."""
     if upload.status != "pending":
         raise _over(upload)
-    if incoming is None:
-        raise UnavailableError(
-            "The parts cannot be read now: the storage does not have them.", code="storage_unavailable"
-        )
+    if failure is not None:
+        raise failure
     life = upload.file_life_seconds
     expires_at = time.time() + life if life is not None else None
     file = files_service.keep_file(session, context, incoming, upload.filename, upload.purpose, expires_at)
@@ -265,46 +301,6 @@ def _file(session: Session, upload: Upload) -> File | None:
         return files_service.get_file(session, upload.project_id, upload.file_id) if upload.file_id else None
     except NotFoundError:
         return None
-
-
-def _ordered(upload: Upload, parts: Sequence[UploadPart], part_ids: Sequence[str]) -> list[UploadPart]:
-    """Return the parts that the request names, after checking that they are the whole file, each once."""
-    known = {part.id: part for part in parts}
-    ordered: dict[str, UploadPart] = {}
-    for position, part_id in enumerate(part_ids):
-        param = f"part_ids[{position}]"
-        if part_id in ordered:
-            raise InvalidRequestError(
-                f"The part '{part_id}' is named twice.", code="part_repeated", param=param
-            )
-        if part_id not in known:
-            raise InvalidRequestError(
-                f"No part '{part_id}' in this upload.", code="part_not_found", param=param
-            )
-        ordered[part_id] = known[part_id]
-    total = sum(part.bytes for part in ordered.values())
-    if total != upload.bytes:
-        raise InvalidRequestError(
-            f"These parts have {total:,} bytes together; {upload.bytes:,} were announced.",
-            code="bytes_mismatch",
-            param="part_ids",
-        )
-    return list(ordered.values())
-
-
-def _assemble(
-    storage: Storage, parts: Sequence[UploadPart], incoming: IncomingFile, *, with_md5: bool
-) -> str | None:
-    """Copy the parts one after the other. Returns the MD5 of all bytes if that is asked for."""
-    md5 = hashlib.md5(usedforsecurity=False) if with_md5 else None
-    block = memoryview(bytearray(_BLOCK_BYTES))
-    for part in parts:
-        with storage.open(part.storage_key) as file:
-            while count := file.readinto(block):
-                incoming.write(block[:count])
-                if md5 is not None:
-                    md5.update(block[:count])
-    return md5.hexdigest() if md5 is not None else None
 
 
 def _over(upload: Upload) -> ConflictError:

@@ -40,12 +40,13 @@ def _credentials(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path, _credentials: None) -> Settings:
     """The API's settings; other processes have the same with other folders (`elsewhere`)."""
-    return elsewhere(settings, tmp_path / "api").model_copy(
-        update={"storage_url": f"s3://{BUCKET}/{tmp_path.name}"}
-    )
+    url = f"s3://{BUCKET}/{tmp_path.name}"
+    return elsewhere(settings.model_copy(update={"storage_url": url}), tmp_path / "api")
 
 
 def elsewhere(settings: Settings, folder: Path) -> Settings:
     """The settings of a process that has a folder of its own."""
     folder.mkdir()
-    return settings.model_copy(update={"data_dir": folder, "storage_dir": None, "storage_cache_dir": None})
+    own = {"data_dir": folder, "storage_dir": None, "storage_cache_dir": None}
+    # Not `model_copy`, which keeps what was derived from the old values.
+    return Settings.model_validate(settings.model_dump() | own)

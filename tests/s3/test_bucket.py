@@ -5,16 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 import statistics
+import subprocess
+import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
+import obstore
 import pytest
 from openai import OpenAI
 
 from app.core.settings import Settings
 from app.storage import open_storage
 from app.storage.base import Storage, StorageUnavailableError, object_key
+from app.storage.bucket import open_bucket
+from app.storage.cache import Cache
 from app.storage.local import LocalStorage
+from app.storage.objects import ObjectStorage
 from tests.s3.server import S3Server
 from tests.support.service import Service
 from tests.support.training_files import training_bytes
@@ -106,3 +113,54 @@ def test_a_server_that_is_away_is_told_from_a_file_that_is_not_there(
         storage.open("objects/aa/aaaa")
     with server.away(), pytest.raises(StorageUnavailableError):
         storage.open("objects/aa/aaaa")
+
+
+def test_what_the_server_does_not_copy_at_once_is_copied_in_parts(settings: Settings, tmp_path: Path) -> None:
+    bucket = open_bucket(settings.storage_url)
+    storage = ObjectStorage(bucket, Cache(tmp_path / "small", 2**30), largest_copy=2**20)
+    content = os.urandom(70 * 2**20)
+    key = publish(storage, content)
+    with storage.open(key) as file:
+        assert file.read() == content
+    assert obstore.get(bucket, key).attributes["Content-Disposition"] == "attachment"
+    assert [entry.key for entry in storage.files("")] == [key]
+
+
+def test_processes_of_a_machine_make_one_download(
+    server: S3Server, settings: Settings, storage: Storage, tmp_path: Path
+) -> None:
+    publish_adapter(storage, "adapters/one")
+    script = (
+        "import sys; from app.core.settings import Settings; from app.storage import open_storage\n"
+        "storage = open_storage(Settings()); print('ready', flush=True); sys.stdin.readline()\n"
+        "with storage.local('adapters/one') as path: print(len(list(path.iterdir())), path)"
+    )
+    environment = os.environ | {
+        "TOQUE_STORAGE_URL": settings.storage_url,
+        "TOQUE_STORAGE_CACHE_DIR": str(tmp_path / "shared"),
+    }
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", script],
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for _ in range(8)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        before = server.requests("GET")
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        answers = {process.communicate(timeout=60)[0] for process in processes}
+    assert len(answers) == 1, "they have the same copy"
+    assert answers.pop().startswith("3 ")
+    assert server.requests("GET") - before == 3, "manifest, configuration and weights, once for all"

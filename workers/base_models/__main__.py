@@ -13,12 +13,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.base_models.available import available_models
 from app.base_models.known import find_known
+from app.base_models.stored import StoredBases
 from app.core import chat_templates
+from app.core.database import Database
 from app.core.errors import ToqueError
 from app.core.settings import BaseModelEntry, Settings
 from app.models.catalogue import Catalogue
+from app.storage import open_storage
 from workers.base_models.addition import Wishes, add
 from workers.base_models.errors import BaseModelError
+from workers.base_models.obtaining import fetch, obtain
 from workers.base_models.preparation import HUB_ID, pull
 from workers.device import detect
 
@@ -29,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.command == "pull":
             _pull(chosen)
+        elif chosen.command == "fetch":
+            _fetch(chosen.source)
         elif chosen.command == "available":
             _print_available()
         else:
@@ -37,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
     except ToqueError as error:
         print(error.body.message, file=sys.stderr)
+    except OSError as error:
+        print(f"a file cannot be read or written: {error}", file=sys.stderr)
     except SQLAlchemyError as error:
         print(f"the database cannot be used ({error}); did `toque db upgrade` run?", file=sys.stderr)
     else:
@@ -49,11 +57,10 @@ def _pull(chosen: argparse.Namespace) -> None:
     settings = Settings()
     catalogue = Catalogue.load(settings)
     entry = catalogue.find(chosen.source)
-    if entry is not None:
-        target = (
-            settings.base_model_dir(entry) if chosen.into is None else chosen.into.absolute() / entry.name
-        )
-        pull(entry, target, _say)
+    if entry is not None and chosen.into is not None:
+        pull(entry, chosen.into.absolute() / entry.name, _say)
+    elif entry is not None:
+        obtain(settings, entry, _say)
     elif find_known(chosen.source) or HUB_ID.fullmatch(chosen.source):
         _add(chosen)
     else:
@@ -61,6 +68,18 @@ def _pull(chosen: argparse.Namespace) -> None:
             f"{chosen.source!r} is neither in the catalogue of base models, which has: {catalogue.names}, "
             "nor in `toque models list --available`, nor a hub id (OWNER/NAME)"
         )
+
+
+def _fetch(name: str) -> None:
+    """Have a base model from the bucket, for an engine."""
+    settings = Settings()
+    entry = Catalogue.load(settings).get(name)
+    database = Database(settings.sqlalchemy_url)
+    try:
+        if not fetch(StoredBases(settings, database, open_storage(settings)), entry):
+            raise BaseModelError(f"{settings.base_model_dir(entry)} is in its place, and is no base model")
+    finally:
+        database.dispose()
 
 
 def _add(chosen: argparse.Namespace) -> None:
@@ -124,6 +143,8 @@ def _parser() -> argparse.ArgumentParser:
     pulling.add_argument(
         "--into", type=Path, help="a folder to prepare it in, as DIR/NAME, instead of the settings'"
     )
+    fetching = commands.add_parser("fetch", help="have a base model of the catalogue from the bucket")
+    fetching.add_argument("source", help="a name in the catalogue")
     adding = commands.add_parser("add", help="add a base model to the catalogue")
     adding.add_argument("source", help="a folder or a hub id")
     commands.add_parser("available", help="print which known base models fit this machine, as JSON")

@@ -18,6 +18,7 @@ from app.base_models.known import find_known
 from app.base_models.memory import cache_bytes, cache_bytes_per_token
 from app.base_models.parsers import REASONING_PARSERS, TOOL_PARSERS
 from app.base_models.service import add_base_model, require_free_names
+from app.base_models.stored import StoredBases
 from app.core.child_environment import child_environment
 from app.core.database import Database
 from app.core.settings import BaseModelEntry, Settings
@@ -25,6 +26,7 @@ from app.datasets.chat_template import read_source
 from app.models.adapters.base_shapes import linear_modules
 from app.models.catalogue import template_options
 from app.models.token_mixing import read_config
+from app.storage import open_storage
 from workers.base_models.errors import BaseModelError
 from workers.base_models.preparation import HUB_ID, pull
 from workers.device import Device
@@ -58,6 +60,7 @@ def add(
     Raises:
         BaseModelError: it cannot be prepared, trained or served, or a wish cannot be met.
         ConflictError: another base model or an alias has one of its names.
+        StorageUnavailableError: the bucket, in which it is to be, cannot be reached now.
     """
     draft = _draft(source, wishes)
     database = Database(settings.sqlalchemy_url)
@@ -71,8 +74,12 @@ def add(
             raise BaseModelError(f"{folder} has no linear layers that an adapter can change")
         say(f"{draft.name}: {_self_test(folder, draft.quantization)}")
         entry = draft.model_copy(update={"context": _context(folder, draft, wishes, settings, device)})
+        bases = StoredBases(settings, database, open_storage(settings))
+        stored = bases.upload(entry, say) if settings.storage_bucket else None
         with acting_as(this_user()), database.writer() as session:
             add_base_model(session, settings, entry)
+            if stored:
+                bases.record(session, stored)
     finally:
         database.dispose()
     return entry

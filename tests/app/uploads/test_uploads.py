@@ -20,7 +20,7 @@ from sqlalchemy import update
 
 from app.core.database import Database
 from app.core.settings import Settings
-from app.uploads import models, service
+from app.uploads import models, router
 from tests.support.service import Service, run_service
 from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
@@ -142,6 +142,17 @@ def test_the_parts_must_be_the_files(client: OpenAI, other_client: OpenAI) -> No
         upload.id, part_ids=[first, second], md5=hashlib.md5(b"abc").hexdigest().upper()
     )
     assert done.status == "completed"
+
+
+def test_a_folder_has_no_urls_to_send_parts_to(
+    client: OpenAI, http: httpx2.Client, settings: Settings
+) -> None:
+    upload = begin(client, 3)
+    body = {"bytes": 3, "sha256": hashlib.sha256(b"abc").hexdigest()}
+    refused = http.post(f"/v1/uploads/{upload.id}/parts/signed", json=body)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "no_signed_urls")
+    assert http.get(f"/v1/uploads/{upload.id}").json()["parts"] == []
+    assert client.uploads.complete(upload.id, part_ids=[add(client, upload, b"abc")]).file
 
 
 @pytest.mark.parametrize("final", ["completed", "cancelled", "expired"])
@@ -266,7 +277,7 @@ def test_the_file_may_expire(client: OpenAI) -> None:
 def test_what_is_too_large_is_413(
     settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "MAX_PART_BYTES", 500)
+    monkeypatch.setattr(router, "MAX_PART_BYTES", 500)
     small = settings.model_copy(update={"max_upload_bytes": 1000})
 
     def refused(attempt: Callable[[], object], code: str, param: str) -> None:

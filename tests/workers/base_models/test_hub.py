@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from app.base_models.files import unready
 from app.core.settings import BaseModelEntry
 from tests.support.hub import Hub, run_hub
 from tests.support.prepared_model import write_model
 from tests.support.waiting import wait_until
-from workers.base_models import BaseModelError, unready
+from workers.base_models.errors import BaseModelError
 from workers.base_models.preparation import pull
 
 ID = "kitchen/Some-Model"

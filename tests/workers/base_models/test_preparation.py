@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from app.base_models.files import unready
 from app.core.settings import BaseModelEntry
 from app.datasets.chat_template import ChatTemplate
 from tests.support.prepared_model import write_model
 from tests.support.service import BASE_MODEL
-from workers.base_models import BaseModelError, pypi, unready
+from workers.base_models import pypi
 from workers.base_models.__main__ import main
+from workers.base_models.errors import BaseModelError
 from workers.base_models.preparation import pull
 
 

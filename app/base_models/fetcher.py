@@ -1,0 +1,63 @@
+"""Fetches the catalogue's base models from the bucket to this machine, in the background of an API process.
+
+The API counts tokens with them, renders their chat templates, and checks imported adapters against their
+weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+from anyio import to_thread
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.base_models.stored import StoredBases
+from app.core.database import Database
+from app.core.settings import BaseModelEntry, Settings
+from app.models.catalogue import Catalogue, is_prepared, stored_base
+from app.storage.base import Storage
+
+log = logging.getLogger("toque.base_models")
+
+_RETRY_SECONDS = 60.0
+
+
+class BaseFetcher:
+    """Looks for base models that are in the bucket and not on this machine."""
+
+    def __init__(self, settings: Settings, database: Database, storage: Storage) -> None:
+        self._settings = settings
+        self._database = database
+        self._bases = StoredBases(settings, database, storage)
+
+    async def run(self) -> None:
+        """Look and fetch until cancelled; what fails is tried again a minute later."""
+        if not self._settings.storage_bucket:
+            return
+        stopping = threading.Event()
+        try:
+            while True:
+                is_done = await to_thread.run_sync(self._fetch_missing, stopping, abandon_on_cancel=True)
+                await asyncio.sleep(self._settings.heartbeat_seconds if is_done else _RETRY_SECONDS)
+        finally:
+            stopping.set()
+
+    def _fetch_missing(self, stopping: threading.Event) -> bool:
+        """Return whether all that there are could be fetched."""
+        try:
+            for entry in self._missing():
+                self._bases.fetch(entry, stopping)
+        except (OSError, SQLAlchemyError) as error:
+            log.warning("base models are not fetched now: %s", error)
+            return False
+        return True
+
+    def _missing(self) -> list[BaseModelEntry]:
+        with self._database.reader() as session:
+            return [
+                entry
+                for entry in Catalogue.read(session, self._settings).entries
+                if not is_prepared(self._settings, entry) and stored_base(session, entry)
+            ]
