@@ -170,6 +170,7 @@ def test_every_route_that_creates_takes_a_key(http: httpx2.Client) -> None:
         "/v1/uploads",
         "/v1/uploads/{upload_id}/complete",
         "/v1/uploads/{upload_id}/parts",
+        "/v1/uploads/{upload_id}/parts/signed",
         "/v1/webhook_endpoints",
         "/v1/webhook_endpoints/{webhook_endpoint_id}/rotate_secret",
         "/v1/webhooks/deliveries/{delivery_id}/replay",
