@@ -37,6 +37,7 @@ WITHOUT_SHAPE = {
     "GET /v1/files/{file_id}/validation": "ours",
     "GET /v1/uploads": "ours",
     "GET /v1/uploads/{upload_id}": "ours",
+    "POST /v1/uploads/{upload_id}/parts/signed": "ours",
     "GET /v1/organization/projects/{project_id}/api_keys/{api_key_id}/rate_limits": "ours",
     "POST /v1/organization/projects/{project_id}/api_keys/{api_key_id}/rate_limits/{rate_limit_id}": "ours",
     "DELETE /v1/responses/{response_id}": "the specification has no body",
