@@ -38,7 +38,7 @@ on_one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=T
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    changes = {"heartbeat_seconds": 0.2, "poll_seconds": 0.05, "lease_seconds": 2.0, "retry_seconds": 0.1}
+    changes = {"heartbeat_seconds": 0.8, "poll_seconds": 0.05, "lease_seconds": 3.0, "retry_seconds": 0.1}
     shared = {"shared_device": "gpu-0", "shared_device_serving_seconds": SERVING_SECONDS}
     return settings.model_copy(update=changes | shared)
 
