@@ -43,7 +43,8 @@ def fold_entries(session: Session, now: float) -> bool:
     """
     old = select(UsageEntry.seq, UsageEntry.project_id).where(UsageEntry.minute < now - _ENTRY_SECONDS)
     found = session.execute(old.order_by(UsageEntry.minute).limit(_ENTRIES_AT_ONCE)).all()
-    lock_projects(session, {project_id for _, project_id in found})  # first, as a project's deletion does
+    # First, as a project's deletion does: in the other order, the two could wait for each other.
+    lock_projects(session, {project_id for _, project_id in found})
     some = select(UsageEntry.seq).where(UsageEntry.seq.in_([seq for seq, _ in found]))
     mine = delete(UsageEntry).where(UsageEntry.seq.in_(some.with_for_update(skip_locked=True)))
     columns = [getattr(UsageEntry, name) for name in (*EntryKey._fields, *SUMS)]
@@ -79,9 +80,11 @@ def _fold_oldest_day(session: Session, now: float, table: Table) -> bool:
     day = minute // _DAY_SECONDS * _DAY_SECONDS
     names = [name for name in KEYS[table] if name != "minute"]
     columns = [getattr(table, name) for name in (*names, *SUMS)]
-    minutes = delete(table).where(table.minute > day, table.minute < day + _DAY_SECONDS)
+    of_day = table.minute > day, table.minute < day + _DAY_SECONDS
+    # First, as a project's deletion does.
+    lock_projects(session, session.scalars(select(table.project_id).where(*of_day).distinct()).all())
     sums = _no_sums()
-    for row in session.execute(minutes.returning(*columns)):
+    for row in session.execute(delete(table).where(*of_day).returning(*columns)):
         project_id, *others = row[: len(names)]
         sums[(project_id, day, *others)] += Sums(*row[len(names) :])
     add_usage(session, sums, table)

@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 import httpx2
 import pytest
 from alembic import command
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 from typing_extensions import override
@@ -23,10 +23,11 @@ from app.auth.models import Project
 from app.core.database import Base, Database
 from app.usage.aggregator import UsageAggregator
 from app.usage.entries import Batch, append_batch, forget_silent_gateways
-from app.usage.folding import add_usage, fold_entries
+from app.usage.folding import add_usage, fold_entries, fold_oldest_day
 from app.usage.models import SUMS, AliasUsage, EntryKey, KeyUsage, Sums, Usage, UsageBatch, UsageEntry
 from tests.support.databases import configuration
 from tests.support.usage import totals, usage
+from tests.support.waiting import wait_until
 
 MODELS = ("soup", "stew")
 FLUSHES = 40
@@ -184,6 +185,34 @@ def test_what_a_deleted_project_has_used_is_dropped(database: Database, project_
         with database.writer() as session:
             append_batch(session, Batch("gateway_1", 7, counted))
     assert rows_of(database, UsageEntry) == 1
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("fold", [fold_entries, fold_oldest_day])
+def test_folding_waits_for_the_deletion_of_a_project(
+    database: Database, project_id: str, fold: Callable[[Session, float], bool]
+) -> None:
+    with database.writer() as session:
+        append_batch(session, batch_of(project_id))
+        add_usage(session, {(project_id, minute, "soup"): Sums(1, 2, 3) for minute in (60, 120)})
+
+    def run() -> bool:
+        with database.writer() as session:
+            return fold(session, time.time())
+
+    def waits() -> bool:
+        with database.reader() as session:
+            return session.execute(text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one() > 0
+
+    with ThreadPoolExecutor() as threads:
+        with database.writer() as session:
+            session.execute(select(Project.id).where(Project.id == project_id).with_for_update())
+            folding = threads.submit(run)
+            wait_until(waits, "what folds waits for the project")
+            for table in (UsageEntry, Usage):
+                session.execute(delete(table).where(table.project_id == project_id))
+        folding.result()
+    assert rows_of(database, Usage) == 0
 
 
 def test_gateways_that_are_gone_are_forgotten(database: Database, project_id: str) -> None:
