@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, ScalarSelect, and_, case, delete, exists, func, or_, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from app.batches.models import FINAL_STATUSES, Batch, BatchAnswer
-from app.core.database import database_now
+from app.core.database import database_now, insert_into
 from app.core.lease import Lease, LeaseTable
 from app.webhooks import outbox
 from app.webhooks.events import EventType
@@ -135,10 +134,10 @@ def record_answers(
         LeaseLostError: this process has lost its lease.
     """
     LEASES.update(session, lease, **sums)
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     # A commit may have succeeded although the connection broke.
     session.execute(
-        insert(BatchAnswer).on_conflict_do_nothing(), [{"batch_id": lease.id} | answer for answer in answers]
+        insert_into(session, BatchAnswer).on_conflict_do_nothing(),
+        [{"batch_id": lease.id} | answer for answer in answers],
     )
 
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import bindparam, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from app.comparisons.models import Answer, Comparison, Judgement
+from app.core.database import insert_into
 from app.core.lease import Lease, LeaseTable
 from app.webhooks import outbox
 from app.webhooks.events import EventType
@@ -145,9 +145,9 @@ def _insert_new(
     session: Session, table: type[Answer | Judgement], comparison_id: str, rows: Sequence[dict[str, Any]]
 ) -> None:
     """Insert rows but those that exist: a commit may have succeeded although the connection broke."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     session.execute(
-        insert(table).on_conflict_do_nothing(), [{"comparison_id": comparison_id} | row for row in rows]
+        insert_into(session, table).on_conflict_do_nothing(),
+        [{"comparison_id": comparison_id} | row for row in rows],
     )
 
 

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import case, delete, func, null, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.completions.engine_choice import SETTLED_SECONDS, Candidate
 from app.completions.models import LENDING, Engine, EngineDemand
-from app.core.database import database_now
+from app.core.database import database_now, insert_into
 from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters.models import UNVERIFIED, Adapter
@@ -83,12 +82,11 @@ def served_bases(session: Session, settings: Settings) -> set[str]:
 
 def record_demand(session: Session, gateway_id: str, in_flight: Mapping[str, int]) -> None:
     """Records that a gateway is asked for base models now, and its requests in flight by base model."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     rows = [
         {"base_model": base_model, "gateway_id": gateway_id, "in_flight": requests}
         for base_model, requests in in_flight.items()
     ]
-    statement = insert(EngineDemand).values(asked_at=database_now())
+    statement = insert_into(session, EngineDemand).values(asked_at=database_now())
     recorded = {"asked_at": database_now(), "in_flight": statement.excluded.in_flight}
     session.execute(
         statement.on_conflict_do_update(index_elements=["base_model", "gateway_id"], set_=recorded), rows

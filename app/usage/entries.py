@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from sqlalchemy import delete, insert
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.auth.service import lock_projects
-from app.core.database import database_now
+from app.core.database import database_now, insert_into
 from app.usage.models import EntryKey, Sums, UsageBatch, UsageEntry
 
 _REMEMBERED_SECONDS = 7 * 86400.0
@@ -53,8 +52,7 @@ def _is_new(session: Session, batch: Batch) -> bool:
 
     A transaction that has not ended yet, although its gateway has lost the connection, is waited for.
     """
-    upsert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = upsert(UsageBatch).values(
+    statement = insert_into(session, UsageBatch).values(
         gateway_id=batch.gateway_id, number=batch.number, written_at=database_now()
     )
     record = statement.on_conflict_do_update(

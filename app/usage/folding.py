@@ -8,10 +8,10 @@ from dataclasses import astuple
 from typing import Any
 
 from sqlalchemy import delete, func, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from app.auth.service import lock_projects
+from app.core.database import insert_into
 from app.usage.models import (
     KEYS,
     SUMS,
@@ -97,7 +97,6 @@ def add_usage(session: Session, counted: Mapping[Key, Sums], table: Table = Usag
     What deleted projects have used is dropped.
     """
     there = lock_projects(session, {project_id for project_id, *_ in counted})
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     columns = (*KEYS[table], *SUMS)
     rows: list[dict[str, Any]] = [
         dict(zip(columns, (*key, *astuple(sums)), strict=True))
@@ -107,7 +106,7 @@ def add_usage(session: Session, counted: Mapping[Key, Sums], table: Table = Usag
     ]
     if not rows:
         return
-    statement = insert(table)
+    statement = insert_into(session, table)
     added = {name: getattr(table, name) + statement.excluded[name] for name in SUMS}
     session.execute(statement.on_conflict_do_update(index_elements=KEYS[table], set_=added), rows)
 
