@@ -1,4 +1,4 @@
-"""How fast gateways can write what was used, against the sums of before that all of them added to.
+"""How fast gateways can write what was used, against the earlier way of adding to sums that they share.
 
     python -m benchmarks.usage [--rounds 5] [--seconds 6]
 
@@ -93,7 +93,7 @@ def add_to_sums(database: Database, counted: dict[EntryKey, Sums]) -> None:
 
 
 def run_gateway(url: str, way: str, seconds: str, seed: str) -> None:
-    """Writes for so long, and prints how many entries that were and the seconds of each batch."""
+    """Writes for that time, and prints how many entries it wrote and the seconds that each batch took."""
     database, gateway_id = Database(sqlalchemy_url(url)), new_id("gateway_")
     written, times = 0, list[float]()
     drawn = list(islice(batches(int(seed)), 200))

@@ -21,7 +21,7 @@ log = logging.getLogger("toque.worker")
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - a folder in it has to be ours, see below
 _ABANDONED_SECONDS = 24 * 3600.0
-"""How long after its last start or end of a worker a deployment may be gone for good."""
+"""A deployment none of whose workers has started or ended for this long, and of which none lives, is gone."""
 
 
 class WorkerLocks:

@@ -1,4 +1,4 @@
-"""Slows down callers who are refused again and again, as those in a loop that ignores errors are.
+"""Slows down callers who are refused again and again, such as scripts that ignore errors in a loop.
 
 A refusal is cheap, but thousands a second take the cores that others' answers are computed on. What a caller
 is allowed is never delayed: only refusals wait, and only in excess of a rate. The rate is kept by the generic
@@ -23,7 +23,7 @@ _MOST_CALLERS = 10_000
 
 
 class RefusalPace:
-    """Lets each caller have so many refusals (4xx) a second. A caller is a key, or without one an address.
+    """Delays refusals (4xx) beyond a rate for each caller, which is a key, or without one an address.
 
     It stands in front of everything: while a refusal waits, nothing is left of its request but the answer.
     """

@@ -1,4 +1,4 @@
-"""Base models in the bucket, from which every machine has them without a hub.
+"""Base models in the bucket, from which every machine can fetch them without a hub.
 
 One is a folder `bases/<name>/<digest>/` with a manifest, which is put last. Its row in the database says
 that it is there. A machine fetches it into its own folder of base models, not into the cache, and keeps it.
@@ -49,11 +49,11 @@ class StoredBases:
         self._storage = storage
 
     def fetch(self, entry: BaseModelEntry, stopping: threading.Event) -> bool:
-        """Have a base model on this machine; of several processes at once, one fetches it from the bucket.
+        """Fetch a base model unless it is on this machine; of several processes at once, one does.
 
         Returns:
-            Whether it is on this machine now. Otherwise it is in no bucket, or something else is in its
-            place.
+            Whether it is on this machine now. Otherwise the bucket does not have it, or something else is in
+            its place.
 
         Raises:
             InterruptedError: the event was set. What has arrived is kept.
@@ -130,7 +130,7 @@ class StoredBases:
         session.add(stored)
 
     def _is_recorded(self, session: Session, stored: StoredBaseModel) -> bool:
-        """Whether the bucket has these very files.
+        """Whether the bucket has exactly these files.
 
         Raises:
             ConflictError: it has others under this name.
@@ -142,7 +142,7 @@ class StoredBases:
             raise ConflictError(
                 f"The storage has other files as '{stored.name}' (from {known.source}), which adapters may "
                 "rely on. Give this base model another name; or remove its folder here, and run "
-                f"`toque models pull {stored.name}` to have those of the storage.",
+                f"`toque models pull {stored.name}` to fetch those of the storage.",
                 code="base_model_differs",
             )
         return True

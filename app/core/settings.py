@@ -279,7 +279,7 @@ class Settings(BaseSettings):
     """The requests in flight for which one engine is enough. A fleet runs one more for each so many more."""
     fleet_resource: Literal["", "CPU", "GPU"] = ""
     """What a fleet's workers and engines are placed by. Empty means GPUs if a node has one when the fleet
-    starts; say so where an autoscaler brings the nodes later."""
+    starts; set it where an autoscaler starts the nodes later."""
     external_endpoints: list[str] = []
     """Base URLs of the OpenAI-compatible services that comparisons may ask, as a JSON list such as
     `["https://host/v1"]`."""
@@ -319,7 +319,7 @@ class Settings(BaseSettings):
     def base_model_dir(self, entry: BaseModelEntry) -> Path:
         """Return the folder that holds the entry's weights and tokenizer after `toque models pull`.
 
-        A base model that was added as a folder of another machine is fetched from the bucket, as all others.
+        One that was added as a folder of another machine is fetched from the bucket, like all others.
         """
         source = Path(entry.source)
         is_elsewhere = bool(self.storage_bucket) and not source.is_dir()

@@ -106,7 +106,7 @@ class Storage(Protocol):
         ...
 
     def signed_url(self, key: str, method: Literal["GET", "PUT"], seconds: int) -> str | None:
-        """Return a URL that lets anybody read or write a file for so long; None where there are no URLs.
+        """Return a URL that lets anybody read or write a file for that time; None where there are no URLs.
 
         Whoever writes may write any number of bytes.
         """

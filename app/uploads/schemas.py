@@ -71,10 +71,10 @@ class PartObject(Identified):
 
 
 class AnnouncedPart(PartObject):
-    """A part with the URL that its bytes are to be put to."""
+    """A part with the URL to which its bytes are to be sent."""
 
     url: str
-    """To be sent the bytes with PUT, and with no key; it is valid for a quarter of an hour."""
+    """Where the bytes are to be sent, with PUT and without a key; it is valid for a quarter of an hour."""
 
     @classmethod
     def at(cls, part: UploadPart, url: str) -> AnnouncedPart:

@@ -13,7 +13,7 @@ from app.core.database import database_now, insert_into
 from app.usage.models import EntryKey, Sums, UsageBatch, UsageEntry
 
 _REMEMBERED_SECONDS = 7 * 86400.0
-"""For so long a gateway may try to write a batch again of which it does not know whether it was written."""
+"""How long a gateway may go on trying to write a batch of which it does not know whether it was written."""
 
 
 @dataclass(frozen=True, slots=True)

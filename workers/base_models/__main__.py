@@ -71,13 +71,15 @@ def _pull(chosen: argparse.Namespace) -> None:
 
 
 def _fetch(name: str) -> None:
-    """Have a base model from the bucket, for an engine."""
+    """Fetch a base model from the bucket, for an engine."""
     settings = Settings()
     entry = Catalogue.load(settings).get(name)
     database = Database(settings.sqlalchemy_url)
     try:
         if not fetch(StoredBases(settings, database, open_storage(settings)), entry):
-            raise BaseModelError(f"{settings.base_model_dir(entry)} is in its place, and is no base model")
+            raise BaseModelError(
+                f"{name} is not in the bucket, or {settings.base_model_dir(entry)} is no base model"
+            )
     finally:
         database.dispose()
 
@@ -143,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     pulling.add_argument(
         "--into", type=Path, help="a folder to prepare it in, as DIR/NAME, instead of the settings'"
     )
-    fetching = commands.add_parser("fetch", help="have a base model of the catalogue from the bucket")
+    fetching = commands.add_parser("fetch", help="fetch a base model of the catalogue from the bucket")
     fetching.add_argument("source", help="a name in the catalogue")
     adding = commands.add_parser("add", help="add a base model to the catalogue")
     adding.add_argument("source", help="a folder or a hub id")

@@ -22,7 +22,7 @@ def obtain(settings: Settings, entry: BaseModelEntry, say: Callable[[str], None]
     What the bucket did not have yet is put there.
 
     Raises:
-        BaseModelError: the model cannot be had, or cannot be trained and served.
+        BaseModelError: the model cannot be obtained, or cannot be trained and served.
         ConflictError: this machine and the bucket have different files under its name.
     """
     if not settings.storage_bucket:
@@ -40,7 +40,7 @@ def obtain(settings: Settings, entry: BaseModelEntry, say: Callable[[str], None]
         except ConflictError:
             if was_here:
                 raise
-            # Another machine was faster, and has prepared it a little differently.
+            # Another machine was faster, and its files differ a little.
             shutil.rmtree(settings.base_model_dir(entry))
             fetch(bases, entry)
             say(f"{entry.name}: fetched from the storage, where another machine has put it meanwhile")

@@ -26,7 +26,7 @@ class Cluster:
     def __init__(self, address: str | None, resource: str = "") -> None:
         """Joins the cluster at `address`; without one, at RAY_ADDRESS or on this machine.
 
-        `resource` is what workers and engines are placed by, `GPU` or `CPU`; empty if that is to be seen.
+        `resource` is what workers and engines are placed by, `GPU` or `CPU`; empty: by what nodes have.
 
         Raises:
             ConnectionError: it cannot be reached now.

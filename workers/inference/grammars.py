@@ -23,7 +23,7 @@ _AT_ONCE = 4
 _SMALL = 5
 _LARGE = 19
 """The kernel's nice values of threads, with which each gets about a third, or a seventieth, of what the model
-gets of a core. Threads that they start, as xgrammar's eight do, have the same."""
+gets of a core. Threads that they start, such as xgrammar's eight, inherit them."""
 _SMALL_CHARACTERS = 8192
 _COSTLY = re.compile(r'"(?:pattern|minLength|maxLength)"')
 """The keywords that take longest to compile; a property of such a name counts as well."""

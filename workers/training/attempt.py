@@ -43,7 +43,7 @@ _DEVICE_POLL_SECONDS = 0.2
 
 
 class Attempt:
-    """One lease of a job. `run` has the job trained on one thread; others may let go of it meanwhile."""
+    """One lease of a job. `run` trains it, on one thread; other threads may let go of it meanwhile."""
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ class AttemptFiles:
         return self._keys[folder]
 
     def remove_earlier(self, served: Collection[str]) -> None:
-        """Remove what earlier attempts have saved, but for what is `served` and what this one resumed from.
+        """Remove what earlier attempts have saved, except what is `served` and what this one resumed from.
 
         This attempt must have published a checkpoint, so that two are left: one may turn out to be damaged.
 

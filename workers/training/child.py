@@ -41,7 +41,7 @@ _progress_decoder: msgspec.json.Decoder[Progress] = msgspec.json.Decoder(Progres
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a trainer process ended that still had a job."""
+    """How a trainer process that still had a job ended."""
 
     reason: str
     was_starved: bool
@@ -120,7 +120,7 @@ class TrainerChild:
                 self._changed.notify_all()
 
     def stop_job(self, attempt: str) -> None:
-        """Have the trainer save a checkpoint of one job and send `Stopped`; it stays warm."""
+        """Ask the trainer to save a checkpoint of one job and send `Stopped`; it stays warm."""
         if self._most_jobs == 1:
             self.stop_all_jobs()
             return
@@ -130,21 +130,21 @@ class TrainerChild:
             self._changed.notify_all()
 
     def drop_job(self, attempt: str) -> None:
-        """Have one job trained no further; the process is killed unless it may have others."""
+        """Train one job no further; the process is killed unless it may have others."""
         if self._most_jobs == 1:
             self.kill()
         else:
             self.stop_job(attempt)
 
     def stop_all_jobs(self) -> None:
-        """Have the trainer save a checkpoint of each of its jobs and send `Stopped`; it stays warm."""
+        """Ask the trainer to save a checkpoint of each of its jobs and send `Stopped`; it stays warm."""
         with self._changed:
             if self._process is not None and self._process.poll() is None:
                 self._process.terminate()
             self._changed.notify_all()
 
     def kill_if_silent(self, seconds: float) -> None:
-        """Kill a process that has a job and has sent no message for so long."""
+        """Kill a process that has a job and has sent no message for this many seconds."""
         if time.monotonic() - self._heard_at > seconds:
             self._silent_seconds = seconds
             self.kill()

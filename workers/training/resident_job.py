@@ -28,7 +28,7 @@ class Aside:
 
     @classmethod
     def set(cls, base: WarmBase) -> Aside:
-        """Make of the base what it was before the job's adapter was added."""
+        """Take the job out of the base, which is then as it was before the job's adapter was added."""
         model = base.model
         layers: list[tuple[nn.Module, str, LoraLayer]] = [
             (parent, name, child)
@@ -45,7 +45,7 @@ class Aside:
         return cls(layers, config, attention, recomputes, RandomState.read())
 
     def put_back(self, base: WarmBase) -> None:
-        """Make of the base what it was when the job was set aside."""
+        """Put the job back into the base, which is then as it was when the job was set aside."""
         model = cast(Any, base.model)
         for parent, name, layer in self.layers:
             setattr(parent, name, layer)

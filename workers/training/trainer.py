@@ -137,7 +137,7 @@ class Trainer:
             self._send_of(spec)(explain(error, spec))
 
     def _give_up_base(self) -> None:
-        """Have the jobs stop that are trained on the base, since its state is unknown."""
+        """Stop the jobs that are trained on the base, since its state is unknown."""
         self._base = None
         for job in list(self.jobs):
             self._stop.causes.setdefault(job.spec.attempt, "other_job")

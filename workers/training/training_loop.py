@@ -203,7 +203,7 @@ def replay_unrecorded(at: Progression, checkpoint: Path, send: Send, *, servable
 
 
 def save_if_due(at: Progression, checkpoints: Checkpoints, send: Send, *, servable: bool) -> None:
-    """Save a checkpoint if it is to be served, or the last one is too old."""
+    """Save a checkpoint if it is to be served, or if the last one is too old."""
     if servable or checkpoints.are_due:
         checkpoints.save(at, for_good=servable)
     if servable:
@@ -219,6 +219,6 @@ def leave(at: Progression, checkpoints: Checkpoints, send: Send, stop: JobStop) 
 
 
 def restore(base: WarmBase, model: PeftModel) -> None:
-    """Make the base for the next job what it was."""
+    """Leave the base to the next job as it was."""
     checkpoint_activations(base.model, on=False)
     model.unload()

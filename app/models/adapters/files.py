@@ -106,7 +106,7 @@ def check_adapter_files(
 
 @contextmanager
 def adapter_folder(storage: Storage, storage_key: str) -> Generator[Path]:
-    """Have the folder of a published adapter on this machine until the block ends.
+    """Keep the folder of a published adapter on this machine until the block ends.
 
     Raises:
         AdapterError: it is outside the storage, or damaged in the storage.

@@ -23,7 +23,7 @@ class BaseModelRow(Base):
 
 
 class StoredBaseModel(Base):
-    """A base model whose files are in the bucket; adapters rely on it that a name always has the same."""
+    """A base model whose files are in the bucket. Adapters rely on a name standing for the same ones."""
 
     __tablename__ = "stored_base_models"
 
