@@ -55,7 +55,9 @@ def _row(result: Result) -> str:
 def _section(result: Result) -> str:
     client = CLIENTS[result.client]
     tried = "\n".join(f"| {attempt.name} | {_found(attempt)} |" for attempt in result.attempts)
-    return f"\n## {client.title}\n\nWhat changes: {client.change}\n\n| tried | result |\n|---|---|\n{tried}\n"
+    gap = "\n\n" if client.change.startswith("```") else " "
+    change = f"What changes:{gap}{client.change}"
+    return f"\n## {client.title}\n\n{change}\n\n| tried | result |\n|---|---|\n{tried}\n"
 
 
 def _found(attempt: Attempt) -> str:
