@@ -25,7 +25,7 @@ class BoundProcess:
         self._process: subprocess.Popen[bytes] | None = None
         Thread(target=self._run, args=(command, environment), daemon=True).start()
         self._started.wait()
-        atexit.register(self.stop)  # `ray stop` lets an actor exit like this
+        atexit.register(self.stop)  # an actor that is asked to exit does; `ray stop` kills it
 
     def poll(self) -> int | None:
         """Returns its exit code, or None while it runs; -1 if it could not be started."""

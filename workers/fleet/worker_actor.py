@@ -13,7 +13,7 @@ from workers.fleet.bound_process import BoundProcess
 from workers.fleet.nodes import require_version
 
 _STOP_SECONDS = 15.0
-"""Less than `ray stop` waits; enough for most checkpoints."""
+"""Enough for most checkpoints."""
 
 
 class WorkerActor:
