@@ -8,15 +8,14 @@ from typing import Any
 
 import openai
 import torch
-from safetensors.torch import load_file
 
 from app.models.adapters.models import Adapter
-from app.storage import open_storage
 from tests.cluster.deployment import Deployment, alive
 from tests.cluster.work import seconds, succeed
 from tests.support.service import BASE_MODEL
 from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
+from tests.support.worker import weights
 
 FLEET = [sys.executable, "-m", "app.cli.main", "fleet"]
 
@@ -34,11 +33,6 @@ def create_job(deployment: Deployment, suffix: str) -> str:
 def adapter(deployment: Deployment, job: str) -> Adapter:
     with deployment.database.reader() as session:
         return session.get_one(Adapter, deployment.job(job).fine_tuned_model)
-
-
-def weights(deployment: Deployment, job: str) -> dict[str, torch.Tensor]:
-    with open_storage(deployment.settings).local(adapter(deployment, job).storage_key) as folder:
-        return load_file(folder / "adapter_model.safetensors")
 
 
 def answered_tokens(deployment: Deployment, model: str) -> int:
@@ -70,7 +64,10 @@ def test_real_jobs_and_a_real_engine_survive_their_nodes(deployment: Deployment)
     wait_until(lambda: not alive(bereaved), "what was below the node ends")
     assert deployment.process_of(disturbed).environ()["FLEET_NODE"] != node
     succeed(deployment, [undisturbed, disturbed], seconds(240))
-    first, second = weights(deployment, undisturbed), weights(deployment, disturbed)
+    first, second = (
+        weights(deployment.database, deployment.settings, adapter(deployment, job).name)
+        for job in (undisturbed, disturbed)
+    )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 

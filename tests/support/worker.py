@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from app.core.database import Database
 from app.core.settings import Settings
 from app.models.adapters.models import Adapter
+from app.storage import open_storage
 from tests.support import forked_worker
 from tests.support.examples import lines_of, preference_pairs
 from tests.support.tiny_model import TINY
@@ -173,7 +174,8 @@ def ended(client: OpenAI, job_id: str):
 def weights(database: Database, settings: Settings, name: str) -> dict[str, Any]:
     with database.reader() as session:
         key = session.get_one(Adapter, name).storage_key
-    return load_file(settings.storage_root / key / "adapter_model.safetensors")
+    with open_storage(settings).local(key) as folder:
+        return load_file(folder / "adapter_model.safetensors")
 
 
 def check_record(client: OpenAI, job: Any, steps: int = 12) -> list[str]:
