@@ -79,7 +79,7 @@ def remove_base_model(session: Session, settings: Settings, name: str) -> BaseMo
     _refuse_pointed_to(session, settings, entry)
     session.delete(row)
     if (stored := session.get(StoredBaseModel, entry.name)) is not None:
-        session.delete(stored)  # what it names is removed as every orphan is
+        session.delete(stored)  # what it names is removed like every orphan
     return entry
 
 

@@ -15,7 +15,7 @@ from app.storage.incoming import IncomingFile
 log = logging.getLogger("toque.storage")
 
 ATTRIBUTES: dict[str, str] = {"Content-Type": "application/octet-stream", "Content-Disposition": "attachment"}
-"""What a browser is told that has a signed URL: to keep the file, not to show it."""
+"""What a browser that opens a signed URL is told: to save the file, not to show it."""
 LARGEST_COPY = 5 * 2**30
 """What S3 copies in one request; https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html."""
 _PART_BYTES = 8 * 2**20
