@@ -70,7 +70,10 @@ class S3Server:
         command += ["-master.volumeSizeLimitMB=64", "-volume.max=100", "-s3.port.iceberg=0"]
         command += ["-s3.port.lance=0", "-master.telemetry=false", f"-metricsPort={self._metrics_port}"]
         with (self._folder / "seaweedfs.log").open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            environment = os.environ | {"TMPDIR": str(self._folder)}  # where it writes logs of its own
+            self._process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         wait_until(self._is_ready, "the S3 server is ready", seconds=120)
         self._proxy = self._stack.enter_context(breaking_proxy(self._ports["s3.port"]))
 
