@@ -92,10 +92,8 @@ class Attempt:
                         pass
         except LeaseLostError as lost:
             self.let_go(lost)
-        except SQLAlchemyError:
-            message = "%s: cannot record progress; the job is retried after its lease expires"
-            log.exception(message, self.job.id)
-            self._drop()
+        except SQLAlchemyError as error:
+            self._give_up(error)
         finally:
             self._leave_device()
 
@@ -107,6 +105,12 @@ class Attempt:
             self._child.stop_job(self.name)
         else:
             self._drop()
+
+    def _give_up(self, error: SQLAlchemyError) -> None:
+        """Stop training, as nothing can be recorded."""
+        message = "%s: cannot record progress; the job is retried after its lease expires"
+        log.error(message, self.job.id, exc_info=error)
+        self._drop()
 
     def _drop(self) -> None:
         self._is_over = True
@@ -168,13 +172,15 @@ class Attempt:
 
     def _report(self, progress: Progress) -> None:
         """Record what the trainer has said."""
-        if self._turns and isinstance(progress, Finished):
-            self._leave_device()  # for the comparison with an engine's answers
-            self._turns.await_engine(self.job.model, self._stopping)
         try:
+            if self._turns and isinstance(progress, Finished):
+                self._leave_device()  # for the comparison with an engine's answers
+                self._turns.await_engine(self.job.model, self._stopping)
             self._retrying(self._reporter.report, progress)
         except LeaseLostError as lost:
             self.let_go(lost)
+        except SQLAlchemyError as error:
+            self._give_up(error)
         except StorageFullError as error:
             self._drop()
             self._reporter.pause_for_room(str(error))

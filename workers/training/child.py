@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -37,6 +38,8 @@ _NICENESS = 10
 want it, so that who waits for an answer does not wait for a job."""
 _VMSTAT = Path("/proc/vmstat")
 _progress_decoder: msgspec.json.Decoder[Progress] = msgspec.json.Decoder(Progress)
+
+log = logging.getLogger("toque.worker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class TrainerChild:
         # The process dies with the thread that starts it: this one lives as long as the worker.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="trainer")
         self._process: subprocess.Popen[bytes] | None = None
+        self._killed: subprocess.Popen[bytes] | None = None
+        """The process that was killed last, which may not have died yet."""
         self._jobs: dict[str, _Job] = {}
         """By attempt."""
         self._changed = threading.Condition()
@@ -160,6 +165,7 @@ class TrainerChild:
     def kill(self) -> None:
         """Kill the process, leaving its jobs unfinished."""
         if self._process is not None:
+            self._killed = self._process
             self._process.kill()
 
     def stop(self) -> None:
@@ -177,7 +183,7 @@ class TrainerChild:
 
     def _ranks(self) -> list[psutil.Process]:
         """The trainer's processes."""
-        if self._process is None:
+        if self._process is None or self._process.poll() is not None:
             return []
         try:
             trainer = psutil.Process(self._process.pid)
@@ -185,12 +191,18 @@ class TrainerChild:
         except psutil.Error:
             return []
 
+    def _is_alive(self) -> bool:
+        """Whether the process can be given a job."""
+        process = self._process
+        return process is not None and process is not self._killed and process.poll() is None
+
     def _has_room_for(self, spec: TrainingSpec, *, alone: bool) -> bool:
         """Whether the job can be begun now, beside those that the process has."""
         if not self._jobs:
             return True
-        has_died = self._process is None or self._process.poll() is not None  # its jobs have yet to hear it
-        if has_died or alone or any(job.is_alone for job in self._jobs.values()):
+        if not self._is_alive():  # its jobs have yet to hear it
+            return False
+        if alone or any(job.is_alone for job in self._jobs.values()):
             return False
         return spec.hyperparameters.gpus == self._gpus == 1 and self._base == _base_of(spec)
 
@@ -200,7 +212,8 @@ class TrainerChild:
             self.stop()  # the number of its ranks is fixed
             self._gpus = spec.hyperparameters.gpus
         self._base = _base_of(spec)
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or not self._is_alive():
+            self.stop()  # if it was killed, until its memory is free
             self._process = self._starter.submit(self._start).result()
         return self._process
 
@@ -220,19 +233,28 @@ class TrainerChild:
 
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         """Pass on what the process says, until it has died."""
+        assert process.stdin is not None
         assert process.stdout is not None
-        for line in process.stdout:
-            self._heard_at = time.monotonic()
-            if line.endswith(b"\n"):  # else the trainer died while writing it
-                self._pass_on(process, _progress_decoder.decode(line))
+        try:
+            with process.stdout as messages:
+                for line in messages:
+                    if line.endswith(b"\n"):  # else the trainer died while writing it
+                        self._pass_on(process, _progress_decoder.decode(line))
+        except msgspec.DecodeError:
+            log.exception("The trainer is killed, because what it said is not a message")
+            process.kill()
         code = process.wait()
         with self._changed:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
             jobs = [job for job in self._jobs.values() if job.process is process]
             for job in jobs:
                 job.messages.put(self._death(code, job, had_others=len(jobs) > 1))
 
     def _pass_on(self, process: subprocess.Popen[bytes], progress: Progress) -> None:
         with self._changed:
+            if self._jobs:
+                self._heard_at = time.monotonic()
             if isinstance(progress, Failed) and self._gpus > 1:
                 self.stop()  # its other ranks may wait for each other
             job = self._jobs.get(progress.attempt or next(iter(self._jobs), ""))
@@ -253,7 +275,7 @@ class TrainerChild:
 
 def _write(process: subprocess.Popen[bytes], request: TrainingSpec | StopJob) -> None:
     assert process.stdin is not None
-    with suppress(BrokenPipeError):  # it has died, as its jobs will hear
+    with suppress(BrokenPipeError, ValueError):  # it has died (and is closed), as its jobs will hear
         process.stdin.write(msgspec.json.encode(request) + b"\n")
         process.stdin.flush()
 
