@@ -232,6 +232,20 @@ def test_what_was_begun_is_answered_first(
 
 
 @on_one_database
+def test_a_job_that_is_cancelled_while_an_engine_answers_holds_up_no_other(
+    settings: Settings, client: OpenAI, engine: Running, log: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "busy").touch()
+    cancelled, other = create(client), create(client)
+    with worker(settings, log):
+        engine.becomes("draining")
+        client.fine_tuning.jobs.cancel(cancelled)
+        becomes(client, other, "running")
+        (tmp_path / "busy").unlink()
+        becomes(client, other, "succeeded")
+
+
+@on_one_database
 @pytest.mark.parametrize("fault", ["endless answers", "no sleep"])
 def test_a_vllm_that_does_not_sleep_is_stopped(
     settings: Settings,

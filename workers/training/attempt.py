@@ -120,11 +120,12 @@ class Attempt:
         return not self._is_over and not self._stopping.is_set()
 
     def _has_device(self) -> bool:
-        """Wait until the engines on a shared device sleep; return False if the job is released meanwhile."""
+        """Wait until the engines on a shared device sleep; return False if the attempt ends meanwhile."""
         is_noted = False
         while self._turns and self._turns.engines_awake():
-            if self._stopping.is_set():
-                self._reporter.release()
+            if not self._is_wanted():
+                if not self._is_over:
+                    self._reporter.release()
                 return False
             if not is_noted:
                 self._reporter.note("Waiting for the engine to release the GPU")
