@@ -27,7 +27,7 @@ class Attempts:
     @property
     def job_id(self) -> str | None:
         """The id of the job that was begun first; None without one."""
-        return self._running[0].job.id if self._running else None
+        return next((attempt.job.id for attempt in self._running), None)
 
     def have_room_for(self, job: FineTuningJob) -> bool:
         """Whether the job can be trained beside those that are."""

@@ -47,7 +47,7 @@ class JobStop:
 
     @property
     def cause(self) -> StopCause:
-        """Why it is to stop."""
+        """Why the job is to stop."""
         return self._request.causes.get(self._attempt, "request")
 
 
