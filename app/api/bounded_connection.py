@@ -18,7 +18,7 @@ from typing import Any, cast
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from app.api.access_log import write_exchange, write_refusal
@@ -26,7 +26,7 @@ from app.api.error_handlers import error_response
 from app.api.exchange import Exchange
 from app.core.database import new_id
 from app.core.errors import ErrorBody, ErrorResponse, UnavailableError
-from app.core.scope import REFUSED_WITH, REQUEST_ID
+from app.core.scope import HELD_BACK, REFUSED_WITH, REQUEST_ID
 
 HEADER_SECONDS = 20.0
 """How long a request's headers may take, from the connection or the last answer on."""
@@ -47,7 +47,8 @@ class BoundedConnection(HttpToolsProtocol):
     """A connection that is closed if its client stands still, or if it idles and others need its place.
 
     `limit_concurrency` of uvicorn's configuration is the number of connections. At that number the connection
-    that has waited longest for a request gives way to a new one; if none waits, the new one is refused.
+    that has waited longest for a request, or else one whose refusal is held back, gives way to a new one; if
+    there is none, the new one is refused.
     """
 
     def __init__(
@@ -61,6 +62,8 @@ class BoundedConnection(HttpToolsProtocol):
         self.logger = _log
         self._most_connections, self.limit_concurrency = config.limit_concurrency, None
         self._idle_since = self._window_began = self.loop.time()
+        self._answered: RequestResponseCycle | None = None
+        """The request that the app answers now, or has answered last; others may wait behind it."""
         self._header_bytes: int | None = None
         """The bytes of headers that are not complete; None between them."""
         self._is_sending = False
@@ -115,6 +118,8 @@ class BoundedConnection(HttpToolsProtocol):
             self.transport.close()  # what is sent with them is parsed, but not kept
         if not self.transport.is_closing():
             super().on_headers_complete()
+            if not self.pipeline:
+                self._answered = self.cycle
 
     @override
     def on_body(self, body: bytes) -> None:
@@ -129,6 +134,8 @@ class BoundedConnection(HttpToolsProtocol):
     @override
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()
+        if self.pipeline:
+            self._answered = self.pipeline[-1][0]
         super().on_response_complete()
         if self.pipeline:  # uvicorn would read on, and so take ever more of them
             self.flow.pause_reading()
@@ -150,6 +157,10 @@ class BoundedConnection(HttpToolsProtocol):
     @property
     def _idles(self) -> bool:
         return not self.cycle or self.cycle.response_complete  # there is none before the first request
+
+    @property
+    def _is_held_back(self) -> bool:
+        return self._answered is not None and HELD_BACK in self._answered.scope
 
     def _look(self) -> None:
         """Close the connection if its client has stood still for too long."""
@@ -190,10 +201,12 @@ class BoundedConnection(HttpToolsProtocol):
         return self.transport.get_write_buffer_size() + int.from_bytes(queued, sys.byteorder)
 
     def _make_room(self) -> None:
-        others = (
-            each for each in self.connections if isinstance(each, BoundedConnection) and each is not self
-        )
-        idle = [each for each in others if each._idles and not each.transport.is_closing()]
+        others = [
+            each
+            for each in self.connections
+            if isinstance(each, BoundedConnection) and each is not self and not each.transport.is_closing()
+        ]
+        idle = [each for each in others if each._idles] or [each for each in others if each._is_held_back]
         if idle:
             min(idle, key=lambda each: each._idle_since).transport.close()
         else:

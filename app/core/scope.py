@@ -14,3 +14,6 @@ MODEL = "toque.model"
 
 REFUSED_WITH = "toque.refused_with"
 """The status that the server answered by itself while the application was still at work."""
+
+HELD_BACK = "toque.held_back"
+"""True once the answer, a refusal, waits for a while before it is sent."""

@@ -144,12 +144,12 @@ class Settings(BaseSettings):
     """The port that the API listens on; 0 picks a free one."""
 
     max_connections: int = Field(default=1000, ge=1)
-    """The most connections of one API process. Beyond that, one that waits for a request is closed for a new
-    one."""
+    """The most connections of one API process. Beyond that, one that waits for a request, or for a refusal
+    that is held back, is closed for a new one."""
 
     refusals_per_second: float = Field(default=10.0, ge=0)
-    """Refusals (status 4xx) that one key, or without a key one address, gets from an API process in a second;
-    those beyond that wait for up to 5 s, and nothing else does. 0 is no limit."""
+    """Refusals (status 4xx) that one key, or without a key one address (of IPv6, one /64 network), gets from
+    an API process in a second; those beyond that wait for up to 5 s, and nothing else does. 0 is no limit."""
     trusted_proxies: list[IPvAnyNetwork] = []
     """Networks of proxies whose `X-Forwarded-For` is believed, as a JSON list such as `["127.0.0.1/32"]`. By
     default nobody's is: the address in the access log and the audit log is that of the connection."""

@@ -11,9 +11,11 @@ from contextlib import ExitStack, suppress
 import pytest
 
 from app.api import bounded_connection
+from app.api.refusal_pace import RefusalPace
 from app.core.database import Database
 from app.core.settings import Settings
 from tests.support.service import API_KEY, Service, run_service
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database
 AUTHORIZED = f"host: x\r\nauthorization: Bearer {API_KEY}\r\n".encode()
@@ -194,3 +196,25 @@ def test_half_sent_requests_give_way(
             assert client.models.list().data
         halves[0].settimeout(20)
         assert halves[0].recv(1) == b""
+
+
+def test_refusals_that_are_held_back_give_way(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who has no key cannot take every place by being refused."""
+    held: list[str] = []
+
+    def hold(_: RefusalPace, caller: str) -> float:
+        held.append(caller)
+        return 3.0
+
+    monkeypatch.setattr(RefusalPace, "_delay", hold)
+    limits = {"max_connections": 10, "refusals_per_second": 1.0}
+    with run_service(settings.model_copy(update=limits)) as service, ExitStack() as stack:
+        host, _, port = service.url.removeprefix("http://").partition(":")
+        for _ in range(10):
+            stranger = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
+            stranger.send(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
+        wait_until(lambda: len(held) == 10, "all are held back")
+        with service.client() as client:
+            assert client.models.list().data

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import pytest
 from openai import NotFoundError, OpenAI
+from starlette.types import Message, Receive, Scope, Send
 
+from app.api import refusal_pace
+from app.api.refusal_pace import RefusalPace
 from app.core.database import Database
 from app.core.settings import Settings
 from tests.support.service import OTHER_KEY, Service, run_service
@@ -48,6 +53,45 @@ def test_strangers_wait_by_their_address(service: Service) -> None:
         assert not all(each.done() for each in late)
         answers = [each.result() for each in late]
     assert {answer.json()["error"]["code"] for answer in answers} == {"invalid_api_key"}
+
+
+def test_a_network_is_one_caller_and_those_refused_long_ago_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(refusal_pace, "_MOST_CALLERS", 3)
+
+    async def refuse(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 401, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def ask() -> None:
+        pace = RefusalPace(refuse, per_second=0.5)
+
+        async def waits(address: str) -> bool:
+            sent: list[Message] = []
+
+            async def send(message: Message) -> None:
+                sent.append(message)
+
+            scope: Scope = {"type": "http", "client": (address, 1)}
+            asking = asyncio.create_task(pace(scope, cast(Receive, None), send))
+            await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
+            assert len(sent) in (0, 2)
+            return not sent
+
+        for number in range(AT_ONCE):
+            assert not await waits(f"2001:db8::{number + 1:x}")
+        assert await waits("2001:db8::ffff:1"), "its owner may choose any address"
+        for other in ("2001:db8:0:1::1", "::ffff:192.0.2.1"):
+            assert not await waits(other)
+        assert await waits("2001:db8::1"), "it is remembered"
+        for other in ("192.0.2.2", "192.0.2.3", "192.0.2.4"):
+            assert not await waits(other)
+        assert not await waits("2001:db8::1"), "it is forgotten"
+
+    asyncio.run(ask())
 
 
 def _ask_for_no_file(client: OpenAI) -> None:
