@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
 from app.core.pagination import Order, Page
+from app.core.threads import entered_in_thread
 from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
 from app.files import service
 from app.files.dependencies import CheckerDep
@@ -52,7 +53,7 @@ async def upload_file(
     checker: CheckerDep,
 ) -> FileObject:
     """Uploads a file; one with the purpose `fine-tune` is checked at once, in the background."""
-    with context.storage.incoming() as incoming:
+    async with entered_in_thread(context.storage.incoming()) as incoming:
         form = UploadForm({"file": incoming}, context.settings.max_file_bytes)
         await form.receive(request.headers.get("content-type", ""), request.stream())
         file = await run_in_threadpool(

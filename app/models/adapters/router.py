@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
+from app.core.threads import entered_in_thread
 from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession
 from app.models.adapters import files, importing, served_models, service
 from app.models.adapters.schemas import ImportAdapter, ModelList, ModelObject
@@ -58,7 +59,7 @@ async def import_adapter(
     request: Request, context: ContextDep, creating: IdempotentRequestDep, database: DatabaseDep
 ) -> ModelObject:
     """Takes a LoRA adapter as PEFT saves it, and serves it; it is checked whole before it is kept."""
-    with context.storage.incoming_folder() as incoming:
+    async with entered_in_thread(context.storage.incoming_folder()) as incoming:
         received = {name: incoming.file(name) for name in (CONFIG, WEIGHTS)}
         form = UploadForm(received, context.settings.max_file_bytes)
         await form.receive(request.headers.get("content-type", ""), request.stream())
