@@ -42,8 +42,10 @@ PART_BYTES = 16 * 2**20
 _AT_ONCE = 4
 _RETRIES = 6
 """Retries of a part, with back-off; half a minute in all."""
-_PUT_TIMEOUT = 30.0
-"""In seconds, for each step: to connect, or to send or receive some bytes."""
+_CONNECT_SECONDS = 5.0
+"""How long the first parts wait for a bucket that cannot be reached from here."""
+_PUT_SECONDS = 30.0
+"""How long the bucket may take to accept some bytes, or to answer."""
 _EXPIRY_SECONDS = 86400.0
 
 
@@ -150,7 +152,10 @@ def _put_part(client: OpenAI, upload: Upload, content: bytes, sha256: str, offse
                 options={"headers": {"Idempotency-Key": f"{upload.id} {offset} {sha256} direct"}},
             ),
         )
-        httpx2.put(announced["url"], content=content, timeout=_PUT_TIMEOUT).raise_for_status()
+        timeout = httpx2.Timeout(_PUT_SECONDS, connect=_CONNECT_SECONDS)
+        # Azure requires the header, and the others ignore it.
+        blob = {"x-ms-blob-type": "BlockBlob"}
+        httpx2.put(announced["url"], content=content, headers=blob, timeout=timeout).raise_for_status()
     except (NotFoundError, httpx2.HTTPError):  # it has no bucket, or one that cannot be reached from here
         return None
     return announced["id"]

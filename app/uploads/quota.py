@@ -58,7 +58,9 @@ def require_part_room(
         raise InvalidRequestError(
             f"An upload has {MAX_PARTS:,} parts at most; send larger ones.", code="too_many_parts"
         )
-    sizes = {part.sha256: part.bytes for part in parts} | {sha256: size}
+    sizes = {sha256: size}
+    for part in parts:  # what was announced with a hash may be of any size
+        sizes[part.sha256] = max(part.bytes, sizes.get(part.sha256, 0))
     if (total := sum(sizes.values())) > upload.bytes:
         raise TooLargeError(
             f"With this part the upload has {total:,} bytes; {upload.bytes:,} were announced.",

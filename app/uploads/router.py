@@ -10,9 +10,10 @@ from fastapi.concurrency import run_in_threadpool
 from app.core.errors import ERROR_RESPONSES
 from app.core.multipart import UploadForm
 from app.core.pagination import Order, Page
+from app.core.threads import entered_in_thread
 from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
 from app.files.dependencies import CheckerDep
-from app.uploads import service
+from app.uploads import parts, service
 from app.uploads.schemas import (
     MAX_PART_BYTES,
     AnnouncedPart,
@@ -88,10 +89,10 @@ async def add_part(
     database: DatabaseDep,
 ) -> PartObject:
     """Takes a part, of 64 MiB at most; any number may come at once."""
-    with context.storage.incoming() as incoming:
+    async with entered_in_thread(context.storage.incoming()) as incoming:
         form = UploadForm({"data": incoming}, MAX_PART_BYTES, limit_name="the limit of a part")
         await form.receive(request.headers.get("content-type", ""), request.stream())
-        part = await run_in_threadpool(service.add_part, database, context, creating, upload_id, incoming)
+        part = await run_in_threadpool(parts.add_part, database, context, creating, upload_id, incoming)
     return PartObject.of(part)
 
 
@@ -104,7 +105,7 @@ def announce_part(
     session: WriteSession,
 ) -> AnnouncedPart:
     """Returns a URL to which the part can be put straight into the bucket; 404 if the storage has none."""
-    return AnnouncedPart.at(*service.announce_part(session, context, creating, upload_id, body))
+    return AnnouncedPart.at(*parts.announce_part(session, context, creating, upload_id, body))
 
 
 @router.post("/{upload_id}/complete")

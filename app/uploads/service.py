@@ -28,10 +28,8 @@ from app.quotas.stored_bytes import require_bytes
 from app.storage.incoming import IncomingFile
 from app.uploads.assembly import assemble, ordered
 from app.uploads.models import Upload, UploadPart, parts_key
-from app.uploads.quota import require_part_room, require_room
-from app.uploads.schemas import AnnouncePart, CompleteUpload, CreateUpload
-
-PART_URL_SECONDS = 900
+from app.uploads.quota import require_room
+from app.uploads.schemas import CompleteUpload, CreateUpload
 
 
 def create_upload(
@@ -112,6 +110,12 @@ def get_open_upload(session: Session, project_id: str, upload_id: str, *, lock: 
     return upload
 
 
+def parts_of(session: Session, upload: Upload) -> Sequence[UploadPart]:
+    """Return the upload's parts in the order in which they arrived."""
+    query = select(UploadPart).where(UploadPart.upload_id == upload.id)
+    return session.scalars(query.order_by(UploadPart.created_at, UploadPart.id)).all()
+
+
 def find_upload(
     session: Session, context: Context, upload_id: str
 ) -> tuple[Upload, File | None, Sequence[UploadPart]]:
@@ -122,85 +126,11 @@ def find_upload(
         StorageUnavailableError: the storage cannot be reached now.
     """
     upload = get_upload(session, context.project_id, upload_id)
-    parts = _parts(session, upload)
+    parts = parts_of(session, upload)
     if upload.status == "pending" and any(part.is_direct for part in parts):
         there = {entry.key: entry.bytes for entry in context.storage.files(parts_key(upload.id))}
         parts = [part for part in parts if there.get(part.storage_key) == part.bytes]
     return upload, _file(session, upload), parts
-
-
-def add_part(
-    database: Database, context: Context, creating: IdempotentRequest, upload_id: str, incoming: IncomingFile
-) -> UploadPart:
-    """Keep a part. Without an idempotency key nothing tells a retry apart: a file may well have equal parts.
-
-    Raises:
-        ConflictError: the upload was completed or cancelled, or has expired.
-        InvalidRequestError: there are too many parts.
-        TooLargeError: with this part there would be more bytes than were announced.
-    """
-    incoming.finish()
-    with database.writer() as session:
-        upload = get_open_upload(session, context.project_id, upload_id, lock=True)
-        create = partial(_keep_part, session, context, upload, incoming)
-        if creating.idempotency_key is None:
-            return create()
-        return creating.once(
-            session,
-            "upload.part",
-            [upload.id, incoming.sha256],
-            find=partial(session.get_one, UploadPart),
-            create=create,
-        )
-
-
-def announce_part(
-    session: Session,
-    context: Context,
-    creating: IdempotentRequest,
-    upload_id: str,
-    request: AnnouncePart,
-) -> tuple[UploadPart, str]:
-    """Have a URL to which the client can put a part, straight into the bucket, for a quarter of an hour.
-
-    What arrives there is checked when the file is made of its parts.
-
-    Raises:
-        NotFoundError: there is no such upload, or the storage has no such URLs.
-        ConflictError, InvalidRequestError, TooLargeError: as `add_part`.
-    """
-    upload = get_open_upload(session, context.project_id, upload_id, lock=True)
-    part = creating.once(
-        session,
-        "upload.part",
-        [upload.id, "direct", request.model_dump()],
-        find=partial(session.get_one, UploadPart),
-        create=partial(_add_part, session, upload, request.bytes, request.sha256, is_direct=True),
-    )
-    url = context.storage.signed_url(part.storage_key, "PUT", PART_URL_SECONDS)
-    if url is None:
-        raise NotFoundError(
-            "The storage of this service has no URLs to send parts to: send them to "
-            f"/v1/uploads/{upload.id}/parts.",
-            code="no_signed_urls",
-        )
-    return part, url
-
-
-def _keep_part(session: Session, context: Context, upload: Upload, incoming: IncomingFile) -> UploadPart:
-    part = _add_part(session, upload, incoming.bytes, incoming.sha256)
-    context.storage.publish(incoming, part.storage_key)
-    return part
-
-
-def _add_part(
-    session: Session, upload: Upload, size: int, sha256: str, *, is_direct: bool = False
-) -> UploadPart:
-    require_part_room(upload, _parts(session, upload), size, sha256, param="bytes" if is_direct else "data")
-    part = UploadPart(upload_id=upload.id, bytes=size, sha256=sha256, is_direct=is_direct)
-    session.add(part)
-    session.flush()
-    return part
 
 
 def complete_upload(
@@ -226,7 +156,7 @@ def complete_upload(
             upload = get_upload(session, project_id, upload_id)
             return upload, _file(session, upload)
         upload = get_open_upload(session, project_id, upload_id)
-        parts = ordered(upload, _parts(session, upload), request.part_ids)
+        parts = ordered(upload, parts_of(session, upload), request.part_ids)
 
     with context.storage.incoming() as incoming:
         failure: ToqueError | None = None  # unless another attempt has made the file and removed its parts
@@ -287,12 +217,6 @@ def cancel_upload(database: Database, context: Context, upload_id: str) -> Uploa
         upload.status = "cancelled"
     context.storage.remove(parts_key(upload.id))
     return upload
-
-
-def _parts(session: Session, upload: Upload) -> Sequence[UploadPart]:
-    """Return the upload's parts in the order in which they arrived."""
-    query = select(UploadPart).where(UploadPart.upload_id == upload.id)
-    return session.scalars(query.order_by(UploadPart.created_at, UploadPart.id)).all()
 
 
 def _file(session: Session, upload: Upload) -> File | None:
