@@ -45,12 +45,21 @@ class BaseFetcher:
             stopping.set()
 
     def _fetch_missing(self, stopping: threading.Event) -> bool:
-        """Return whether all that there are could be fetched."""
+        """Return whether all that there are could be fetched; one that cannot be is in no other's way."""
+        is_done = True
         try:
             for entry in self._missing():
-                self._bases.fetch(entry, stopping)
-        except (OSError, SQLAlchemyError) as error:
+                is_done = self._fetch(entry, stopping) and is_done
+        except SQLAlchemyError as error:
             log.warning("base models are not fetched now: %s", error)
+            return False
+        return is_done
+
+    def _fetch(self, entry: BaseModelEntry, stopping: threading.Event) -> bool:
+        try:
+            self._bases.fetch(entry, stopping)
+        except OSError as error:
+            log.warning("%s is not fetched now: %s", entry.name, error)
             return False
         return True
 

@@ -6,6 +6,7 @@ that it is there. A machine fetches it into its own folder of base models, not i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -58,7 +59,7 @@ class StoredBases:
         Raises:
             InterruptedError: the event was set. What has arrived is kept.
             StorageUnavailableError: the bucket cannot be reached now.
-            OSError: a file has arrived damaged, or cannot be written.
+            OSError: this machine has no room, or a file has arrived damaged, or cannot be written.
         """
         target = self._settings.base_model_dir(entry)
         if unready(target) is None:
@@ -81,7 +82,7 @@ class StoredBases:
         return True
 
     def upload(self, entry: BaseModelEntry, say: Callable[[str], None]) -> StoredBaseModel:
-        """Put the files of a prepared base model into the bucket, and its manifest last.
+        """Put the files of a prepared base model into the bucket, its manifest last.
 
         Files that are there already, because an earlier upload was broken off, are not sent again.
 
@@ -155,6 +156,7 @@ class StoredBases:
             raise DamagedContentError(f"{stored.storage_key}/{MANIFEST} does not match its digest")
         sums = msgspec.json.decode(content, type=_Manifest).sha256
         folder.mkdir(exist_ok=True)
+        _require_room(folder, stored.bytes)
         missing = [name for name in sums if not (folder / name).exists()]
         with ThreadPoolExecutor(_FILES_AT_ONCE) as threads:
 
@@ -181,6 +183,17 @@ class StoredBases:
             raise DamagedContentError(f"{key} does not match its checksum")
         part.chmod(0o644)  # as `pull` does: workers and engines of other users read it
         part.rename(path)
+
+
+def _require_room(folder: Path, size: int) -> None:
+    """Check that the folder can grow to so many bytes, before databases on the same disk have no room, too.
+
+    Raises:
+        OSError: it cannot.
+    """
+    lacking = size - sum(path.stat().st_size for path in folder.iterdir())
+    if lacking > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, f"no room for {lacking / 1e6:,.1f} MB of a base model", str(folder))
 
 
 def _go_on(stopping: threading.Event) -> None:

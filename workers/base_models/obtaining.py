@@ -1,13 +1,15 @@
-"""Has a base model of the catalogue on this machine and, where the storage is in a bucket, in that too."""
+"""Prepares base models of the catalogue on this machine, and puts them into the bucket if there is one."""
 
 from __future__ import annotations
 
 import shutil
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from app.base_models.files import unready
 from app.base_models.stored import StoredBases
+from app.base_models.workspace import workspace
 from app.core.database import Database
 from app.core.errors import ConflictError
 from app.core.settings import BaseModelEntry, Settings
@@ -34,6 +36,7 @@ def obtain(settings: Settings, entry: BaseModelEntry, say: Callable[[str], None]
         was_here = unready(settings.base_model_dir(entry)) is None
         if not was_here and fetch(bases, entry):
             say(f"{entry.name}: fetched from the storage")
+            return
         pull(entry, settings.base_model_dir(entry), say)
         try:
             _publish(database, bases, entry, say)
@@ -41,7 +44,7 @@ def obtain(settings: Settings, entry: BaseModelEntry, say: Callable[[str], None]
             if was_here:
                 raise
             # Another machine was faster, and its files differ a little.
-            shutil.rmtree(settings.base_model_dir(entry))
+            _remove(settings.base_model_dir(entry))
             fetch(bases, entry)
             say(f"{entry.name}: fetched from the storage, where another machine has put it meanwhile")
     finally:
@@ -61,6 +64,13 @@ def fetch(bases: StoredBases, entry: BaseModelEntry) -> bool:
             f"{entry.name} cannot be fetched from the storage: {error}\n"
             "What has arrived is kept: run the command again to go on."
         ) from error
+
+
+def _remove(folder: Path) -> None:
+    """Remove a prepared folder, which has another name before any of its files is gone."""
+    with workspace(folder, lambda: None) as scratch:
+        folder.rename(scratch / "replaced")
+        shutil.rmtree(scratch)
 
 
 def _publish(

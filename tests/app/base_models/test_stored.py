@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any, cast
@@ -54,9 +55,11 @@ def prepared(settings: Settings, tmp_path: Path) -> Settings:
     return settings.model_copy(update={"models_dir": tmp_path / "prepared"})
 
 
-def publish(machine: Settings, database: Database, storage: ObjectStorage) -> str:
+def publish(
+    machine: Settings, database: Database, storage: ObjectStorage, entry: BaseModelEntry = BASE
+) -> str:
     bases = StoredBases(machine, database, storage)
-    stored = bases.upload(BASE, lambda _: None)
+    stored = bases.upload(entry, lambda _: None)
     with database.writer() as session:
         bases.record(session, stored)
     return stored.storage_key
@@ -97,6 +100,45 @@ def test_the_api_fetches_what_its_catalogue_has(
     with run_service(settings) as service, service.http() as http:
         wait_until(lambda: unready(settings.models_root / BASE.name) is None, "the API has fetched it")
         assert http.get("/v1/models").json()["data"][0]["id"] == BASE.name
+
+
+def test_one_that_cannot_be_fetched_is_in_no_others_way(
+    settings: Settings,
+    prepared: Settings,
+    database: Database,
+    storage: ObjectStorage,
+    bucket: MemoryStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(main, "open_storage", lambda _: storage)
+    damaged = BaseModelEntry(name="damaged", source="owner/damaged")
+    write_model(prepared.models_root / damaged.name)
+    key = publish(prepared, database, storage, damaged)
+    obstore.put(bucket, f"{key}/config.json", b"{}")
+    publish(prepared, database, storage)
+    machine = settings.model_copy(update={"base_models": [damaged, BASE]})
+    with run_service(machine):
+        wait_until(lambda: unready(settings.models_root / BASE.name) is None, "the API has fetched it")
+    assert not (settings.models_root / damaged.name).exists()
+
+
+def test_a_machine_without_room_fetches_nothing(
+    settings: Settings,
+    prepared: Settings,
+    database: Database,
+    storage: ObjectStorage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = publish(prepared, database, storage)
+    size = sum(path.stat().st_size for path in (prepared.models_root / BASE.name).iterdir())
+    usage = shutil.disk_usage(settings.data_dir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size - 1))
+    with pytest.raises(OSError, match=r"no room for 0\.0 MB of a base model"):
+        fetch(settings, database, storage)
+    digest = key.rpartition("/")[2]
+    assert list((settings.models_root / f".{BASE.name}.partial" / digest).iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
+    assert fetch(settings, database, storage)
 
 
 def test_a_name_stands_for_the_same_files_until_it_is_removed(
