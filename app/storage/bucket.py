@@ -48,7 +48,7 @@ def sign_url(bucket: Bucket, key: str, method: Literal["GET", "PUT"], seconds: i
 
 @contextmanager
 def reaching() -> Generator[None]:
-    """Make obstore's errors one of ours; that there is no such object is `FileNotFoundError`."""
+    """Turn obstore's errors into ours; that of a missing object stays a `FileNotFoundError`."""
     try:
         yield
     except FileNotFoundError:

@@ -48,8 +48,8 @@ class IncomingObject(IncomingFile):
     def copy_to(self, key: str, largest: int) -> None:
         """Copy the finished object to its key, where it is once all of it is.
 
-        The server does that, unless it has more bytes than `largest`. Then S3 would have to be asked for each
-        part, which obstore does not, and the object is read and written again.
+        The server does that, unless it has more bytes than `largest`. S3 would then have to be asked for each
+        part, which obstore cannot do, so the object is read and written again.
         """
         with reaching():
             if self.bytes <= largest:

@@ -29,7 +29,7 @@ from app.storage.base import (
 from app.storage.bucket import Bucket, reaching, sign_url
 from app.storage.cache import Cache
 from app.storage.incoming import IncomingFile, IncomingFolder, StoredFile
-from app.storage.incoming_object import LARGEST_COPY, IncomingObject
+from app.storage.incoming_object import ATTRIBUTES, LARGEST_COPY, IncomingObject
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -113,7 +113,14 @@ class ObjectStorage:
         """Upload a file in parts; it is there once all of it is."""
         require_inside(key)
         with reaching():
-            obstore.put(self._bucket, key, path, chunk_size=_FILE_PART_BYTES, max_concurrency=_PARTS_AT_ONCE)
+            obstore.put(
+                self._bucket,
+                key,
+                path,
+                attributes=ATTRIBUTES,
+                chunk_size=_FILE_PART_BYTES,
+                max_concurrency=_PARTS_AT_ONCE,
+            )
 
     def publish_folder(self, folder: Path, key: str) -> None:
         """Upload a folder, its manifest last."""
@@ -125,7 +132,7 @@ class ObjectStorage:
         """Store a small file at once."""
         require_inside(key)
         with reaching():
-            obstore.put(self._bucket, key, content)
+            obstore.put(self._bucket, key, content, attributes=ATTRIBUTES)
         return StoredFile(key, len(content), hashlib.sha256(content).hexdigest())
 
     def signed_url(self, key: str, method: Literal["GET", "PUT"], seconds: int) -> str | None:

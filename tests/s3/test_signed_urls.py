@@ -1,4 +1,4 @@
-"""Clients that send parts straight to the bucket, and have files from there, by signed URLs."""
+"""Clients that send parts straight to the bucket, and get files from there, by signed URLs."""
 
 from __future__ import annotations
 
