@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 from pathlib import Path
 
+from app.core.settings import BaseModelEntry
+
 SOURCE = ".source"
 """The file in a prepared folder that says where the model is from."""
 _WANTED = (
@@ -36,6 +38,20 @@ def unready(folder: Path) -> str | None:
     if not any(folder.glob("*.safetensors")):
         return f"{folder} has no *.safetensors"
     return None
+
+
+def misplaced(folder: Path, entry: BaseModelEntry) -> str | None:
+    """Return why a prepared folder is not the entry's base model, as far as it says, or None if it is."""
+    mark = folder / SOURCE
+    if folder == Path(entry.source) or not mark.is_file():
+        return None
+    source = mark.read_text("utf-8")
+    if source == entry.source:
+        return None
+    return (
+        f"{folder} is from {source}, and {entry.name} is to be from {entry.source}: give it another name, or "
+        "remove the folder, and start workers and engines again"
+    )
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

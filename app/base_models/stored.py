@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy.orm import Session
 
-from app.base_models.files import SOURCE, unready, wanted_files
+from app.base_models.files import SOURCE, misplaced, unready, wanted_files
 from app.base_models.workspace import workspace
 from app.core.database import Database, advisory_lock
 from app.core.errors import ConflictError
@@ -59,10 +59,14 @@ class StoredBases:
         Raises:
             InterruptedError: the event was set. What has arrived is kept.
             StorageUnavailableError: the bucket cannot be reached now.
-            OSError: this machine has no room, or a file has arrived damaged, or cannot be written.
+            OSError: this machine has another base model under its name, or no room for it, or a file has
+                arrived damaged, or cannot be written.
         """
         target = self._settings.base_model_dir(entry)
         if unready(target) is None:
+            # Without a bucket, the folder was prepared by somebody who was told.
+            if self._settings.storage_bucket and (problem := misplaced(target, entry)):
+                raise OSError(problem)
             return True
         if not self._settings.storage_bucket or target.exists():
             return False

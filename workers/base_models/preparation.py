@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from jinja2 import TemplateError
 
-from app.base_models.files import SOURCE, unready
+from app.base_models.files import SOURCE, misplaced, unready
 from app.base_models.workspace import workspace
 from app.core.settings import BaseModelEntry
 from app.datasets.chat_template import ChatTemplate, TemplateOptions
@@ -43,7 +43,8 @@ def pull(entry: BaseModelEntry, target: Path, say: Callable[[str], None] = print
         say(f"{entry.name}: {entry.source} is ready")
         return
     if unready(target) is None:
-        _check_source(entry, target)
+        if problem := misplaced(target, entry):
+            raise BaseModelError(problem)
         say(f"{entry.name}: already prepared in {target}")
         return
     if target.exists():
@@ -85,20 +86,6 @@ def _prepare(entry: BaseModelEntry, scratch: Path, target: Path, say: Callable[[
         _publish(model, target)
     finally:
         shutil.rmtree(scratch)
-
-
-def _check_source(entry: BaseModelEntry, target: Path) -> None:
-    """Check that a prepared folder is of the entry's source, as far as it says.
-
-    Raises:
-        BaseModelError: it is of another one.
-    """
-    mark = target / SOURCE
-    if mark.is_file() and (source := mark.read_text("utf-8")) != entry.source:
-        raise BaseModelError(
-            f"{target} is from {source}, and {entry.name} is to be from {entry.source}: give it another "
-            "name, or remove the folder, and start workers and engines again"
-        )
 
 
 def _clean_up(model: Path) -> None:

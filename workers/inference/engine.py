@@ -14,7 +14,7 @@ import time
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.base_models.files import unready
+from app.base_models.files import misplaced, unready
 from app.core.database import Database
 from app.core.logs import set_up_logging
 from app.core.parent_death import die_with_parent
@@ -73,7 +73,7 @@ class Engine:
         back_off, reason = 1.0, ""
         try:
             while not self._stopping:
-                if unready(self._settings.base_model_dir(self._entry)) and not self._fetch_base():
+                if not self._has_base() and not self._fetch_base():
                     continue
                 if self._turns and not self._turns.take_back():
                     self._row.report("asleep", _TRAINING)
@@ -88,6 +88,11 @@ class Engine:
                     back_off = min(2 * back_off, _LONGEST_BACK_OFF)
         finally:
             self._row.remove()
+
+    def _has_base(self) -> bool:
+        folder = self._settings.base_model_dir(self._entry)
+        is_other = self._settings.storage_bucket and misplaced(folder, self._entry)
+        return unready(folder) is None and not is_other
 
     def _fetch_base(self) -> bool:
         """Fetches the base model if it is in the bucket, and returns whether it is on this machine now.

@@ -141,6 +141,16 @@ def test_a_machine_without_room_fetches_nothing(
     assert fetch(settings, database, storage)
 
 
+def test_what_an_earlier_base_model_of_the_name_has_left_is_not_used(
+    settings: Settings, prepared: Settings, database: Database, storage: ObjectStorage
+) -> None:
+    publish(prepared, database, storage)
+    assert fetch(settings, database, storage)
+    other = BASE.model_copy(update={"source": "owner/other"})
+    with pytest.raises(OSError, match=r"is from owner/small, and small is to be from owner/other"):
+        StoredBases(settings, database, storage).fetch(other, threading.Event())
+
+
 def test_a_name_stands_for_the_same_files_until_it_is_removed(
     settings: Settings, prepared: Settings, database: Database, storage: ObjectStorage
 ) -> None:
