@@ -118,6 +118,18 @@ def test_no_url_is_given_for_what_may_not_be_sent(client: OpenAI, other_client: 
     assert code_of(client, good) == (409, "upload_cancelled")
 
 
+def test_a_url_lets_nobody_copy_what_others_have(
+    client: OpenAI, other_client: OpenAI, settings: Settings
+) -> None:
+    other_client.files.create(file=("notes.txt", CONTENT), purpose="user_data")
+    [there] = open_storage(settings).files("objects")
+    upload = begin(client, len(CONTENT))
+    part = announce(client, upload, CONTENT)
+    source = f"{settings.storage_url.removeprefix('s3:/')}/{there.key}"
+    copied = httpx2.put(part["url"], headers={"x-amz-copy-source": source})
+    assert (copied.status_code, arrived(client, upload)) == (403, [])
+
+
 def test_a_download_is_redirected_to_the_bucket(
     server: S3Server, settings: Settings, database: Any, other_client: OpenAI
 ) -> None:
