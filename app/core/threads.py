@@ -19,7 +19,7 @@ async def entered_in_thread(context: AbstractContextManager[Value]) -> AsyncGene
 
     async def leave(
         kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
+    ) -> bool | None:
         # A limiter of its own, as what would free the other threads may be waiting for this one.
         with CancelScope(shield=True):
             leaving = CapacityLimiter(1)
