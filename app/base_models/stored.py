@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -17,7 +16,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 from sqlalchemy.orm import Session
 
 from app.base_models.files import SOURCE, misplaced, unready, wanted_files
@@ -28,17 +26,14 @@ from app.core.fsync import fsync_folder
 from app.core.settings import BaseModelEntry, Settings
 from app.models.catalogue import stored_base
 from app.models.catalogue.models import StoredBaseModel
-from app.storage.base import MANIFEST, DamagedContentError, Storage
+from app.storage.base import DamagedContentError, Storage
 from app.storage.incoming import rename_durably
+from app.storage.manifest import MANIFEST, read_sums, write_sums
 
 log = logging.getLogger("toque.base_models")
 
 _BLOCK_BYTES = 2**20
 _FILES_AT_ONCE = 4
-
-
-class _Manifest(msgspec.Struct):
-    sha256: dict[str, str]
 
 
 class StoredBases:
@@ -96,7 +91,7 @@ class StoredBases:
             OSError: a file cannot be read.
         """
         files = wanted_files(self._settings.base_model_dir(entry))
-        content = json.dumps({"sha256": {path.name: _sha256(path) for path in files}}, indent=2).encode()
+        content = write_sums({path.name: _sha256(path) for path in files})
         stored = StoredBaseModel(
             name=entry.name,
             source=entry.source,
@@ -158,7 +153,7 @@ class StoredBases:
             content = file.read()
         if hashlib.sha256(content).hexdigest() != stored.digest:
             raise DamagedContentError(f"{stored.storage_key}/{MANIFEST} does not match its digest")
-        sums = msgspec.json.decode(content, type=_Manifest).sha256
+        sums = read_sums(content)
         folder.mkdir(exist_ok=True)
         _require_room(folder, stored.bytes)
         missing = [name for name in sums if not (folder / name).exists()]

@@ -18,8 +18,6 @@ from typing import Literal, Protocol
 from app.core.errors import UnavailableError
 from app.storage.incoming import IncomingFile, IncomingFolder, StoredFile
 
-MANIFEST = "manifest.json"
-
 
 class StorageUnavailableError(UnavailableError, OSError):
     """503: the storage cannot be reached now. It is an `OSError`, as for a folder that is not mounted."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from app.storage.base import MANIFEST, Entry, Storage
+from app.storage.base import Entry, Storage
+from app.storage.manifest import MANIFEST
 
 _BLOCK_BYTES = 4 * 2**20
 _LEFT_OUT = ("tmp/", "incoming/")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.core.fsync import fsync_folder
+from app.storage.manifest import MANIFEST, write_sums
 
 _WRITEBACK_BYTES = 2**24
 
@@ -124,8 +124,8 @@ class IncomingFolder:
 
     def complete(self) -> Path:
         """Write the checksums to `manifest.json` last, and return the path of what can be published."""
-        manifest = {"sha256": {name: file.sha256 for name, file in self._files.items()}}
-        self.file("manifest.json").write(json.dumps(manifest, indent=2).encode())
+        sums = {name: file.sha256 for name, file in self._files.items()}
+        self.file(MANIFEST).write(write_sums(sums))
         self.finish()
         fsync_folder(self.path)
         return self.path

@@ -16,12 +16,10 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-import msgspec
 import obstore
 from typing_extensions import override
 
 from app.storage.base import (
-    MANIFEST,
     DamagedContentError,
     Entry,
     require_inside,
@@ -30,6 +28,7 @@ from app.storage.bucket import Bucket, reaching, sign_url
 from app.storage.cache import Cache
 from app.storage.incoming import IncomingFile, IncomingFolder, StoredFile
 from app.storage.incoming_object import ATTRIBUTES, LARGEST_COPY, IncomingObject
+from app.storage.manifest import MANIFEST, read_sums
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -38,10 +37,6 @@ _BLOCK_BYTES = 2**20
 _FILE_PART_BYTES = 16 * 2**20
 """There are 10,000 parts at most, so that a file has 160 GiB at most."""
 _PARTS_AT_ONCE = 4
-
-
-class _Manifest(msgspec.Struct):
-    sha256: dict[str, str]
 
 
 class ObjectStorage:
@@ -282,8 +277,8 @@ class _Content(RawIOBase):
 
 def _read_sums(manifest: bytes, key: str) -> dict[str, str]:
     try:
-        return msgspec.json.decode(manifest, type=_Manifest).sha256
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return read_sums(manifest)
+    except ValueError as error:
         raise DamagedContentError(f"{key}/{MANIFEST} cannot be read") from error
 
 

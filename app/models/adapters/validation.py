@@ -33,6 +33,7 @@ from app.models.adapters.weights import (
 )
 from app.models.serving_support import adapted
 from app.models.token_mixing import read_config
+from app.storage.manifest import MANIFEST, read_sums
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -69,10 +70,6 @@ class AdapterError(ValueError):
         self.code = code
         self.message = message[:600]
         super().__init__(self.message)
-
-
-class _Manifest(msgspec.Struct):
-    sha256: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,14 +224,14 @@ def _opened(folder: Path, name: str) -> Generator[BufferedReader]:
 def _check_sums(folder: Path) -> None:
     """Compare both files with the manifest's checksums, if there is one: a flipped bit is still a number."""
     try:
-        manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=_Manifest)
+        sums = read_sums((folder / MANIFEST).read_bytes())
     except FileNotFoundError:
         return
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise AdapterError("manifest.json", "checksum_mismatch", "its manifest cannot be read") from error
+    except ValueError as error:
+        raise AdapterError(MANIFEST, "checksum_mismatch", "its manifest cannot be read") from error
     for name in (CONFIG, WEIGHTS):
         with _opened(folder, name) as file:
-            if manifest.sha256.get(name) != hashlib.file_digest(file, "sha256").hexdigest():
+            if sums.get(name) != hashlib.file_digest(file, "sha256").hexdigest():
                 raise AdapterError(name, "checksum_mismatch", f"{name} is not as it was written")
 
 
