@@ -37,8 +37,6 @@ from typing import TypeVar
 
 from aiohttp import web
 from pydantic import SecretStr
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy import delete
 
 from app.completions.models import Engine as EngineRow
@@ -48,6 +46,7 @@ from app.completions.replicas import Replicas
 from app.core.database import Database, database_now
 from app.core.migrations import upgrade
 from app.core.settings import EngineAddress, Settings
+from benchmarks.rounds import print_medians
 from workers.device import cpu
 from workers.inference.engine_load import Load
 from workers.inference.registration import Registration
@@ -328,16 +327,7 @@ def main() -> None:
 
 
 def report(results: dict[str, list[dict[str, float]]], times: dict[str, list[float]]) -> None:
-    table = Table("", *results)
-    middle: dict[str, dict[str, float]] = {policy: {} for policy in results}
-    for name in results[OURS][0]:
-        cells: list[str] = []
-        for policy, measured in results.items():
-            values = [each[name] for each in measured]
-            middle[policy][name] = round(statistics.median(values), 3)
-            cells.append(f"{middle[policy][name]:.2f} ({min(values):.2f} to {max(values):.2f})")
-        table.add_row(name, *cells)
-    Console().print(table)
+    middle = print_medians(results)
     loads = middle[OURS]["loads_per_1000"] / middle[BEFORE]["loads_per_1000"]
     summary = {
         "loads_ratio": round(loads, 3),

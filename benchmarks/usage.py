@@ -19,7 +19,6 @@ import argparse
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -31,8 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from rich.console import Console
-from rich.table import Table
 
 from app.core.database import Database, new_id
 from app.core.migrations import upgrade
@@ -40,6 +37,7 @@ from app.usage.entries import Batch, append_batch
 from app.usage.folding import add_usage, fold_entries
 from app.usage.models import AliasUsage, EntryKey, KeyUsage, Sums, Usage
 from benchmarks.postgresql import execute, postgresql, sqlalchemy_url
+from benchmarks.rounds import print_medians
 
 ROOT = Path(__file__).resolve().parent.parent
 GATEWAYS, KINDS, REQUESTS, MINUTE = 8, 1000, 100, 1_800_000_000
@@ -212,16 +210,7 @@ def main() -> None:
 
 
 def report(results: dict[str, list[dict[str, float]]], loads: list[float]) -> None:
-    table = Table("", *results)
-    middle: dict[str, dict[str, float]] = {way: {} for way in results}
-    for name in results[APPENDED][0]:
-        cells: list[str] = []
-        for way, measured in results.items():
-            values = [each[name] for each in measured]
-            middle[way][name] = round(statistics.median(values), 2)
-            cells.append(f"{middle[way][name]:,.1f} ({min(values):,.1f} to {max(values):,.1f})")
-        table.add_row(name, *cells)
-    Console().print(table)
+    middle = print_medians(results)
     ratios = {
         f"{name}_ratio": round(middle[APPENDED][name] / middle[SHARED][name], 3)
         for name in ("entries_per_second", "batch_ms_95", "dead_rows_per_1000", "wal_kb_per_1000")
