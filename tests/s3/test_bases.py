@@ -37,9 +37,9 @@ EXTRA_BYTES = 96 * 2**20
 
 
 @pytest.fixture
-def settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(settings: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Settings:
     """Each machine has a folder of its own for base models, and no package index to have them from."""
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "no-packages").as_uri())
     return settings.model_copy(update={"models_dir": None})
 
 
