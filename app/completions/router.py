@@ -25,12 +25,18 @@ from app.completions.schemas import (
 from app.core.errors import ERROR_RESPONSES, InvalidRequestError
 from app.dependencies import bearer, caller_of
 
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+"""The schema of one event, as in OpenAI's own specification; `data` is JSON, or `[DONE]`."""
 _ANSWER: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "OpenAI's completion object, or with `stream` its chunks as server-sent events",
         "content": {
             "application/json": {"schema": {"type": "object"}},
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"schema": _EVENT},
         },
         "headers": {
             "x-toque-model": {
