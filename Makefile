@@ -102,6 +102,7 @@ lint: .venv/.installed-dev
 	$(BIN)/pyright
 
 test: lint
+	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
 	$(BIN)/pytest --numprocesses $(PROCESSES)
 
 test-quick: lint

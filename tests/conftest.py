@@ -54,13 +54,15 @@ STARTS_PROCESSES = ("app/cli", "app/core/test_child_process.py", "app/test_deplo
 
 
 class GroupScheduling(LoadScopeScheduling):
-    """Gives each group to one process; every other test is a group of its own.
+    """Gives each group to one process, and each module that shares a browser; other tests go one by one.
 
     pytest-xdist's own groups have no effect with pytest 9.2, which does not let it rename tests.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.removeprefix("tests/")
+        if path.startswith("console/"):
+            return path.partition("::")[0]
         return next((group for prefix, group in GROUPS.items() if path.startswith(prefix)), nodeid)
 
 

@@ -26,7 +26,7 @@ from app.api.error_handlers import error_response
 from app.api.exchange import Exchange
 from app.core.database import new_id
 from app.core.errors import ErrorBody, ErrorResponse, UnavailableError
-from app.core.scope import HELD_BACK, REFUSED_WITH, REQUEST_ID
+from app.core.scope import HELD_BACK, IS_ENDLESS, REFUSED_WITH, REQUEST_ID
 
 HEADER_SECONDS = 20.0
 """How long a request's headers may take, from the connection or the last answer on."""
@@ -149,6 +149,12 @@ class BoundedConnection(HttpToolsProtocol):
     def resume_writing(self) -> None:
         self._has_drained = True
         super().resume_writing()
+
+    @override
+    def shutdown(self) -> None:
+        super().shutdown()
+        if not self._idles and IS_ENDLESS in self.cycle.scope:
+            self.transport.close()
 
     @override
     def send_400_response(self, msg: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from itertools import chain
+from typing import NamedTuple
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
+from app.console.error_page import error_page, is_in_console
 from app.core.database import is_damaged
 from app.core.errors import ConflictError, ErrorBody, InvalidRequestError, ToqueError, UnavailableError
 from app.core.validation_errors import validation_error
@@ -24,37 +26,55 @@ log = logging.getLogger("toque.errors")
 
 def error_response(error: ToqueError) -> Response:
     """Return the response that tells of the error."""
-    return _envelope(error.body, error.status, error.headers)
+    return _envelope(_answer(error))
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make the app answer every exception in the envelope."""
-    for kind, handler in _HANDLERS.items():
-        app.add_exception_handler(kind, handler)
+    """Make the app answer every exception in the envelope, and inside the console as a page."""
+    for kind in _HANDLERS:
+        app.add_exception_handler(kind, respond_to)
 
 
 async def respond_to(request: Request, error: Exception) -> Response:
     """Return the response that tells of the error, for middleware that the app's handlers are behind."""
     handler = next(_HANDLERS[kind] for kind in type(error).__mro__ if kind in _HANDLERS)
-    return await handler(request, error)
+    answer = handler(request, error)
+    return error_page(request, *answer) if is_in_console(request) else _envelope(answer)
 
 
-async def _on_toque_error(_request: Request, error: Exception) -> Response:
+class _Answer(NamedTuple):
+    """What a request is told of an error."""
+
+    body: ErrorBody
+    status: int
+    headers: Mapping[str, str] | None
+
+
+def _answer(error: ToqueError) -> _Answer:
+    return _Answer(error.body, error.status, error.headers)
+
+
+def _on_toque_error(_request: Request, error: Exception) -> _Answer:
     assert isinstance(error, ToqueError)
-    return error_response(error)
+    return _answer(error)
 
 
-async def _on_validation_error(_request: Request, error: Exception) -> Response:
+def _on_validation_error(_request: Request, error: Exception) -> _Answer:
     assert isinstance(error, RequestValidationError)
-    return error_response(validation_error(error.errors(), error.body))
+    return _answer(validation_error(error.errors(), error.body))
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+def _on_http_exception(request: Request, error: Exception) -> _Answer:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, ToqueError):  # raised while the framework read the body
-        return error_response(error.__cause__)
+        return _answer(error.__cause__)
+    known = (
+        "The console has no such page."
+        if is_in_console(request)
+        else "The API's routes are under /v1; see /docs."
+    )
     messages = {
-        404: f"Unknown URL: {request.method} {request.url.path}. The API's routes are under /v1; see /docs.",
+        404: f"Unknown URL: {request.method} {request.url.path}. {known}",
         405: f"{request.method} is not allowed here.",
         400: _unreadable(error),
     }
@@ -64,7 +84,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         code={400: "invalid_json", 404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code),
     )
     headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
-    return _envelope(body, error.status_code, headers)
+    return _Answer(body, error.status_code, headers)
 
 
 def _allowed_methods(request: Request) -> str:
@@ -80,7 +100,7 @@ def _unreadable(error: HTTPException) -> str:
     return "The body is nested too deep." if is_deep else f"The request cannot be read: {error.detail}."
 
 
-async def _on_database_error(_request: Request, error: Exception) -> Response:
+def _on_database_error(_request: Request, error: Exception) -> _Answer:
     if is_damaged(error.orig if isinstance(error, DBAPIError) else error):
         log.error(
             "the file of SQLite's database is damaged: stop the service, restore a backup of the database "
@@ -89,39 +109,39 @@ async def _on_database_error(_request: Request, error: Exception) -> Response:
         )
     else:
         log.error("database unavailable: %s", error)
-    return error_response(
+    return _answer(
         UnavailableError("The database cannot be reached; try again.", code="database_unavailable")
     )
 
 
-async def _on_statement_error(request: Request, error: Exception) -> Response:
+def _on_statement_error(request: Request, error: Exception) -> _Answer:
     if isinstance(error, IntegrityError):
         log.warning("conflicting write: %s", error)
         conflict = ConflictError("Another request is changing the same object; try again.", code="conflict")
         conflict.headers["x-should-retry"] = "true"
-        return error_response(conflict)
+        return _answer(conflict)
     if isinstance(error, DataError):  # NUL characters, numbers out of range
-        return error_response(
+        return _answer(
             InvalidRequestError(
                 "A value in the request cannot be stored: a NUL character?", code="invalid_value"
             )
         )
     if isinstance(error, DBAPIError) and (error.connection_invalidated or is_damaged(error.orig)):
-        return await _on_database_error(request, error)
-    return await _on_unexpected(request, error)
+        return _on_database_error(request, error)
+    return _on_unexpected(request, error)
 
 
-async def _on_unencodable_text(_request: Request, _error: Exception) -> Response:
+def _on_unencodable_text(_request: Request, _error: Exception) -> _Answer:
     problem = "A text in the request contains an unpaired surrogate, which is not a valid Unicode character."
-    return error_response(InvalidRequestError(problem, code="invalid_value"))
+    return _answer(InvalidRequestError(problem, code="invalid_value"))
 
 
-async def _on_unexpected(_request: Request, error: Exception) -> Response:
+def _on_unexpected(_request: Request, error: Exception) -> _Answer:
     log.exception("unexpected error", exc_info=error)
-    return error_response(ToqueError("An internal error; the service's log has it under this request's id."))
+    return _answer(ToqueError("An internal error; the service's log has it under this request's id."))
 
 
-_HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+_HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], _Answer]] = {
     ToqueError: _on_toque_error,
     RequestValidationError: _on_validation_error,
     HTTPException: _on_http_exception,
@@ -134,7 +154,7 @@ _HANDLERS: Mapping[type[Exception], Callable[[Request, Exception], Awaitable[Res
 }
 
 
-def _envelope(body: ErrorBody, status: int, headers: Mapping[str, str] | None) -> Response:
+def _envelope(answer: _Answer) -> Response:
     # ASCII, because a message may quote half a surrogate pair, which UTF-8 cannot carry.
-    content = json.dumps({"error": body.model_dump()}, ensure_ascii=True)
-    return Response(content, status, headers, media_type="application/json")
+    content = json.dumps({"error": answer.body.model_dump()}, ensure_ascii=True)
+    return Response(content, answer.status, answer.headers, media_type="application/json")

@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute
 
 from app import __version__
 from app.api import health
-from app.api.authentication import Authentication, authorize
+from app.api.authentication import Authentication, authorize, authorize_section
 from app.api.error_handlers import install_error_handlers
 from app.api.exposition import Exposition
 from app.api.metrics import Metrics
@@ -33,6 +33,9 @@ from app.completions.gateway import Gateway
 from app.completions.generation_metrics import GenerationMetrics
 from app.completions.replicas import Replicas
 from app.completions.router import router as completions_router
+from app.console.events import Watchers
+from app.console.router import SECTIONS, console_routes
+from app.console.session import Sessions
 from app.core.database import Database
 from app.core.settings import Settings
 from app.files.checker import Checker
@@ -70,6 +73,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.storage = open_storage(settings)
         app.state.find_comparison = comparisons_service.get_comparison
         keys = app.state.keys = KeyCache(app.state.database)
+        app.state.sessions = Sessions(app.state.database, keys)
+        watchers = app.state.watchers = Watchers(app.state.database)
         usage = UsageAggregator(app.state.database)
         replicas = app.state.replicas = Replicas(settings, app.state.database)
         rate_limiter = RateLimiter(app.state.database)
@@ -104,6 +109,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             batch_runner,
             checker,
             webhook_runner,
+            watchers,
             BaseFetcher(settings, app.state.database, app.state.storage),
         )
         background = [asyncio.create_task(part.run()) for part in parts]
@@ -126,6 +132,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=lifespan,
     )
     app.openapi = cache(partial(describe, app))
+    app.state.sections = SECTIONS
     install_error_handlers(app)
     app.router.routes.extend(_routes())
     app.add_middleware(Authentication)
@@ -168,6 +175,8 @@ def _routes() -> tuple[BaseRoute, ...]:
         webhooks_router,
         health.router,
     )
-    routes = tuple(route for router in routers for route in router.routes)
+    routes = (*(route for router in routers for route in router.routes), *console_routes())
     authorize(routes)
+    for section in SECTIONS:
+        authorize_section(section)
     return routes

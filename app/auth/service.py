@@ -8,8 +8,8 @@ import secrets
 import time
 from collections.abc import Collection, Mapping, Sequence
 
-from sqlalchemy import func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ColumnElement, func, or_, select, update
+from sqlalchemy.orm import Session, contains_eager
 
 from app.auth.caller import Caller
 from app.auth.models import ApiKey, Project, ServiceAccount
@@ -29,21 +29,40 @@ def find_caller(session: Session, key_sha256: str) -> Caller:
         AuthenticationError: no key has it, the key was revoked, its service account was deleted, or its
             project was archived.
     """
+    return caller_with(_find_valid_key(session, ApiKey.key_sha256 == key_sha256))
+
+
+def find_valid_key(session: Session, key_id: str) -> ApiKey:
+    """Return the key with this id, which may have expired, with its project.
+
+    Raises:
+        AuthenticationError: as for `find_caller`.
+    """
+    return _find_valid_key(session, ApiKey.id == key_id)
+
+
+def caller_with(key: ApiKey) -> Caller:
+    """Return what a key stands for."""
+    models = None if key.models is None else frozenset(key.models)
+    return Caller(key.project_id, key.id, key.role, models, key.expires_at)
+
+
+def _find_valid_key(session: Session, condition: ColumnElement[bool]) -> ApiKey:
     found = session.execute(
-        select(ApiKey, ServiceAccount.deleted_at, Project.archived_at)
+        select(ApiKey, ServiceAccount.deleted_at)
         .join_from(ApiKey, ServiceAccount)
-        .join_from(ApiKey, Project)
-        .where(ApiKey.key_sha256 == key_sha256)
+        .join(ApiKey.project)
+        .options(contains_eager(ApiKey.project))
+        .where(condition)
     ).one_or_none()
     if found is None:
         raise invalid_key()
-    key, deleted_at, archived_at = found
+    key, deleted_at = found
     if key.revoked_at is not None or deleted_at is not None:
         raise invalid_key()
-    if archived_at is not None:
+    if key.project.archived_at is not None:
         raise _refused("The project of this API key is archived.")
-    models = None if key.models is None else frozenset(key.models)
-    return Caller(key.project_id, key.id, key.role, models, key.expires_at)
+    return key
 
 
 def no_key() -> AuthenticationError:

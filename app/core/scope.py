@@ -17,3 +17,6 @@ REFUSED_WITH = "toque.refused_with"
 
 HELD_BACK = "toque.held_back"
 """True once the answer, a refusal, waits for a while before it is sent."""
+
+IS_ENDLESS = "toque.is_endless"
+"""True if the answer is a stream that does not end by itself: a server that stops does not wait for it."""

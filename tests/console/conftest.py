@@ -1,0 +1,130 @@
+"""The console in a real browser: Debian's Chromium, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
+
+from app.auth import service as auth_service
+from app.auth.roles import Role
+from app.core.database import Database
+from tests.support.service import API_KEY, OTHER_KEY, Service
+
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+_PATIENCE_MILLISECONDS = 30_000
+"""For everything that a test waits for: the machine may be busy."""
+
+
+@dataclass(frozen=True)
+class Console:
+    """A service with its console, on either database, and the keys of its two projects."""
+
+    service: Service
+    database: Database
+    key: str = API_KEY
+    """Of the first project, with the role `admin`."""
+    other_key: str = OTHER_KEY
+    """Of the other project, with the role `project`."""
+
+    @property
+    def url(self) -> str:
+        """The address of the console; a page's path without `/console` goes after it."""
+        return f"{self.service.url}/console"
+
+    def key_with_role(self, role: Role) -> str:
+        """Make a key of the first project."""
+        with self.database.writer() as session:
+            project = auth_service.create_project(session, auth_service.FIRST_PROJECT)
+            return auth_service.create_key(session, project.id, f"a key to {role}", role=role)[1]
+
+    def sign_in(self, page: Page, key: str | None = None) -> None:
+        """Sign in as people do, and arrive at the overview."""
+        page.goto(f"{self.url}/sign-in")
+        page.get_by_label("API key").fill(key or self.key)
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url(self.url)
+
+
+@pytest.fixture
+def console(service: Service, database: Database) -> Console:
+    return Console(service, database)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for a module: as long as it runs, no event loop can be run in this thread."""
+    expect.set_options(timeout=_PATIENCE_MILLISECONDS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browser_context(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser without any memory; what its pages do wrong fails the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-GB", timezone_id="UTC")
+    context.set_default_timeout(_PATIENCE_MILLISECONDS)
+    faults: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type == "error" and not _is_answer(message):
+            faults.append(message.text)
+
+    context.on("console", note)
+    context.on("weberror", lambda error: faults.append(str(error.error)))
+    yield context
+    context.close()
+    assert not faults, "\n".join(faults)
+
+
+def _is_answer(message: ConsoleMessage) -> bool:
+    """Whether it only says that a request was refused, which is for the page to show."""
+    is_file = "/console/static/" in message.location["url"]
+    return (
+        message.text.startswith("Failed to load resource")
+        and not is_file
+        and "status of 5" not in message.text
+    )
+
+
+@pytest.fixture
+def page(console: Console, browser_context: BrowserContext) -> Page:
+    """A page of somebody who has signed in with the first project's key."""
+    page = browser_context.new_page()
+    console.sign_in(page)
+    return page
+
+
+@pytest.fixture
+def stranger(browser_context: BrowserContext) -> Page:
+    """A page of somebody who has not signed in."""
+    return browser_context.new_page()
+
+
+def _assert_accessible(page: Page) -> None:
+    results: dict[str, Any] = Axe().run(page).response
+    grave = [each for each in results["violations"] if each["impact"] in {"serious", "critical"}]
+    assert not grave, "\n".join(
+        f"{each['id']}: {each['help']}: {[node['html'] for node in each['nodes']][:3]}" for each in grave
+    )
+
+
+@pytest.fixture
+def assert_accessible() -> Callable[[Page], None]:
+    """Fails the test if axe-core finds anything serious or critical on a page."""
+    return _assert_accessible
