@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import zstandard
 from fastapi import APIRouter, Request, Response
 
 from app.core.errors import NotFoundError
@@ -24,8 +23,9 @@ router = APIRouter(include_in_schema=False)
 class _Asset:
     digest: str
     media_type: str
-    encodings: dict[str, bytes]
-    """The content by its encoding, the smallest first."""
+    content: bytes
+    compressed: bytes
+    """The content, by gzip."""
 
 
 @cache
@@ -43,11 +43,8 @@ def _read(path: Path) -> _Asset:
     return _Asset(
         hashlib.sha256(content).hexdigest()[:16],
         media_type or "application/octet-stream",
-        {
-            "zstd": zstandard.compress(content, 19),
-            "gzip": gzip.compress(content, 9, mtime=0),
-            "identity": content,
-        },
+        content,
+        gzip.compress(content, mtime=0),
     )
 
 
@@ -62,13 +59,12 @@ def asset_url(name: str) -> str:
 
 @router.get("/console/static/{digest}/{name:path}")
 async def read_asset(digest: str, name: str, request: Request) -> Response:
-    """Serve a file, in an encoding that the browser takes."""
+    """Serve a file, compressed if the browser takes that."""
     asset = _assets().get(name)
     if asset is None or asset.digest != digest:
         raise NotFoundError(f"There is no file {name[:255]!r}; reload the page.", code="file_not_found")
-    taken = {each.partition(";")[0].strip() for each in request.headers.get("accept-encoding", "").split(",")}
-    encoding = next(each for each in asset.encodings if each in {*taken, "identity"})
     headers = {"cache-control": "public, max-age=31536000, immutable", "vary": "accept-encoding"}
-    if encoding != "identity":
-        headers["content-encoding"] = encoding
-    return Response(asset.encodings[encoding], headers=headers, media_type=asset.media_type)
+    if "gzip" not in request.headers.get("accept-encoding", ""):
+        return Response(asset.content, headers=headers, media_type=asset.media_type)
+    headers["content-encoding"] = "gzip"
+    return Response(asset.compressed, headers=headers, media_type=asset.media_type)

@@ -12,7 +12,6 @@ from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.datastructures import UploadFile
 
-from app import __version__
 from app.auth import service as auth_service
 from app.auth.caller import Caller
 from app.auth.roles import ALLOWED, Action
@@ -149,6 +148,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    environment.globals.update(asset=asset_url, version=__version__, Action=Action)
-    environment.filters.update(filters.FILTERS)
+    cast("dict[str, Any]", environment.globals).update(asset=asset_url, Action=Action)
+    environment.filters |= filters.FILTERS
     return environment
