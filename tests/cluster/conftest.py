@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import uuid
@@ -18,7 +17,7 @@ from app.auth import service as auth_service
 from app.core.database import Database
 from app.core.settings import Settings
 from tests.cluster.deployment import Deployment, node_environment
-from tests.cluster.ray_cluster import TOKEN, RayCluster, running_redis
+from tests.cluster.ray_cluster import GPUS, MortalCluster, running_redis
 from tests.support.databases import execute_sql
 from tests.support.service import API_KEY, run_service
 from tests.support.waiting import wait_until
@@ -66,13 +65,12 @@ def deployment(
     database = Database(settings.sqlalchemy_url)
     with database.writer() as session:
         auth_service.ensure_first_key(session, API_KEY)
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
     with ExitStack() as stack:
         redis = stack.enter_context(running_redis(folder))
         service = stack.enter_context(run_service(settings))
-        cluster = RayCluster(redis, node_environment(settings))
+        cluster = MortalCluster(redis, node_environment(settings))
         stack.callback(cluster.close)
-        for node in ("a", "b", "c"):
+        for node in GPUS:
             cluster.add(node)
         deployment = Deployment(settings, database, service, cluster)
         stack.callback(deployment.stop_fleet)

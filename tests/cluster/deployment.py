@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +21,8 @@ from app.core.database import Database, database_now
 from app.core.settings import Settings
 from app.fine_tuning import worker_registry
 from app.fine_tuning.models import FineTuningJob, Worker
-from tests.cluster.ray_cluster import RayCluster
+from benchmarks.ray_cluster import RAY_ENVIRONMENT
+from tests.cluster.ray_cluster import MortalCluster
 from tests.support.service import Service
 from tests.support.waiting import wait_until
 
@@ -38,7 +38,7 @@ class Deployment:
     settings: Settings
     database: Database
     service: Service
-    cluster: RayCluster
+    cluster: MortalCluster
     fleet: subprocess.Popen[bytes] | None = field(default=None)
 
     def client(self) -> OpenAI:
@@ -135,14 +135,11 @@ def ledger_path(settings: Settings) -> Path:
 
 
 def node_environment(settings: Settings) -> dict[str, str]:
-    """The environment of the deployment's nodes and of its fleet: the settings, and Ray's token."""
+    """The environment of the deployment's nodes and of its fleet."""
     given = settings.model_dump(mode="json", exclude_unset=True, exclude={"api_key"})
     return os.environ | {
         **{f"TOQUE_{name.upper()}": str(value) for name, value in given.items()},
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-        "OMP_NUM_THREADS": "1",
-        "RAY_worker_niceness": "0",
         "HF_HUB_OFFLINE": "1",
-        "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
         MARK: str(ledger_path(settings)),
+        **RAY_ENVIRONMENT,
     }

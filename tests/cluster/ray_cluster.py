@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine: a head without GPUs, and nodes with GPUs that are only declared."""
+"""A Ray cluster whose nodes and whose head can be killed."""
 
 from __future__ import annotations
 
@@ -10,59 +10,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
+from typing_extensions import override
 
+from benchmarks.ray_cluster import RayCluster
 from tests.support.free_port import free_port
 from tests.support.waiting import wait_until
 
-TOKEN = "0123456789abcdef0123456789abcdef"
-GPUS = {"head": 0, "a": 2, "b": 2, "c": 1}
+GPUS = {"a": 2, "b": 2, "c": 1}
 """What each node declares."""
-_OBJECT_STORE_BYTES = 80 * 2**20
 
 
-class RayCluster:
-    """Nodes by name. Their environment is what the nodes of a deployment have."""
+class MortalCluster(RayCluster):
+    """Its head's state is in Redis, so that a new head goes on with it."""
 
     def __init__(self, redis: str, environment: Mapping[str, str]) -> None:
-        from ray.cluster_utils import Cluster
-
         self._redis = redis
-        self._environment = dict(environment)
-        self._port = free_port()
-        self.cluster: Any = Cluster(shutdown_at_exit=False)
-        self.nodes: dict[str, Any] = {}
-        self.start_head()
+        super().__init__(GPUS, environment)
 
-    @property
-    def address(self) -> str:
-        return f"{self.cluster.head_node.node_ip_address}:{self._port}"
-
-    def start_head(self) -> None:
-        """Starts a head, whose state is in Redis; one that was killed before is replaced by it."""
-        self.cluster.head_node = None
+    @override
+    def start_head(self, **arguments: Any) -> None:
+        """Starts a head; one that was killed before is replaced by it."""
         with _redis_address(self._redis):
-            self.add("head", gcs_server_port=self._port, redis_password="")
-
-    def add(self, name: str, **arguments: Any) -> None:
-        """Starts a node, for the first time or after it was killed."""
-        self.nodes[name] = self.cluster.add_node(
-            num_cpus=8,
-            num_gpus=GPUS[name],
-            object_store_memory=_OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            include_log_monitor=False,
-            env_vars=self._environment | {"FLEET_NODE": name},
-            **arguments,
-        )
-
-    def processes_of(self, name: str) -> list[psutil.Process]:
-        """What runs below a node's raylet."""
-        return psutil.Process(self._raylet(name).pid).children(recursive=True)
+            super().start_head(redis_password="", **arguments)
 
     def kill(self, name: str) -> None:
         """Kills a node's raylet, and nothing else: what ran below it has to end by itself."""
-        raylet, node = self._raylet(name), self.nodes.pop(name)
+        raylet, node = self.raylet(name), self.nodes.pop(name)
         raylet.kill()
         raylet.wait()
         self.cluster.worker_nodes.discard(node)
@@ -75,14 +48,6 @@ class RayCluster:
                 if info.process.poll() is None:
                     info.process.send_signal(signal.SIGKILL)
                     info.process.wait()
-
-    def close(self) -> None:
-        for node in list(self.nodes.values()):
-            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
-        self.nodes.clear()
-
-    def _raylet(self, name: str) -> Any:
-        return self.nodes[name].all_processes["raylet"][0].process
 
 
 @contextmanager
