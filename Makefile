@@ -8,8 +8,9 @@ BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-cluster \
   test-dashboards test-pgbouncer test-api chart install-trackers install-fleet lint generated lock bench-train bench-api \
-  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-fair-share bench-hostile \
-  bench-routing bench-soak bench-turns bench-upload bench-usage bench-validate bench-vanish bench-verdict fuzz clean
+  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-fair-share bench-fleet \
+  bench-hostile bench-routing bench-soak bench-turns bench-upload bench-usage bench-validate \
+  bench-vanish bench-verdict fuzz clean
 
 help:
 	@echo "make demo              train a model on the demo's data and compare it with prompting"
@@ -41,6 +42,7 @@ help:
 	@echo "make bench-batch       a batch against a plain client, and what it costs those who wait"
 	@echo "make bench-hostile     what one caller's attacks cost another (ATTACK=NAME)"
 	@echo "make bench-fair-share  what one project's waiting requests cost another"
+	@echo "make bench-fleet       jobs per second of one, two and four workers on a Ray cluster of this machine"
 	@echo "make bench-comparison  a comparison's time against the engine's own"
 	@echo "make bench-verdict     how often the verdict of a simulated comparison is wrong"
 	@echo "make bench-validate    the check of a 1 GB dataset against datasets (SIZE=MB)"
@@ -180,6 +182,9 @@ bench-hostile: .venv/.installed-dev
 bench-fair-share: .venv/.installed-dev
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.fair_share
+
+bench-fleet: .venv/.installed-dev .venv/.installed-fleet
+	@$(BIN)/python -m benchmarks.fleet
 
 bench-batch: .venv/.installed-dev
 	@$(BIN)/toque models pull smollm2-135m-instruct

@@ -80,7 +80,7 @@ def running_deployment(folder: Path, database_url: str) -> Generator[Deployment]
         port: int = listener.getsockname()[1]
         process = subprocess.Popen(
             bound_to_parent([sys.executable, "-m", "benchmarks.soak.deployment", str(listener.fileno())]),
-            env=_environment(settings),
+            env=environment(settings),
             pass_fds=[listener.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -130,7 +130,7 @@ def _models(settings: Settings) -> Path:
     return settings.data_dir / "workers-models"
 
 
-def _environment(settings: Settings) -> dict[str, str]:
+def environment(settings: Settings) -> dict[str, str]:
     """Returns our environment with these settings instead of the developer's own."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("TOQUE_")}
     given = settings.model_dump(mode="json", exclude_unset=True, exclude={"base_models", "api_key"})
