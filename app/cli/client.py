@@ -24,6 +24,11 @@ BaseUrl = Annotated[
 ]
 
 
+def job_page(base_url: str, job_id: str) -> str:
+    """Return the address of a job's page in the console."""
+    return f"{base_url.rstrip('/').removesuffix('/v1')}/console/jobs/{job_id}"
+
+
 def not_empty(value: str) -> str:
     """Refuses an empty id, which an unset variable in a script leaves."""
     if not value:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.check import check_files
-from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, not_empty
+from app.cli.client import DEFAULT_BASE_URL, BaseUrl, connect, job_page, not_empty
 from app.cli.files import upload_file
 from app.cli.job_progress import Outcome, TrainingBar, follow
 from app.cli.next_steps import next_steps
@@ -101,7 +101,7 @@ def create(
             extra_headers={"Idempotency-Key": str(uuid.uuid4())},
         )
         if wait_for_end:
-            stderr.print(f"Created job {job.id}")
+            stderr.print(f"Created job {job.id}: {job_page(base_url, job.id)}")
             _wait(client, job, timeout, as_json)
     _print_job(job, as_json)
 

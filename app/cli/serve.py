@@ -190,6 +190,7 @@ async def _announce(address: str, started: float) -> None:
                 pass  # not yet
             await asyncio.sleep(0.5)
     _say(f"ready on {address}/v1 after {time.monotonic() - started:.1f} s")
+    _say(f"the console is {address}/console: sign in with an API key")
 
 
 def _settings_from(**options: object) -> Settings:

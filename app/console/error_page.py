@@ -30,6 +30,7 @@ def error_page(request: Request, body: ErrorBody, status: int, headers: Mapping[
     values = {
         "error": body,
         "status": status,
+        "is_part": is_htmx(request),
         "title": HTTPStatus(status).phrase,
         "request_id": request.scope.get(REQUEST_ID, ""),
     }

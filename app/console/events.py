@@ -134,11 +134,17 @@ class Watchers:
 
     @contextmanager
     def watching(self, watches: list[Watch]) -> Generator[Watcher]:
-        """Watch while a `with` block runs; every topic counts as changed at first."""
+        """Watch while a `with` block runs.
+
+        A page is told of every topic once its fingerprint is known, and then asks for that part again: so it
+        misses nothing that has changed since it was made, or changes while it asks.
+        """
         watcher = Watcher()
         for watch in watches:
-            self._watched.setdefault(watch, _Watched()).watchers.add(watcher)
-            watcher.tell(watch.event)
+            watched = self._watched.setdefault(watch, _Watched())
+            watched.watchers.add(watcher)
+            if watched.fingerprint is not None:
+                watcher.tell(watch.event)
         self._is_needed.set()
         try:
             yield watcher
@@ -163,10 +169,9 @@ class Watchers:
             watched = self._watched.get(watch)
             if watched is None or watched.fingerprint == fingerprint:
                 continue
-            if watched.fingerprint is not None:
-                for watcher in watched.watchers:
-                    watcher.tell(watch.event)
             watched.fingerprint = fingerprint
+            for watcher in watched.watchers:
+                watcher.tell(watch.event)
 
 
 @router.get(PATH)

@@ -17,7 +17,7 @@ def number(value: float) -> str:
 
 def percent(share: float) -> str:
     """Write a share of one as a percentage."""
-    return f"{share * 100:.1f} %"
+    return f"{share * 100:.1f} %".replace("-", "−")
 
 
 def size(count: int) -> str:
@@ -52,14 +52,17 @@ def utc(unix: float) -> str:
     return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
-def name_parts(name: str) -> tuple[str, str]:
-    """Return what may be cut of a served name, and its end, by which its readers know it."""
+def name_parts(name: str) -> Sequence[tuple[str, bool]]:
+    """Return the parts of a served name, each with whether it stays where there is too little room.
+
+    Its readers know a model by its suffix, or else by its id, and a checkpoint also by its step.
+    """
     parts = name.split(":")
-    count = 5 if ":ckpt-step-" in name else 3
-    if name.startswith("ft:") and len(parts) > count:
-        return ":".join(parts[:3]), ":" + ":".join(parts[3:])
-    middle = max(len(name) - 12, 0)
-    return name[:middle], name[middle:]
+    if parts[0] != "ft" or len(parts) < 5:
+        middle = max(len(name) - 16, 0)
+        return [(name[:middle], False), (name[middle:], True)]
+    base, suffix, id_, step = ":".join(parts[:3]) + ":", parts[3], ":" + parts[4], "".join(parts[5:])
+    return [(base, False), (suffix, True), (id_, not suffix), (f":{step}" if step else "", True)]
 
 
 def watch_query(watched: Sequence[str]) -> str:

@@ -77,7 +77,12 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def browser_context(browser: Browser) -> Iterator[BrowserContext]:
     """A browser without any memory; what its pages do wrong fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, locale="en-GB", timezone_id="UTC")
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 800},
+        locale="en-GB",
+        timezone_id="UTC",
+        reduced_motion="reduce",  # axe-core would look at colours that are on their way
+    )
     context.set_default_timeout(_PATIENCE_MILLISECONDS)
     faults: list[str] = []
 

@@ -48,12 +48,12 @@ class Service:
 class _Server(uvicorn.Server):
     """A server that stops when it is told to, rather than at its next look at `should_exit`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, port: int) -> None:
         self.watch = SpecificationWatch(create_app(settings))
         super().__init__(
             uvicorn.Config(
                 self.watch,
-                port=0,
+                port=port,
                 http="app.api.http_protocol:HttpProtocol",
                 limit_concurrency=settings.max_connections,
                 log_level="warning",
@@ -125,9 +125,9 @@ def close_loop() -> None:
 
 
 @contextmanager
-def run_service(settings: Settings) -> Iterator[Service]:
-    """Serves the app on a free port until the block ends."""
-    server = _Server(settings)
+def run_service(settings: Settings, port: int = 0) -> Iterator[Service]:
+    """Serves the app on a free port, or on the given one, until the block ends."""
+    server = _Server(settings, port)
     served = _loop().start(server.serve())
     try:
         wait_until(lambda: server.started or served.done(), "the API starts")

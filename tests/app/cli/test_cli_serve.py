@@ -109,8 +109,11 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 def test_from_the_first_start_to_the_stop(serve: Serve, tmp_path: Path) -> None:
     service = serve("--port", "0")
 
-    said = read_until(service, "ready on")
+    said = read_until(service, "sign in with an API key")
     [address] = re.findall(r"toque  \| ready on (\S+/v1) after \d+\.\d s", said)
+    [console] = re.findall(r"the console is (\S+): sign in with an API key", said)
+    with urllib.request.urlopen(console) as page:
+        assert b"Sign in to Toque" in page.read()
     [key] = re.findall(r"API key (sk-\S+) ", said)
     key_file = tmp_path / "data" / "api_key"
     assert key_file.read_text().strip() == key

@@ -85,6 +85,8 @@ def test_a_job_that_takes_too_long(service: Service, dataset: Path) -> None:
     assert waited.exit_code == 4
     job_id = json.loads(waited.stdout)["id"]
     assert f"toque jobs wait {job_id}" in waited.stderr
+    address = service.environment["TOQUE_BASE_URL"].removesuffix("/v1")
+    assert f"Created job {job_id}: {address}/console/jobs/{job_id}\n" in waited.stderr
 
 
 def test_ctrl_c_leaves_the_job_going(service: Service, job_id: str) -> None:

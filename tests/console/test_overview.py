@@ -1,0 +1,155 @@
+"""The first page: what there is to do next, for whoever looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from app.auth.models import Project
+from app.comparisons.results import Interval, Verdict
+from app.core.database import Database
+from app.files.models import File
+from app.fine_tuning.models import FineTuningJob
+from app.models.aliases.models import Alias
+from tests.console.conftest import Console
+from tests.support.aliases import add_model
+from tests.support.comparison_results import add_comparison, results
+from tests.support.service import BASE_MODEL
+
+HOSTILE = "<img src=x onerror=document.title='owned'><b>soup</b>"
+
+
+def add_job(database: Database, id_: str, project: str = "default", **columns: Any) -> None:
+    with database.writer() as session:
+        owner = session.query(Project).filter_by(name=project).one()
+        file = File(
+            project_id=owner.id,
+            filename="menu.jsonl",
+            purpose="fine-tune",
+            bytes=1,
+            sha256="0",
+            storage_key="t",
+            status="processed",
+        )
+        session.add(file)
+        session.flush()
+        row = {"model": BASE_MODEL, "method": "supervised", "hyperparameters": {}, "seed": 1} | columns
+        session.add(FineTuningJob(id=id_, project_id=owner.id, training_file_id=file.id, **row))
+
+
+def add_wins(database: Database, name: str, project: str = "default") -> str:
+    found = results([], [])
+    found.verdict = Verdict(
+        code="fine_tuning_wins",
+        sentence=f"{name} answers 65 points better.",
+        difference=0.65,
+        interval=Interval(low=0.57, high=0.73),
+        questions=80,
+    )
+    return add_comparison(database, found, project, name=name)
+
+
+@pytest.mark.one_database
+def test_a_newcomer_is_told_what_to_do_first(
+    console: Console, page: Page, assert_accessible: Callable[[Page], None]
+) -> None:
+    first = page.get_by_role("listitem").filter(has_text="Upload examples")
+    expect(first).to_have_attribute("aria-current", "step")
+    assert_accessible(page)
+
+    page.get_by_role("button", name="Use the demo's data set").click()
+    page.goto(console.url)
+    expect(page.get_by_role("listitem").filter(has_text="Done: Upload examples")).to_be_visible()
+    expect(page.get_by_role("listitem").filter(has_text="Train")).to_have_attribute("aria-current", "step")
+    with console.service.client() as client:
+        files = client.files.list(purpose="fine-tune").data
+    assert sorted(file.filename for file in files) == ["demo-heldout.jsonl", "demo-training.jsonl"]
+
+
+def test_what_goes_on_is_shown(
+    console: Console, page: Page, assert_accessible: Callable[[Page], None]
+) -> None:
+    for number in range(6):
+        add_job(console.database, f"ftjob-old{number}", status="failed", created_at=1000.0 + number)
+    add_job(console.database, "ftjob-running", status="running", suffix=HOSTILE, created_at=1.0)
+    model = add_model(console.database, "house-style")
+    add_wins(console.database, HOSTILE)
+    with console.database.writer() as session:
+        owner = session.query(Project).filter_by(name="default").one()
+        share: Any = {"model": model, "weight": 1.0}
+        session.add(Alias(project_id=owner.id, name="menu:production", split=[share], version=1))
+
+    jobs = page.get_by_role("region", name="Jobs").get_by_role("row")
+    expect(jobs).to_have_count(6)  # with the head
+    expect(jobs.nth(1)).to_contain_text(HOSTILE)
+    expect(jobs.nth(1)).to_contain_text("running")
+    expect(jobs.nth(2)).to_contain_text("ftjob-old5")
+    won = page.get_by_role("listitem").filter(has_text="Fine-tuning wins")
+    expect(won).to_contain_text("answers 65 points better.")
+    expect(won).to_contain_text("65.0 % (57.0 % to 73.0 %)")
+    expect(page.get_by_role("region", name="Aliases")).to_contain_text(model)
+    assert page.title() == "Overview · Toque"
+    assert_accessible(page)
+    page.emulate_media(color_scheme="dark")
+    assert_accessible(page)
+
+
+@pytest.mark.one_database
+def test_nothing_scrolls_sideways_on_a_phone(console: Console, page: Page) -> None:
+    add_job(console.database, "ftjob-" + "x" * 50, status="running", suffix="y" * 64)
+    add_wins(console.database, "z" * 200)
+    page.set_viewport_size({"width": 360, "height": 740})
+    expect(page.get_by_text("y" * 64)).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    expect(page.get_by_role("link", name="Overview")).to_be_visible()
+
+
+@pytest.mark.one_database
+def test_projects_see_nothing_of_each_other(console: Console, stranger: Page) -> None:
+    add_job(console.database, "ftjob-mine", status="running", suffix="secret-soup")
+    add_wins(console.database, "secret comparison")
+    console.sign_in(stranger, console.other_key)
+    expect(stranger.get_by_role("heading", name="Four steps to a model of your own")).to_be_visible()
+    assert "secret" not in stranger.content()
+
+
+@pytest.mark.one_database
+def test_a_key_that_only_asks_sees_nothing_of_how_models_are_made(console: Console, stranger: Page) -> None:
+    add_job(console.database, "ftjob-mine", status="running", suffix="secret-soup")
+    console.sign_in(stranger, console.key_with_role("inference"))
+    expect(stranger.get_by_role("heading", name="Nothing to see here yet")).to_be_visible()
+    assert "secret-soup" not in stranger.content()
+
+
+@pytest.mark.one_database
+def test_a_key_that_only_reads_is_offered_no_change(console: Console, stranger: Page) -> None:
+    console.sign_in(stranger, console.key_with_role("read"))
+    expect(stranger.get_by_role("heading", name="Upload examples")).to_be_visible()
+    expect(stranger.get_by_role("button", name="Use the demo's data set")).to_have_count(0)
+    refused = stranger.evaluate(
+        "toque.fetch('/console/overview/demo-data', {method: 'POST'}).then(answer => answer.status)"
+    )
+    assert refused == 403
+
+
+@pytest.mark.one_database
+def test_the_keyboard_reaches_everything(page: Page) -> None:
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to the content")).to_be_in_viewport()
+    page.keyboard.press("Enter")
+    expect(page.locator("main")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Use the demo's data set")).to_be_focused()
+
+
+@pytest.mark.one_database
+def test_a_page_without_data_weighs_little(console: Console, stranger: Page) -> None:
+    weights: dict[str, int] = {}
+    stranger.on("response", lambda answer: weights.update({answer.url: len(answer.body())}))
+    console.sign_in(stranger)
+    expect(stranger.get_by_role("heading", name="Overview")).to_be_visible()
+    assert sum(weights.values()) < 150_000, weights
