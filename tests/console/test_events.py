@@ -140,13 +140,39 @@ def test_who_leaves_is_forgotten(console: Console, monkeypatch: pytest.MonkeyPat
         with Watching(console.service, "left") as leaving:
             leaving.wait_for(1)
             left.wait_for_more(1)
+        wait_until(lambda: is_forgotten(left, stays), "the page that left is forgotten")
 
-        def is_forgotten() -> bool:
-            seen = left.count
-            stays.wait_for_more(2)
-            return left.count == seen
 
-        wait_until(is_forgotten, "the page that left is forgotten")
+def is_forgotten(left: Looks, stays: Looks) -> bool:
+    """Whether nobody looks at the one while the other is looked at."""
+    seen = left.count
+    stays.wait_for_more(2)
+    return left.count == seen
+
+
+@pytest.mark.one_database
+def test_a_page_that_nobody_sees_holds_no_connection(
+    console: Console, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stays, overview = Looks(monkeypatch, "stays"), Looks(monkeypatch, "overview")
+    overview.wait_for_more(1)
+    with Watching(console.service, "stays"):
+        show(page, False)
+        wait_until(lambda: is_forgotten(overview, stays), "the page that nobody sees is forgotten")
+    point_alias(console.database, "menu:meanwhile")
+    show(page, True)
+    expect(page.get_by_text("menu:meanwhile")).to_be_visible()
+
+
+def show(page: Page, is_visible: bool) -> None:
+    """Do what a browser does when its reader turns to this tab, or to another one."""
+    page.evaluate(
+        """(isHidden) => {
+            Object.defineProperty(document, "hidden", {value: isHidden, configurable: true});
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        not is_visible,
+    )
 
 
 def test_a_project_hears_nothing_of_others(console: Console) -> None:

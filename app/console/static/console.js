@@ -46,6 +46,62 @@ const toque = (() => {
     setTimeout(() => button.classList.remove("is-copied"), 1500);
   }
 
+  /**
+   * An EventSource that rests while nobody sees the page: over HTTP/1.1 all tabs share six connections, and a
+   * seventh tab would wait for ever. When it wakes, the server tells of everything once more.
+   */
+  class RestingEventSource extends EventTarget {
+    #url;
+    #source = null;
+    #names = new Set();
+    #isOver = false;
+
+    constructor(url) {
+      super();
+      this.#url = url;
+      document.addEventListener("visibilitychange", () => (document.hidden ? this.#rest() : this.#wake()));
+      if (!document.hidden) this.#wake();
+    }
+
+    get readyState() {
+      return this.#isOver ? EventSource.CLOSED : (this.#source?.readyState ?? EventSource.CONNECTING);
+    }
+
+    addEventListener(name, listener) {
+      super.addEventListener(name, listener);
+      if (!this.#names.has(name)) {
+        this.#names.add(name);
+        this.#pass(name);
+      }
+    }
+
+    close() {
+      this.#isOver = true;
+      this.#rest();
+    }
+
+    #pass(name) {
+      this.#source?.addEventListener(name, (event) => this.dispatchEvent(new MessageEvent(name, { data: event.data })));
+    }
+
+    #wake() {
+      if (this.#isOver || this.#source) return;
+      this.#source = new EventSource(this.#url);
+      this.#source.onopen = (event) => this.onopen?.(event);
+      this.#source.onerror = (event) => {
+        if (this.#source?.readyState === EventSource.CLOSED) this.close(); // who uses it makes another one
+        this.onerror?.(event);
+      };
+      for (const name of this.#names) this.#pass(name);
+    }
+
+    #rest() {
+      this.#source?.close();
+      this.#source = null;
+    }
+  }
+  htmx.createEventSource = (url) => new RestingEventSource(url);
+
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-copy]");
     if (button) copy(button);
