@@ -9,19 +9,12 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import HTMLResponse, Response
 
 from app.comparisons import service
-from app.comparisons.input_files import (
-    FIT_SECONDS,
-    MAX_QUESTIONS,
-    InputFiles,
-    ValidatedFiles,
-    check_graders_fit,
-    validate_files,
-)
+from app.comparisons.input_files import MAX_QUESTIONS
 from app.comparisons.plan import Plan
 from app.comparisons.report.html_page import render_html
 from app.comparisons.schemas import ComparisonObject, CreateComparison, ItemObject
-from app.core.child_process import in_child
-from app.core.errors import ERROR_RESPONSES, InvalidRequestError
+from app.comparisons.validation import validate_in_child
+from app.core.errors import ERROR_RESPONSES
 from app.core.pagination import Page
 from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
 
@@ -37,7 +30,7 @@ def create_comparison(
     http: Request,
 ) -> ComparisonObject:
     """Checks the request and its files, and queues a comparison. A retry queues no second one."""
-    validate = partial(_validate_in_child, http)
+    validate = partial(validate_in_child, http.is_disconnected)
     return ComparisonObject.of(service.create_comparison(database, context, creating, body, validate))
 
 
@@ -96,19 +89,3 @@ def get_report(comparison_id: str, context: ContextDep, session: ReadSession) ->
     return HTMLResponse(
         page, headers={"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
     )
-
-
-def _validate_in_child(http: Request, files: InputFiles) -> ValidatedFiles:
-    """Validate the files in a child process: they may be large, and this process must stay responsive."""
-    is_abandoned = http.is_disconnected
-    validated = in_child(validate_files, files, is_abandoned=is_abandoned)
-    try:
-        in_child(check_graders_fit, files, validated, seconds=FIT_SECONDS, is_abandoned=is_abandoned)
-    except TimeoutError:
-        raise InvalidRequestError(
-            f"grader: takes longer than {FIT_SECONDS:g} s on the references of the held-out file; "
-            "simplify its patterns or its schema.",
-            code="invalid_grader",
-            param="grader",
-        ) from None
-    return validated

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from app.comparisons import queue
 from app.comparisons.input_files import InputFiles, ValidatedFiles
 from app.comparisons.models import FINAL_STATUSES, Answer, Comparison, Question
+from app.comparisons.plan import Plan
 from app.comparisons.resolver import ResolvedRequest, resolve_request
 from app.comparisons.schemas import CreateComparison
 from app.context import Context
@@ -23,6 +25,14 @@ from app.core.pagination import fetch_page
 
 MAX_ANSWERS = 50_000
 """The most answers that one comparison may ask for, of all candidates together."""
+
+
+class CheckedRequest(NamedTuple):
+    """A request to compare in which nothing is wrong."""
+
+    resolved: ResolvedRequest
+    validated: ValidatedFiles
+    plan: Plan
 
 
 def create_comparison(
@@ -42,30 +52,47 @@ def create_comparison(
         NotFoundError: a model, a job or a file does not exist.
         FailedDependencyError: a model is quarantined.
     """
-    with database.reader() as session:
-        resolved = resolve_request(session, context, request)
-    with resolved.input_files(context.storage) as files:
-        validated = validate(files)
+    checked = check_comparison(database, context, request, validate)
     with database.writer() as session:
         return creating.once(
             session,
             "comparison",
             request.model_dump(mode="json", exclude_unset=True),
             find=partial(get_comparison, session, context.project_id),
-            create=partial(_create, session, context, resolved, validated),
+            create=partial(_create, session, context, checked),
         )
 
 
-def _create(
-    session: Session, context: Context, resolved: ResolvedRequest, validated: ValidatedFiles
-) -> Comparison:
-    request, plan = resolved.request, resolved.plan(validated)
+def check_comparison(
+    database: Database,
+    context: Context,
+    request: CreateComparison,
+    validate: Callable[[InputFiles], ValidatedFiles],
+) -> CheckedRequest:
+    """Check all that `create_comparison` does, and create nothing.
+
+    Raises:
+        InvalidRequestError: a field or a line of a file is wrong.
+        NotFoundError: a model, a job or a file does not exist.
+        FailedDependencyError: a model is quarantined.
+    """
+    with database.reader() as session:
+        resolved = resolve_request(session, context, request)
+    with resolved.input_files(context.storage) as files:
+        validated = validate(files)
+    plan = resolved.plan(validated)
     if plan.total > MAX_ANSWERS:
         raise InvalidRequestError(
             f"Candidates times questions are {plan.total:,} answers; at most {MAX_ANSWERS:,} are asked for.",
             code="too_many_answers",
             param="candidates",
         )
+    return CheckedRequest(resolved, validated, plan)
+
+
+def _create(session: Session, context: Context, checked: CheckedRequest) -> Comparison:
+    resolved, validated, plan = checked
+    request = resolved.request
     comparison = Comparison(
         project_id=context.project_id,
         name=request.name,
@@ -141,12 +168,20 @@ def cancel_comparison(session: Session, project_id: str, comparison_id: str) -> 
 
 
 def list_items(
-    session: Session, comparison: Comparison, *, after: str | None, limit: int
+    session: Session,
+    comparison: Comparison,
+    *,
+    after: str | None,
+    limit: int,
+    only: Sequence[ColumnElement[bool]] = (),
 ) -> tuple[Sequence[tuple[Question, Sequence[Answer]]], bool]:
-    """Return a page of the questions in order, each with its answers so far, and whether more follow."""
+    """Return a page of the questions in order, each with its answers so far, and whether more follow.
+
+    `only` are conditions of the questions to return, such as those of `differences`.
+    """
     questions, has_more = fetch_page(
         session,
-        select(Question).where(Question.comparison_id == comparison.id),
+        select(Question).where(Question.comparison_id == comparison.id, *only),
         (Question.number,),
         identity=Question.id,
         after=after,

@@ -65,7 +65,9 @@ class JudgeRequest(msgspec.Struct, frozen=True):
 class Grader(BaseModel, ABC):
     """A grader with its settings, as a request describes it. Unknown settings are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True
+    )
 
     type: Any
     """The name by which requests choose the grader: a `Literal` in each grader."""

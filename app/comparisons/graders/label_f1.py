@@ -25,7 +25,7 @@ class LabelF1(TextGrader):
 
     type: Literal["label_f1"] = "label_f1"
     labels: tuple[str, ...] | None = Field(default=None, min_length=2, max_length=MAX_LABELS)
-    """The labels that references may have, or None for whatever labels they do have."""
+    """The labels that references may have; if there are none here, whatever labels they do have."""
 
     @override
     def grade_text(self, reference: str, answer: str) -> Grade:

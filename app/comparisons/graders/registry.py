@@ -13,7 +13,8 @@ judges are asked (`judge_requests`; none unless a model grades) and the answer i
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, cast, get_args
 
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
@@ -60,6 +61,10 @@ AnyGrader = Annotated[
 ]
 for _combination in (Combination, AllOf, AnyOf, Weighted):
     _combination.model_rebuild(_types_namespace={"AnyGrader": AnyGrader})
+GRADERS: Mapping[str, type[Grader]] = {
+    grader.model_fields["type"].default: grader for grader in get_args(get_args(AnyGrader)[0])
+}
+"""The graders by the names that requests choose them by, without OpenAI's."""
 _own: TypeAdapter[Grader] = TypeAdapter(AnyGrader)
 _openai: TypeAdapter[Grader] = TypeAdapter(OpenAIGrader)
 

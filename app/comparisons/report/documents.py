@@ -1,10 +1,11 @@
-"""What both reports read from the API's objects."""
+"""What reports and pages read from the API's objects."""
 
 from __future__ import annotations
 
 from app.comparisons.questions import answer_text
 from app.comparisons.report.losses import Document
-from app.comparisons.results import ComparisonResults
+from app.comparisons.report.model_names import short_names
+from app.comparisons.results import ComparisonResults, SliceResult
 from app.comparisons.tool_calls import turn_text
 
 TITLES = {
@@ -20,6 +21,20 @@ TITLES = {
 def read_results(comparison: Document) -> ComparisonResults | None:
     """Return the comparison's results, or None if there are none yet."""
     return ComparisonResults.model_validate(comparison["results"]) if comparison.get("results") else None
+
+
+def candidate_labels(results: ComparisonResults) -> dict[str, str]:
+    """Return what tables and charts call each candidate and each model."""
+    return short_names(name for each in results.candidates for name in (each.name, each.model))
+
+
+def slice_rows(results: ComparisonResults) -> list[tuple[str, int, list[SliceResult]]]:
+    """Return a row for each key and value: its title, the number of questions, each candidate's result."""
+    rows: dict[tuple[str, str], list[SliceResult]] = {}
+    for candidate in results.candidates:
+        for part in candidate.slices:
+            rows.setdefault((part.key, part.value), []).append(part)
+    return [(f"{key}: {value}", parts[0].questions, parts) for (key, value), parts in rows.items()]
 
 
 def message_text(message: Document) -> str:

@@ -16,11 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from app.comparisons.report import figures
 from app.comparisons.report.documents import (
     TITLES,
+    candidate_labels,
     given_text,
     message_text,
     read_results,
     reference_text,
     shortened,
+    slice_rows,
 )
 from app.comparisons.report.losses import (
     Document,
@@ -28,8 +30,6 @@ from app.comparisons.report.losses import (
     held_out_losses,
     shown_general_candidate,
 )
-from app.comparisons.report.model_names import short_names
-from app.comparisons.results import ComparisonResults, SliceResult
 from app.core.control_characters import visible
 
 MAX_ITEMS = 500
@@ -53,8 +53,8 @@ def render_html(comparison: Document, items: Sequence[Document]) -> str:
         comparison=comparison,
         results=results,
         title=TITLES[results.verdict.code] if results else "Not finished",
-        labels=_labels(results) if results else {},
-        slices=_slices(results) if results else [],
+        labels=candidate_labels(results) if results else {},
+        slices=slice_rows(results) if results else [],
         regressions=held_out_losses(asked, results.verdict)[:MAX_LOSSES] if results else [],
         general_tuned=shown_general_candidate(results) if results else None,
         losses=general_losses(comparison, items, results)[:MAX_LOSSES] if results else [],
@@ -62,21 +62,6 @@ def render_html(comparison: Document, items: Sequence[Document]) -> str:
         left_out=max(0, len(asked) - MAX_ITEMS),
         finished=_date(comparison.get("finished_at")),
     )
-
-
-def _labels(results: ComparisonResults) -> dict[str, str]:
-    """Return what the tables and charts call each candidate and each model."""
-    candidates = results.candidates
-    return short_names(name for each in candidates for name in (each.name, each.model))
-
-
-def _slices(results: ComparisonResults) -> list[tuple[str, int, list[SliceResult]]]:
-    """Return a row for each key and value: its title, the number of questions, each candidate's result."""
-    rows: dict[tuple[str, str], list[SliceResult]] = {}
-    for candidate in results.candidates:
-        for part in candidate.slices:
-            rows.setdefault((part.key, part.value), []).append(part)
-    return [(f"{key}: {value}", parts[0].questions, parts) for (key, value), parts in rows.items()]
 
 
 @functools.cache
