@@ -9,9 +9,17 @@ from starlette.routing import BaseRoute
 
 from app.auth.roles import Action
 from app.console import assets, events, overview, sign_in
+from app.console.comparisons.router import router as comparisons_router
 from app.console.navigation import Section
+from app.console.playground.router import router as playground_router
 
-SECTIONS = (Section("Overview", "/console", "overview", overview.router, Action.READ_MODELS, Action.ASK),)
+SECTIONS = (
+    Section("Overview", "/console", "overview", overview.router, Action.READ_MODELS, Action.ASK),
+    Section("Playground", "/console/playground", "playground", playground_router, Action.ASK, Action.ASK),
+    Section(
+        "Comparisons", "/console/comparisons", "comparisons", comparisons_router, Action.READ, Action.TRAIN
+    ),
+)
 """In the order of the navigation."""
 
 

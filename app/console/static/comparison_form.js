@@ -1,0 +1,21 @@
+"use strict";
+
+// Candidates that come and go on the form of a new comparison.
+(() => {
+  const form = document.getElementById("comparison");
+  const list = document.getElementById("candidate-list");
+
+  document.addEventListener("click", async (event) => {
+    const add = event.target.closest("[data-add]");
+    const remove = event.target.closest("[data-remove]");
+    if (remove) {
+      remove.closest("fieldset").remove();
+      document.getElementById("candidates-title").focus();
+    }
+    if (add) {
+      const query = new URLSearchParams({ type: add.dataset.add, place: form.dataset.next++ });
+      await htmx.ajax("GET", `/console/comparisons/new/candidate?${query}`, { target: list, swap: "beforeend" });
+      list.lastElementChild.querySelector("input:not([type=hidden]), textarea, select").focus();
+    }
+  });
+})();
