@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from sqlalchemy import SelectBase, func, null, select, union_all
+from sqlalchemy import SelectBase, and_, func, null, or_, select, union_all
 from sqlalchemy.orm import Session
 
 from app.core.errors import InvalidRequestError
@@ -62,6 +63,36 @@ def list_buckets(
         found[int(at)].append((Group(project_id, model, key_id or None), Sums(*map(int, numbers))))
     buckets = [Bucket(at, at + seconds, sorted(found[at], key=_by_name)) for at in starts]
     return buckets, until if until < end else None
+
+
+def sum_by_alias(
+    session: Session, project_id: str, since: Mapping[str, float]
+) -> Mapping[str, Mapping[str, Sums]]:
+    """Return what each model was asked by each alias, from the first whole minute of a time on.
+
+    Args:
+        session: a transaction.
+        project_id: the project.
+        since: that time (seconds since the epoch) of each alias.
+    """
+    if not since:
+        return {}
+
+    def select_used(source: type[AliasUsage] | type[UsageEntry]) -> SelectBase:
+        spans = (
+            and_(source.alias == alias, source.minute >= math.ceil(start / 60) * 60)
+            for alias, start in since.items()
+        )
+        columns = (getattr(source, name) for name in ("alias", "model", *SUMS))
+        return select(*columns).where(source.project_id == project_id, or_(*spans))
+
+    used = union_all(select_used(AliasUsage), select_used(UsageEntry)).subquery().c
+    rows = select(used.alias, used.model, *(func.sum(used[name]) for name in SUMS))
+    found: defaultdict[str, dict[str, Sums]] = defaultdict(dict)
+    for row in session.execute(rows.group_by(used.alias, used.model)):
+        alias, model, *numbers = tuple[Any, ...](row)
+        found[alias][model] = Sums(*map(int, numbers))
+    return found
 
 
 def _select_used(

@@ -149,7 +149,7 @@ def roll_back(
 
     def move() -> AliasChange:
         alias = _lock_existing(session, context.project_id, name, request.version)
-        before = _change_before(session, alias)
+        before = change_before(session, alias)
         if before is None:
             raise ConflictError(
                 f"The alias '{name}' has not pointed elsewhere before.",
@@ -174,6 +174,24 @@ def roll_back(
     find = partial(session.get_one, AliasChange)
     creating.once(session, "alias.rollback", [name, request.model_dump()], find=find, create=move)
     return get_alias(session, context.project_id, name)
+
+
+def change_before(session: Session, alias: Alias) -> AliasChange | None:
+    """Return the change that made the target that a rollback returns to, or None if there is none."""
+    query = select(AliasChange).where(AliasChange.alias_id == alias.id)
+    changes = {change.version: change for change in session.scalars(query)}
+
+    def made(version: int) -> AliasChange | None:
+        """Return what first made that version's target, through rollbacks; None if it was not there yet."""
+        change = changes.get(version)
+        if change is None or change.kind == "deleted":
+            return None
+        return change if change.restored_version is None else changes[change.restored_version]
+
+    at = made(alias.version)
+    while at is not None and at.split_after == alias.split:
+        at = made(at.version - 1)
+    return at
 
 
 def delete_alias(session: Session, context: Context, name: str, version: int | None) -> Alias:
@@ -329,24 +347,6 @@ def _checked(session: Session, context: Context, shares: Iterable[tuple[str, Sha
     if len(split) == 1:
         split[0]["weight"] = 1.0
     return split
-
-
-def _change_before(session: Session, alias: Alias) -> AliasChange | None:
-    """Return the change that made the target before the present one, or None if there is none."""
-    query = select(AliasChange).where(AliasChange.alias_id == alias.id)
-    changes = {change.version: change for change in session.scalars(query)}
-
-    def made(version: int) -> AliasChange | None:
-        """Return what first made that version's target, through rollbacks; None if it was not there yet."""
-        change = changes.get(version)
-        if change is None or change.kind == "deleted":
-            return None
-        return change if change.restored_version is None else changes[change.restored_version]
-
-    at = made(alias.version)
-    while at is not None and at.split_after == alias.split:
-        at = made(at.version - 1)
-    return at
 
 
 def _refuse_models_name(session: Session, settings: Settings, name: str) -> None:

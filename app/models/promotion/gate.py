@@ -97,6 +97,7 @@ def _min_score(required: float, candidate: CandidateResult) -> RuleResult:
         passed=passed,
         required=required,
         actual=candidate.score,
+        interval=candidate.interval,
         sentence=f"{candidate.name} scores {percent(candidate.score)} ({_range(candidate.interval)}); "
         f"{percent(required)} is asked for.",
     )
@@ -140,6 +141,7 @@ def _beats(
         passed=duel.is_won(rule.delta),
         required=rule.delta,
         actual=duel.pair.interval.low,
+        interval=duel.pair.interval,
         p=duel.p,
         sentence=duel.sentence(rule.delta),
     )
@@ -185,6 +187,7 @@ def _max_regression(required: float, results: ComparisonResults, candidate: Cand
         passed=found.loss <= required,
         required=required,
         actual=found.loss,
+        interval=found.interval,
         sentence=f"{candidate.name} lost {points(found.loss) if found.loss > 0 else 'nothing'} on general "
         f"questions (95 % interval {_range(found.interval, signed=True)}); "
         f"{points(required)} may be lost.",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.comparisons.results import Interval
 from app.core.errors import ConflictError, ErrorBody
 from app.models.aliases.schemas import ComparisonId, ModelName, Reason, ShareObject, Version
 
@@ -61,6 +62,8 @@ class RuleResult(BaseModel):
     required: float
     actual: float | None
     """The measured value; None if there is nothing to measure."""
+    interval: Interval | None = None
+    """The 95 % interval of what was measured: of the score, of the difference for `beats`, or of the loss."""
     p: float | None = None
     """The p-value of `beats`: of the paired test, Holm-corrected for the rule's opponents; at most 0.05."""
     sentence: str

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.comparisons.results import CandidateResult, ComparisonResults, PairResult
+from app.comparisons.results import CandidateResult, ComparisonResults, Interval, PairResult
 from app.core.errors import InvalidRequestError
 from app.models.promotion.gate import evaluate, find_candidate
 from app.models.promotion.schemas import Beats, Opponent, RuleResult, Rules
@@ -42,6 +42,7 @@ def test_min_score(required: float, passes: bool) -> None:
         required,
         0.9,
     )
+    assert result.interval == Interval(low=0.8, high=1.0)
     assert "90.0 %" in result.sentence
 
 
@@ -55,6 +56,7 @@ def test_beats_takes_the_interval_s_lower_end_and_the_hardest_opponent(
     result = one(Rules(beats=[opponent]))
     assert result.rule == f"beats:{opponent}"
     assert result.actual == pytest.approx(low)
+    assert result.interval is not None and result.interval.low == result.actual
     assert (result.passed, result.required) == (low > 0, 0.0)
     assert f"against {against} " in result.sentence
     assert ("not better: the interval's lower end is not above 0." in result.sentence) == (low <= 0)
@@ -169,6 +171,7 @@ def test_max_latency_ratio(
 def test_max_regression(allowed: float, passes: bool) -> None:
     result = one(Rules(max_regression=allowed))
     assert (result.passed, result.actual) == (passes, 0.02)
+    assert result.interval is not None and result.interval.high == pytest.approx(0.05)
     assert "lost 2.0 points on" in result.sentence
 
 
