@@ -9,7 +9,9 @@ from starlette.routing import BaseRoute
 
 from app.auth.roles import Action
 from app.console import assets, events, overview, sign_in
+from app.console.aliases.router import router as aliases_router
 from app.console.comparisons.router import router as comparisons_router
+from app.console.model_pages.router import router as models_router
 from app.console.navigation import Section
 from app.console.playground.router import router as playground_router
 
@@ -19,6 +21,8 @@ SECTIONS = (
     Section(
         "Comparisons", "/console/comparisons", "comparisons", comparisons_router, Action.READ, Action.TRAIN
     ),
+    Section("Models", "/console/models", "models", models_router, Action.READ, Action.TRAIN),
+    Section("Aliases", "/console/aliases", "aliases", aliases_router, Action.READ, Action.MANAGE),
 )
 """In the order of the navigation."""
 
