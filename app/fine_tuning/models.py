@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text, literal_column, text
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from app.core.database import Base, new_id
@@ -29,6 +29,10 @@ EXTENDED_SPEC_VERSION = 2
 workers of version 1 would train wrongly."""
 
 FINAL_STATUSES = frozenset(status for status, moves in ALLOWED_MOVES.items() if not moves)
+
+
+IS_MESSAGE = literal_column("'message'", String)
+"""The type of a line without metrics: no parameter, which the partial index could not be used for."""
 
 
 class FineTuningJob(Base):

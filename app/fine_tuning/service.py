@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import Text, cast, func, select
+from sqlalchemy import Text, cast, func, or_, select
 from sqlalchemy.orm import Session, selectinload
 
 from app.core.errors import ConflictError, NotFoundError
 from app.core.pagination import fetch_page
 from app.fine_tuning import queue
 from app.fine_tuning.gpu_hours import record_attempt, require_gpu_hours
-from app.fine_tuning.models import ALLOWED_MOVES, Checkpoint, Event, FineTuningJob
+from app.fine_tuning.models import ALLOWED_MOVES, IS_MESSAGE, Checkpoint, Event, FineTuningJob
 
 
 def get_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
@@ -30,11 +30,25 @@ def get_job(session: Session, project_id: str, job_id: str) -> FineTuningJob:
 
 
 def list_jobs(
-    session: Session, project_id: str, *, metadata: dict[str, str] | None, after: str | None, limit: int
+    session: Session,
+    project_id: str,
+    *,
+    metadata: dict[str, str] | None,
+    after: str | None,
+    limit: int,
+    statuses: Collection[str] = (),
+    text: str = "",
 ) -> tuple[Sequence[FineTuningJob], bool]:
     """Return a page of the project's jobs, newest first, and whether more follow.
 
-    They have all pairs of `metadata`, or no metadata at all if it is None.
+    Args:
+        session: the transaction.
+        project_id: whose jobs.
+        metadata: the pairs that they have; None for jobs without any metadata.
+        after: the id of the job that the page follows; None for the first page.
+        limit: the most jobs of the page.
+        statuses: those that they may have; any if there are none.
+        text: a part of their id, suffix or model, in upper or lower case.
     """
     files = selectinload(FineTuningJob.training_file), selectinload(FineTuningJob.validation_file)
     query = select(FineTuningJob).where(FineTuningJob.project_id == project_id).options(*files)
@@ -43,6 +57,11 @@ def list_jobs(
         query = query.where(func.coalesce(cast(FineTuningJob.job_metadata, Text), "{}").in_(("{}", "null")))
     for key, value in (metadata or {}).items():
         query = query.where(FineTuningJob.job_metadata[key].as_string() == value)
+    if statuses:
+        query = query.where(FineTuningJob.status.in_(statuses))
+    if text:
+        named = (FineTuningJob.id, FineTuningJob.suffix, FineTuningJob.model, FineTuningJob.parent)
+        query = query.where(or_(*(column.icontains(text, autoescape=True) for column in named)))
     return fetch_page(
         session,
         query,
@@ -54,11 +73,19 @@ def list_jobs(
 
 
 def list_events(
-    session: Session, project_id: str, job_id: str, *, after: str | None, limit: int
+    session: Session,
+    project_id: str,
+    job_id: str,
+    *,
+    after: str | None,
+    limit: int,
+    only_messages: bool = False,
 ) -> tuple[Sequence[Event], bool]:
-    """Return a page of the job's log, newest first, and whether more follow."""
+    """Return a page of the job's log, newest first, and whether more follow; perhaps without its metrics."""
     job = get_job(session, project_id, job_id)
     query = select(Event).where(Event.job_id == job.id)
+    if only_messages:
+        query = query.where(Event.type == IS_MESSAGE)
     return fetch_page(session, query, (Event.seq,), identity=Event.id, after=after, limit=limit)
 
 

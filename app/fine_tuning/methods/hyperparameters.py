@@ -296,18 +296,22 @@ def markdown_table() -> str:
     rows = ["| name | meaning | `auto` | range |", "|---|---|---|---|"]
     for each in HYPERPARAMETERS:
         only = f" ({', '.join(each.methods)} only)" if each.methods else ""
-        auto = each.auto_meaning or _auto_value(each)
-        rows.append(f"| `{each.name}`{only} | {each.meaning.rstrip('.')} | {auto} | {_range(each)} |")
+        auto, bounds = auto_in_words(each), range_in_words(each)
+        rows.append(f"| `{each.name}`{only} | {each.meaning.rstrip('.')} | {auto} | {bounds} |")
     return "\n".join(rows)
 
 
-def _auto_value(each: Hyperparameter) -> str:
+def auto_in_words(each: Hyperparameter) -> str:
+    """Say what `auto` stands for, as Markdown."""
+    if each.auto_meaning:
+        return each.auto_meaning
     if isinstance(each.auto, str):
         return f"`{each.auto}`"
     return "none" if each.auto is None else f"{each.auto:g}"
 
 
-def _range(each: Hyperparameter) -> str:
+def range_in_words(each: Hyperparameter) -> str:
+    """Say which values it may have, as Markdown."""
     if not each.is_number:
         return ", ".join([*(f"`{word}`" for word in each.words), *(["or names"] if each.takes_names else [])])
     if each.above is None and each.at_least is None:
