@@ -34,6 +34,7 @@ from app.completions.generation_metrics import GenerationMetrics
 from app.completions.replicas import Replicas
 from app.completions.router import router as completions_router
 from app.console.events import Watchers
+from app.console.jobs.curves import CurveCache
 from app.console.router import SECTIONS, console_routes
 from app.console.session import Sessions
 from app.core.database import Database
@@ -75,6 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         keys = app.state.keys = KeyCache(app.state.database)
         app.state.sessions = Sessions(app.state.database, keys)
         watchers = app.state.watchers = Watchers(app.state.database)
+        app.state.curves = CurveCache()
         usage = UsageAggregator(app.state.database)
         replicas = app.state.replicas = Replicas(settings, app.state.database)
         rate_limiter = RateLimiter(app.state.database)

@@ -11,12 +11,14 @@ from app.auth.roles import Action
 from app.console import assets, events, overview, sign_in
 from app.console.aliases.router import router as aliases_router
 from app.console.comparisons.router import router as comparisons_router
+from app.console.jobs.router import router as jobs_router
 from app.console.model_pages.router import router as models_router
 from app.console.navigation import Section
 from app.console.playground.router import router as playground_router
 
 SECTIONS = (
     Section("Overview", "/console", "overview", overview.router, Action.READ_MODELS, Action.ASK),
+    Section("Jobs", "/console/jobs", "jobs", jobs_router, Action.READ, Action.TRAIN),
     Section("Playground", "/console/playground", "playground", playground_router, Action.ASK, Action.ASK),
     Section(
         "Comparisons", "/console/comparisons", "comparisons", comparisons_router, Action.READ, Action.TRAIN
