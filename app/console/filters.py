@@ -59,7 +59,7 @@ def name_parts(name: str) -> Sequence[tuple[str, bool]]:
     """
     parts = name.split(":")
     if parts[0] != "ft" or len(parts) < 5:
-        middle = max(len(name) - 16, 0)
+        middle = len(name) - 16 if len(name) > 24 else 0
         return [(name[:middle], False), (name[middle:], True)]
     base, suffix, id_, step = ":".join(parts[:3]) + ":", parts[3], ":" + parts[4], "".join(parts[5:])
     return [(base, False), (suffix, True), (id_, not suffix), (f":{step}" if step else "", True)]

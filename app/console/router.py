@@ -14,10 +14,11 @@ from app.console.comparisons.router import router as comparisons_router
 from app.console.jobs.router import router as jobs_router
 from app.console.model_pages.router import router as models_router
 from app.console.navigation import Section
+from app.console.operations.router import router as operations_router
 from app.console.playground.router import router as playground_router
 
 SECTIONS = (
-    Section("Overview", "/console", "overview", overview.router, Action.READ_MODELS, Action.ASK),
+    Section("Overview", "/console", "overview", overview.router, Action.READ_MODELS, Action.TRAIN),
     Section("Jobs", "/console/jobs", "jobs", jobs_router, Action.READ, Action.TRAIN),
     Section("Playground", "/console/playground", "playground", playground_router, Action.ASK, Action.ASK),
     Section(
@@ -25,6 +26,9 @@ SECTIONS = (
     ),
     Section("Models", "/console/models", "models", models_router, Action.READ, Action.TRAIN),
     Section("Aliases", "/console/aliases", "aliases", aliases_router, Action.READ, Action.MANAGE),
+    Section(
+        "Operations", "/console/operations", "operations", operations_router, Action.READ, Action.ADMINISTER
+    ),
 )
 """In the order of the navigation."""
 

@@ -284,7 +284,12 @@ def missing_gpus(gpus: int, offered: int) -> str:
 
 
 def position(session: Session, job: FineTuningJob) -> int:
-    """The number of waiting jobs that will be claimed before this one if no job is created or ends meanwhile.
+    """The waiting jobs that will be claimed before this one if no job is created or ends meanwhile."""
+    return positions(session, [job.id]).get(job.id, 0)
+
+
+def positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
+    """As `position`, of several jobs; those that do not wait are left out.
 
     The order is that of `claim.claim_next`: the n-th waiting job of a project is claimed while `running + n -
     1` of the project's jobs run.
@@ -319,7 +324,8 @@ def position(session: Session, job: FineTuningJob) -> int:
         .join(projects, projects.c.id == waiting.c.project_id)
         .subquery()
     )
-    return (session.scalar(select(line.c.place).where(line.c.id == job.id)) or 1) - 1
+    rows = session.execute(select(line.c.id, line.c.place).where(line.c.id.in_(job_ids)))
+    return {job_id: place - 1 for job_id, place in rows}
 
 
 def add_event(
