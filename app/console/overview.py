@@ -119,7 +119,7 @@ def _links(page: Page) -> dict[str, str | None]:
     found = {
         section.path.rpartition("/")[2]: section.path for section in sections if section.is_for(page.caller)
     }
-    return dict.fromkeys(("datasets", "jobs", "comparisons", "models")) | found
+    return dict.fromkeys(("datasets", "jobs", "comparisons", "models", "aliases")) | found
 
 
 def _activity(page: Page, session: Session, links: dict[str, str | None]) -> Activity:
@@ -169,8 +169,8 @@ def _steps(done: list[bool], links: dict[str, str | None]) -> list[Step]:
         (
             "Promote",
             "Give the model a name that programs ask for, and that moves only when a comparison allows it.",
-            "See the models",
-            links["models"],
+            "Promote a model",
+            links["aliases"],
         ),
     )
     following = done.index(False)
