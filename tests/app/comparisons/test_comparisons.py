@@ -15,7 +15,7 @@ import pytest
 import regex
 from openai import OpenAI
 
-from app.comparisons import router
+from app.comparisons import validation
 from app.comparisons.results import ComparisonResults
 from app.core.database import Database
 from tests.app.comparisons.stub_engine import (
@@ -486,7 +486,7 @@ def test_answers_that_a_schema_cannot_be_applied_to_are_not_graded(
 def test_a_grader_that_takes_long_on_the_file_is_refused(
     client: OpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router, "FIT_SECONDS", 1.5)
+    monkeypatch.setattr(validation, "FIT_SECONDS", 1.5)
     held_out = upload(client, busy_lines(5000))
     with pytest.raises(openai.BadRequestError, match=r"takes longer than 1\.5 s") as refused:
         create(client, file=held_out, candidates=[{"type": "base"}], grader=BUSY)
