@@ -57,6 +57,16 @@ class TokenizedExample:
     target_mask: list[bool]
 
 
+@dataclass(frozen=True, slots=True)
+class SpelledExample:
+    """A tokenized example with its text, as people read it."""
+
+    text: str
+    offsets: list[tuple[int, int]]
+    """The places in the text where each token begins and ends."""
+    tokens: TokenizedExample
+
+
 @dataclass(slots=True)
 class _Sequence:
     """A text as tokens, and the answers in it that are learnt."""
@@ -94,6 +104,10 @@ class _Sequence:
             mask[begin:stop] = [True] * (stop - begin)
         return TokenizedExample(self.ids, mask)
 
+    def spelled(self) -> SpelledExample:
+        """Returns the tokens with the text that they are made of."""
+        return SpelledExample(self.text, self.offsets, self.tokenized())
+
 
 class ChatTemplate:
     """The chat template and the tokenizer of one base model."""
@@ -114,6 +128,7 @@ class ChatTemplate:
         added = tokenizer.get_added_tokens_decoder()
         self.special_texts = [token.content for token in added.values() if token.special]
         """The tokenizer's control tokens as text."""
+        self.special_ids = frozenset(number for number, token in added.items() if token.special)
         # What is before such a token never changes how the text after it is tokenized.
         self._dividers = frozenset(number for number, token in added.items() if not token.normalized)
         self._encode_again = lru_cache(maxsize=1024)(self.encode)
@@ -181,14 +196,15 @@ class ChatTemplate:
         Raises:
             ExampleError: the template cannot express the conversation, or not in one sequence.
         """
-        sequences = self._sequences(chat)
-        if len(sequences) > 1:
-            raise ExampleError(
-                "answer_rewritten",
-                "has an answer of several assistant turns, of which the base model's chat template rewrites "
-                "the earlier ones; move all but the last one into 'input'",
-            )
-        return sequences[0].tokenized()
+        return self._answer_sequence(chat).tokenized()
+
+    def spell(self, example: ChatExample | CompletionExample) -> tuple[SpelledExample, ...]:
+        """Does as `tokenize`, and returns the text, too."""
+        return tuple(sequence.spelled() for sequence in self._sequences(example))
+
+    def spell_answer(self, chat: ChatExample) -> SpelledExample:
+        """Does as `tokenize_answer`, and returns the text, too."""
+        return self._answer_sequence(chat).spelled()
 
     def render_with_targets(
         self, example: ChatExample | CompletionExample
@@ -207,6 +223,16 @@ class ChatTemplate:
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Returns the token ids of each text."""
         return [one.ids for one in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _answer_sequence(self, chat: ChatExample) -> _Sequence:
+        sequences = self._sequences(chat)
+        if len(sequences) > 1:
+            raise ExampleError(
+                "answer_rewritten",
+                "has an answer of several assistant turns, of which the base model's chat template rewrites "
+                "the earlier ones; move all but the last one into 'input'",
+            )
+        return sequences[0]
 
     def _sequences(self, example: ChatExample | CompletionExample) -> list[_Sequence]:
         if isinstance(example, CompletionExample):

@@ -110,6 +110,30 @@ class Report(BaseModel):
         return sum(found.count for found in self.finding_counts if is_fatal(found.severity, found.code))
 
 
+class Progress(BaseModel):
+    """What a check has found so far, without what depends on all lines together."""
+
+    bytes_read: int
+    bytes: int
+    lines: int
+    examples: int
+    finding_counts: list[FindingCount]
+    findings: list[Finding]
+    """As in a report."""
+
+    @classmethod
+    def of(cls, scan: Scan, bytes_read: int, size: int) -> Progress:
+        """Describes the scan of the first bytes of a file."""
+        return cls(
+            bytes_read=bytes_read,
+            bytes=size,
+            lines=scan.lines,
+            examples=len(scan.line_numbers),
+            finding_counts=_counted(scan.findings),
+            findings=_listed(scan.findings),
+        )
+
+
 def is_fatal(severity: Severity, code: str) -> bool:
     """Returns whether the finding makes the file unusable with every base model."""
     return severity == "error" and code not in BASE_MODEL_CODES
@@ -141,14 +165,8 @@ def build_report(scan: Scan, base_model: str | None, context: int | None) -> Rep
         token_lengths=_measure_lengths(scan.lengths, context) if context is not None and examples else None,
         duplicates=duplicates,
         scripts={script: count for script, count in scan.scripts.most_common() if count},
-        finding_counts=sorted(
-            (
-                FindingCount(code=code, severity=FINDING_KINDS[code].severity, count=occurrences.count)
-                for code, occurrences in findings.by_code.items()
-            ),
-            key=lambda found: (_ORDER[found.severity], -found.count),
-        ),
-        findings=sorted(_shown(findings), key=lambda found: (_ORDER[found.severity], found.line or 0)),
+        finding_counts=_counted(findings),
+        findings=_listed(findings),
         longest_line=scan.longest_line,
     )
 
@@ -182,6 +200,18 @@ def _check_whole_file(scan: Scan, findings: Findings) -> None:
         findings.add(
             "mixed_formats", None, f"The file has {pairs:,} preference pairs among {examples:,} examples"
         )
+
+
+def _counted(findings: Findings) -> list[FindingCount]:
+    counts = (
+        FindingCount(code=code, severity=FINDING_KINDS[code].severity, count=occurrences.count)
+        for code, occurrences in findings.by_code.items()
+    )
+    return sorted(counts, key=lambda found: (_ORDER[found.severity], -found.count))
+
+
+def _listed(findings: Findings) -> list[Finding]:
+    return sorted(_shown(findings), key=lambda found: (_ORDER[found.severity], found.line or 0))
 
 
 def _shown(findings: Findings) -> Iterator[Finding]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import file_digest
@@ -23,9 +24,12 @@ from app.datasets.token_counter import Shortcuts, TokenCounter
 if TYPE_CHECKING:
     from app.datasets.report import Report
 
+Watch = Callable[[Scan, int], None]
+"""Is told of what was found so far, and in how many bytes of the file."""
 _PART_BYTES = 8 * 2**20
 _LARGE_BYTES = 32 * 2**20
 """In larger files, letters are counted in one example out of eight."""
+_PROGRESS_SECONDS = 1.0
 
 
 class PreparedBase(msgspec.Struct, frozen=True):
@@ -38,26 +42,38 @@ class PreparedBase(msgspec.Struct, frozen=True):
 
 
 def validate_file(
-    path: Path, base: PreparedBase | None, *, processes: int = 1, max_lines: int | None = None
+    path: Path,
+    base: PreparedBase | None,
+    *,
+    processes: int = 1,
+    max_lines: int | None = None,
+    watch: Watch | None = None,
 ) -> Report:
     """Returns the report on a training file; whatever is wrong with the file is a finding, not an exception.
 
     A file that has more than `max_lines` is read no further, and that is a finding, too. With several
     processes a large file is read in parts, by processes that this call starts.
     """
-    scan = scan_file(path, base, processes=processes, max_lines=max_lines)
+    scan = scan_file(path, base, processes=processes, max_lines=max_lines, watch=watch)
     from app.datasets.report import build_report  # noqa: PLC0415 - not needed in processes that only scan
 
     return build_report(scan, base.name if base else None, base.context if base else None)
 
 
 def scan_file(
-    path: Path, base: PreparedBase | None, *, processes: int = 1, max_lines: int | None = None
+    path: Path,
+    base: PreparedBase | None,
+    *,
+    processes: int = 1,
+    max_lines: int | None = None,
+    watch: Watch | None = None,
 ) -> Scan:
-    """Scans a training file; the report is made from the result."""
+    """Scans a training file; the report is made from the result. `watch` is called after each part."""
     scan = Scan()
-    for part in _scan_parts(path, base, processes, max_lines):
+    for number, part in enumerate(_scan_parts(path, base, processes, max_lines), start=1):
         scan.merge(part)
+        if watch is not None:
+            watch(scan, number * _PART_BYTES)
         if max_lines is not None and scan.lines > max_lines:
             error = too_many_lines(max_lines)
             scan.findings.add(error.code, error.line, error.message)
@@ -76,17 +92,42 @@ def flag_equal_files(report: Report, training: Path, validation: Path) -> None:
 
 
 def validate_to_json(
-    path: str, base: PreparedBase | None, processes: int, max_lines: int, max_bytes: int | None = None
+    path: str,
+    base: PreparedBase | None,
+    processes: int,
+    max_lines: int,
+    max_bytes: int | None = None,
+    progress_path: str | None = None,
 ) -> bytes | None:
     """Runs `validate_file` in a child process, at low priority; returns the report as JSON.
 
-    Returns None at once if the file unpacks into more than `max_bytes`.
+    Returns None at once if the file unpacks into more than `max_bytes`. Meanwhile, what was found so far is
+    written to `progress_path` every second, as JSON of a `Progress`.
     """
     os.nice(10 if os.nice(0) < 10 else 0)
     if max_bytes is not None and unpacks_beyond(Path(path), max_bytes):
         return None
-    report = validate_file(Path(path), base, processes=processes, max_lines=max_lines)
+    watch = _progress_writer(Path(path), Path(progress_path)) if progress_path is not None else None
+    report = validate_file(Path(path), base, processes=processes, max_lines=max_lines, watch=watch)
     return report.model_dump_json().encode()
+
+
+def _progress_writer(path: Path, progress: Path) -> Watch:
+    from app.datasets.report import Progress  # noqa: PLC0415 - as above
+
+    size, written_at = path.stat().st_size, time.monotonic()
+
+    def write(scan: Scan, read: int) -> None:
+        nonlocal written_at
+        if time.monotonic() < written_at + _PROGRESS_SECONDS:
+            return
+        found = Progress.of(scan, min(read, size), size)
+        aside = progress.with_suffix(".new")
+        aside.write_text(found.model_dump_json(), "utf-8")
+        aside.rename(progress)  # whoever reads it finds all of it
+        written_at = time.monotonic()
+
+    return write
 
 
 def _scan_parts(

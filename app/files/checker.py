@@ -7,6 +7,8 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -18,7 +20,7 @@ from app.core.database import Database
 from app.core.lease import Lease, LeaseLostError, async_heartbeat
 from app.core.settings import Settings
 from app.core.threads import entered_in_thread
-from app.datasets.report import Report, timed_out_report
+from app.datasets.report import Progress, Report, timed_out_report
 from app.datasets.validation import PreparedBase, validate_to_json
 from app.files import checks
 from app.models.catalogue import Catalogue, prepared_base
@@ -112,9 +114,13 @@ class Checker:
     async def _check(self, claim: checks.Claim, max_bytes: int | None) -> None:
         lease = claim.lease
         try:
-            async with async_heartbeat(self._beat_seconds, lambda: self._renew(lease)):
-                base = await to_thread.run_sync(self._prepared_base)
-                report = await self._validate(claim.storage_key, base, self._processes, max_bytes)
+            with TemporaryDirectory(prefix="toque-check-") as folder:
+                progress = Path(folder) / "progress.json"
+                async with async_heartbeat(self._beat_seconds, lambda: self._renew(lease, progress)):
+                    base = await to_thread.run_sync(self._prepared_base)
+                    report = await self._validate(
+                        claim.storage_key, base, self._processes, max_bytes, progress
+                    )
             if report is None:
                 await to_thread.run_sync(self._write, checks.set_aside, lease)
             else:
@@ -136,6 +142,7 @@ class Checker:
         base: PreparedBase | None,
         limiter: CapacityLimiter,
         max_bytes: int | None = None,
+        progress: Path | None = None,
     ) -> Report | None:
         """Return the report, or None if the file unpacks into more than `max_bytes`."""
         max_lines = self._settings.max_file_lines
@@ -149,6 +156,7 @@ class Checker:
                     processes,
                     max_lines,
                     max_bytes,
+                    str(progress) if progress is not None else None,
                     limiter=limiter,
                     seconds=seconds,
                 )
@@ -170,9 +178,13 @@ class Checker:
             catalogue = Catalogue.read(session, self._settings)
         return prepared_base(self._settings, catalogue)
 
-    def _renew(self, lease: Lease) -> None:
+    def _renew(self, lease: Lease, progress: Path) -> None:
+        """Renew the lease, and record the progress that the process which reads the file has written."""
+        found = Progress.model_validate_json(progress.read_bytes()) if progress.exists() else None
         with self._database.writer() as session:
             checks.LEASES.renew(session, lease, self._settings.lease_seconds)
+            if found is not None:
+                checks.tell(session, lease, found)
             has_ended = checks.end_unwanted(session, lease, self._is_awaited)
         if has_ended:
             raise LeaseLostError(lease, "deleted")

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, aliased
 
 from app.core.database import database_now
 from app.core.lease import Lease, LeaseTable
-from app.datasets.report import Report, sentence
+from app.datasets.report import Progress, Report, sentence
 from app.files.models import File, FileCheck
 
 MAX_ATTEMPTS = 3
@@ -142,13 +142,22 @@ def release(session: Session, lease: Lease, wait_seconds: float = 0.0) -> None:
     )
 
 
+def tell(session: Session, lease: Lease, progress: Progress) -> None:
+    """Record what the check has found so far.
+
+    Raises:
+        LeaseLostError: another process has claimed the check.
+    """
+    LEASES.update(session, lease, progress=progress.model_dump())
+
+
 def finish(session: Session, lease: Lease, report: Report) -> None:
     """End the check, and record its report and what it means for the file.
 
     Raises:
         LeaseLostError: another process has claimed the check.
     """
-    LEASES.release(session, lease, report=report.model_dump(), finished_at=time.time())
+    LEASES.release(session, lease, report=report.model_dump(), progress=None, finished_at=time.time())
     file = session.get_one(File, lease.id)
     first, more = report.first_error, report.errors - 1
     file.status = "processed" if first is None else "error"
@@ -166,6 +175,12 @@ def report_of(session: Session, file_id: str) -> Report | None:
     return Report.model_validate(found) if found is not None else None
 
 
+def progress_of(session: Session, file_id: str) -> Progress | None:
+    """What the file's check has found so far; None before it tells, and once it is finished."""
+    found = session.scalar(select(FileCheck.progress).where(FileCheck.file_id == file_id))
+    return Progress.model_validate(found) if found is not None else None
+
+
 def are_done(session: Session, file_ids: Sequence[str]) -> bool:
     """Whether all of these files have been checked."""
     waiting = select(File.id).where(File.id.in_(file_ids), File.status == "uploaded").limit(1)
@@ -173,7 +188,7 @@ def are_done(session: Session, file_ids: Sequence[str]) -> bool:
 
 
 def _give_up(session: Session, lease: Lease, file: File, reason: str) -> None:
-    LEASES.release(session, lease, finished_at=time.time())
+    LEASES.release(session, lease, progress=None, finished_at=time.time())
     if file.status == "uploaded":
         file.status, file.status_details = "error", reason
     session.flush()

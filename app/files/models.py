@@ -65,5 +65,7 @@ class FileCheck(Base):
     is_large: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Whether a compressed file turned out to be a large one."""
     finished_at: Mapped[float | None]
+    progress: Mapped[dict[str, Any] | None]
+    """What was found so far, as `app.datasets.report.Progress`; None unless a large file is being checked."""
     report: Mapped[dict[str, Any] | None]
     """As `app.datasets.report.Report`."""

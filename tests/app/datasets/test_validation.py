@@ -22,8 +22,8 @@ from app.cli.main import app as command
 from app.datasets.findings import BASE_MODEL_CODES, FINDING_KINDS
 from app.datasets.formats import parse_line
 from app.datasets.lines import UnreadableFileError, read_lines
-from app.datasets.report import Report
-from app.datasets.validation import PreparedBase, validate_file
+from app.datasets.report import Progress, Report
+from app.datasets.validation import PreparedBase, validate_file, validate_to_json
 from tests.app.datasets import fuzz
 from tests.support.corpus import BadFile, corpus
 from tests.support.service import API_KEY, BASE_MODEL
@@ -314,3 +314,31 @@ def test_valid_files_survive_the_round_trip(
         for _, line in read_lines(path)
     ]
     assert read == lines
+
+
+def test_what_was_found_so_far_is_written_while_a_large_file_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.datasets.validation._PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("app.datasets.validation._PART_BYTES", 2**12)
+    written: list[Progress] = []
+    rename = Path.rename
+
+    def record(self: Path, target: Path) -> Path:
+        written.append(Progress.model_validate_json(self.read_bytes()))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", record)
+    path, progress = tmp_path / "x.jsonl", tmp_path / "progress.json"
+    path.write_bytes(b'{"messages": []}\n' + training_bytes(200))
+    found = validate_to_json(str(path), None, 2, 10**6, None, str(progress))
+    assert found is not None
+    report = Report.model_validate_json(found)
+    size = path.stat().st_size
+    assert [told.bytes_read for told in written] == [
+        min(size, part * 2**12) for part in range(1, -(-size // 2**12) + 1)
+    ]
+    assert [told.lines for told in written] == sorted(told.lines for told in written)
+    assert written[0].findings == report.findings[:1]
+    assert (written[-1].lines, written[-1].examples) == (report.counts.lines, report.counts.examples)
+    assert Progress.model_validate_json(progress.read_bytes()) == written[-1]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from anyio import to_thread
 from openai import OpenAI
 
 from app.core.database import Database
 from app.core.lease import Lease, LeaseLostError
 from app.core.settings import Settings
-from app.datasets.report import Report
+from app.datasets.report import Progress, Report
 from app.datasets.validation import validate_file
 from app.files import checks
 from app.files.models import File, FileCheck
@@ -258,3 +261,33 @@ def test_a_held_out_file_that_equals_the_training_file_is_remarked_on(client: Op
         event.message for event in client.fine_tuning.jobs.list_events(job.id) if event.level == "warn"
     ]
     assert any("equals the training file" in message for message in warnings)
+
+
+def test_what_a_check_has_found_so_far_is_told(
+    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    half = Progress(bytes_read=50, bytes=100, lines=7, examples=6, finding_counts=[], findings=[])
+
+    def read_slowly(path: str, progress: str) -> bytes:
+        Path(progress).write_text(half.model_dump_json())
+        go_on.wait()
+        return validate_file(Path(path), None).model_dump_json().encode()
+
+    async def in_thread(_function: object, path: str, *arguments: Any, **_options: Any) -> bytes:
+        return await to_thread.run_sync(read_slowly, path, arguments[-1])
+
+    monkeypatch.setattr("app.files.checker.run_in_child", in_thread)
+    monkeypatch.setattr("app.files.checker._LOOK_SECONDS", 0.05)
+
+    def progress_of(file_id: str) -> Progress | None:
+        with database.reader() as session:
+            return checks.progress_of(session, file_id)
+
+    with run_service(settings) as service, service.client() as client:
+        file_id = upload(client, training_bytes())
+        assert wait_until(lambda: progress_of(file_id), "the check tells") == half
+        assert client.files.retrieve(file_id).status == "uploaded"
+        go_on.set()
+        wait_until(lambda: client.files.retrieve(file_id).status == "processed", "the check ends")
+        assert progress_of(file_id) is None

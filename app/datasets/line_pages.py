@@ -1,0 +1,190 @@
+"""Reads a few lines of a dataset at any place, in time and memory that do not grow with the file.
+
+A place is a byte offset with the number of the line there, so that pages need no index. A place amid a line
+stands for the rest of that line, which is passed over: so reading may stop even in a line that is longer than
+there is time for. A compressed file can be read from its beginning only, and so only its first part is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from app.datasets.lines import MAX_LINE_BYTES, is_compressed, open_lines
+
+PAGE_BYTES = 2 * 2**20
+"""A page ends with the line in which it becomes longer than this."""
+MAX_UNPACKED_BYTES = 64 * 2**20
+"""How much of a compressed file is read, unpacked."""
+_CHUNK = 2**20
+_BOM = b"\xef\xbb\xbf"
+_WHITE = b" \t\r\n"
+_LINE = re.compile(rb"[^\n]*\n|[^\n]+\Z")
+
+
+class Place(NamedTuple):
+    """A place in a file: a byte offset (in what is unpacked), and the number of the line there, from 1."""
+
+    offset: int = 0
+    line: int = 1
+
+
+START = Place()
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A line, or a part of one that is longer than a line may be."""
+
+    at: Place
+    after: Place
+    """Where reading goes on."""
+    content: bytes
+    """The line without white space at its ends; empty if it is too long."""
+    is_too_long: bool = False
+    """Whether a line that is too long begins here."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Returns whether it is, or begins, a line that is not empty."""
+        return bool(self.content) or self.is_too_long
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Some lines that follow each other, without the empty ones."""
+
+    lines: list[Piece]
+    next: Place | None
+    """Where the next page begins; None at the end of what is read."""
+    is_cut: bool = False
+    """Whether the file goes on, although no more of it is read."""
+
+
+class Reader:
+    """A file that is read line by line from a place on."""
+
+    def __init__(self, file: BinaryIO, at: Place, end: int | None) -> None:
+        """`file` is at the byte before the place; nothing is read from `end` on."""
+        self._file = file
+        self._end = end
+        self.place = at
+        """Where the next line begins, or where a line that is too long goes on."""
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yields every line, the empty ones, too."""
+        is_inside = self.place.offset > 0 and self._file.read(1) != b"\n"
+        while self._end is None or self.place.offset < self._end:
+            text = self._file.readline(_CHUNK if is_inside else MAX_LINE_BYTES + 2)
+            if not text:
+                return
+            at, is_rest = self.place, is_inside
+            is_too_long = not is_rest and len(text.rstrip(b"\r\n")) > MAX_LINE_BYTES
+            is_inside = (is_rest or is_too_long) and not text.endswith(b"\n")
+            self.place = Place(at.offset + len(text), at.line + (not is_inside))
+            content = b"" if is_rest or is_too_long else text.strip(_WHITE)
+            yield Piece(at, self.place, content.removeprefix(b"" if at.offset else _BOM), is_too_long)
+
+    @property
+    def is_cut(self) -> bool:
+        """Returns whether the file goes on where reading had to end."""
+        return self._end is not None and self.place.offset >= self._end and bool(self._file.read(1))
+
+    @property
+    def next(self) -> Place | None:
+        """Returns where to go on; None at the end of what is read. Nothing can be read after this."""
+        is_over = self._end is not None and self.place.offset >= self._end
+        return self.place if not is_over and self._file.read(1) else None
+
+
+@contextmanager
+def open_at(path: Path, at: Place) -> Generator[Reader]:
+    """Opens the file at a place.
+
+    Raises:
+        UnreadableFileError: the file is not JSONL. Reading it raises the same error if it is damaged.
+    """
+    packed = is_compressed(path)
+    with open_lines(path) as file:
+        before = max(0, at.offset - 1)
+        if packed:
+            left = min(before, MAX_UNPACKED_BYTES)
+            while left and (passed := file.read(min(left, _CHUNK))):
+                left -= len(passed)
+        else:
+            file.seek(before)
+        yield Reader(file, at, MAX_UNPACKED_BYTES if packed else None)
+
+
+def read_page(path: Path, at: Place, *, limit: int, stop: int | None = None) -> Page:
+    """Returns at most `limit` lines from a place on, and none that begins at `stop` or after it.
+
+    Raises:
+        UnreadableFileError: the file is not JSONL, or damaged.
+    """
+    lines: list[Piece] = []
+    with open_at(path, at) as reader:
+        for piece in reader.pieces():
+            if piece.is_shown:
+                lines.append(piece)
+            offset = reader.place.offset
+            is_full = len(lines) == limit or offset - at.offset >= PAGE_BYTES
+            if is_full or (stop is not None and offset >= stop):
+                break
+        is_cut = reader.is_cut
+        return Page(lines, None if is_cut else reader.next, is_cut)
+
+
+def page_before(path: Path, at: Place, *, limit: int) -> Page:
+    """Returns the lines, at most `limit`, that end where `at` begins.
+
+    There are none if the line before is longer than a page.
+
+    Raises:
+        UnreadableFileError: the file is not JSONL, or damaged.
+    """
+    begin = max(0, at.offset - PAGE_BYTES)
+    with open_lines(path) as file:
+        if is_compressed(path):
+            return Page([], at)
+        file.seek(begin)
+        block = file.read(at.offset - begin)
+    lines = [(begin + found.start(), found[0]) for found in _LINE.finditer(block)]
+    if begin:
+        del lines[:1]  # it began earlier
+    shown = [offset for offset, text in lines if text.strip(_WHITE)]
+    if not shown:
+        return Page([], at)
+    first = shown[-limit:][0]
+    number = at.line - sum(offset >= first for offset, _ in lines)
+    page = read_page(path, Place(first, max(1, number)), limit=limit, stop=at.offset)
+    return Page(page.lines, at)
+
+
+def find_line(path: Path, number: int) -> Place | None:
+    """Returns where the line begins; None if what is read of the file has fewer lines.
+
+    The line ends before it are counted: of a gigabyte, in a second or less.
+
+    Raises:
+        UnreadableFileError: the file is not JSONL, or damaged.
+    """
+    end = MAX_UNPACKED_BYTES if is_compressed(path) else None
+    line, offset = 1, 0
+    with open_lines(path) as file:
+        while (end is None or offset < end) and (block := file.read(_CHUNK)):
+            count = block.count(b"\n")
+            if line + count < number:
+                line, offset = line + count, offset + len(block)
+                continue
+            start = 0
+            for _ in range(number - line):
+                start = block.index(b"\n", start) + 1
+            is_there = start < len(block) or bool(file.read(1))
+            place = Place(offset + start, number)
+            return place if is_there and (end is None or place.offset < end) else None
+    return None
