@@ -11,6 +11,7 @@ from app.auth.roles import Action
 from app.console import assets, events, overview, sign_in
 from app.console.aliases.router import router as aliases_router
 from app.console.comparisons.router import router as comparisons_router
+from app.console.datasets.router import router as datasets_router
 from app.console.jobs.router import router as jobs_router
 from app.console.model_pages.router import router as models_router
 from app.console.navigation import Section
@@ -19,6 +20,7 @@ from app.console.playground.router import router as playground_router
 
 SECTIONS = (
     Section("Overview", "/console", "overview", overview.router, Action.READ_MODELS, Action.TRAIN),
+    Section("Datasets", "/console/datasets", "datasets", datasets_router, Action.READ, Action.TRAIN),
     Section("Jobs", "/console/jobs", "jobs", jobs_router, Action.READ, Action.TRAIN),
     Section("Playground", "/console/playground", "playground", playground_router, Action.ASK, Action.ASK),
     Section(

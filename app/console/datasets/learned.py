@@ -220,7 +220,7 @@ def _plain(title: str | None, messages: Sequence[Message], words: str, most_char
     for message in messages:
         text = "\n\n".join(part for part in (message.thoughts, message.text) if part)
         whole = (0, min(len(text), max(0, left)))
-        learned = [whole] if message.is_target else []
+        learned: list[Span] = [whole] if message.is_target else []
         turns.append(Turn([message], _runs(text, whole, learned, [], [whole], _find(text, words))))
         left -= len(text)
     return Reading(title, turns, None, 0, max(0, -left))

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
 from app.auth.roles import Action
-from app.console.datasets import topics  # noqa: F401 - registers what these pages watch
-from app.console.datasets.demo_data import add_demo_data
+from app.console import demo_data
+from app.console.datasets import examples, topics
 from app.console.datasets.lengths import length_bars
 from app.console.datasets.unfinished import unfinished_uploads
 from app.console.datasets.uses import uses_of
@@ -23,6 +23,8 @@ from app.files.models import File
 from app.models.catalogue.prepared import prepared_names
 
 router = APIRouter(prefix="/console/datasets", include_in_schema=False)
+router.include_router(examples.router)
+topics.register()
 
 Purpose = Literal["fine-tune", "evals", "all"]
 _FILES = 50
@@ -37,7 +39,6 @@ def list_files(
     page: PageDep, session: ReadSession, purpose: Purpose = "fine-tune", after: str | None = None
 ) -> Response:
     """Show the project's files, and take new ones."""
-    page.check(Action.READ)
     files, has_more = service.list_files(
         session,
         page.context.project_id,
@@ -62,16 +63,14 @@ def list_files(
 @router.post("/demo")
 def use_demo_data(page: PageDep, database: DatabaseDep, checker: CheckerDep) -> Response:
     """Add the demo's data to the project."""
-    page.check(Action.TRAIN)
-    file = add_demo_data(database, page.context)
+    training, *_ = demo_data.add(database, page.context)
     checker.wake()
-    return page.redirect(f"/console/datasets/{file.id}")
+    return page.redirect(f"/console/datasets/{training.id}")
 
 
 @router.get("/{file_id}")
 def read_file(file_id: str, page: PageDep, session: ReadSession) -> Response:
     """Show a file's report: complete, or as far as its check has come."""
-    page.check(Action.READ)
     file = service.get_file(session, page.context.project_id, file_id)
     report = checks.report_of(session, file.id)
     return page.render(
@@ -87,10 +86,13 @@ def read_file(file_id: str, page: PageDep, session: ReadSession) -> Response:
 
 @router.get("/{file_id}/lengths")
 async def read_lengths(
-    file_id: str, page: PageDep, database: DatabaseDep, checker: CheckerDep, base_model: Annotated[str, Query()]
+    file_id: str,
+    page: PageDep,
+    database: DatabaseDep,
+    checker: CheckerDep,
+    base_model: Annotated[str, Query()],
 ) -> Response:
     """Show how long the examples are for another base model."""
-    page.check(Action.READ)
     file, report = await service.validate_for(database, page.context, checker, file_id, base_model)
     return page.render(
         "datasets/_lengths.html.jinja",
@@ -114,7 +116,6 @@ def ask_before_deleting(file_id: str, page: PageDep, session: ReadSession) -> Re
 @router.post("/{file_id}/delete")
 def delete_file(file_id: str, page: PageDep, session: WriteSession) -> Response:
     """Delete a file."""
-    page.check(Action.TRAIN)
     file: File = service.delete_file(session, page.context.project_id, file_id)
     return page.redirect(f"/console/datasets?purpose={'evals' if file.purpose == 'evals' else 'fine-tune'}")
 

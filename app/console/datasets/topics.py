@@ -13,7 +13,9 @@ _WATCHED = 50
 
 def _files(session: Session, project_id: str, _argument: str) -> str:
     newest = select(File.id, File.status, File.deleted_at).where(File.project_id == project_id)
-    return repr(session.execute(newest.order_by(File.created_at.desc(), File.id.desc()).limit(_WATCHED)).all())
+    return repr(
+        session.execute(newest.order_by(File.created_at.desc(), File.id.desc()).limit(_WATCHED)).all()
+    )
 
 
 def _file(session: Session, project_id: str, file_id: str) -> str:
@@ -29,5 +31,7 @@ def _file(session: Session, project_id: str, file_id: str) -> str:
     return repr((status, deleted_at, started_at, progress["bytes_read"] if progress else None))
 
 
-topic("files", _files)
-topic("file", _file)
+def register() -> None:
+    """Let pages watch these topics."""
+    topic("files", _files)
+    topic("file", _file)
