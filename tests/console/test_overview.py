@@ -15,6 +15,7 @@ from app.files.models import File
 from app.fine_tuning.models import FineTuningJob
 from app.models.aliases.models import Alias
 from tests.console.conftest import Console
+from tests.console.test_events import point_alias
 from tests.support.aliases import add_model
 from tests.support.comparison_results import add_comparison, results
 from tests.support.service import BASE_MODEL
@@ -136,14 +137,18 @@ def test_a_key_that_only_reads_is_offered_no_change(console: Console, stranger: 
 
 
 @pytest.mark.one_database
-def test_the_keyboard_reaches_everything(page: Page) -> None:
+def test_the_keyboard_reaches_everything(console: Console, page: Page) -> None:
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     expect(page.get_by_role("link", name="Skip to the content")).to_be_in_viewport()
     page.keyboard.press("Enter")
     expect(page.locator("main")).to_be_focused()
     page.keyboard.press("Tab")
-    expect(page.locator("main .is-next").locator(":is(a, button):focus")).to_have_count(1)
+    focused = page.locator("main .is-next").locator(":is(a, button):focus")
+    expect(focused).to_have_count(1)
+    point_alias(console.database, "menu:production")
+    expect(page.get_by_text("menu:production")).to_be_visible()  # what changes does not take the focus away
+    expect(focused).to_have_count(1)
 
 
 @pytest.mark.one_database

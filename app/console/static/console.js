@@ -106,12 +106,35 @@ const toque = (() => {
     const button = event.target.closest("[data-copy]");
     if (button) copy(button);
   });
+  const isUpdate = (event) => event.detail.requestConfig.triggeringEvent?.type.startsWith("sse:") ?? false;
+  const nameOf = (element) =>
+    [element.tagName, element.id, element.name, element.getAttribute("href"), element.textContent.trim()].join("|");
+
+  /** Returns what puts the focus and opened details back into a part of the page after it was put in anew. */
+  function keepPlace(part) {
+    const focused = part.contains(document.activeElement) ? nameOf(document.activeElement) : null;
+    const opened = [...part.querySelectorAll("details[open] > summary")].map(nameOf);
+    return (root) => {
+      for (const summary of root.querySelectorAll("details > summary")) {
+        if (opened.includes(nameOf(summary))) summary.parentElement.open = true;
+      }
+      if (focused && document.activeElement === document.body) {
+        const again = root.querySelectorAll("a, button, input, select, textarea, summary, [tabindex]");
+        [...again].find((element) => nameOf(element) === focused)?.focus({ preventScroll: true });
+      }
+    };
+  }
+
+  const places = new WeakMap();
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    if (isUpdate(event)) places.set(event.detail.xhr, keepPlace(event.detail.target));
+  });
+  document.addEventListener("htmx:afterSwap", (event) => places.get(event.detail.xhr)?.(event.target));
   document.addEventListener("htmx:configRequest", (event) => {
     event.detail.headers["x-csrf-token"] = csrfToken;
   });
   document.addEventListener("htmx:beforeRequest", (event) => {
-    const isUpdate = event.detail.requestConfig.triggeringEvent?.type.startsWith("sse:");
-    if (!isUpdate) document.getElementById("alerts").replaceChildren();
+    if (!isUpdate(event)) document.getElementById("alerts").replaceChildren();
   });
   document.addEventListener("htmx:sseError", () => { document.getElementById("connection").hidden = false; });
   document.addEventListener("htmx:sseOpen", () => { document.getElementById("connection").hidden = true; });
