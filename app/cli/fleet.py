@@ -1,4 +1,4 @@
-"""`toque fleet`: keeps as many workers and engines on a Ray cluster as the work needs."""
+"""`toque fleet` keeps workers and engines on a Ray cluster; `toque drain` takes a machine out of it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
+from app.cli.duration import parse_duration
 from app.cli.output import fail
 from app.cli.processes import module_command
 from app.cli.settings import read_settings
@@ -35,6 +36,26 @@ def fleet(
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     options = [f"--address={address}"] if address else []
     raise typer.Exit(supervise(module_command("workers.fleet", *options)))
+
+
+def drain(
+    within: Annotated[str, typer.Option(help="How long it may take.")] = "120s",
+    node_id: Annotated[
+        str | None,
+        typer.Option(show_default=False, help="Ray's id of the node, if several run on this machine."),
+    ] = None,
+) -> NoReturn:
+    """Move what a fleet runs on this machine to others; then Ray can be stopped here.
+
+    Workers save checkpoints and return their jobs to the queue, and engines finish their answers.
+
+    Example: toque drain && ray stop
+    """
+    options = [f"--seconds={parse_duration(within, '--within')}"]
+    options += [f"--node-id={node_id}"] if node_id else []
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    command = module_command("workers.fleet.departure", *options)
+    os.execve(command[0], command, child_environment(RAY))  # noqa: S606 - no shell is the point
 
 
 def supervise(command: Sequence[str]) -> int:

@@ -82,6 +82,7 @@ app.command(rich_help_panel=_PARTS)(serve.api)
 app.command(rich_help_panel=_PARTS)(processes.worker)
 app.command(rich_help_panel=_PARTS)(processes.engine)
 app.command(rich_help_panel=_PARTS)(fleet.fleet)
+app.command(rich_help_panel=_PARTS)(fleet.drain)
 
 if __name__ == "__main__":
     app()

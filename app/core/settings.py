@@ -129,6 +129,9 @@ class Settings(BaseSettings):
     storage_redirects: bool = False
     """Whether `GET /v1/files/{id}/content` answers with a redirect to the bucket, by a URL that is valid for
     five minutes. Clients must be able to reach it."""
+    storage_signed_uploads: bool = True
+    """Whether clients may send parts of uploads straight to the bucket. The bucket takes as many
+    bytes as they send. A part that is larger than announced is refused when its upload is completed."""
     umask: Annotated[str, StringConstraints(pattern=r"^0?[0-7]{3}$")] = "077"
     """The permissions that what the service creates does not have, as for the command `umask`. Existing data
     folders and databases lose them at the start. With `007`, [a group shares the

@@ -56,11 +56,11 @@ def announce_part(
     upload = get_open_upload(session, context.project_id, upload_id, lock=True)
     create = partial(_add_part, session, upload, request.bytes, request.sha256, is_direct=True)
     part = _once(session, creating, [upload.id, "direct", request.model_dump()], create)
-    url = context.storage.signed_url(part.storage_key, "PUT", _URL_SECONDS)
+    storage, is_allowed = context.storage, context.settings.storage_signed_uploads
+    url = storage.signed_url(part.storage_key, "PUT", _URL_SECONDS) if is_allowed else None
     if url is None:
         raise NotFoundError(
-            "The storage of this service has no URLs to send parts to: send them to "
-            f"/v1/uploads/{upload.id}/parts.",
+            f"This service gives no URLs to send parts to: send them to /v1/uploads/{upload.id}/parts.",
             code="no_signed_urls",
         )
     return part, url

@@ -52,6 +52,15 @@ def arrived(client: OpenAI, upload: Upload) -> list[str]:
     return [part["id"] for part in (there.model_extra or {})["parts"]]
 
 
+def test_they_can_be_switched_off(settings: Settings) -> None:
+    disallowing = settings.model_copy(update={"storage_signed_uploads": False})
+    with run_service(disallowing) as service, service.client() as client:
+        upload = begin(client, len(CONTENT))
+        with pytest.raises(openai.NotFoundError) as refused:
+            announce(client, upload, CONTENT)
+    assert refused.value.code == "no_signed_urls"
+
+
 def test_the_command_sends_a_large_file_past_the_service(
     service: Service, settings: Settings, client: OpenAI, tmp_path: Path
 ) -> None:
