@@ -16,7 +16,7 @@ from tests.cluster.work import ask, asking, create_job, seconds, succeed, traine
 from tests.support.waiting import wait_until
 
 FLEET = stand_in_fleet.COMMAND
-EPOCHS = 60
+EPOCHS = 50
 
 
 def drain(deployment: Deployment, node_id: str) -> subprocess.CompletedProcess[str]:

@@ -88,7 +88,7 @@ def asking(deployment: Deployment, callers: int) -> Iterator[list[str]]:
                     )
                     answers.append("")
                 except openai.OpenAIError as error:
-                    failures.append(f"{time.time()}: {error}")
+                    failures.append(f"{time.time():.1f}: {error} {error.__cause__!r}")
 
     with ThreadPoolExecutor(callers) as pool:
         for _ in range(callers):
