@@ -22,6 +22,8 @@ from app.storage.base import Storage
 log = logging.getLogger("toque.base_models")
 
 _RETRY_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+"""A bucket that does not answer is not waited for longer when the service stops."""
 
 
 class BaseFetcher:
@@ -36,13 +38,20 @@ class BaseFetcher:
         """Look and fetch until cancelled; what fails is tried again a minute later."""
         if not self._settings.storage_bucket:
             return
+        while True:
+            is_done = await self._fetch_in_thread()
+            await asyncio.sleep(self._settings.heartbeat_seconds if is_done else _RETRY_SECONDS)
+
+    async def _fetch_in_thread(self) -> bool:
+        """Fetch what is missing; if cancelled, wait until the thread uses the database no more."""
         stopping = threading.Event()
+        fetching = asyncio.ensure_future(to_thread.run_sync(self._fetch_missing, stopping))
         try:
-            while True:
-                is_done = await to_thread.run_sync(self._fetch_missing, stopping, abandon_on_cancel=True)
-                await asyncio.sleep(self._settings.heartbeat_seconds if is_done else _RETRY_SECONDS)
-        finally:
+            return await asyncio.shield(fetching)
+        except asyncio.CancelledError:
             stopping.set()
+            await asyncio.wait([fetching], timeout=_STOP_SECONDS)
+            raise
 
     def _fetch_missing(self, stopping: threading.Event) -> bool:
         """Return whether all that there are could be fetched; one that cannot be is in no other's way."""

@@ -52,9 +52,9 @@ def arrived(client: OpenAI, upload: Upload) -> list[str]:
     return [part["id"] for part in (there.model_extra or {})["parts"]]
 
 
-def test_they_can_be_switched_off(settings: Settings) -> None:
+def test_they_can_be_switched_off(service: Service, settings: Settings) -> None:
     disallowing = settings.model_copy(update={"storage_signed_uploads": False})
-    with run_service(disallowing) as service, service.client() as client:
+    with run_service(disallowing) as other, other.client() as client:
         upload = begin(client, len(CONTENT))
         with pytest.raises(openai.NotFoundError) as refused:
             announce(client, upload, CONTENT)

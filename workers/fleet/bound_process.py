@@ -7,9 +7,13 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from threading import Event, Thread
+from typing import Literal
 
 from app.cli.parent_death import bound_to_parent
 from workers.processes import stop_group
+
+ROLE = "TOQUE_FLEET_ROLE"
+"""The variable by which such a process can be told from others on its machine."""
 
 
 class BoundProcess:
@@ -18,12 +22,18 @@ class BoundProcess:
     Linux binds a child to the thread that starts it. Ray's threads come and go, so each child has its own.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], stop_seconds: float) -> None:
+    def __init__(
+        self,
+        role: Literal["worker", "engine"],
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        stop_seconds: float,
+    ) -> None:
         """`stop_seconds` is the time between SIGTERM and SIGKILL when the actor is told to end."""
         self._stop_seconds = stop_seconds
         self._started, self._ended = Event(), Event()
         self._process: subprocess.Popen[bytes] | None = None
-        Thread(target=self._run, args=(command, environment), daemon=True).start()
+        Thread(target=self._run, args=(command, {**environment, ROLE: role}), daemon=True).start()
         self._started.wait()
         atexit.register(self.stop)  # an actor that is asked to exit does; `ray stop` kills it
 
@@ -43,11 +53,11 @@ class BoundProcess:
         if self._process is not None and self._process.poll() is None:
             stop_group(self._process, self._stop_seconds)
 
-    def _run(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def _run(self, command: Sequence[str], environment: dict[str, str]) -> None:
         try:
             self._process = subprocess.Popen(
                 bound_to_parent(command, signal.SIGKILL),
-                env=dict(environment),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )

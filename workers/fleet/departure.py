@@ -12,6 +12,8 @@ from contextlib import suppress
 
 import psutil
 
+from workers.fleet.bound_process import ROLE
+
 
 class DepartureError(Exception):
     """This machine cannot leave; the message says why."""
@@ -36,11 +38,11 @@ def leave_cluster(seconds: float, node_id: str | None = None) -> list[str]:
     deadline = time.monotonic() + seconds
     raylet = _find_raylet(node_id)
     _drain(raylet, seconds)
-    processes = _below_actors(raylet, "ray::WorkerActor")
+    processes = _processes_of_fleet(raylet, "worker")
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-    processes += _below_actors(raylet, "ray::ServeReplica")
+    processes += _processes_of_fleet(raylet, "engine")
     _, left = psutil.wait_procs(processes, timeout=max(0.0, deadline - time.monotonic()))
     return [" ".join(_command(process)) for process in left]
 
@@ -76,10 +78,17 @@ def _drain(raylet: psutil.Process, seconds: float) -> None:
         )
 
 
-def _below_actors(raylet: psutil.Process, title: str) -> list[psutil.Process]:
-    """Return the processes that the node's actors of one kind have started; Ray titles actors by class."""
-    actors = [child for child in raylet.children() if _command(child)[0].startswith(title)]
-    return [process for actor in actors for process in actor.children()]
+def _processes_of_fleet(raylet: psutil.Process, role: str) -> list[psutil.Process]:
+    """Return the workers, or the engines, that the node's actors have started."""
+    children = [child for actor in raylet.children() for child in actor.children()]
+    return [child for child in children if _role(child) == role]
+
+
+def _role(process: psutil.Process) -> str | None:
+    try:
+        return process.environ().get(ROLE)
+    except psutil.Error:  # it has just ended
+        return None
 
 
 def _command(process: psutil.Process) -> Sequence[str]:

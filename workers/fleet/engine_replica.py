@@ -41,7 +41,7 @@ class EngineReplica:
             "TOQUE_ENGINE_DRAIN_SECONDS": str(drain_seconds),
             "TOQUE_SHARED_DEVICE": "",
         }
-        self._process = BoundProcess(command, environment, drain_seconds + STOP_SECONDS)
+        self._process = BoundProcess("engine", command, environment, drain_seconds + STOP_SECONDS)
 
     def check_health(self) -> None:
         """Is called by Serve every few seconds.

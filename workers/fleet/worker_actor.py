@@ -40,7 +40,7 @@ class WorkerActor:
         """Runs the worker until it is idle, then ends the actor. A fleet that starts anew calls it again."""
         if self._process is None:
             environment = worker_environment(Settings().tracker) | {"TOQUE_SHARED_DEVICE": ""}
-            self._process = BoundProcess(self._command, environment, _STOP_SECONDS)
+            self._process = BoundProcess("worker", self._command, environment, _STOP_SECONDS)
         await asyncio.to_thread(self._process.wait)
         actor: Any = import_module("ray.actor")
         actor.exit_actor()
