@@ -8,8 +8,8 @@ BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-cluster \
   test-dashboards test-pgbouncer test-api chart install-trackers install-fleet lint generated lock bench-train bench-api \
-  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-estimates bench-fair-share bench-fleet \
-  bench-hostile bench-routing bench-soak bench-turns bench-upload bench-usage bench-validate \
+  bench-queue bench-bases bench-batch bench-serving bench-comparison bench-console bench-estimates bench-fair-share \
+  bench-fleet bench-hostile bench-routing bench-soak bench-turns bench-upload bench-usage bench-validate \
   bench-vanish bench-verdict fuzz clean
 
 help:
@@ -44,6 +44,7 @@ help:
 	@echo "make bench-fair-share  what one project's waiting requests cost another"
 	@echo "make bench-fleet       jobs per second of one, two and four workers on a Ray cluster of this machine"
 	@echo "make bench-comparison  a comparison's time against the engine's own"
+	@echo "make bench-console     the console's pages with much data, and what looking at them costs others"
 	@echo "make bench-verdict     how often the verdict of a simulated comparison is wrong"
 	@echo "make bench-validate    the check of a 1 GB dataset against datasets (SIZE=MB)"
 	@echo "make bench-upload      an upload of 1 GB against a plain FastAPI handler"
@@ -193,6 +194,11 @@ bench-batch: .venv/.installed-dev
 bench-comparison: .venv/.installed-dev
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.comparison
+
+bench-console: .venv/.installed-dev
+	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
+	@$(BIN)/toque models pull smollm2-135m-instruct
+	@$(BIN)/python -m benchmarks.console
 
 bench-upload: install
 	@$(BIN)/python -m benchmarks.upload

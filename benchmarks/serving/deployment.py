@@ -68,12 +68,12 @@ class Deployment:
         return names
 
 
-def create_deployment(folder: Path, **given: Any) -> Deployment:
+def create_deployment(folder: Path, database_url: str = "", **given: Any) -> Deployment:
     """Creates a deployment in a new folder, with the base models that are prepared on this machine."""
     folder.mkdir(parents=True)
     settings = Settings(
         data_dir=folder,
-        database_url="",
+        database_url=database_url,
         storage_dir=None,
         models_dir=Settings().models_root,
         api_key=SecretStr(API_KEY),
