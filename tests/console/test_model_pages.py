@@ -178,18 +178,18 @@ def test_a_thousand_models_are_paged_and_searched(console: Console, page: Page) 
     with counting_statements() as statements:
         page.goto(f"{console.url}/models")
     assert len([each for each in statements if re.search("FROM (adapters|aliases)", each)]) == 3, statements
-    names = page.locator("#list tbody th .name-tail")
+    names = page.locator("#list tbody th > a.name")
     expect(names).to_have_count(25)
-    expect(names.first).to_have_text(":many-999:m999")
+    expect(names.first).to_have_text(re.compile(":many-999:m999$"))
     page.get_by_role("link", name="Older").click()
-    expect(names.first).to_have_text(":many-974:m974")
+    expect(names.first).to_have_text(re.compile(":many-974:m974$"))
     page.get_by_label("Name contains").fill("many-41%")
     expect(page.get_by_text("Nothing found")).to_be_visible()
     page.get_by_label("Name contains").fill("MANY-417")
     expect(names).to_have_count(1)
     assert "search=MANY-417" in page.url
     page.get_by_label("Show").select_option("Checkpoints")
-    expect(names).to_have_text([":many-417:m417:ckpt-step-1"])
+    expect(names).to_have_text([re.compile(":many-417:m417:ckpt-step-1$")])
 
 
 def test_projects_and_roles(console: Console, page: Page) -> None:
