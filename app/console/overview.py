@@ -15,13 +15,11 @@ from app.comparisons import service as comparisons_service
 from app.comparisons.models import Comparison
 from app.comparisons.report.documents import TITLES
 from app.comparisons.results import ComparisonResults, Verdict
-from app.console import demo_data
 from app.console.events import topic
 from app.console.navigation import Section
 from app.console.page import Page, PageDep
-from app.dependencies import DatabaseDep, ReadSession
+from app.dependencies import ReadSession
 from app.files import service as files_service
-from app.files.dependencies import CheckerDep
 from app.fine_tuning import service as jobs_service
 from app.fine_tuning.models import FineTuningJob
 from app.models.aliases import service as aliases_service
@@ -99,15 +97,6 @@ def read_activity(page: PageDep, session: ReadSession) -> Response:
     return _render(page, session, "overview/_activity.html.jinja")
 
 
-@router.post("/console/overview/demo-data")
-def add_demo_data(page: PageDep, database: DatabaseDep, checker: CheckerDep) -> Response:
-    """Upload the demo's data set, as if the caller had done so."""
-    page.check(Action.TRAIN)
-    demo_data.add(database, page.context)
-    checker.wake()
-    return page.redirect(_links(page).get("datasets") or "/console")
-
-
 def _render(page: Page, session: Session, template: str) -> Response:
     links = _links(page)
     return page.render(template, activity=_activity(page, session, links), links=links)
@@ -119,7 +108,7 @@ def _links(page: Page) -> dict[str, str | None]:
     found = {
         section.path.rpartition("/")[2]: section.path for section in sections if section.is_for(page.caller)
     }
-    return dict.fromkeys(("datasets", "jobs", "comparisons", "models", "aliases")) | found
+    return dict.fromkeys(("datasets", "jobs", "playground", "comparisons", "models", "aliases")) | found
 
 
 def _activity(page: Page, session: Session, links: dict[str, str | None]) -> Activity:
@@ -136,7 +125,7 @@ def _activity(page: Page, session: Session, links: dict[str, str | None]) -> Act
     jobs = _jobs(session, project_id)
     done = [bool(files), bool(jobs), bool(comparisons), bool(aliases)]
     return Activity(
-        [] if all(done) else _steps(done, links),
+        [] if all(done) else _steps(page, done, links),
         jobs,
         [_summary(each) for each in comparisons],
         aliases,
@@ -145,7 +134,7 @@ def _activity(page: Page, session: Session, links: dict[str, str | None]) -> Act
     )
 
 
-def _steps(done: list[bool], links: dict[str, str | None]) -> list[Step]:
+def _steps(page: Page, done: list[bool], links: dict[str, str | None]) -> list[Step]:
     texts = (
         (
             "Upload examples",
@@ -153,30 +142,41 @@ def _steps(done: list[bool], links: dict[str, str | None]) -> list[Step]:
             "hundred. It is checked line by line before any training starts.",
             "Upload a file",
             links["datasets"],
+            Action.TRAIN,
         ),
         (
             "Train",
             "Choose a file and a base model; a dry run says how long it takes and whether it fits.",
             "Create a job",
             links["jobs"] and f"{links['jobs']}/new",
+            Action.TRAIN,
         ),
         (
             "Compare",
             "Is the new model better than a good prompt? Questions it has not seen decide.",
             "Compare models",
             links["comparisons"] and f"{links['comparisons']}/new",
+            Action.TRAIN,
         ),
         (
             "Promote",
             "Give the model a name that programs ask for, and that moves only when a comparison allows it.",
             "Promote a model",
             links["aliases"],
+            Action.MANAGE,
         ),
     )
     following = done.index(False)
     return [
-        Step(title, text, action, href, is_done=done[number], is_next=number == following)
-        for number, (title, text, action, href) in enumerate(texts)
+        Step(
+            title,
+            text,
+            label,
+            href if page.may(action) else None,
+            is_done=done[number],
+            is_next=number == following,
+        )
+        for number, (title, text, label, href, action) in enumerate(texts)
     ]
 
 

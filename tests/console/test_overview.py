@@ -121,8 +121,14 @@ def test_projects_see_nothing_of_each_other(console: Console, stranger: Page) ->
 def test_a_key_that_only_asks_sees_nothing_of_how_models_are_made(console: Console, stranger: Page) -> None:
     add_job(console.database, "ftjob-mine", status="running", suffix="secret-soup")
     console.sign_in(stranger, console.key_with_role("inference"))
-    expect(stranger.get_by_role("heading", name="Nothing to see here yet")).to_be_visible()
+    expect(stranger.get_by_role("heading", name="Ask a model")).to_be_visible()
     assert "secret-soup" not in stranger.content()
+    links = stranger.get_by_role("navigation", name="Console").get_by_role("link").all_inner_texts()
+    assert links == ["Overview", "Playground"]
+    for path in ("datasets", "jobs", "comparisons", "models", "aliases", "operations"):
+        answer = stranger.goto(f"{console.url}/{path}")
+        assert answer is not None
+        assert answer.status == 403, path
 
 
 @pytest.mark.one_database
@@ -130,8 +136,9 @@ def test_a_key_that_only_reads_is_offered_no_change(console: Console, stranger: 
     console.sign_in(stranger, console.key_with_role("read"))
     expect(stranger.get_by_role("heading", name="Upload examples")).to_be_visible()
     expect(stranger.get_by_role("button", name="Use the demo's data set")).to_have_count(0)
+    expect(stranger.get_by_role("link", name="Upload a file")).to_have_count(0)
     refused = stranger.evaluate(
-        "toque.fetch('/console/overview/demo-data', {method: 'POST'}).then(answer => answer.status)"
+        "toque.fetch('/console/datasets/demo', {method: 'POST'}).then(answer => answer.status)"
     )
     assert refused == 403
 
