@@ -60,6 +60,11 @@ def test_a_job_is_created_with_the_dry_run_beside_the_form(
 
     page.get_by_label("Epochs").fill("2")
     expect(problem).to_have_text("")
+    expect(page.get_by_label("Share to hold out")).to_be_visible()
+    page.get_by_label("Validation data").select_option("")
+    expect(page.get_by_label("Share to hold out")).to_be_hidden()
+    expect(dry_run).to_contain_text("none to validate")
+    page.get_by_label("Validation data").select_option("auto")
     page.get_by_label("Suffix of the model's name").fill("soups")
     page.get_by_text("More settings").click()
     page.get_by_label("Lora rank").fill("8")
@@ -171,7 +176,12 @@ def test_a_job_is_paused_resumed_and_cancelled(
     expect(badge).to_have_text("paused")
     page.get_by_role("button", name="Resume").click()
     expect(badge).to_have_text("queued")
-    page.on("dialog", lambda dialog: dialog.accept())
+    asked: list[str] = []
+    page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    page.get_by_role("button", name="Cancel the job").click()
+    expect(badge).to_have_text("queued")
+    assert asked == ["Cancel this job? Its finished checkpoints stay, and it cannot be resumed."]
+    page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Cancel the job").click()
     expect(badge).to_have_text("cancelled")
     expect(page.get_by_role("button", name="Resume")).to_have_count(0)
