@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy.orm.attributes import set_committed_value
 
 from app.console.jobs.curves import Curves
+from app.console.jobs.overlay_reading import read_overlay
 from app.console.jobs.readings import read_picture, scatter
-from app.fine_tuning.models import Checkpoint
+from app.files.models import File
+from app.fine_tuning.models import Checkpoint, FineTuningJob
 
 
 def curves(**columns: Any) -> Curves:
@@ -107,3 +110,38 @@ def test_speed_leaves_out_what_spans_a_resumption() -> None:
     assert (steps.tolist(), speeds.tolist()) == ([2, 4], [100.0, 200.0])
     steps, speeds = found.speed(10)
     assert steps.tolist() == [2]
+
+
+def test_equal_evaluations_are_best_now() -> None:
+    found = curves(valid_mean_token_accuracy=evaluated([0.5] * 6))
+    assert "highest now: 0.5 at step 60" in read_picture("mean_token_accuracy", found, []).text
+
+
+def job(validation: str | None = "same", method: str = "supervised") -> FineTuningJob:
+    file = File(sha256=validation) if validation else None
+    row = FineTuningJob(method=method)
+    set_committed_value(row, "validation_file", file)
+    return row
+
+
+BETTER = curves(full_valid_loss=evaluated([1.5, 1.2, 1.0, 0.9, 0.85, 0.82]))
+WORSE = curves(full_valid_loss=evaluated([1.5, 1.4, 1.3, 1.25, 1.22, 1.2]))
+
+
+@pytest.mark.parametrize(
+    ("second", "curve", "said"),
+    [
+        (job(), WORSE, "The lowest validation loss is that of a, 0.82 at step 60; then b, 1.2 at step 60."),
+        (job(), WORSE, "The first two differ by more than their scatter"),
+        (job(), BETTER, "The first two differ by less than their scatter"),
+        (job(), curves(full_valid_loss=evaluated([1.0, 0.9])), "too few evaluations to say"),
+        (job(), curves(train_loss=FALLING), "open until all are evaluated on all examples: b."),
+        (job("other"), WORSE, "evaluated on different examples"),
+        (job(None), WORSE, "Not all of them have validation data"),
+        (job(method="dpo"), WORSE, "trained by different methods"),
+    ],
+)
+def test_an_overlay_says_which_is_better_only_if_that_can_be_told(
+    second: FineTuningJob, curve: Curves, said: str
+) -> None:
+    assert said in read_overlay([("a", job(), BETTER), ("b", second, curve)])

@@ -53,9 +53,9 @@ class Picture:
 
 _TITLES = {
     "loss": ("Loss", "nats"),
-    "mean_token_accuracy": ("Accuracy", "share of tokens"),
-    "reward_accuracy": ("Reward accuracy", "share of pairs"),
     "reward_margin": ("Reward margin", "mean difference"),
+    "reward_accuracy": ("Reward accuracy", "share of pairs"),
+    "mean_token_accuracy": ("Accuracy", "share of tokens"),
 }
 
 

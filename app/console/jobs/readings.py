@@ -72,7 +72,7 @@ def _validation(key: str, curves: Curves, checkpoints: Sequence[Checkpoint]) -> 
             "too few to say where it is best."
         )
     sign = 1.0 if key == "loss" else -1.0
-    best = int(np.argmin(sign * values))
+    best = len(values) - 1 - int(np.argmin(sign * values[::-1]))  # the last of equal ones
     best_step, extreme = int(steps[best]), "lowest" if key == "loss" else "highest"
     margin = margin_of(values)
     basis = f"{_count(len(values), 'evaluation')} on {measured_on}"
