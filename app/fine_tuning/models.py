@@ -96,6 +96,9 @@ class FineTuningJob(Base):
     started_at: Mapped[float | None]
     finished_at: Mapped[float | None]
     estimated_finish: Mapped[float | None]
+    expected_seconds: Mapped[float | None]
+    """What its first attempt was expected to take, before its first step; None if no job of the base had been
+    measured then."""
     trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
     fine_tuned_model: Mapped[str | None] = mapped_column(String(255))
     result_file_id: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
@@ -140,7 +143,16 @@ class Event(Base):
     """A line of a job's log; `seq` is the order in which the lines were written."""
 
     __tablename__ = "fine_tuning_events"
-    __table_args__ = (Index("ix_events_job_seq", "job_id", "seq"),)
+    __table_args__ = (
+        Index("ix_events_job_seq", "job_id", "seq"),
+        Index(
+            "ix_events_messages",
+            "job_id",
+            "seq",
+            sqlite_where=text("type = 'message'"),
+            postgresql_where=text("type = 'message'"),
+        ),
+    )
 
     seq: Mapped[int] = mapped_column(
         BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True

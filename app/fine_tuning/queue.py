@@ -87,7 +87,8 @@ def record_estimate(session: Session, lease: Lease, *, estimated_finish: float) 
     Raises:
         LeaseLostError: the attempt has lost its lease.
     """
-    LEASES.update(session, lease, estimated_finish=estimated_finish)
+    expected = func.coalesce(FineTuningJob.expected_seconds, estimated_finish - FineTuningJob.started_at)
+    LEASES.update(session, lease, estimated_finish=estimated_finish, expected_seconds=expected)
 
 
 def record_step(

@@ -27,6 +27,13 @@ class StandInWorker:
         self.job: FineTuningJob = job
         self.lease = Lease(job.id, job.lease_epoch)
 
+    def expect(self, *, seconds: float) -> None:
+        """Say how long the job may take, from its start, as it is known before the first step."""
+        assert self.job.started_at is not None
+        with self.database.writer() as session:
+            queue.record_estimate(session, self.lease, estimated_finish=self.job.started_at + seconds)
+            queue.record_event(session, self.lease, "Training")
+
     def step(self, number: int, total: int, **metrics: float) -> None:
         """Take one step."""
         data = self.data(number, total, **metrics)
