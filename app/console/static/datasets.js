@@ -65,7 +65,8 @@
   }
 
   class Upload {
-    constructor(file, purpose, row) {
+    constructor(file, purpose, row, onDone) {
+      this.onDone = onDone;
       this.file = file;
       this.purpose = purpose;
       this.row = row;
@@ -218,9 +219,10 @@
       link.hidden = false;
       this.row.querySelector("[data-cancel]").hidden = true;
       this.bar.value = 1;
-      this.isDone = true;
       this.say("Uploaded.");
       toque.announce(`${this.file.name} was uploaded`);
+      this.isActive = false;
+      this.onDone(link.href);
     }
 
     async cancel() {
@@ -245,11 +247,15 @@
       const added = [...files].map((file) => {
         const row = document.getElementById("upload-row").content.cloneNode(true).firstElementChild;
         document.getElementById("uploads").append(row);
-        return new Upload(file, purpose, row);
+        return new Upload(file, purpose, row, openIfAlone);
       });
       uploads.push(...added);
       for (const each of added) await each.run();
-      if (uploads.length === 1 && uploads[0].isDone) location.assign(uploads[0].row.querySelector("[data-open]").href);
+    }
+
+    /** Goes on to the report of the one file that was chosen. */
+    function openIfAlone(address) {
+      if (uploads.length === 1) location.assign(address);
     }
 
     input.addEventListener("change", () => {
