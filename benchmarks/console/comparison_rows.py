@@ -1,4 +1,4 @@
-"""The rows of comparisons: many that have ended, one of them with its answers, and one that is being asked."""
+"""The rows of comparisons: many that have ended, one of them with its answers, and one being asked."""
 
 from __future__ import annotations
 
