@@ -29,6 +29,8 @@ from tests.support.databases import execute_sql
 from tests.support.pgbouncer import run_pgbouncer
 from tests.support.service import API_KEY, OTHER_KEY, Service, close_loop, run_service
 
+pytest_plugins = ["tests.support.browser"]
+
 # The embedded server keeps its lock here; without it the package warns.
 if "XDG_RUNTIME_DIR" not in os.environ:
     os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="toque-run-")

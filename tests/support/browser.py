@@ -1,0 +1,64 @@
+"""Debian's Chromium, driven by Playwright: fixtures for tests of pages."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, expect, sync_playwright
+
+_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+_PATIENCE_MILLISECONDS = 60_000
+"""For everything that a test waits for: the machine may be busy."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for a module: as long as it runs, no event loop can be run in this thread."""
+    expect.set_options(timeout=_PATIENCE_MILLISECONDS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browser_context(browser: Browser) -> Iterator[BrowserContext]:
+    """A browser without any memory; what its pages do wrong fails the test."""
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 800},
+        locale="en-GB",
+        timezone_id="UTC",
+        reduced_motion="reduce",  # axe-core would look at colours that are on their way
+    )
+    context.set_default_timeout(_PATIENCE_MILLISECONDS)
+    faults: list[str] = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type == "error" and not _is_answer(message):
+            faults.append(message.text)
+
+    context.on("console", note)
+    context.on("weberror", lambda error: faults.append(str(error.error)))
+    yield context
+    context.close()
+    assert not faults, "\n".join(faults)
+
+
+def _is_answer(message: ConsoleMessage) -> bool:
+    """Whether it only says that a request was refused, which is for the page to show."""
+    is_file = "/console/static/" in message.location["url"]
+    return (
+        message.text.startswith("Failed to load resource")
+        and not is_file
+        and "status of 5" not in message.text
+    )
