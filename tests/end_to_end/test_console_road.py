@@ -104,8 +104,12 @@ def ask(page: Page) -> None:
 def compare(page: Page) -> str:
     """On held-out questions the model beats the base and a prompt. Returns the address of the comparison."""
     heldout = [line for line in HELDOUT_FILE.read_text("utf-8").split("\n") if f"[{PRODUCT}/" in line]
+    polite = [
+        line.replace('"role": "user", "content": "', '"role": "user", "content": "Hello. ')
+        for line in heldout
+    ]
     go_to(page, "Datasets")
-    choose(page, "heldout.jsonl", "\n".join(heldout) + "\n")
+    choose(page, "heldout.jsonl", "\n".join([*heldout, *polite]) + "\n")
     file_id = page.url.rpartition("/")[2]
     go_to(page, "Comparisons")
     page.get_by_role("link", name="New comparison").click()
