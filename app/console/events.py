@@ -34,6 +34,8 @@ Fingerprint = Callable[[DatabaseSession, str, str], str]
 """Returns a text that changes when the thing does, by project and by what follows the topic's name."""
 
 _SECONDS = 1.0
+_MOST_SECONDS = 5.0
+"""Between looks at what is watched, which are ten times as far apart as they take: slow ones are rare."""
 _KEEP_ALIVE_SECONDS = 15.0
 """In which proxies see that a connection is alive, and a session is looked at again."""
 _MOST_WATCHED = 20
@@ -130,7 +132,7 @@ class Watchers:
                 log.warning("the database cannot be read; pages are told of changes later")
             else:
                 self._tell(fingerprints)
-            await asyncio.sleep(max(_SECONDS, 10 * (time.monotonic() - began)))  # slow queries run less often
+            await asyncio.sleep(min(max(_SECONDS, 10 * (time.monotonic() - began)), _MOST_SECONDS))
 
     @contextmanager
     def watching(self, watches: list[Watch]) -> Generator[Watcher]:
