@@ -7,7 +7,7 @@ LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-cluster \
-  test-dashboards test-pgbouncer test-api chart install-trackers install-fleet lint generated lock bench-train bench-api \
+  test-dashboards test-pgbouncer test-api chart install-trackers install-fleet lint generated screenshots lock bench-train bench-api \
   bench-queue bench-bases bench-batch bench-serving bench-comparison bench-console bench-estimates bench-fair-share \
   bench-fleet bench-hostile bench-routing bench-soak bench-turns bench-upload bench-usage bench-validate \
   bench-vanish bench-verdict fuzz clean
@@ -29,6 +29,7 @@ help:
 	@echo "make chart             the Helm chart, rendered and validated with each of its sets of values"
 	@echo "make lint              formatting, lint, import contracts and types"
 	@echo "make generated         write openapi/openapi.json and the generated pages of docs/"
+	@echo "make screenshots       write the pictures of the console in docs/screenshots"
 	@echo "make install           install what the service needs into .venv"
 	@echo "make install-trackers  also what sends metrics to MLflow, trackio and W&B"
 	@echo "make install-fleet     also Ray, for workers and engines that come and go with the work"
@@ -148,6 +149,10 @@ chart: .venv/.installed-dev .venv/.installed-chart
 generated: .venv/.installed-dev
 	$(BIN)/python -m app.api > openapi/openapi.json
 	$(BIN)/python -m docs.generate
+
+screenshots: .venv/.installed-dev
+	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
+	$(BIN)/python -m docs.screenshots
 
 lock: .venv/.installed-dev
 	requirements/lock.sh

@@ -90,7 +90,7 @@ def test_what_goes_on_is_shown(
     expect(jobs.nth(2)).to_contain_text("ftjob-old5")
     won = page.get_by_role("listitem").filter(has_text="Fine-tuning wins")
     expect(won).to_contain_text("answers 65 points better.")
-    expect(won).to_contain_text("65.0 % (57.0 % to 73.0 %)")
+    expect(won).to_contain_text("+65.0 points (+57.0 to +73.0)")
     expect(page.get_by_role("region", name="Aliases")).to_contain_text(model)
     assert page.title() == "Overview · Toque"
     assert_accessible(page)

@@ -145,6 +145,13 @@ const toque = (() => {
     document.addEventListener("htmx:load", (event) => prepare(event.detail.elt));
   }
 
+  // On a small screen the sections stand in a row, which shows the page's own.
+  const section = document.querySelector(".side nav [aria-current]");
+  if (section) {
+    const row = section.closest("nav");
+    row.scrollLeft = section.offsetLeft - (row.clientWidth - section.offsetWidth) / 2;
+  }
+
   onLoad(showLocalTimes);
   return { csrfToken, fetch: fetchAsSession, announce, onLoad };
 })();
