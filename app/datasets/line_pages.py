@@ -7,7 +7,9 @@ there is time for. A compressed file can be read from its beginning only, and so
 
 from __future__ import annotations
 
+import math
 import re
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,13 +112,7 @@ def open_at(path: Path, at: Place) -> Generator[Reader]:
     """
     packed = is_compressed(path)
     with open_lines(path) as file:
-        before = max(0, at.offset - 1)
-        if packed:
-            left = min(before, MAX_UNPACKED_BYTES)
-            while left and (passed := file.read(min(left, _CHUNK))):
-                left -= len(passed)
-        else:
-            file.seek(before)
+        _go_to(file, max(0, at.offset - 1), packed=packed)
         yield Reader(file, at, MAX_UNPACKED_BYTES if packed else None)
 
 
@@ -165,26 +161,41 @@ def page_before(path: Path, at: Place, *, limit: int) -> Page:
     return Page(page.lines, at)
 
 
-def find_line(path: Path, number: int) -> Place | None:
+def find_line(path: Path, number: int, *, start: Place = START, seconds: float = math.inf) -> Place | None:
     """Returns where the line begins; None if what is read of the file has fewer lines.
 
-    The line ends before it are counted: of a gigabyte, in a second or less.
+    The line ends between `start`, which is before the line, and the line are counted. If that takes longer
+    than `seconds`, the place that is returned is on an earlier line, and counting can start from there.
 
     Raises:
         UnreadableFileError: the file is not JSONL, or damaged.
     """
-    end = MAX_UNPACKED_BYTES if is_compressed(path) else None
-    line, offset = 1, 0
+    packed = is_compressed(path)
+    end = MAX_UNPACKED_BYTES if packed else None
+    offset, line = start
     with open_lines(path) as file:
+        _go_to(file, offset, packed=packed)
+        deadline = time.monotonic() + seconds
         while (end is None or offset < end) and (block := file.read(_CHUNK)):
             count = block.count(b"\n")
             if line + count < number:
                 line, offset = line + count, offset + len(block)
+                if time.monotonic() > deadline:
+                    return Place(offset, line)
                 continue
-            start = 0
+            begin = 0
             for _ in range(number - line):
-                start = block.index(b"\n", start) + 1
-            is_there = start < len(block) or bool(file.read(1))
-            place = Place(offset + start, number)
+                begin = block.index(b"\n", begin) + 1
+            is_there = begin < len(block) or bool(file.read(1))
+            place = Place(offset + begin, number)
             return place if is_there and (end is None or place.offset < end) else None
     return None
+
+
+def _go_to(file: BinaryIO, offset: int, *, packed: bool) -> None:
+    if not packed:
+        file.seek(offset)
+        return
+    left = min(offset, MAX_UNPACKED_BYTES)
+    while left and (passed := file.read(min(left, _CHUNK))):
+        left -= len(passed)

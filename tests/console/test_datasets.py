@@ -311,6 +311,24 @@ def test_examples_are_shown_as_they_are_learned(
 
 
 @pytest.mark.one_database
+def test_a_line_far_into_a_file_is_counted_up_to(
+    console: Console, page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.datasets.line_pages._CHUNK", 1024)
+    monkeypatch.setattr("app.console.datasets.examples._FIRST_COUNT_SECONDS", -1.0)
+    monkeypatch.setattr("app.console.datasets.examples._COUNT_SECONDS", -1.0)
+    with console.service.client() as client:
+        file_id = upload(client, training_bytes(60))
+    for path in ("examples?line=42", "lines/42"):
+        page.goto(f"{console.url}/datasets/{file_id}/{path}")
+        page.wait_for_url("**offset=**")
+        expect(page.locator("article h3").first).to_have_text("Line 42")
+    expect(page.locator("article")).to_have_count(1)
+    page.goto(f"{console.url}/datasets/{file_id}/lines/99")
+    expect(page.get_by_text("The file has no line 99.")).to_be_visible()
+
+
+@pytest.mark.one_database
 def test_words_are_searched_for_until_they_are_found(
     console: Console, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from app.dependencies import DatabaseDep, ReadSession, WriteSession
 from app.files import checks, service
 from app.files.dependencies import CheckerDep
 from app.files.models import File
-from app.models.catalogue.prepared import prepared_names
+from app.models.catalogue import prepared_names
 
 router = APIRouter(prefix="/console/datasets", include_in_schema=False)
 router.include_router(examples.router)

@@ -100,6 +100,24 @@ def test_a_line_is_found_by_its_number(lines: list[bytes], number: int) -> None:
         assert place == (sum(len(line) + 1 for line in all_lines[: number - 1]), number)
 
 
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_count_of_lines_that_is_out_of_time_goes_on_where_it_stopped(
+    is_packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line_pages, "_CHUNK", 64)
+    text = b"".join(b"%d\n" % number for number in range(1000))
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(gzip.compress(text) if is_packed else text)
+    found = [START]
+    while found[-1].line < 700:
+        place = find_line(path, 700, start=found[-1], seconds=-1.0)
+        assert place is not None and place.offset > found[-1].offset
+        found.append(place)
+    assert found[-1] == (text.index(b"\n699\n") + 1, 700)
+    assert len(found) > 30
+    assert find_line(path, 1001, start=found[1], seconds=60.0) is None
+
+
 @hypothesis_settings(deadline=None)
 @given(LINES, st.data(), st.integers(1, 4))
 def test_a_search_finds_what_a_plain_scan_finds(lines: list[bytes], data: st.DataObject, limit: int) -> None:
