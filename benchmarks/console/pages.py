@@ -51,7 +51,7 @@ def pages_of(made: Made, file_id: str, deep_line: int) -> dict[str, str]:
         "model": f"/console/models/{model}",
         "aliases": "/console/aliases",
         "alias": f"/console/aliases/{ALIAS}",
-        "promotion": f"/console/aliases/promote?model={model}",
+        "promotion": f"/console/aliases/~promote?model={model}",
         "machines": "/console/operations",
         "usage": "/console/operations/usage",
         "keys": "/console/operations/keys",

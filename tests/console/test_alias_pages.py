@@ -245,3 +245,14 @@ def test_a_rollback_by_keyboard_alone(console: Console, page: Page, http: httpx2
     page.keyboard.press("Enter")
     page.wait_for_url(address(console))
     assert http.get(f"/v1/aliases/{NAME}").json()["model"] == first
+
+
+@pytest.mark.one_database
+def test_an_alias_may_be_called_as_a_page_is(console: Console, page: Page, http: httpx2.Client) -> None:
+    model = add_model(console.database, "style")
+    for name in ("promote", "new"):
+        put(http, name, model=model)
+        page.goto(address(console, name))
+        expect(page.get_by_role("heading", level=1)).to_have_text(name)
+        page.get_by_role("link", name="Promote a model").click()
+        expect(page.get_by_label("Alias", exact=True)).to_have_value(name)

@@ -79,7 +79,7 @@ def test_the_page_has_the_numbers_of_the_api(
         expect(at.locator("td").nth(1)).to_have_text(str(each.failures))
     promote = page.get_by_role("link", name="Promote")
     assert promote.get_attribute("href") == (
-        f"/console/aliases/promote?model={TUNED.replace(':', '%3A')}&comparison={created['id']}"
+        f"/console/aliases/~promote?model={TUNED.replace(':', '%3A')}&comparison={created['id']}"
     )
     assert_accessible(page)
 

@@ -9,6 +9,7 @@ import httpx2
 import pytest
 from playwright.sync_api import Page, expect
 
+from app.models.aliases.models import Alias
 from tests.console.conftest import Console
 from tests.support.aliases import NAME, put
 from tests.support.comparison_results import add_comparison, candidate, results
@@ -21,7 +22,7 @@ def made(console: Console) -> Lineage:
 
 
 def open_form(console: Console, page: Page, **query: str) -> None:
-    page.goto(f"{console.url}/aliases/promote?{urlencode(query)}")
+    page.goto(f"{console.url}/aliases/~promote?{urlencode(query)}")
 
 
 def test_a_promotion_is_refused_rule_by_rule_then_allowed(
@@ -140,8 +141,16 @@ def test_two_projects_and_roles(console: Console, page: Page, made: Lineage) -> 
     expect(page.get_by_text("secret sauce")).to_have_count(0)
     page.context.clear_cookies()
     console.sign_in(page, console.key_with_role("train"))
-    response = page.goto(f"{console.url}/aliases/promote")
+    response = page.goto(f"{console.url}/aliases/~promote")
     assert response is not None and response.status == 403
+
+
+@pytest.mark.one_database
+def test_the_form_is_shown_while_somebody_writes(console: Console, page: Page, made: Lineage) -> None:
+    with console.database.writer() as session:
+        session.query(Alias).filter_by(name=NAME).update({"updated_at": 1.0})
+        open_form(console, page, comparison=made.comparison, model=made.second)
+        expect(page.get_by_label("Comparison", exact=True)).to_have_value(made.comparison)
 
 
 @pytest.mark.one_database

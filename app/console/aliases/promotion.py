@@ -1,4 +1,4 @@
-"""`/console/aliases/promote`: whether a comparison allows an alias to move, rule by rule, and the move.
+"""`/console/aliases/~promote`: whether a comparison allows an alias to move, rule by rule, and the move.
 
 The decision has an address of its own, with all that was asked: it can be looked at again, or sent to others.
 """
@@ -21,6 +21,7 @@ from app.console.aliases.rules import RuleView, rule_views
 from app.console.model_pages.lineage import alias_path
 from app.console.model_pages.listing import list_models
 from app.console.page import Page, PageDep
+from app.core.database import Database
 from app.core.errors import ToqueError
 from app.core.idempotency import IdempotentRequest
 from app.dependencies import DatabaseDep, IdempotentRequestDep
@@ -30,7 +31,8 @@ from app.models.promotion.schemas import PromotionObject
 
 router = APIRouter(include_in_schema=False)
 
-PATH = "/console/aliases/promote"
+PATH = "/console/aliases/~promote"
+"""No alias has this name."""
 _SUGGESTED = 50
 
 
@@ -43,8 +45,7 @@ def read_promotion(
 ) -> Response:
     """Show the form, and what its rules come to once it is filled in; nothing is moved."""
     page.check(Action.MANAGE)
-    with database.writer() as session:  # it locks what it looks at, as the promotion itself does
-        return _render(page, session, creating, form)
+    return _render(page, database, creating, form)
 
 
 @router.post(PATH)
@@ -61,8 +62,7 @@ def promote(
             request = form.request(dry_run=False)
             promotion_service.promote(session, page.context, creating, form.alias, request)
     except ToqueError as error:
-        with database.writer() as session:
-            return _render(page, session, creating, form, error)
+        return _render(page, database, creating, form, error)
     return page.redirect(alias_path(form.alias))
 
 
@@ -81,17 +81,20 @@ class _Decision:
 
 def _render(
     page: Page,
-    session: Session,
+    database: Database,
     creating: IdempotentRequest,
     form: PromotionForm,
     error: ToqueError | None = None,
 ) -> Response:
-    results = _results(session, page, form.comparison)
+    project_id = page.context.project_id
+    with database.reader() as session:
+        results = _results(session, page, form.comparison)
+        models, _ = list_models(session, project_id, "models", "", after=None, limit=_SUGGESTED)
+        aliases, _ = aliases_service.list_aliases(session, project_id, after=None, limit=_SUGGESTED)
+        comparisons = _comparisons(session, project_id, form)
     form = form.with_rules_for(results)
-    decision = _decide(session, page, creating, form) if form.check else _Decision()
+    decision = _decide(database, page, creating, form) if form.check else _Decision()
     problem = error or decision.error
-    models, _ = list_models(session, page.context.project_id, "models", "", after=None, limit=_SUGGESTED)
-    aliases, _ = aliases_service.list_aliases(session, page.context.project_id, after=None, limit=_SUGGESTED)
     return page.render(
         "aliases/promote.html.jinja",
         status=200 if problem is None else problem.status,
@@ -99,16 +102,17 @@ def _render(
         opponents=OPPONENTS,
         decision=decision,
         error=problem.body if problem else None,
-        comparisons=_comparisons(session, page.context.project_id, form),
+        comparisons=comparisons,
         models=_candidates(results) if results else [view.adapter.name for view in models],
         aliases=[alias.name for alias in aliases],
     )
 
 
-def _decide(session: Session, page: Page, creating: IdempotentRequest, form: PromotionForm) -> _Decision:
+def _decide(database: Database, page: Page, creating: IdempotentRequest, form: PromotionForm) -> _Decision:
     try:
         request = form.request(dry_run=True)
-        return _Decision(promotion_service.promote(session, page.context, creating, form.alias, request))
+        with database.writer() as session:  # it locks what it looks at, as the promotion itself does
+            return _Decision(promotion_service.promote(session, page.context, creating, form.alias, request))
     except ToqueError as error:
         return _Decision(error=error)
 
