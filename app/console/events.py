@@ -130,6 +130,8 @@ class Watchers:
                 fingerprints = await to_thread.run_sync(self._look, list(self._watched))
             except DATABASE_AWAY:
                 log.warning("the database cannot be read; pages are told of changes later")
+            except Exception:  # pages that open later must still be told of changes
+                log.exception("what pages watch cannot be read")
             else:
                 self._tell(fingerprints)
             await asyncio.sleep(min(max(_SECONDS, 10 * (time.monotonic() - began)), _MOST_SECONDS))

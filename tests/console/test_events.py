@@ -76,10 +76,13 @@ class Looks:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         self.count = self.value = 0
+        self.problem: Exception | None = None
         monkeypatch.setitem(events._TOPICS, name, events.Topic(self._look, Action.READ))
 
     def _look(self, _session: Session, _project_id: str, _argument: str) -> str:
         self.count += 1
+        if self.problem is not None:
+            raise self.problem
         return str(self.value)
 
     def wait_for_more(self, looks: int) -> None:
@@ -113,6 +116,18 @@ def test_a_page_goes_on_after_a_restart_of_the_api(
             expect(page.get_by_text("The connection to Toque is lost")).to_be_hidden()
             point_alias(database, "menu:after")
             expect(page.get_by_text("menu:after")).to_be_visible()
+
+
+@pytest.mark.one_database
+def test_pages_hear_of_changes_after_a_look_that_failed(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = Looks(monkeypatch, "topic")
+    topic.problem = ValueError("a row that nobody expected")
+    with Watching(console.service, "topic") as page:
+        topic.wait_for_more(2)
+        topic.problem = None
+        assert page.wait_for(1) == ["topic"]
 
 
 @pytest.mark.one_database

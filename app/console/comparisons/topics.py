@@ -20,7 +20,8 @@ def watch_comparisons() -> None:
 def _all(session: Session, project_id: str, _: str) -> str:
     mine = Comparison.project_id == project_id
     newest = select(func.max(Comparison.created_at)).where(mine).scalar_subquery()
-    unfinished = select(newest, func.count(), func.sum(Comparison.done)).where(
+    running = func.count().filter(Comparison.status == "running")
+    unfinished = select(newest, func.count(), running, func.sum(Comparison.done)).where(
         mine, Comparison.status.in_(_UNFINISHED)
     )
     return str(session.execute(unfinished).one())
