@@ -164,3 +164,12 @@ class ComparisonResults(BaseModel):
     checkpoints: list[CheckpointCurve] = []
     regression: list[RegressionResult] = []
     verdict: Verdict
+
+    def find_pair(self, name: str, other: str) -> PairResult | None:
+        """Return the result of two candidates as seen from the first; None if they were not compared."""
+        for pair in self.pairs:
+            if (pair.a, pair.b) == (name, other):
+                return pair
+            if (pair.a, pair.b) == (other, name):
+                return pair.reversed()
+        return None

@@ -103,18 +103,8 @@ def read_answers(
         shown,
         [_asked(item, (shown.one, shown.other)) for item in items],
         rows[-1][0].id if has_more else None,
-        find_pair(results, shown.one, shown.other),
+        results.find_pair(shown.one, shown.other) if results else None,
     )
-
-
-def find_pair(results: ComparisonResults | None, one: str, other: str) -> PairResult | None:
-    """Return the result of a pair as seen from `one`."""
-    for pair in results.pairs if results else ():
-        if (pair.a, pair.b) == (one, other):
-            return pair
-        if (pair.b, pair.a) == (one, other):
-            return pair.reversed()
-    return None
 
 
 def labels_of(shown: ComparisonObject) -> dict[str, str]:

@@ -52,14 +52,5 @@ def _scores(comparison: Comparison, model: str) -> Iterator[Score]:
     rival = max(rivals, key=lambda each: each.score, default=None)
     for candidate in results.candidates:
         if candidate.type == "model" and candidate.model == model:
-            lead = None if rival is None else _pair(results, candidate.name, rival.name)
+            lead = None if rival is None else results.find_pair(candidate.name, rival.name)
             yield Score(comparison, results, candidate, rival, lead)
-
-
-def _pair(results: ComparisonResults, name: str, other: str) -> PairResult | None:
-    for pair in results.pairs:
-        if (pair.a, pair.b) == (name, other):
-            return pair
-        if (pair.a, pair.b) == (other, name):
-            return pair.reversed()
-    return None

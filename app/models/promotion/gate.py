@@ -202,11 +202,9 @@ def _of_models(results: ComparisonResults, models: Collection[str]) -> list[Cand
 
 def _against(results: ComparisonResults, name: str, other: str, param: str) -> PairResult:
     """Return the pair, seen from `name`."""
-    for pair in results.pairs:
-        if (pair.a, pair.b) == (name, other):
-            return pair
-        if (pair.a, pair.b) == (other, name):
-            return pair.reversed()
+    pair = results.find_pair(name, other)
+    if pair is not None:
+        return pair
     raise InvalidRequestError(
         f"The comparison did not hold '{name}' against '{other}'.", code="candidate_not_compared", param=param
     )
