@@ -7,7 +7,7 @@ template, given fewer messages, writes the same beginning.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -155,6 +155,7 @@ def _reading(
             control.append((spelled.offsets[place][0], stop))
         end = stop
     marked = _find(text, words)
+    starts = [first for first, _ in spelled.offsets]
     turns: list[Turn] = []
     for begin, stop, messages in _turns(template, example, text):
         if begin >= most_characters:
@@ -165,7 +166,7 @@ def _reading(
             else _find_texts(text, (begin, stop), messages, control)
         )
         runs = _runs(text, (begin, min(stop, most_characters)), learned, control, said, marked)
-        inside = [place for place, (first, _) in enumerate(spelled.offsets) if begin <= first < stop]
+        inside = range(bisect_left(starts, begin), bisect_left(starts, stop))
         count = sum(_is_learned(spelled, place) for place in inside)
         turns.append(Turn(messages, runs, len(inside), count))
     total = sum(_is_learned(spelled, place) for place in range(len(ids)))

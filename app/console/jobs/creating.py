@@ -136,8 +136,8 @@ def _choices(session: Session, page: Page, entered: Mapping[str, str]) -> Choice
     )
     prepared = set(prepared_names(session, context.settings))
     names = [entry.name for entry in Catalogue.read(session, context.settings).entries]
-    adapters = adapters_service.list_adapters(session, context.project_id)
-    models = [each.name for each in adapters if each.quarantine_reason is None][:_CHOICES]
+    adapters = adapters_service.list_adapters(session, context.project_id, limit=_CHOICES)
+    models = [each.name for each in adapters if each.quarantine_reason is None]
     if (model := entered.get("model")) and model not in {*names, *models}:
         models.insert(0, model)
     return Choices(

@@ -131,10 +131,11 @@ def get_adapter(session: Session, settings: Settings, project_id: str, name: str
     return adapter
 
 
-def list_adapters(session: Session, project_id: str) -> Sequence[Adapter]:
-    """Return the project's adapters and checkpoints, newest first."""
+def list_adapters(session: Session, project_id: str, *, limit: int | None = None) -> Sequence[Adapter]:
+    """Return the project's adapters and checkpoints, newest first: all, or at most `limit` of them."""
     query = select(Adapter).where(Adapter.project_id == project_id, Adapter.deleted_at.is_(None))
-    return session.scalars(query.order_by(Adapter.created_at.desc(), Adapter.name.desc())).all()
+    newest_first = query.order_by(Adapter.created_at.desc(), Adapter.name.desc())
+    return session.scalars(newest_first.limit(limit)).all()
 
 
 def list_job_adapters(session: Session, project_id: str, job_id: str) -> Sequence[Adapter]:
