@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter
 from fastapi import Request, Response
-from itsdangerous import BadSignature, SignatureExpired, Signer, TimestampSigner
+from itsdangerous import BadSignature, Signer, TimestampSigner
 
 from app.auth import service as auth_service
 from app.auth.caller import Caller
@@ -103,9 +103,7 @@ class Sessions:
         key = await self._known.get(cookie.partition(".")[0])
         try:
             _, begun = _signer(key.digest).unsign(cookie, _MOST_SECONDS, return_timestamp=True)
-        except SignatureExpired as error:
-            raise _ended() from error
-        except BadSignature as error:
+        except BadSignature as error:  # or one that is too old
             raise _ended() from error
         now = time.time()
         ends_at = min(begun.timestamp() + _MOST_SECONDS, key.caller.expires_at or float("inf"))

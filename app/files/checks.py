@@ -176,7 +176,7 @@ def report_of(session: Session, file_id: str) -> Report | None:
 
 
 def progress_of(session: Session, file_id: str) -> Progress | None:
-    """What the file's check has found so far; None before it tells, and once it is finished."""
+    """Return what the file's check has found so far; None before it tells, and once it is finished."""
     found = session.scalar(select(FileCheck.progress).where(FileCheck.file_id == file_id))
     return Progress.model_validate(found) if found is not None else None
 

@@ -285,12 +285,12 @@ def missing_gpus(gpus: int, offered: int) -> str:
 
 
 def position(session: Session, job: FineTuningJob) -> int:
-    """The waiting jobs that will be claimed before this one if no job is created or ends meanwhile."""
+    """Return how many waiting jobs will be claimed before this one if no job is created or ends meanwhile."""
     return positions(session, [job.id]).get(job.id, 0)
 
 
 def positions(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
-    """As `position`, of several jobs; those that do not wait are left out.
+    """Return the positions of several jobs by their ids; jobs that do not wait are left out.
 
     The order is that of `claim.claim_next`: the n-th waiting job of a project is claimed while `running + n -
     1` of the project's jobs run.

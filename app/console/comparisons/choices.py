@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from app.console.model_pages.listing import IS_CHECKPOINT
 from app.core.pagination import fetch_page
 from app.files.models import File
 from app.fine_tuning.models import FineTuningJob
@@ -64,7 +65,7 @@ def newest_model(session: Session, project_id: str) -> str:
         Adapter.project_id == project_id,
         Adapter.deleted_at.is_(None),
         Adapter.quarantine_reason.is_(None),
-        Adapter.name.not_like("%:ckpt-step-%"),
+        ~IS_CHECKPOINT,
     )
     return session.scalar(query.order_by(Adapter.created_at.desc(), Adapter.name.desc()).limit(1)) or ""
 

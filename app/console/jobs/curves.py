@@ -132,9 +132,8 @@ def _rows_after(session: Session, job_id: str, seq: int) -> _Rows:
 
 
 def _columns(steps: list[_Step]) -> dict[str, Numbers]:
-    steps.sort(
-        key=attrgetter("step")
-    )  # no database promises to join them in their order, and it costs nothing
+    # No database promises to join them in their order, and it costs nothing.
+    steps.sort(key=attrgetter("step"))
     columns: dict[str, Numbers] = {}
     for name in _NAMES:
         values = [getattr(step, name) for step in steps]

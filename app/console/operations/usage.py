@@ -60,9 +60,7 @@ def read(session: Session, project_id: str, days: int) -> UsageByDay:
     """Return the usage of a project on the last days, today among them."""
     first = (int(time.time()) // _DAY - days + 1) * _DAY
     query = UsageQuery(start_time=first, bucket_width="1d", limit=days)
-    buckets, _ = usage_service.list_buckets(
-        session, query, project_ids=[project_id], group_by={"project_id", "model"}
-    )
+    buckets, _ = usage_service.list_buckets(session, query, project_ids=[project_id], group_by={"model"})
     totals: defaultdict[str, Sums] = defaultdict(lambda: Sums(0, 0, 0))
     by_day: list[tuple[int, dict[str, Sums]]] = []
     for bucket in buckets:
