@@ -24,6 +24,8 @@ _MOST_PROJECTS = 100
 _MOST_KEYS = 50
 _DAY = 86_400
 
+Days = Annotated[int, Query(ge=1, le=31)]
+
 
 @router.get("")
 def read_machines(page: PageDep, session: ReadSession) -> Response:
@@ -38,10 +40,16 @@ def read_machines_part(page: PageDep, session: ReadSession) -> Response:
 
 
 @router.get("/usage")
-def read_usage(page: PageDep, session: ReadSession, days: Annotated[int, Query(ge=1, le=31)] = 7) -> Response:
-    """Show what the project's models were asked, by day."""
+def read_usage(page: PageDep, days: Days = 7) -> Response:
+    """Show the page of what the project's models were asked; it then asks for the figures."""
+    return page.render("operations/usage.html.jinja", days=days)
+
+
+@router.get("/usage/figures")
+def read_usage_figures(page: PageDep, session: ReadSession, days: Days = 7) -> Response:
+    """Show the figures by day and by model, which take a while to add up if there are many models."""
     found = usage.read(session, page.context.project_id, days)
-    return page.render("operations/usage.html.jinja", usage=found, days=days)
+    return page.render("operations/_usage.html.jinja", usage=found, days=days)
 
 
 @router.get("/keys")
