@@ -318,7 +318,7 @@ def test_a_line_far_into_a_file_is_counted_up_to(
     monkeypatch.setattr("app.console.datasets.examples._FIRST_COUNT_SECONDS", -1.0)
     monkeypatch.setattr("app.console.datasets.examples._COUNT_SECONDS", -1.0)
     with console.service.client() as client:
-        file_id = upload(client, training_bytes(60))
+        file_id = upload(client, training_bytes(60), purpose="evals")
     for path in ("examples?line=42", "lines/42"):
         page.goto(f"{console.url}/datasets/{file_id}/{path}")
         page.wait_for_url("**offset=**")
