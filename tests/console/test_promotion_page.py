@@ -145,7 +145,6 @@ def test_two_projects_and_roles(console: Console, page: Page, made: Lineage) -> 
     assert response is not None and response.status == 403
 
 
-@pytest.mark.one_database
 def test_the_form_is_shown_while_somebody_writes(console: Console, page: Page, made: Lineage) -> None:
     with console.database.writer() as session:
         session.query(Alias).filter_by(name=NAME).update({"updated_at": 1.0})
