@@ -21,10 +21,11 @@ def total_steps(job: FineTuningJob) -> int | None:
 
 
 def seconds_left(job: FineTuningJob) -> float | None:
-    """Return how long a job that runs is expected to take; None if nothing is known yet."""
+    """Return how long a job that runs is expected to take; None if nothing is known, or it takes longer."""
     if job.status != "running" or job.estimated_finish is None:
         return None
-    return max(0.0, job.estimated_finish - time.time())
+    left = job.estimated_finish - time.time()
+    return left if left > 0 else None
 
 
 def seconds_worked(session: Session, job: FineTuningJob) -> float | None:
