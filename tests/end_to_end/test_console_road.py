@@ -17,7 +17,7 @@ from tests.support.deployment import KEY, PRODUCT, Deployment, start
 
 MINUTE = 60_000
 """In milliseconds."""
-ALIAS = "house-style:production"
+ALIAS = "road:production"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
