@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
-from urllib.parse import urlsplit
 
 from anyio import CapacityLimiter
 from fastapi import Request, Response
@@ -179,7 +178,7 @@ def is_secure(request: Request) -> bool:
 
 
 def _is_foreign(origin: str | None, request: Request) -> bool:
-    return origin is not None and urlsplit(origin).netloc != request.headers.get("host")
+    return origin is not None and origin.partition("://")[2] != request.headers.get("host")
 
 
 def _signer(digest: str) -> TimestampSigner:

@@ -189,9 +189,10 @@ def test_changes_need_the_token_of_the_session(console: Console) -> None:
         assert not is_signed_in(http)
 
 
-def test_no_other_site_can_sign_a_visitor_in(console: Console) -> None:
+@pytest.mark.parametrize("origin", [FOREIGN, "null", "", "http://[", "http://[::1/"])
+def test_no_other_site_can_sign_a_visitor_in(console: Console, origin: str) -> None:
     with console.service.http(None) as http:
-        response = http.post("/console/sign-in", data={"api_key": API_KEY}, headers={"origin": FOREIGN})
+        response = http.post("/console/sign-in", data={"api_key": API_KEY}, headers={"origin": origin})
         assert response.status_code == 403
         assert "set-cookie" not in response.headers
 
