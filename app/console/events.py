@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple, cast
 
 from anyio import to_thread
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session as DatabaseSession
 
@@ -25,8 +26,9 @@ from app.auth.roles import Action
 from app.console.page import PageDep
 from app.console.session import session_of
 from app.core.database import DATABASE_AWAY, Database
-from app.core.errors import AuthenticationError, InvalidRequestError
+from app.core.errors import AuthenticationError, InvalidRequestError, QuotaExceededError
 from app.core.scope import IS_ENDLESS
+from app.dependencies import caller_of
 
 log = logging.getLogger("toque.console")
 
@@ -38,7 +40,9 @@ _MOST_SECONDS = 5.0
 """Between looks at what is watched, which are ten times as far apart as they take: slow ones are rare."""
 _KEEP_ALIVE_SECONDS = 15.0
 """In which proxies see that a connection is alive, and a session is looked at again."""
-_MOST_WATCHED = 20
+_MOST_WATCHED = 8
+_MOST_PAGES = 100
+"""Of one key in this process: each holds a connection, and makes the looks of all others longer."""
 _LONGEST_WATCH = 200
 
 PATH = "/console/events"
@@ -114,6 +118,8 @@ class Watchers:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._watched: dict[Watch, _Watched] = {}
+        self._pages: Counter[str] = Counter()
+        """How many pages each key has open."""
         self._is_needed = asyncio.Event()
 
     @property
@@ -135,6 +141,27 @@ class Watchers:
             else:
                 self._tell(fingerprints)
             await asyncio.sleep(min(max(_SECONDS, 10 * (time.monotonic() - began)), _MOST_SECONDS))
+
+    @contextmanager
+    def counting(self, key_id: str) -> Generator[None]:
+        """Count a page as one of its key's while a `with` block runs.
+
+        Raises:
+            QuotaExceededError: the key has too many already.
+        """
+        if self._pages[key_id] >= _MOST_PAGES:
+            raise QuotaExceededError(
+                f"This key has {_MOST_PAGES} pages open that follow what happens; close some of them, or "
+                "sign in with keys of your own.",
+                code="too_many_pages",
+            )
+        self._pages[key_id] += 1
+        try:
+            yield
+        finally:
+            self._pages[key_id] -= 1
+            if not self._pages[key_id]:
+                del self._pages[key_id]
 
     @contextmanager
     def watching(self, watches: list[Watch]) -> Generator[Watcher]:
@@ -178,7 +205,14 @@ class Watchers:
                 watcher.tell(watch.event)
 
 
-@router.get(PATH)
+async def _counted(request: Request) -> AsyncGenerator[None]:
+    """Count a page until its response has ended."""
+    watchers = cast("Watchers", request.app.state.watchers)
+    with watchers.counting(caller_of(request.scope).key_id):
+        yield
+
+
+@router.get(PATH, dependencies=[Depends(_counted)])
 async def stream_events(
     page: PageDep,
     request: Request,

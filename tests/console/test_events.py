@@ -220,6 +220,28 @@ def test_a_stream_ends_with_its_session(console: Console, monkeypatch: pytest.Mo
 
 
 @pytest.mark.one_database
+def test_a_key_cannot_take_all_connections(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "_MOST_PAGES", 2)
+
+    def is_refused() -> bool:
+        with console.service.http(None) as http:
+            http.post("/console/sign-in", data={"api_key": API_KEY})
+            with http.stream("GET", "/console/events?watch=overview") as answer:
+                assert answer.status_code == 200 or "close some of them" in answer.read().decode()
+                return answer.status_code == 429
+
+    with Watching(console.service, "overview") as one:
+        with (
+            Watching(console.service, "jobs") as two,
+            Watching(console.service, "jobs", key=OTHER_KEY) as other,
+        ):
+            for each in (one, two, other):
+                each.wait_for(1)
+            assert is_refused()
+        wait_until(lambda: not is_refused(), "a page that was closed makes room")
+
+
+@pytest.mark.one_database
 def test_what_cannot_be_watched_is_refused(console: Console) -> None:
     def status(key: str, query: str) -> int:
         with console.service.http(None) as http:
