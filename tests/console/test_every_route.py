@@ -1,9 +1,9 @@
-"""Every route of the console, found by itself: what roles may do there, and that it answers whatever is sent."""
+"""Every route of the console, found by itself: what roles may do there, and what it answers to anything."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -35,7 +35,7 @@ PARAMETER = re.compile(r"\{[^}]*\}")
 
 
 @contextmanager
-def signed_in(console: Console, key: str) -> Iterator[httpx2.Client]:
+def signed_in(console: Console, key: str) -> Generator[httpx2.Client]:
     with console.service.http(None) as http:
         assert http.post("/console/sign-in", data={"api_key": key}).status_code == 303
         yield http
