@@ -85,7 +85,7 @@ def test_an_alias_that_moved_meanwhile_is_looked_at_again(
     rules = {"check": "1", "beats_prompted": "on"}
     open_form(console, page, alias=NAME, model=made.second, comparison=made.comparison, **rules)
     put(http, model=made.imported, version=1)
-    with page.expect_response("**/promote") as answer:
+    with page.expect_response("**/~promote") as answer:
         page.get_by_role("button", name="Promote it").click()
     assert answer.value.status == 409
     expect(page.get_by_role("alert").filter(has_text="It was moved meanwhile, look again.")).to_be_visible()
