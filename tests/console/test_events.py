@@ -91,6 +91,24 @@ class Looks:
 
 
 @pytest.mark.one_database
+def test_times_are_the_readers_own_as_soon_as_a_part_is_there(console: Console, page: Page) -> None:
+    page.evaluate(
+        """() => {
+            window.foreign = 0;
+            const look = () => {
+                window.foreign += document.querySelector("main").innerText.includes("UTC");
+                requestAnimationFrame(look);
+            };
+            look();
+        }"""
+    )
+    point_alias(console.database, "soups")
+    expect(page.locator("main")).to_contain_text("soups")
+    expect(page.locator("main time").first).to_be_visible()
+    assert page.evaluate("window.foreign") == 0
+
+
+@pytest.mark.one_database
 def test_a_change_reaches_the_page_that_is_open(console: Console, page: Page) -> None:
     expect(page.get_by_role("heading", name="Four steps to a model of your own")).to_be_visible()
     point_alias(console.database, "menu:production")
