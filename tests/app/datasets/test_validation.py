@@ -319,6 +319,7 @@ def test_valid_files_survive_the_round_trip(
 def test_what_was_found_so_far_is_written_while_a_large_file_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("os.nice", lambda _: 0)  # the tests that come after it are not to be slow
     monkeypatch.setattr("app.datasets.validation._PROGRESS_SECONDS", 0.0)
     monkeypatch.setattr("app.datasets.validation._PART_BYTES", 2**12)
     written: list[Progress] = []
