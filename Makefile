@@ -5,6 +5,8 @@ MINUTES ?= 10
 PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
+INSTALL_CHROMIUM := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
+CHROMIUM := command -v chromium >/dev/null || $(INSTALL_CHROMIUM) || { apt-get update && $(INSTALL_CHROMIUM); }
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-cluster \
   test-dashboards test-pgbouncer test-api chart install-trackers install-fleet lint generated screenshots lock bench-train bench-api \
@@ -106,7 +108,7 @@ lint: .venv/.installed-dev
 	$(BIN)/pyright
 
 test: lint
-	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
+	$(CHROMIUM)
 	$(BIN)/pytest --numprocesses $(PROCESSES)
 
 test-quick: lint
@@ -151,7 +153,7 @@ generated: .venv/.installed-dev
 	$(BIN)/python -m docs.generate
 
 screenshots: .venv/.installed-dev
-	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
+	$(CHROMIUM)
 	$(BIN)/python -m docs.screenshots
 
 lock: .venv/.installed-dev
@@ -201,7 +203,7 @@ bench-comparison: .venv/.installed-dev
 	@$(BIN)/python -m benchmarks.comparison
 
 bench-console: .venv/.installed-dev
-	command -v chromium >/dev/null || apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
+	$(CHROMIUM)
 	@$(BIN)/toque models pull smollm2-135m-instruct
 	@$(BIN)/python -m benchmarks.console
 
