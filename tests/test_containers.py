@@ -213,7 +213,7 @@ def test_the_api_image_has_every_package_that_the_service_imports() -> None:
 
 
 def test_the_api_starts_without_torch(tmp_path: Path) -> None:
-    blocked = ("torch", "transformers", "peft", "accelerate", "vllm", "safetensors")
+    blocked = ("torch", "transformers", "peft", "accelerate", "vllm", "safetensors", "numpy")
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({blocked}))\n"
         "from app.cli.main import app\nfrom app.api.main import create_app\ncreate_app(); app()"

@@ -34,7 +34,7 @@ from app.completions.generation_metrics import GenerationMetrics
 from app.completions.replicas import Replicas
 from app.completions.router import router as completions_router
 from app.console.events import Watchers
-from app.console.jobs.curves import CurveCache
+from app.console.jobs.curve_cache import CurveCache
 from app.console.router import SECTIONS, console_routes
 from app.console.session import Sessions
 from app.core.database import Database

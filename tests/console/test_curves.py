@@ -7,10 +7,12 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import event, insert
 
+from app.console.jobs import curve_cache
 from app.console.jobs import curves as module
-from app.console.jobs.curves import CurveCache, Curves
+from app.console.jobs.curve_cache import CurveCache
+from app.console.jobs.curves import Curves
 from app.console.jobs.figures import figures_of
-from app.console.jobs.pictures import MAX_COLUMNS, points
+from app.console.jobs.points import MAX_COLUMNS, points
 from app.core.database import Database
 from app.fine_tuning.models import Event
 from tests.support.jobs import create
@@ -103,7 +105,7 @@ def test_the_table_has_the_evaluations_and_some_steps(worker: StandInWorker, dat
 def test_the_cache_keeps_the_jobs_that_were_asked_about_last(
     client: OpenAI, worker: StandInWorker, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_KEPT_NUMBERS", 10)
+    monkeypatch.setattr(curve_cache, "_KEPT_NUMBERS", 10)
     record(worker, 1, 100, 100)
     create(client)
     other = StandInWorker(database)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from app.console.jobs.downsampling import POINTS_A_COLUMN, last_of_columns, m4
-from app.console.jobs.pictures import running_mean
+from app.console.jobs.points import running_mean
 
 heights = arrays(np.float64, st.integers(1, 400), elements=st.floats(-1e6, 1e6, width=32))
 columns = st.integers(1, 40)

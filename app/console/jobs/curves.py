@@ -1,18 +1,14 @@
 """The metrics of a job's steps as columns of numbers, read from its log once and then only what is new.
 
 A step is a row of the log with its metrics as JSON, and reading 100,000 of them takes a third of a second.
-Steps that are recorded never change, so a process keeps the columns of the jobs that it was asked about last.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from threading import Lock
 from typing import NamedTuple
-from weakref import WeakValueDictionary
 
 import msgspec
 import numpy as np
@@ -26,8 +22,6 @@ from app.fine_tuning.models import Event
 
 _ROWS_AT_ONCE = 5000
 """Few enough that other requests of the process get their turn in between."""
-_KEPT_NUMBERS = 16_000_000
-"""The most numbers that are kept, eight bytes each; the jobs asked about last stay."""
 
 
 class _Step(Metrics, frozen=True, kw_only=True):
@@ -149,43 +143,3 @@ def _joined(parts: Sequence[Mapping[str, Numbers]]) -> dict[str, Numbers]:
         name: np.concatenate([part.get(name, gap) for part, gap in zip(parts, missing, strict=True)])
         for name in names
     }
-
-
-class CurveCache:
-    """The curves of the jobs that a process was asked about last."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, Curves] = OrderedDict()
-        self._reading: WeakValueDictionary[str, _Reading] = WeakValueDictionary()
-        self._lock = Lock()
-
-    @property
-    def kept(self) -> list[str]:
-        """The ids of the jobs that it holds, the one asked about last at the end."""
-        return list(self._kept)
-
-    def read(self, database: Database, job_id: str) -> Curves:
-        """Return the job's curves as its log has them now. Whether the caller may see the job was checked."""
-        with self._lock:
-            reading = self._reading.setdefault(job_id, _Reading())
-        with reading.lock:  # who asks for the same job meanwhile waits, and finds it read
-            with self._lock:
-                known = self._kept.get(job_id, Curves())
-            curves = known.read_on(database, job_id)
-            with self._lock:
-                self._keep(job_id, curves)
-        return curves
-
-    def _keep(self, job_id: str, curves: Curves) -> None:
-        self._kept[job_id] = curves
-        self._kept.move_to_end(job_id)
-        size = sum(each.size for each in self._kept.values())
-        while size > _KEPT_NUMBERS and len(self._kept) > 1:
-            size -= self._kept.popitem(last=False)[1].size
-
-
-class _Reading:
-    """Who reads the log of one job."""
-
-    def __init__(self) -> None:
-        self.lock = Lock()

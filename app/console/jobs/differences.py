@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from app.console.jobs.curves import Curves
 from app.console.jobs.fields import label_of
 from app.fine_tuning.methods import METHODS
 from app.fine_tuning.methods.hyperparameters import taken_by
 from app.fine_tuning.models import FineTuningJob
+
+if TYPE_CHECKING:
+    from app.console.jobs.curves import Curves
 
 _ABSENT = "–"
 

@@ -6,10 +6,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from app.console.jobs.curves import Curves
 from app.console.jobs.description import JobView
 from app.console.jobs.differences import compare
-from app.console.jobs.overlay_reading import read_overlay
 from app.console.jobs.pictures import overlaid
 from app.console.jobs.watching import CurvesDep
 from app.console.page import PageDep
@@ -29,6 +27,10 @@ def compare_jobs(
     page: PageDep, database: DatabaseDep, cache: CurvesDep, job: Annotated[list[str] | None, Query()] = None
 ) -> Response:
     """Show the jobs over each other."""
+    from app.console.jobs.overlay_reading import (  # noqa: PLC0415 - numpy, which the start does without
+        read_overlay,
+    )
+
     names = list(dict.fromkeys(job or ()))
     if not 2 <= len(names) <= _MOST:
         raise InvalidRequestError(
@@ -40,7 +42,7 @@ def compare_jobs(
         jobs = [service.get_job(session, page.context.project_id, name) for name in names]
         for each in jobs:
             _ = each.training_file, each.validation_file  # which the session loads
-    curves: list[Curves] = [cache.read(database, each.id) for each in jobs]
+    curves = [cache.read(database, each.id) for each in jobs]
     return page.render(
         "jobs/compare.html.jinja",
         views=[JobView(each) for each in jobs],

@@ -11,13 +11,11 @@ from sqlalchemy.orm import Session
 
 from app.auth.roles import Action
 from app.console.events import topic
-from app.console.jobs.curves import CurveCache
+from app.console.jobs.curve_cache import CurveCache
 from app.console.jobs.description import JobView
 from app.console.jobs.fields import label_of
-from app.console.jobs.figures import figures_of
-from app.console.jobs.pictures import pictures_for, points
+from app.console.jobs.pictures import pictures_for
 from app.console.jobs.progress import seconds_worked
-from app.console.jobs.readings import read_picture
 from app.console.page import PageDep
 from app.dependencies import DatabaseDep, ReadSession, WriteSession
 from app.fine_tuning import service
@@ -77,6 +75,10 @@ def read_curves(
     last: Step | None = None,
 ) -> Response:
     """Return the points of a job's pictures between two steps, and what the pictures say."""
+    # numpy, which the start does without
+    from app.console.jobs.points import points  # noqa: PLC0415
+    from app.console.jobs.readings import read_picture  # noqa: PLC0415
+
     with database.reader() as session:
         job = service.get_job(session, page.context.project_id, job_id)
         checkpoints, _ = service.list_checkpoints(
@@ -108,6 +110,8 @@ def read_curves(
 @router.get("/console/jobs/{job_id}/figures")
 def show_figures(page: PageDep, database: DatabaseDep, cache: CurvesDep, job_id: str) -> Response:
     """Show the numbers behind the pictures."""
+    from app.console.jobs.figures import figures_of  # noqa: PLC0415 - numpy, which the start does without
+
     with database.reader() as session:
         service.get_job(session, page.context.project_id, job_id)
     return page.render("jobs/_figures.html.jinja", figures=figures_of(cache.read(database, job_id)))

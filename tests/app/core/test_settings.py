@@ -30,7 +30,7 @@ def test_the_environment_and_empty_variables(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_the_service_imports_no_machine_learning() -> None:
-    heavy = "{'torch', 'transformers', 'peft', 'vllm'}"
+    heavy = "{'torch', 'transformers', 'peft', 'vllm', 'numpy'}"
     check = f"import sys, app.api.main; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
