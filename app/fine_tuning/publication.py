@@ -10,7 +10,7 @@ from app.core.lease import Lease
 from app.fine_tuning import queue
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
-from app.models.adapters.models import Adapter
+from app.models.adapters.models import CHECKPOINT, Adapter
 
 
 def fine_tuned_model_name(session: Session, job: FineTuningJob) -> str:
@@ -35,7 +35,7 @@ def publish_checkpoint(
     Raises:
         LeaseLostError: the attempt has lost its lease.
     """
-    name = f"{fine_tuned_model_name(session, job)}:ckpt-step-{step}"
+    name = f"{fine_tuned_model_name(session, job)}{CHECKPOINT}{step}"
     queue.record_checkpoint(session, lease, step=step, name=name, metrics=metrics)
     _add_adapter(session, job, name, storage_key, size)
     return name

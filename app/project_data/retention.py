@@ -24,7 +24,7 @@ from app.comparisons.plan import Plan
 from app.core.database import Database
 from app.files.models import File
 from app.fine_tuning.models import FINAL_STATUSES, Event, FineTuningJob, TrackedRun
-from app.models.adapters.models import Adapter
+from app.models.adapters.models import IS_CHECKPOINT, Adapter
 from app.models.aliases.models import Alias
 from app.orphans import is_read
 
@@ -92,7 +92,7 @@ def _delete_checkpoints(session: Session, project_id: str, before: float) -> int
         Adapter.project_id == project_id,
         Adapter.deleted_at.is_(None),
         Adapter.created_at < before,
-        Adapter.name.contains(":ckpt-step-", autoescape=True),
+        IS_CHECKPOINT,
     )
     some = old.where(_is_unused(session, project_id)).order_by(Adapter.created_at).limit(_AT_ONCE)
     locked = session.scalars(some.with_for_update(skip_locked=True, of=Adapter)).all()

@@ -8,12 +8,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from app.console.model_pages.listing import IS_CHECKPOINT
 from app.core.pagination import fetch_page
 from app.files.models import File
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
-from app.models.adapters.models import Adapter
+from app.models.adapters.models import IS_CHECKPOINT, Adapter
 
 _PAGE = 25
 _NO_QUESTIONS = ("fine-tune-results", "batch_output")

@@ -9,11 +9,11 @@ from urllib.parse import quote
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.console.model_pages.listing import IS_CHECKPOINT, aliases_of
+from app.console.model_pages.listing import aliases_of
 from app.files.models import File
 from app.fine_tuning.models import FineTuningJob
 from app.models.adapters import service as adapters_service
-from app.models.adapters.models import Adapter
+from app.models.adapters.models import CHECKPOINT, IS_CHECKPOINT, Adapter
 from app.models.aliases.models import Alias
 
 _MOST_CHECKPOINTS = 6
@@ -215,4 +215,4 @@ def _short(name: str) -> str:
 
 def _step(name: str) -> str:
     """Return the step in a checkpoint's served name; empty for a model's."""
-    return name.rpartition(":ckpt-step-")[2] if ":ckpt-step-" in name else ""
+    return name.partition(CHECKPOINT)[2]

@@ -12,13 +12,10 @@ from sqlalchemy.orm import Session
 
 from app.core.pagination import fetch_page
 from app.fine_tuning.models import FineTuningJob
-from app.models.adapters.models import Adapter
+from app.models.adapters.models import IS_CHECKPOINT, Adapter
 from app.models.aliases.models import Alias
 
 Kind = Literal["models", "checkpoints"]
-
-IS_CHECKPOINT = Adapter.name.contains(":ckpt-step-", autoescape=True)
-"""The condition of a checkpoint among adapters: its served name says so."""
 
 
 @dataclass(frozen=True, slots=True)

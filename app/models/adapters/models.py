@@ -10,6 +10,9 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base
 
+CHECKPOINT = ":ckpt-step-"
+"""What a checkpoint's served name has between its model's name and its step, and no other name has."""
+
 
 class Adapter(Base):
     """Published weights, which never change, under a served name that is never given again."""
@@ -48,6 +51,13 @@ class Adapter(Base):
         """The last part of its name, which no other adapter's name ends with."""
         return self.name.split(":", 4)[-1]
 
+    @property
+    def is_checkpoint(self) -> bool:
+        """Whether it is a job's checkpoint, not its model."""
+        return CHECKPOINT in self.name
 
+
+IS_CHECKPOINT = Adapter.name.contains(CHECKPOINT, autoescape=True)
+"""The condition of a checkpoint among adapters."""
 UNVERIFIED = (Adapter.parity.is_(None), Adapter.quarantine_reason.is_(None), Adapter.deleted_at.is_(None))
 """The conditions of a job's model that a worker has yet to compare with an engine's answers."""
