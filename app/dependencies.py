@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, cast
 
-from anyio import from_thread
+from anyio import CapacityLimiter, from_thread
 from fastapi import Depends, Header, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 from app.auth import service as auth_service
 from app.auth.caller import Caller
 from app.context import Context
-from app.core.database import Database
+from app.core.database import KEPT_AT_ONCE, Database
 from app.core.idempotency import IdempotentRequest
 from app.core.scope import CALLER
 from app.core.settings import Settings
+from app.core.threads import entered_in_thread
 
 # Dependencies with `yield` end after the response unless declared with scope="function":
 # a commit that fails must still be able to change the status.
@@ -31,18 +32,32 @@ async def _database(request: Request) -> Database:
     return cast("Database", request.app.state.database)
 
 
+class SessionSlots:
+    """How many requests have a session at once.
+
+    A request keeps its connection while it waits for a thread to run its route or to check its answer.
+    Without a bound, all threads could wait for a connection, and all connections for a thread.
+    """
+
+    def __init__(self) -> None:
+        self.reading = CapacityLimiter(KEPT_AT_ONCE)
+        self.writing = CapacityLimiter(KEPT_AT_ONCE)
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 DatabaseDep = Annotated[Database, Depends(_database)]
 """For long work, which opens its own short transactions."""
 
 
-def _read_session(database: DatabaseDep) -> Iterator[Session]:
-    with database.reader() as session:
+async def _read_session(request: Request, database: DatabaseDep) -> AsyncIterator[Session]:
+    slots = cast("SessionSlots", request.app.state.session_slots)
+    async with slots.reading, entered_in_thread(database.reader()) as session:
         yield session
 
 
-def _write_session(database: DatabaseDep) -> Iterator[Session]:
-    with database.writer() as session:
+async def _write_session(request: Request, database: DatabaseDep) -> AsyncIterator[Session]:
+    slots = cast("SessionSlots", request.app.state.session_slots)
+    async with slots.writing, entered_in_thread(database.writer()) as session:
         yield session
 
 

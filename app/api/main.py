@@ -39,6 +39,7 @@ from app.console.router import SECTIONS, console_routes
 from app.console.session import Sessions
 from app.core.database import Database
 from app.core.settings import Settings
+from app.dependencies import SessionSlots
 from app.files.checker import Checker
 from app.files.router import router as files_router
 from app.fine_tuning import training_files
@@ -71,6 +72,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.settings = settings
         app.state.database = Database(settings.sqlalchemy_url)
+        app.state.session_slots = SessionSlots()
         app.state.storage = open_storage(settings)
         app.state.find_comparison = comparisons_service.get_comparison
         keys = app.state.keys = KeyCache(app.state.database)

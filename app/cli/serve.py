@@ -43,6 +43,7 @@ from app.core.logs import set_up_logging
 from app.core.settings import BaseModelEntry, Settings
 from app.core.tracing import tracing
 
+_SWITCH_SECONDS = 0.0005
 _API_DRAIN_SECONDS = 20
 """Less than the supervisor's drain time, since the engine stops after the API."""
 _STYLES = {"api": "cyan", "worker": "magenta", "engine": "green", "toque": "bold yellow"}
@@ -142,6 +143,8 @@ def api(
     # What is loaded by now stays; collecting it again and again would pause all answers for 70 ms each time.
     gc.collect()
     gc.freeze()
+    # Each time a request comes back from the database it waits this long for a thread that makes a page.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     # uvicorn raises the signal again after it has drained; that must not look like a failure.
     signal.signal(signal.SIGTERM, _end)
     # A KeyboardInterrupt is uvicorn's way to say that Ctrl-C ended it.

@@ -185,7 +185,8 @@ def _jobs(session: Session, project_id: str) -> list[FineTuningJob]:
     active = session.scalars(
         select(FineTuningJob)
         .where(FineTuningJob.project_id == project_id, FineTuningJob.status.in_(_ACTIVE))
-        .order_by(FineTuningJob.created_at)
+        # as an expression, so that the few are found by their status: by age, all jobs would be read
+        .order_by(FineTuningJob.created_at + 0)
         .limit(_MOST_JOBS)
     ).all()
     newest, _ = jobs_service.list_jobs(session, project_id, metadata={}, after=None, limit=_MOST_JOBS)

@@ -26,6 +26,11 @@ from sqlalchemy.types import Double
 
 DATABASE_AWAY = (OperationalError, InternalError, PoolTimeoutError)
 """The exceptions that mean that the database cannot be reached now."""
+KEPT_AT_ONCE = 10
+"""Sessions for reading, and as many for writing, that may be kept while a process waits for something else
+than the database. The pool has more: who takes a connection only while it runs finds one in time."""
+_CONNECTIONS, _MORE_CONNECTIONS, _CONNECTION_SECONDS = 10, 20, 10
+"""Kept open in a process; opened when these are in use; and how long is waited for one of them."""
 _IDLE_TRANSACTION_SECONDS = 30
 _BUSY_MILLISECONDS = 30_000
 """How long a statement waits for SQLite's lock."""
@@ -182,11 +187,16 @@ def _bound_idle_transactions(connection: Any, _record: Any) -> None:
 
 def _connect(url: str) -> Engine:
     parsed = make_url(url)
+    pool = {
+        "pool_size": _CONNECTIONS,
+        "max_overflow": _MORE_CONNECTIONS,
+        "pool_timeout": _CONNECTION_SECONDS,
+    }
     if parsed.get_backend_name() != "sqlite":
-        server = create_engine(parsed, pool_pre_ping=True, pool_size=10, max_overflow=20, pool_timeout=10)
+        server = create_engine(parsed, pool_pre_ping=True, **pool)
         event.listen(server, "connect", _bound_idle_transactions)
         return server
-    engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False})
+    engine = create_engine(parsed, connect_args={"timeout": 30, "check_same_thread": False}, **pool)
 
     def on_connect(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver's own BEGIN comes too late; see on_begin
