@@ -8,11 +8,12 @@ there is time for. A compressed file can be read from its beginning only, and so
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
+from os import SEEK_END
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -25,7 +26,6 @@ MAX_UNPACKED_BYTES = 64 * 2**20
 _CHUNK = 2**20
 _BOM = b"\xef\xbb\xbf"
 _WHITE = b" \t\r\n"
-_LINE = re.compile(rb"[^\n]*\n|[^\n]+\Z")
 
 
 class Place(NamedTuple):
@@ -40,7 +40,7 @@ START = Place()
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A line, or a part of one that is longer than a line may be."""
+    """A line, a part of one that is longer than a line may be, or some empty lines that follow each other."""
 
     at: Place
     after: Place
@@ -70,7 +70,7 @@ class Page:
 class Reader:
     """A file that is read line by line from a place on."""
 
-    def __init__(self, file: BinaryIO, at: Place, end: int | None) -> None:
+    def __init__(self, file: BufferedReader, at: Place, end: int | None) -> None:
         """`file` is at the byte before the place; nothing is read from `end` on."""
         self._file = file
         self._end = end
@@ -78,7 +78,7 @@ class Reader:
         """Where the next line begins, or where a line that is too long goes on."""
 
     def pieces(self) -> Iterator[Piece]:
-        """Yields every line, the empty ones, too."""
+        """Yields every line; empty ones, of which there may be millions, several at once."""
         is_inside = self.place.offset > 0 and self._file.read(1) != b"\n"
         while self._end is None or self.place.offset < self._end:
             text = self._file.readline(_CHUNK if is_inside else MAX_LINE_BYTES + 2)
@@ -88,8 +88,19 @@ class Reader:
             is_too_long = not is_rest and len(text.rstrip(b"\r\n")) > MAX_LINE_BYTES
             is_inside = (is_rest or is_too_long) and not text.endswith(b"\n")
             self.place = Place(at.offset + len(text), at.line + (not is_inside))
+            if not is_inside and not text.strip(_WHITE):
+                self._pass_empty_lines()
             content = b"" if is_rest or is_too_long else text.strip(_WHITE)
             yield Piece(at, self.place, content.removeprefix(b"" if at.offset else _BOM), is_too_long)
+
+    def _pass_empty_lines(self) -> None:
+        """Goes on to behind the empty lines that are in memory already."""
+        offset, line = self.place
+        ahead = self._file.peek(1)[: None if self._end is None else max(0, self._end - offset)]
+        white = ahead[: len(ahead) - len(ahead.lstrip(_WHITE))]
+        size = white.rfind(b"\n") + 1
+        self._file.read(size)
+        self.place = Place(offset + size, line + white.count(b"\n"))
 
     @property
     def is_cut(self) -> bool:
@@ -147,17 +158,21 @@ def page_before(path: Path, at: Place, *, limit: int) -> Page:
     with open_lines(path) as file:
         if is_compressed(path):
             return Page([], at)
-        file.seek(begin)
+        _go_to(file, begin, packed=False)
         block = file.read(at.offset - begin)
-    lines = [(begin + found.start(), found[0]) for found in _LINE.finditer(block)]
-    if begin:
-        del lines[:1]  # it began earlier
-    shown = [offset for offset, text in lines if text.strip(_WHITE)]
-    if not shown:
+    least = block.find(b"\n") + 1 if begin else 0  # the first line began earlier
+    if begin and not least:
         return Page([], at)
-    first = shown[-limit:][0]
-    number = at.line - sum(offset >= first for offset, _ in lines)
-    page = read_page(path, Place(first, max(1, number)), limit=limit, stop=at.offset)
+    first, end = len(block), len(block.rstrip(_WHITE))
+    for _ in range(limit):
+        if end <= least:
+            break
+        first = block.rfind(b"\n", least, end) + 1 or least
+        end = len(block[:first].rstrip(_WHITE))
+    if first == len(block):
+        return Page([], at)
+    number = at.line - block.count(b"\n", first) - (not block.endswith(b"\n"))
+    page = read_page(path, Place(begin + first, max(1, number)), limit=limit, stop=at.offset)
     return Page(page.lines, at)
 
 
@@ -194,7 +209,7 @@ def find_line(path: Path, number: int, *, start: Place = START, seconds: float =
 
 def _go_to(file: BinaryIO, offset: int, *, packed: bool) -> None:
     if not packed:
-        file.seek(offset)
+        file.seek(min(offset, file.seek(0, SEEK_END)))  # far beyond the end, file systems refuse to go
         return
     left = min(offset, MAX_UNPACKED_BYTES)
     while left and (passed := file.read(min(left, _CHUNK))):

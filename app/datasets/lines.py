@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import zstandard
+from typing_extensions import override
 
 MAX_LINE_BYTES = 8 * 2**20
 TOO_LONG = f"is longer than {MAX_LINE_BYTES:,} bytes"
@@ -54,10 +55,14 @@ class UnreadableFileError(ValueError):
     """The file as a whole cannot be read as JSONL; `line` is the line on which this was noticed."""
 
     def __init__(self, code: str, message: str, line: int = 1) -> None:
-        super().__init__(message)
+        super().__init__(code, message, line)  # all of them, as it may be raised in another process
         self.code = code
         self.message = message
         self.line = line
+
+    @override
+    def __str__(self) -> str:
+        return self.message
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 @contextmanager
-def open_lines(path: Path) -> Generator[BinaryIO]:
+def open_lines(path: Path) -> Generator[io.BufferedReader]:
     """Opens the file as a stream of bytes, decompressed where it is compressed.
 
     Raises:

@@ -20,6 +20,11 @@ MOST_CHARACTERS = 6_000
 TOKENIZED_BYTES = 64 * 2**10
 """Longer lines are not tokenized among others."""
 _EXCERPT_BYTES = 600
+_MOST_INDENTED = 100_000
+"""The characters of the longest JSON that is indented."""
+_MOST_GROWTH = 8
+"""How many times as long that may make it: a deep list of numbers would become hundreds of times as long."""
+_INDENTING = json.JSONEncoder(ensure_ascii=False, indent=2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +125,20 @@ def show_line(piece: Piece, look: Look) -> ShownLine:
 
 
 def pretty_json(text: str) -> str:
-    """Write JSON so that people can read it; what is not JSON stays as it is."""
+    """Write JSON so that people can read it; what is not JSON, or would be much longer, stays as it is."""
+    if len(text) > _MOST_INDENTED:
+        return text
+    parts: list[str] = []
+    left = _MOST_GROWTH * len(text)
     try:
-        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+        for part in _INDENTING.iterencode(json.loads(text)):
+            parts.append(part)
+            left -= len(part)
+            if left < 0:
+                return text
     except (ValueError, RecursionError):
         return text
+    return "".join(parts)
 
 
 def _excerpt(content: bytes) -> str:
