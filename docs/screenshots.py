@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +23,12 @@ from app.core.database import Database
 from app.core.migrations import upgrade
 from app.core.settings import Settings
 from tests.support.base_models import prepared_base_models
+from tests.support.chromium import launch
 from tests.support.service import API_KEY, Service, close_loop, run_service
 from tests.support.shown_project import ALIAS, ShownProject, shown_project
 
 FOLDER = Path(__file__).parent / "screenshots"
 MOST_BYTES = 120_000
-_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-)
 _COLOURS = 128
 
 
@@ -87,7 +80,7 @@ def main() -> None:
             shown_project(service, database) as shown,
             sync_playwright() as playwright,
         ):
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+            browser = launch(playwright)
             for shot in shots(shown):
                 _write(shot, _take(browser, service, shot))
             browser.close()

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 
 from playwright.sync_api import sync_playwright
 
+from tests.support.chromium import launch
+
 _LOADS = 9
-_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-)
 _NOTE_DRAWN = """
 new MutationObserver((_, observer) => {
   const pictures = document.querySelector("#pictures[data-drawn]");
@@ -38,7 +32,7 @@ def measure(url: str, cookie: str, path: str) -> dict[str, list[float]]:
     They are drawn when the browser has painted the frame that shows them.
     """
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+        browser = launch(playwright)
         context = browser.new_context(viewport={"width": 1280, "height": 800})
         name, _, value = cookie.partition("=")
         context.add_cookies([{"name": name, "value": value, "url": url}])

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, expect, sync_playwright
 
-_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+from tests.support.chromium import launch
+
 _PATIENCE_MILLISECONDS = 60_000
 """For everything that a test waits for: the machine may be busy."""
 
@@ -26,7 +18,7 @@ def browser() -> Iterator[Browser]:
     """One for a module: as long as it runs, no event loop can be run in this thread."""
     expect.set_options(timeout=_PATIENCE_MILLISECONDS)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+        browser = launch(playwright)
         yield browser
         browser.close()
 
