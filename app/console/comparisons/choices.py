@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from sqlalchemy import ColumnElement, or_, select
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
+from app.console.words import have_words, words_of
 from app.core.pagination import fetch_page
 from app.files.models import File
 from app.fine_tuning.models import FineTuningJob
@@ -31,7 +31,7 @@ def find_files(
         File.project_id == project_id,
         File.deleted_at.is_(None),
         File.purpose.not_in(_NO_QUESTIONS),
-        *_having(text, File.filename, File.id),
+        *have_words(words_of(text), File.filename, File.id),
     )
     return fetch_page(session, query, (File.created_at, File.id), identity=File.id, after=after, limit=_PAGE)
 
@@ -46,7 +46,7 @@ def find_jobs(
     """
     query = select(FineTuningJob).where(
         FineTuningJob.project_id == project_id,
-        *_having(text, FineTuningJob.fine_tuned_model, FineTuningJob.suffix, FineTuningJob.id),
+        *have_words(words_of(text), FineTuningJob.fine_tuned_model, FineTuningJob.suffix, FineTuningJob.id),
     )
     return fetch_page(
         session,
@@ -73,9 +73,3 @@ def base_of(session: Session, project_id: str, model: str) -> str:
     """Return the base model of a fine-tuned one; empty for any other name."""
     adapter = adapters_service.find_adapter(session, project_id, model)
     return adapter.base_model if adapter else ""
-
-
-def _having(text: str, *columns: InstrumentedAttribute[Any]) -> list[ColumnElement[bool]]:
-    return [
-        or_(*(column.icontains(word, autoescape=True) for column in columns)) for word in text.split()[:8]
-    ]

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Select, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from app.console.words import have_words, words_of
 from app.context import Context
 from app.core.pagination import fetch_page
 from app.models.adapters.models import Adapter
@@ -16,7 +17,6 @@ from app.models.aliases.models import Alias
 from app.models.catalogue import Catalogue
 
 _PAGE = 25
-_MOST_WORDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def find_choices(session: Session, context: Context, text: str, after: str | Non
     Raises:
         InvalidRequestError: `after` is no model of the project.
     """
-    words = text.lower().split()[:_MOST_WORDS]
+    words = words_of(text)
     tuned, has_more = _find_tuned(session, context, words, after, _PAGE)
     is_first = after is None
     return Choices(
@@ -92,6 +92,6 @@ def _named(
     query: Select[Any], name: InstrumentedAttribute[str], context: Context, words: Sequence[str]
 ) -> Select[Any]:
     """Narrow a query to names that have all words, and that the caller's key is not kept from."""
-    query = query.where(*(name.icontains(word, autoescape=True) for word in words))
+    query = query.where(*have_words(words, name))
     caller = context.caller
     return query if caller is None or caller.models is None else query.where(name.in_(caller.models))
