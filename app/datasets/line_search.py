@@ -96,3 +96,24 @@ def texts_of(line: bytes) -> Iterator[str]:
         elif isinstance(value, dict):
             fields = cast("dict[str, Any]", value)
             waiting.extend(item for name, item in fields.items() if name not in _NOT_TEXTS)
+
+
+def places_of(text: str, words: str) -> list[tuple[int, int]]:
+    """Returns where a text has the words, from first to last, as a search finds them: whatever their case.
+
+    `casefold` may make several characters of one, such as "ss" of "ß": who finds a part has found all of it.
+    """
+    wanted, folded = words.casefold(), text.casefold()
+    origins = range(len(text))
+    if len(folded) > len(text):
+        origins = [place for place, character in enumerate(text) for _ in character.casefold()]
+    places: list[tuple[int, int]] = []
+    begin = folded.find(wanted) if wanted else -1
+    while begin >= 0:
+        stop = begin + len(wanted)
+        first, last = origins[begin], origins[stop - 1] + 1
+        if places and first < places[-1][1]:
+            first = places.pop()[0]
+        places.append((first, last))
+        begin = folded.find(wanted, stop)
+    return places

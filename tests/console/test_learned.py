@@ -142,3 +142,20 @@ def test_without_a_base_turns_are_learned_or_not() -> None:
         ("d", True),
     ]
     assert reading.tokens is None
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "marked"),
+    [
+        ("STRASSE", "Die Straße, die STRASSE.", ["Straße", "STRASSE"]),
+        ("straße", "Strasse", ["Strasse"]),
+        ("s", "Maße", ["ß"]),
+        ("istanbul", "in İstanbul: İSTANBUL, istanbul", ["istanbul"]),
+        ("ab", "ABab", ["AB", "ab"]),
+        ("ΣΟΦΟΣ", "ὁ σοφος", ["σοφος"]),
+        ("soup", "Stew.", []),
+    ],
+)
+def test_what_a_search_has_found_is_marked(words: str, text: str, marked: list[str]) -> None:
+    [reading] = read_plainly(chat("Soup?", text), words=words, most_characters=EVERYTHING)
+    assert [run.text for run in reading.turns[1].runs if run.is_marked] == marked

@@ -6,13 +6,13 @@ template, given fewer messages, writes the same beginning.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from app.datasets.chat_template import ChatTemplate, SpelledExample
+from app.datasets.line_search import places_of
 from app.datasets.types import (
     ChatExample,
     CompletionExample,
@@ -154,7 +154,7 @@ def _reading(
         if ids[place] in template.special_ids:
             control.append((spelled.offsets[place][0], stop))
         end = stop
-    marked = _find(text, words)
+    marked = places_of(text, words)
     starts = [first for first, _ in spelled.offsets]
     turns: list[Turn] = []
     for begin, stop, messages in _turns(template, example, text):
@@ -222,7 +222,7 @@ def _plain(title: str | None, messages: Sequence[Message], words: str, most_char
         text = "\n\n".join(part for part in (message.thoughts, message.text) if part)
         whole = (0, min(len(text), max(0, left)))
         learned: list[Span] = [whole] if message.is_target else []
-        turns.append(Turn([message], _runs(text, whole, learned, [], [whole], _find(text, words))))
+        turns.append(Turn([message], _runs(text, whole, learned, [], [whole], places_of(text, words))))
         left -= len(text)
     return Reading(title, turns, None, 0, max(0, -left))
 
@@ -256,9 +256,3 @@ def _extend(spans: list[Span], more: Span) -> None:
         spans[-1] = spans[-1][0], more[1]
     else:
         spans.append(more)
-
-
-def _find(text: str, words: str) -> list[Span]:
-    if not words:
-        return []
-    return [found.span() for found in re.finditer(re.escape(words), text, re.IGNORECASE)]
