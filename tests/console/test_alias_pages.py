@@ -151,6 +151,7 @@ def test_traffic_is_shown_as_set_and_as_measured(
     expect(page.get_by_text("Of 100 requests that named it since it was moved")).to_be_visible()
     chart = page.get_by_role("region", name="What it was asked")
     assert chart.locator("svg[role=img] rect[fill]").count() == 3
+    assert not [title for title in chart.locator("title").all_text_contents() if "UTC" in title]
     expect(chart.locator(".legend")).to_contain_text("50")
     chart.get_by_text("The same as a table").click()
     expect(chart.get_by_role("cell", name="88")).to_be_visible()

@@ -36,6 +36,7 @@ def test_a_promotion_is_refused_rule_by_rule_then_allowed(
     open_form(console, page, model=made.second, comparison=made.comparison)
     expect(page.get_by_label("Model", exact=True)).to_have_value(made.second)
     expect(page.get_by_label("Comparison", exact=True)).to_have_value(made.comparison)
+    expect(page.get_by_label("Comparison", exact=True)).not_to_contain_text("UTC")
     expect(page.get_by_role("checkbox", name="Beats every prompt")).to_be_checked()
     expect(page.get_by_label("Loses on general questions at most")).to_have_value("5")
     page.get_by_label("Alias", exact=True).fill(NAME)

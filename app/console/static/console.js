@@ -9,6 +9,8 @@ const toque = (() => {
   const withYear = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
   const whole = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
 
+  const local = (at) => (at.getFullYear() === thisYear ? short : withYear).format(at);
+
   /** Calls the API or the console on behalf of this session. */
   function fetchAsSession(path, options = {}) {
     const headers = new Headers(options.headers);
@@ -20,8 +22,15 @@ const toque = (() => {
     const inside = root.querySelectorAll("time[data-local]");
     for (const element of root.matches("time[data-local]") ? [root, ...inside] : inside) {
       const at = new Date(element.dateTime);
-      element.textContent = (at.getFullYear() === thisYear ? short : withYear).format(at);
+      element.textContent = local(at);
       element.title = whole.format(at);
+    }
+    for (const element of root.querySelectorAll("[data-time-inside]")) { // where no <time> can stand
+      const iso = element.dataset.timeInside;
+      const utc = `${iso.slice(0, 10)} ${iso.slice(11, 16)} UTC`;
+      const text = element.textContent;
+      const place = text.lastIndexOf(utc);
+      if (place >= 0) element.textContent = text.slice(0, place) + local(new Date(iso)) + text.slice(place + utc.length);
     }
   }
 
