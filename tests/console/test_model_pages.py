@@ -173,6 +173,18 @@ def test_a_model_is_deleted_once_no_alias_needs_it(console: Console, page: Page,
     assert [log["actor"]["type"] for log in logs] == ["api_key"]
 
 
+@pytest.mark.one_database
+def test_a_name_that_is_copied_is_whole_and_on_one_line(console: Console, page: Page) -> None:
+    made = add_lineage(console.database)
+    page.context.grant_permissions(["clipboard-read"], origin=console.service.url)
+    page.goto(f"{console.url}/models")
+    row = page.get_by_role("row").filter(has=page.get_by_title(made.second)).first
+    row.evaluate("row => getSelection().selectAllChildren(row)")
+    page.keyboard.press("ControlOrMeta+c")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert made.second in copied.splitlines()[0]
+
+
 def test_a_thousand_models_are_paged_and_searched(console: Console, page: Page) -> None:
     add_models(console.database, 1000)
     with counting_statements() as statements:

@@ -115,6 +115,34 @@ const toque = (() => {
     const button = event.target.closest("[data-copy]");
     if (button) copy(button);
   });
+
+  /** Returns the parts of a name that a selection has, in their order. */
+  function partsIn(selection, name) {
+    const selected = selection.getRangeAt(0);
+    return [...name.children].filter((part) => selected.intersectsNode(part)).map((part) => {
+      const range = document.createRange();
+      range.selectNodeContents(part);
+      if (part.contains(selected.startContainer)) range.setStart(selected.startContainer, selected.startOffset);
+      if (part.contains(selected.endContainer)) range.setEnd(selected.endContainer, selected.endOffset);
+      return range.toString();
+    }).filter(Boolean);
+  }
+
+  // Browsers would copy each part of a name on a line of its own.
+  document.addEventListener("copy", (event) => {
+    const selection = getSelection();
+    if (!selection.rangeCount) return;
+    const seen = selection.toString();
+    let text = seen;
+    for (const name of document.querySelectorAll(".name")) {
+      const parts = selection.containsNode(name, true) ? partsIn(selection, name) : [];
+      if (parts.length > 1) text = text.replace(parts.join("\n"), () => parts.join(""));
+    }
+    if (text === seen) return;
+    event.clipboardData.setData("text/plain", text);
+    event.preventDefault();
+  });
+
   const isUpdate = (event) => event.detail.requestConfig.triggeringEvent?.type.startsWith("sse:") ?? false;
   const nameOf = (element) =>
     [element.tagName, element.id, element.name, element.getAttribute("href"), element.textContent.trim()].join("|");
