@@ -39,11 +39,9 @@ class Console:
             return auth_service.create_key(session, project.id, f"a key to {role}", role=role)[1]
 
     def sign_in(self, page: Page, key: str | None = None) -> None:
-        """Sign in as people do, and arrive at the overview."""
-        page.goto(f"{self.url}/sign-in")
-        page.get_by_label("API key").fill(key or self.key)
-        page.get_by_role("button", name="Sign in").click()
-        page.wait_for_url(self.url)
+        """Sign in with the form's request, which is faster than with the form; the page stays where it is."""
+        answer = page.request.post(f"{self.url}/sign-in", form={"api_key": key or self.key}, max_redirects=0)
+        assert answer.status == 303, answer.text()
 
 
 @pytest.fixture

@@ -92,6 +92,7 @@ class Looks:
 
 @pytest.mark.one_database
 def test_times_are_the_readers_own_as_soon_as_a_part_is_there(console: Console, page: Page) -> None:
+    page.goto(console.url)
     page.evaluate(
         """() => {
             window.foreign = 0;
@@ -110,6 +111,7 @@ def test_times_are_the_readers_own_as_soon_as_a_part_is_there(console: Console, 
 
 @pytest.mark.one_database
 def test_a_change_reaches_the_page_that_is_open(console: Console, page: Page) -> None:
+    page.goto(console.url)
     expect(page.get_by_role("heading", name="Four steps to a model of your own")).to_be_visible()
     point_alias(console.database, "menu:production")
     expect(page.get_by_role("heading", name="Aliases")).to_be_visible()
@@ -123,7 +125,9 @@ def test_a_page_goes_on_after_a_restart_of_the_api(
     with browser.new_context() as context:
         page = context.new_page()
         with run_service(settings) as first:
-            Console(first, database).sign_in(page)
+            console = Console(first, database)
+            console.sign_in(page)
+            page.goto(console.url)
             point_alias(database, "menu:before")
             expect(page.get_by_text("menu:before")).to_be_visible()
             port = int(first.url.rpartition(":")[2])
@@ -188,6 +192,7 @@ def test_a_page_that_nobody_sees_holds_no_connection(
     console: Console, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stays, overview = Looks(monkeypatch, "stays"), Looks(monkeypatch, "overview")
+    page.goto(console.url)
     overview.wait_for_more(1)
     with Watching(console.service, "stays"):
         show(page, False)

@@ -59,6 +59,7 @@ def use(database: Database, model: str, days_ago: int, tokens: int, project: str
 def test_machines_are_shown_and_what_they_do_for_the_project(
     console: Console, page: Page, assert_accessible: Callable[[Page], None]
 ) -> None:
+    page.goto(console.url)
     page.get_by_role("link", name="Operations").click()
     expect(page.get_by_role("heading", name="No workers")).to_be_visible()
     assert_accessible(page)

@@ -57,6 +57,7 @@ def add_wins(database: Database, name: str, project: str = "default") -> str:
 def test_a_newcomer_is_told_what_to_do_first(
     console: Console, page: Page, assert_accessible: Callable[[Page], None]
 ) -> None:
+    page.goto(console.url)
     first = page.get_by_role("listitem").filter(has_text="Upload examples")
     expect(first).to_have_attribute("aria-current", "step")
     assert_accessible(page)
@@ -73,6 +74,7 @@ def test_a_newcomer_is_told_what_to_do_first(
 def test_what_goes_on_is_shown(
     console: Console, page: Page, assert_accessible: Callable[[Page], None]
 ) -> None:
+    page.goto(console.url)
     for number in range(6):
         add_job(console.database, f"ftjob-old{number}", status="failed", created_at=1000.0 + number)
     add_job(console.database, "ftjob-running", status="running", suffix=HOSTILE, created_at=1.0)
@@ -100,6 +102,7 @@ def test_what_goes_on_is_shown(
 
 @pytest.mark.one_database
 def test_nothing_scrolls_sideways_on_a_phone(console: Console, page: Page) -> None:
+    page.goto(console.url)
     add_job(console.database, "ftjob-" + "x" * 50, status="running", suffix="y" * 64)
     add_wins(console.database, "z" * 200)
     page.set_viewport_size({"width": 360, "height": 740})
@@ -113,6 +116,7 @@ def test_projects_see_nothing_of_each_other(console: Console, stranger: Page) ->
     add_job(console.database, "ftjob-mine", status="running", suffix="secret-soup")
     add_wins(console.database, "secret comparison")
     console.sign_in(stranger, console.other_key)
+    stranger.goto(console.url)
     expect(stranger.get_by_role("heading", name="Four steps to a model of your own")).to_be_visible()
     assert "secret" not in stranger.content()
 
@@ -121,6 +125,7 @@ def test_projects_see_nothing_of_each_other(console: Console, stranger: Page) ->
 def test_a_key_that_only_asks_sees_nothing_of_how_models_are_made(console: Console, stranger: Page) -> None:
     add_job(console.database, "ftjob-mine", status="running", suffix="secret-soup")
     console.sign_in(stranger, console.key_with_role("inference"))
+    stranger.goto(console.url)
     expect(stranger.get_by_role("heading", name="Ask a model")).to_be_visible()
     assert "secret-soup" not in stranger.content()
     links = stranger.get_by_role("navigation", name="Console").get_by_role("link").all_inner_texts()
@@ -134,6 +139,7 @@ def test_a_key_that_only_asks_sees_nothing_of_how_models_are_made(console: Conso
 @pytest.mark.one_database
 def test_a_key_that_only_reads_is_offered_no_change(console: Console, stranger: Page) -> None:
     console.sign_in(stranger, console.key_with_role("read"))
+    stranger.goto(console.url)
     expect(stranger.get_by_role("heading", name="Upload examples")).to_be_visible()
     expect(stranger.get_by_role("button", name="Use the demo's data set")).to_have_count(0)
     expect(stranger.get_by_role("link", name="Upload a file")).to_have_count(0)
@@ -145,6 +151,7 @@ def test_a_key_that_only_reads_is_offered_no_change(console: Console, stranger: 
 
 @pytest.mark.one_database
 def test_the_keyboard_reaches_everything(console: Console, page: Page) -> None:
+    page.goto(console.url)
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     expect(page.get_by_role("link", name="Skip to the content")).to_be_in_viewport()
@@ -163,5 +170,6 @@ def test_a_page_without_data_weighs_little(console: Console, stranger: Page) -> 
     weights: dict[str, int] = {}
     stranger.on("response", lambda answer: weights.update({answer.url: len(answer.body())}))
     console.sign_in(stranger)
+    stranger.goto(console.url)
     expect(stranger.get_by_role("heading", name="Overview")).to_be_visible()
     assert sum(weights.values()) < 150_000, weights

@@ -244,6 +244,8 @@ def test_a_key_sees_and_asks_only_its_own_models(
 
 def test_readers_cannot_ask(console: Console, stranger: Page) -> None:
     console.sign_in(stranger, console.key_with_role("read"))
+    stranger.goto(console.url)
+    expect(stranger.get_by_role("link", name="Models")).to_be_visible()
     expect(stranger.get_by_role("link", name="Playground")).to_have_count(0)
     stranger.goto(f"{console.url}/playground")
     expect(stranger.get_by_text("This needs a key with the role 'inference'")).to_be_visible()

@@ -217,7 +217,8 @@ def test_a_deleted_model_stops_answering(client: OpenAI, trained: Trained) -> No
 def test_the_api_stays_small(deployment: Deployment, trained: Trained) -> None:
     assert len(trained.answer_seconds) > 20, "it answered while it trained"
     api = next(process for process in descendants(deployment) if "api" in process.cmdline())
-    assert api.memory_info().rss < 180 * 2**20
+    # 150 MiB at its start, of which SQLAlchemy, FastAPI and pydantic take half; numpy or torch would show
+    assert api.memory_info().rss < 200 * 2**20
 
 
 def test_the_command_line_does_the_same(
