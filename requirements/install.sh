@@ -33,6 +33,7 @@ requirements=()
 for lock in "${locks[@]}"; do requirements+=(--requirement "requirements/$lock.txt"); done
 
 # torch and torchvision with their dependencies, which differ between builds; everything else exactly as locked.
+echo "install: PyTorch for $device, then what requirements/ pins; this takes minutes, and prints nothing meanwhile"
 pip install --quiet 'setuptools==78.1.1' 'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'
 pip install --quiet --no-deps --require-hashes "${requirements[@]}"
 pip install --quiet --no-deps --no-build-isolation --editable .

@@ -71,7 +71,7 @@ def _on_http_exception(request: Request, error: Exception) -> _Answer:
     known = (
         "The console has no such page."
         if is_in_console(request)
-        else "The API's routes are under /v1; see /docs."
+        else "The API's routes are under /v1 (see /docs), and the console is at /console."
     )
     messages = {
         404: f"Unknown URL: {request.method} {request.url.path}. {known}",

@@ -1,4 +1,4 @@
-"""The demo's data set, uploaded with one click."""
+"""The demo's dataset, uploaded with one click."""
 
 from __future__ import annotations
 

@@ -138,8 +138,8 @@ def _steps(page: Page, done: list[bool], links: dict[str, str | None]) -> list[S
     texts = (
         (
             "Upload examples",
-            "A file of conversations that show how the model should answer: ten at least, better a few "
-            "hundred. It is checked line by line before any training starts.",
+            "A file of conversations that show how the model should answer: at least ten; 50 to "
+            "100 good ones show an effect. It is checked line by line before any training starts.",
             "Upload a file",
             links["datasets"],
             Action.TRAIN,
@@ -153,14 +153,15 @@ def _steps(page: Page, done: list[bool], links: dict[str, str | None]) -> list[S
         ),
         (
             "Compare",
-            "Is the new model better than a good prompt? Questions it has not seen decide.",
+            "Is the new model better than a good prompt? Questions that it has not seen tell.",
             "Compare models",
             links["comparisons"] and f"{links['comparisons']}/new",
             Action.TRAIN,
         ),
         (
             "Promote",
-            "Give the model a name that programs ask for, and that moves only when a comparison allows it.",
+            "Give the model a name for programs to use; the name moves to another model only when a "
+            "comparison allows it.",
             "Promote a model",
             links["aliases"],
             Action.MANAGE,

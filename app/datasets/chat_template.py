@@ -264,7 +264,7 @@ class ChatTemplate:
         if not through.startswith(prompt) or len(through.rstrip()) <= len(prompt):
             raise ExampleError(
                 "answer_not_after_prompt",
-                "cannot be learnt: the base model's chat template does not write this turn after its "
+                "cannot be learned: the base model's chat template does not write this turn after its "
                 "generation prompt, so the model would never be asked for it in this form; set another "
                 "'chat_template' or 'chat_template_kwargs' in the base's catalogue entry",
                 f"/messages/{turn}",

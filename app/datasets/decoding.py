@@ -38,7 +38,7 @@ def _wrong_field(reason: str, pointer: str) -> ExampleError:
         kind = reason.removeprefix("Invalid value '").removesuffix("'")
         return ExampleError(
             "unsupported_content",
-            f"has a content part of type {kind[:40]!r}: only text can be learnt",
+            f"has a content part of type {kind[:40]!r}: only text can be learned",
             pointer.removesuffix("/type"),
         )
     if reason.startswith("Object missing required field"):

@@ -84,7 +84,7 @@ FINDING_KINDS: Mapping[str, FindingKind] = {
     "unknown_role": _error("Use one of the roles that the message lists."),
     "unexpected_role": _error("Put what comes before the answer into 'input'."),
     "no_messages": _error("Give it a user message and the assistant's answer."),
-    "no_assistant_turn": _error("End it with the assistant message that is to be learnt."),
+    "no_assistant_turn": _error("End it with the assistant message that should be learned."),
     "last_turn_not_assistant": _error("Add the assistant's answer, or take the last turn away."),
     "empty_content": _error("Write the turn's text, or take the turn away."),
     "empty_completion": _error("Write what follows the prompt."),

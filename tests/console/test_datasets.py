@@ -252,7 +252,9 @@ def test_an_unfinished_upload_is_given_up(console: Console, page: Page) -> None:
         body = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": 10, "mime_type": "text/plain"}
         http.post("/v1/uploads", json=body)
         page.goto(f"{console.url}/datasets")
-        expect(page.locator("[data-unfinished]")).to_contain_text("It goes on where it was begun")
+        expect(page.locator("[data-unfinished]")).to_contain_text(
+            "It resumes in the browser in which it was started"
+        )
         page.get_by_role("button", name="Give up").click()
         expect(page.locator("[data-unfinished]")).to_have_count(0)
         assert http.get("/v1/uploads").json()["data"][0]["status"] == "cancelled"
@@ -266,7 +268,7 @@ def test_who_has_nothing_uses_the_demo_data(
     expect(page.get_by_role("heading", name="No dataset yet")).to_be_visible()
     assert_accessible(page)
     assert sideways(page) == 0
-    page.get_by_role("button", name="Use the demo's data set").click()
+    page.get_by_role("button", name="Use the demo's dataset").click()
     expect(page.get_by_role("heading", name="Ready to train on")).to_be_visible()
     expect(page.locator(".stats")).to_contain_text("Examples308on 308 lines")
     expect(page.locator(".histogram").first).to_contain_text("context of smollm2-135m-instruct: 2,048")

@@ -31,7 +31,7 @@ def test_without_jobs_the_page_says_what_to_do_first(
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
     assert_accessible(page)
     page.get_by_role("link", name="Create a job").click()
-    expect(page.get_by_role("heading", name="There is no data set to train on")).to_be_visible()
+    expect(page.get_by_role("heading", name="There is no dataset to train on")).to_be_visible()
     assert_accessible(page)
 
 
@@ -109,7 +109,7 @@ def test_the_curve_grows_as_the_worker_reports(
     expect(page.get_by_text("It is next in the queue.")).to_be_visible()
     worker = StandInWorker(database)
     expect(page.locator("main .badge").first).to_have_text("running")
-    expect(page.get_by_text("no estimate: nothing was measured before")).to_be_visible()
+    expect(page.get_by_text("no estimate yet")).to_be_visible()
     worker.expect(seconds=7200)
     expect(page.get_by_text("2 h were expected")).to_be_visible()
     worker.learn(30, 60)

@@ -92,6 +92,11 @@ def test_machines_are_shown_and_what_they_do_for_the_project(
     assert "secret-soup" not in page.content()
     assert_accessible(page)
 
+    page.goto(f"{console.url}/jobs/ftjob-1")
+    expect(page.get_by_text("1 job waits before it.")).to_be_visible()
+    page.goto(f"{console.url}/jobs/ftjob-2")
+    expect(page.get_by_text("2 jobs wait before it.")).to_be_visible()
+
 
 @pytest.mark.one_database
 def test_usage_is_shown_by_day_and_model(

@@ -62,7 +62,7 @@ def test_a_newcomer_is_told_what_to_do_first(
     expect(first).to_have_attribute("aria-current", "step")
     assert_accessible(page)
 
-    page.get_by_role("button", name="Use the demo's data set").click()
+    page.get_by_role("button", name="Use the demo's dataset").click()
     page.goto(console.url)
     expect(page.get_by_role("listitem").filter(has_text="Done: Upload examples")).to_be_visible()
     expect(page.get_by_role("listitem").filter(has_text="Train")).to_have_attribute("aria-current", "step")
@@ -141,7 +141,7 @@ def test_a_key_that_only_reads_is_offered_no_change(console: Console, stranger: 
     console.sign_in(stranger, console.key_with_role("read"))
     stranger.goto(console.url)
     expect(stranger.get_by_role("heading", name="Upload examples")).to_be_visible()
-    expect(stranger.get_by_role("button", name="Use the demo's data set")).to_have_count(0)
+    expect(stranger.get_by_role("button", name="Use the demo's dataset")).to_have_count(0)
     expect(stranger.get_by_role("link", name="Upload a file")).to_have_count(0)
     refused = stranger.evaluate(
         "toque.fetch('/console/datasets/demo', {method: 'POST'}).then(answer => answer.status)"

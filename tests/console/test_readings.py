@@ -93,7 +93,7 @@ def test_accuracy_is_best_where_it_is_highest() -> None:
 
 def test_without_validation_it_is_said_what_that_would_be_good_for() -> None:
     text = read_picture("loss", curves(train_loss=FALLING), []).text
-    assert "There is no validation loss, which would say when to stop." in text
+    assert "No validation loss has been measured so far; it would say when to stop." in text
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.05])

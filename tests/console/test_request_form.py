@@ -60,7 +60,7 @@ def test_what_is_entered_is_sent() -> None:
         ({"seed": "-1"}, "seed", "greater than or equal to 0"),
         ({"suffix": "x" * 65}, "suffix", "at most 64 characters"),
         ({"validation_file": "auto", "share": "0.9"}, "share", "less than or equal to 0.5"),
-        ({"training_file": ""}, "training_file", "Choose the data set"),
+        ({"training_file": ""}, "training_file", "Choose the dataset"),
     ],
 )
 def test_errors_name_their_field(entered: dict[str, str], field: str, message: str) -> None:

@@ -63,7 +63,9 @@ def _validation(key: str, curves: Curves, checkpoints: Sequence[Checkpoint]) -> 
     name = f"validation {_NOUNS[key]}"
     if not len(values):
         is_worth_saying = key == "loss" and len(curves.steps)
-        return Reading(f"There is no {name}, which would say when to stop." if is_worth_saying else "")
+        return Reading(
+            f"No {name} has been measured so far; it would say when to stop." if is_worth_saying else ""
+        )
     last_step, last = int(steps[-1]), values[-1]
     if len(values) < FEWEST_EVALUATIONS:
         times = _count(len(values), "time")

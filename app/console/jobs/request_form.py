@@ -43,7 +43,7 @@ def field_of(error: ToqueError) -> str | None:
 def _body(entered: Mapping[str, str]) -> dict[str, Any]:
     if not entered.get("training_file"):
         raise InvalidRequestError(
-            "Choose the data set to train on.", code="missing_required_parameter", param="training_file"
+            "Choose the dataset to train on.", code="missing_required_parameter", param="training_file"
         )
     method, validation = method_of(entered), entered.get("validation_file", "")
     given = {field.name: entered.get(field.key, "") for field in fields_of(method)}

@@ -135,7 +135,7 @@
       if (!whole && !how) text.textContent = "(an empty answer)";
       const seconds = (last - first) / 1000;
       const tokens = usage?.completion_tokens;
-      const ends = { length: "cut off at the most tokens", stop: "complete" };
+      const ends = { length: "cut off at the maximum", stop: "complete" };
       showFigures(part(at, "figures"), [
         ["First token", first ? `${((first - started) / 1000).toFixed(2)} s` : "–"],
         ["Tokens", tokens === undefined ? "–" : `${tokens}`],
@@ -176,7 +176,7 @@
     await Promise.allSettled([...columns.children].map((each) => askOne(each, controller.signal)));
     if (asking !== controller) return;
     document.getElementById("stop").hidden = true;
-    toque.announce("All answers are there.");
+    toque.announce("All answers have arrived.");
   });
 
   document.getElementById("stop").addEventListener("click", () => asking?.abort());

@@ -109,7 +109,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 def test_from_the_first_start_to_the_stop(serve: Serve, tmp_path: Path) -> None:
     service = serve("--port", "0")
 
-    said = read_until(service, "sign in with an API key")
+    said = read_until(service, "the first one is kept in")
     [address] = re.findall(r"toque  \| ready on (\S+/v1) after \d+\.\d s", said)
     [console] = re.findall(r"the console is (\S+): sign in with an API key", said)
     with urllib.request.urlopen(console) as page:
@@ -117,6 +117,7 @@ def test_from_the_first_start_to_the_stop(serve: Serve, tmp_path: Path) -> None:
     [key] = re.findall(r"API key (sk-\S+) ", said)
     key_file = tmp_path / "data" / "api_key"
     assert key_file.read_text().strip() == key
+    assert f"the first one is kept in {key_file}" in said
     assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
     assert said.index("running `toque models pull") < said.index("pulled smollm2-135m-instruct")
     programs = [Watched(int(pid)) for pid in re.findall(r"(?:worker|engine) \| pid (\d+)", said)]
