@@ -44,6 +44,28 @@ class SessionSlots:
         self.writing = CapacityLimiter(KEPT_AT_ONCE)
 
 
+LONG_ROUTES_AT_ONCE = 8
+"""Requests, of those that wait for a child process, that have a thread at once: it does nothing meanwhile, so
+they would take all threads of the process while two of them get on."""
+
+
+async def _long_routes(request: Request) -> CapacityLimiter:
+    return cast("CapacityLimiter", request.app.state.long_routes)
+
+
+LongRoutesDep = Annotated[CapacityLimiter, Depends(_long_routes)]
+"""For threads that wait for a child process: `to_thread.run_sync(…, limiter=long_routes)`."""
+
+
+async def _long_route(long_routes: LongRoutesDep) -> AsyncIterator[None]:
+    async with long_routes:
+        yield
+
+
+LongRoute = Depends(_long_route, scope="function")
+"""For a route that runs in a thread as a whole, and waits for a child process there."""
+
+
 SettingsDep = Annotated[Settings, Depends(_settings)]
 DatabaseDep = Annotated[Database, Depends(_database)]
 """For long work, which opens its own short transactions."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import cache, partial
 
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from starlette.routing import BaseRoute
 
@@ -39,7 +40,7 @@ from app.console.router import SECTIONS, console_routes
 from app.console.session import Sessions
 from app.core.database import Database
 from app.core.settings import Settings
-from app.dependencies import SessionSlots
+from app.dependencies import LONG_ROUTES_AT_ONCE, SessionSlots
 from app.files.checker import Checker
 from app.files.router import router as files_router
 from app.fine_tuning import training_files
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.settings = settings
         app.state.database = Database(settings.sqlalchemy_url)
         app.state.session_slots = SessionSlots()
+        app.state.long_routes = CapacityLimiter(LONG_ROUTES_AT_ONCE)
         app.state.storage = open_storage(settings)
         app.state.find_comparison = comparisons_service.get_comparison
         keys = app.state.keys = KeyCache(app.state.database)

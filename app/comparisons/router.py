@@ -16,12 +16,19 @@ from app.comparisons.schemas import ComparisonObject, CreateComparison, ItemObje
 from app.comparisons.validation import validate_in_child
 from app.core.errors import ERROR_RESPONSES
 from app.core.pagination import Page
-from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
+from app.dependencies import (
+    ContextDep,
+    DatabaseDep,
+    IdempotentRequestDep,
+    LongRoute,
+    ReadSession,
+    WriteSession,
+)
 
 router = APIRouter(prefix="/v1/comparisons", tags=["Comparisons"], responses=ERROR_RESPONSES)
 
 
-@router.post("")
+@router.post("", dependencies=[LongRoute])
 def create_comparison(
     body: CreateComparison,
     context: ContextDep,

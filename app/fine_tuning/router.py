@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.concurrency import run_in_threadpool
 from pydantic import TypeAdapter, ValidationError
 
 from app.core.errors import ERROR_RESPONSES, InvalidRequestError
 from app.core.pagination import Page
-from app.dependencies import ContextDep, DatabaseDep, IdempotentRequestDep, ReadSession, WriteSession
+from app.dependencies import (
+    ContextDep,
+    DatabaseDep,
+    IdempotentRequestDep,
+    LongRoutesDep,
+    ReadSession,
+    WriteSession,
+)
 from app.files.dependencies import CheckerDep
 from app.fine_tuning import creation, service
 from app.fine_tuning.forecast import describe_job
@@ -60,6 +67,7 @@ async def create_job(
     creating: IdempotentRequestDep,
     database: DatabaseDep,
     checker: CheckerDep,
+    long_routes: LongRoutesDep,
 ) -> JobObject | JobPreflight:
     """Checks the request and the files, and queues a job; the same request sent again queues no other.
 
@@ -68,8 +76,9 @@ async def create_job(
     """
     await checker.settle(body.file_ids, context.settings.check_patience_seconds)
     if body.dry_run:
-        return await run_in_threadpool(preflight.check_job, database, context, body)
-    return await run_in_threadpool(creation.create_job, database, context, creating, body)
+        return await to_thread.run_sync(preflight.check_job, database, context, body, limiter=long_routes)
+    create = creation.create_job
+    return await to_thread.run_sync(create, database, context, creating, body, limiter=long_routes)
 
 
 @router.get("")

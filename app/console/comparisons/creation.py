@@ -22,7 +22,7 @@ from app.console.page import Page, PageDep
 from app.core.database import Database
 from app.core.errors import InvalidRequestError, ToqueError
 from app.core.idempotency import IdempotentRequest
-from app.dependencies import DatabaseDep, ReadSession
+from app.dependencies import DatabaseDep, LongRoute, ReadSession
 from app.models.catalogue import Catalogue
 
 _PATH = "/console/comparisons"
@@ -55,7 +55,7 @@ def read_new(
     return _show(page, session, form)
 
 
-@router.post(f"{_PATH}/check")
+@router.post(f"{_PATH}/check", dependencies=[LongRoute])
 def check_form(page: PageDep, form: FormDep, database: DatabaseDep, http: Request) -> Response:
     """Tell what the comparison would ask for, or what would be refused; nothing is created."""
     request = form.request()
@@ -75,7 +75,7 @@ def check_form(page: PageDep, form: FormDep, database: DatabaseDep, http: Reques
     )
 
 
-@router.post(_PATH)
+@router.post(_PATH, dependencies=[LongRoute])
 def create_comparison(page: PageDep, form: FormDep, database: DatabaseDep, http: Request) -> Response:
     """Queue the comparison and show it, or show the form again with what is wrong at its fields."""
     request = form.request()

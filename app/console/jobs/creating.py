@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
 
-from anyio import from_thread
+from anyio import from_thread, to_thread
 from fastapi import APIRouter, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
 from app.auth.roles import Action
@@ -18,7 +17,7 @@ from app.console.jobs.request_form import field_of, method_of, read_form
 from app.console.page import Page, PageDep
 from app.core.errors import ToqueError
 from app.core.idempotency import IdempotentRequest
-from app.dependencies import DatabaseDep, ReadSession
+from app.dependencies import DatabaseDep, LongRoutesDep, ReadSession
 from app.files import service as files_service
 from app.files.dependencies import CheckerDep
 from app.files.models import File
@@ -63,13 +62,17 @@ def show_form(page: PageDep, request: Request, session: ReadSession) -> Response
 
 
 @router.post("/console/jobs/dry-run")
-async def dry_run(page: PageDep, request: Request, database: DatabaseDep, checker: CheckerDep) -> Response:
+async def dry_run(
+    page: PageDep, request: Request, database: DatabaseDep, checker: CheckerDep, long_routes: LongRoutesDep
+) -> Response:
     """Say what the job would do, or which field is wrong."""
     entered = await _entered(request)
     try:
         asked = read_form(entered)
         await checker.settle(asked.file_ids, page.context.settings.check_patience_seconds)
-        found = await run_in_threadpool(preflight.check_job, database, page.context, asked)
+        found = await to_thread.run_sync(
+            preflight.check_job, database, page.context, asked, limiter=long_routes
+        )
     except ToqueError as error:
         return _refused(page, entered, error)
     return page.render(
@@ -83,7 +86,9 @@ async def dry_run(page: PageDep, request: Request, database: DatabaseDep, checke
 
 
 @router.post("/console/jobs")
-async def create_job(page: PageDep, request: Request, database: DatabaseDep, checker: CheckerDep) -> Response:
+async def create_job(
+    page: PageDep, request: Request, database: DatabaseDep, checker: CheckerDep, long_routes: LongRoutesDep
+) -> Response:
     """Create the job, and go to its page."""
     entered = await _entered(request)
     key = entered.get("idempotency_key", "")[:255]
@@ -97,7 +102,7 @@ async def create_job(page: PageDep, request: Request, database: DatabaseDep, che
             is_abandoned=lambda: from_thread.run(request.is_disconnected),
         )
         create = partial(creation.create_job, database, page.context, creating, asked)
-        job = await run_in_threadpool(create)
+        job = await to_thread.run_sync(create, limiter=long_routes)
     except ToqueError as error:
         return _refused(page, entered, error)
     return page.redirect(f"/console/jobs/{job.id}")
