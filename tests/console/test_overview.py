@@ -78,12 +78,12 @@ def test_what_goes_on_is_shown(
     for number in range(6):
         add_job(console.database, f"ftjob-old{number}", status="failed", created_at=1000.0 + number)
     add_job(console.database, "ftjob-running", status="running", suffix=HOSTILE, created_at=1.0)
-    model = add_model(console.database, "house-style")
+    model, second = (add_model(console.database, suffix) for suffix in ("house-style", "house-style-v2"))
     add_wins(console.database, HOSTILE)
     with console.database.writer() as session:
         owner = session.query(Project).filter_by(name="default").one()
-        share: Any = {"model": model, "weight": 1.0}
-        session.add(Alias(project_id=owner.id, name="menu:production", split=[share], version=1))
+        split: list[Any] = [{"model": model, "weight": 3.0}, {"model": second, "weight": 1.0}]
+        session.add(Alias(project_id=owner.id, name="menu:production", split=split, version=1))
 
     jobs = page.get_by_role("region", name="Jobs").get_by_role("row")
     expect(jobs).to_have_count(6)  # with the head
@@ -93,11 +93,32 @@ def test_what_goes_on_is_shown(
     won = page.get_by_role("listitem").filter(has_text="Fine-tuning wins")
     expect(won).to_contain_text("answers 65 points better.")
     expect(won).to_contain_text("+65.0 points (+57.0 to +73.0)")
-    expect(page.get_by_role("region", name="Aliases")).to_contain_text(model)
+    aliases = page.get_by_role("region", name="Aliases")
+    expect(aliases).to_contain_text(model)
+    expect(aliases).to_contain_text("75 %")
+    expect(aliases).to_contain_text("25 %")
     assert page.title() == "Overview · Toque"
     assert_accessible(page)
     page.emulate_media(color_scheme="dark")
     assert_accessible(page)
+
+
+@pytest.mark.one_database
+def test_tables_fit_a_laptop(console: Console, page: Page) -> None:
+    model = add_model(console.database, "house-style")
+    add_job(
+        console.database,
+        "ftjob-1",
+        status="succeeded",
+        suffix="one-word-after-another",
+        fine_tuned_model=model,
+    )
+    page.set_viewport_size({"width": 1280, "height": 800})
+    for path in ("", "/jobs"):
+        page.goto(console.url + path)
+        expect(page.get_by_text("one-word-after-another")).to_be_visible()
+        widths = "found => found.map((each) => each.scrollWidth - each.clientWidth)"
+        assert set(page.locator(".table").evaluate_all(widths)) == {0}, path
 
 
 @pytest.mark.one_database

@@ -6,7 +6,8 @@
   const root = document.getElementById("pictures");
   if (!root) return;
 
-  const HEIGHT = 240;
+  const REM = parseFloat(getComputedStyle(document.documentElement).fontSize); // larger on large screens
+  const HEIGHT = 15 * REM;
   const DASHES = JSON.parse(root.dataset.dashes);
   const jobs = JSON.parse(root.dataset.jobs).map((job, place) => ({ ...job, place, said: null, isAsked: false, isDue: false }));
   const isOverlay = jobs.length > 1;
@@ -97,17 +98,17 @@
       const soft = getComputedStyle(this.legend).color;
       const line = getComputedStyle(this.plot).borderTopColor;
       const axis = {
-        stroke: soft, font: `12px ${style.fontFamily}`, grid: { stroke: line, width: 1 }, ticks: { show: false }, gap: 6,
+        stroke: soft, font: `${0.75 * REM}px ${style.fontFamily}`, grid: { stroke: line, width: 1 }, ticks: { show: false }, gap: 0.375 * REM,
       };
       return {
         width: this.width,
         height: HEIGHT,
-        padding: [18, 28, 0, 0],
+        padding: [1.125 * REM, 1.75 * REM, 0, 0],
         legend: { show: false },
         scales: { x: { time: false, auto: false }, y: { range: (_, low, high) => padded(low, high) } },
         axes: [
-          { ...axis, size: 30, values: (_, found) => found.map((value) => (Number.isInteger(value) ? steps.format(value) : "")) },
-          { ...axis, size: 56, values: (_, found) => found.map(shorten) },
+          { ...axis, size: 1.875 * REM, space: 3.125 * REM, values: (_, found) => found.map((value) => (Number.isInteger(value) ? steps.format(value) : "")) },
+          { ...axis, size: 3.5 * REM, space: 1.875 * REM, values: (_, found) => found.map(shorten) },
         ],
         cursor: {
           drag: { x: true, y: false, setScale: false },
