@@ -33,6 +33,8 @@ def test_without_jobs_the_page_says_what_to_do_first(
     page.get_by_role("link", name="Create a job").click()
     expect(page.get_by_role("heading", name="There is no dataset to train on")).to_be_visible()
     assert_accessible(page)
+    page.get_by_role("button", name="Use the demo's dataset").click()
+    expect(page.get_by_role("heading", level=1, name="demo-training.jsonl")).to_be_visible()
 
 
 @pytest.mark.one_database
@@ -79,6 +81,19 @@ def test_a_job_is_created_with_the_dry_run_beside_the_form(
 
 
 @pytest.mark.one_database
+def test_a_failure_leads_to_the_line_that_it_names(
+    console: Console, page: Page, client: OpenAI, database: Database
+) -> None:
+    create(client)
+    worker = StandInWorker(database)
+    worker.step(1, 10)
+    worker.fail("invalid_training_file", "Line 3 has 5,000 tokens; at most 2,048 fit.", param="training_file")
+    page.goto(f"{console.url}/jobs/{worker.job.id}")
+    page.locator(".alert-bad").get_by_role("link", name="Line 3").click()
+    expect(page.get_by_role("heading", name="Line 3")).to_be_visible()
+
+
+@pytest.mark.one_database
 def test_what_the_base_cannot_learn_from_is_listed_before_the_job_is_created(
     console: Console, page: Page, client: OpenAI
 ) -> None:
@@ -87,6 +102,8 @@ def test_what_the_base_cannot_learn_from_is_listed_before_the_job_is_created(
     page.goto(f"{console.url}/jobs/new?training_file={file}&validation_file=&hp.max_length=64")
     expect(page.locator("#dry-run")).to_contain_text("1 of its examples cannot be learned from")
     expect(page.locator("#dry-run")).to_contain_text("Line 13 of the training file")
+    page.locator("#dry-run").get_by_role("link", name="Line 13").click()
+    expect(page.get_by_role("heading", name="Line 13")).to_be_visible()
 
 
 @pytest.mark.one_database

@@ -88,10 +88,10 @@ class StandInWorker:
             queue.record_event(session, self.lease, f"Checkpoint created at step {step}: {name}")
         return name
 
-    def fail(self, code: str, message: str) -> None:
+    def fail(self, code: str, message: str, param: str | None = None) -> None:
         """End the job as failed."""
         with self.database.writer() as session:
-            queue.fail(session, self.lease, code=code, message=message, param=None)
+            queue.fail(session, self.lease, code=code, message=message, param=param)
 
     def succeed(self) -> str:
         """End the job as succeeded; returns its model's name."""

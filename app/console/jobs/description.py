@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlencode
@@ -14,6 +15,7 @@ from app.fine_tuning.methods.hyperparameters import taken_by
 from app.fine_tuning.models import FineTuningJob
 from app.fine_tuning.schemas import AUTO_SPLIT
 
+_LINE = re.compile(r"Line (\d+) ")
 _OTHER_WAY = "learning_rate_multiplier"
 """Says the same as the learning rate, and both at once are refused."""
 
@@ -63,6 +65,17 @@ class JobView:
     def advice(self) -> str | None:
         """What to do about its failure; None if it has not failed."""
         return advice_on(self.job.error["code"]) if self.job.error else None
+
+    @property
+    def refused_file(self) -> tuple[str, int | None] | None:
+        """The file that its failure is about, and the line if one is named; None if it is about neither."""
+        error = self.job.error or {}
+        files = {"training_file": self.job.training_file_id, "validation_file": self.job.validation_file_id}
+        file_id = files.get(error.get("param") or "")
+        if file_id is None:
+            return None
+        line = _LINE.match(error["message"])
+        return file_id, int(line[1]) if line else None
 
     @property
     def settings(self) -> dict[str, object]:
