@@ -14,6 +14,7 @@ from app.models.aliases.models import Alias
 from app.usage import folding
 from app.usage.models import AliasUsage, Sums
 from tests.console.conftest import Console
+from tests.console.test_session import csrf_token
 from tests.support.aliases import NAME, add_model, put
 from tests.support.lineage import add_lineage
 from tests.support.service import OTHER_KEY
@@ -257,3 +258,16 @@ def test_an_alias_may_be_called_as_a_page_is(console: Console, page: Page, http:
         expect(page.get_by_role("heading", level=1)).to_have_text(name)
         page.get_by_role("link", name="Promote a model").click()
         expect(page.get_by_label("Alias", exact=True)).to_have_value(name)
+
+
+@pytest.mark.one_database
+def test_a_reason_for_a_rollback_may_have_any_character(console: Console, http: httpx2.Client) -> None:
+    made = add_lineage(console.database)
+    put(http, split=[{"model": made.first, "weight": 1}])
+    put(http, split=[{"model": made.second, "weight": 1}], version=1)
+    with console.service.http(None) as browser:
+        browser.post("/console/sign-in", data={"api_key": console.key})
+        entered = {"reason": "too\0 soon", "csrf_token": csrf_token(browser)}
+        answer = browser.post(f"/console/aliases/{NAME}/rollback", data=entered)
+        assert answer.status_code == 303, answer.text
+        assert "too soon" in browser.get(f"/console/aliases/{NAME}").text

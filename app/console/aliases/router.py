@@ -133,7 +133,7 @@ def roll_back(
     page.check(Action.MANAGE)
     try:
         with database.writer() as session:
-            request = RollBackAlias(version=version, reason=reason.strip()[:512] or None)
+            request = RollBackAlias(version=version, reason=reason.replace("\0", "").strip()[:512] or None)
             service.roll_back(session, page.context, creating, name, request)
     except ToqueError as error:
         with database.reader() as session:
