@@ -79,7 +79,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.find_comparison = comparisons_service.get_comparison
         keys = app.state.keys = KeyCache(app.state.database)
         app.state.sessions = Sessions(app.state.database, keys)
-        watchers = app.state.watchers = Watchers(app.state.database)
+        watchers = app.state.watchers = Watchers(app.state.database, settings, app.state.storage)
         app.state.curves = CurveCache()
         usage = UsageAggregator(app.state.database)
         replicas = app.state.replicas = Replicas(settings, app.state.database)

@@ -25,15 +25,18 @@ from sqlalchemy.orm import Session as DatabaseSession
 from app.auth.roles import Action
 from app.console.page import PageDep
 from app.console.session import session_of
+from app.context import Context
 from app.core.database import DATABASE_AWAY, Database
 from app.core.errors import AuthenticationError, InvalidRequestError, QuotaExceededError
 from app.core.scope import IS_ENDLESS
+from app.core.settings import Settings
 from app.dependencies import caller_of
+from app.storage.base import Storage
 
 log = logging.getLogger("toque.console")
 
-Fingerprint = Callable[[DatabaseSession, str, str], str]
-"""Returns a text that changes when the thing does, by project and by what follows the topic's name."""
+Fingerprint = Callable[[DatabaseSession, Context, str], str]
+"""Returns a text that changes when the thing does, in a project and by what follows the topic's name."""
 
 _SECONDS = 1.0
 _MOST_SECONDS = 5.0
@@ -118,8 +121,10 @@ class _Watched:
 class Watchers:
     """The pages that watch something in this process."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, settings: Settings, storage: Storage) -> None:
         self._database = database
+        self._settings = settings
+        self._storage = storage
         self._watched: dict[Watch, _Watched] = {}
         self._pages: Counter[str] = Counter()
         """How many pages each key has open."""
@@ -200,9 +205,12 @@ class Watchers:
     def _look(self, watches: list[Watch]) -> dict[Watch, str]:
         with self._database.reader() as session:
             return {
-                watch: _TOPICS[watch.name].fingerprint(session, watch.project_id, watch.argument)
+                watch: _TOPICS[watch.name].fingerprint(session, self._context(watch), watch.argument)
                 for watch in watches
             }
+
+    def _context(self, watch: Watch) -> Context:
+        return Context(watch.project_id, self._settings, self._storage)
 
     async def _tell(self, fingerprints: dict[Watch, str]) -> None:
         for watch, fingerprint in fingerprints.items():

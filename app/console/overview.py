@@ -18,6 +18,7 @@ from app.comparisons.results import ComparisonResults, Verdict
 from app.console.events import topic
 from app.console.navigation import Section
 from app.console.page import Page, PageDep
+from app.context import Context
 from app.dependencies import ReadSession
 from app.files import service as files_service
 from app.fine_tuning import service as jobs_service
@@ -208,22 +209,22 @@ def _summary(comparison: Comparison) -> ComparisonSummary:
     )
 
 
-def _fingerprint(session: Session, project_id: str, _argument: str) -> str:
+def _fingerprint(session: Session, context: Context, _argument: str) -> str:
     jobs = select(
         FineTuningJob.id, FineTuningJob.status, FineTuningJob.estimated_finish, FineTuningJob.fine_tuned_model
-    ).where(FineTuningJob.project_id == project_id)
+    ).where(FineTuningJob.project_id == context.project_id)
     newest = session.execute(jobs.order_by(FineTuningJob.created_at.desc(), FineTuningJob.id.desc()).limit(9))
     comparisons = select(Comparison.id, Comparison.status, Comparison.done).where(
-        Comparison.project_id == project_id
+        Comparison.project_id == context.project_id
     )
     latest = session.execute(
         comparisons.order_by(Comparison.created_at.desc(), Comparison.id.desc()).limit(3)
     )
-    aliases = select(func.count(), func.max(Alias.updated_at)).where(Alias.project_id == project_id)
+    aliases = select(func.count(), func.max(Alias.updated_at)).where(Alias.project_id == context.project_id)
     files, _ = files_service.list_files(
-        session, project_id, purpose="fine-tune", after=None, limit=1, order="desc"
+        session, context.project_id, purpose="fine-tune", after=None, limit=1, order="desc"
     )
-    is_active = FineTuningJob.project_id == project_id, FineTuningJob.status.in_(_ACTIVE)
+    is_active = FineTuningJob.project_id == context.project_id, FineTuningJob.status.in_(_ACTIVE)
     active = session.execute(
         select(FineTuningJob.status, func.count()).where(*is_active).group_by(FineTuningJob.status)
     )

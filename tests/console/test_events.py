@@ -15,6 +15,7 @@ from app.auth import service as auth_service
 from app.auth.models import Project
 from app.auth.roles import Action
 from app.console import events
+from app.context import Context
 from app.core.database import Database
 from app.core.settings import Settings
 from app.models.aliases.models import Alias
@@ -79,7 +80,7 @@ class Looks:
         self.problem: Exception | None = None
         monkeypatch.setitem(events._TOPICS, name, events.Topic(self._look, Action.READ))
 
-    def _look(self, _session: Session, _project_id: str, _argument: str) -> str:
+    def _look(self, _session: Session, _context: Context, _argument: str) -> str:
         self.count += 1
         if self.problem is not None:
             raise self.problem

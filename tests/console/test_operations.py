@@ -20,8 +20,8 @@ from tests.support.engine_stand_in import register_engine
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 
 
-def add_worker(database: Database, hostname: str, job_id: str) -> None:
-    """A worker whose last heartbeat stays recent."""
+def add_worker(database: Database, hostname: str, job_id: str = "", *, ahead: float = 3600) -> None:
+    """A worker whose last heartbeat stays recent, as it is so many seconds ahead."""
     with database.writer() as session:
         session.add(
             Worker(
@@ -34,7 +34,7 @@ def add_worker(database: Database, hostname: str, job_id: str) -> None:
                 gpus=2,
                 job_id=job_id,
                 started_at=time.time() - 60,
-                heartbeat_at=time.time() + 3600,
+                heartbeat_at=time.time() + ahead,
             )
         )
 
@@ -96,6 +96,15 @@ def test_machines_are_shown_and_what_they_do_for_the_project(
     expect(page.get_by_text("1 job waits before it.")).to_be_visible()
     page.goto(f"{console.url}/jobs/ftjob-2")
     expect(page.get_by_text("2 jobs wait before it.")).to_be_visible()
+
+
+@pytest.mark.one_database
+def test_a_worker_that_falls_silent_is_shown_so_after_three_heartbeats(console: Console, page: Page) -> None:
+    page.goto(f"{console.url}/operations")
+    add_worker(console.database, "oven", ahead=10)
+    workers = page.get_by_role("region", name="Workers")
+    expect(workers).to_contain_text("alive")
+    expect(workers).to_contain_text("silent", timeout=30_000)  # heartbeats are a second apart here
 
 
 @pytest.mark.one_database

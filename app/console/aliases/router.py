@@ -18,6 +18,7 @@ from app.console.events import topic
 from app.console.model_pages.lineage import alias_path
 from app.console.model_pages.listing import list_models
 from app.console.page import Page, PageDep
+from app.context import Context
 from app.core.errors import FailedDependencyError, NotFoundError, ToqueError
 from app.dependencies import DatabaseDep, IdempotentRequestDep, ReadSession
 from app.models.adapters import served_models
@@ -247,13 +248,13 @@ def _unservable(session: Session, page: Page, models: list[str]) -> dict[str, st
     return found
 
 
-def _alias_fingerprint(session: Session, project_id: str, name: str) -> str:
-    query = select(Alias.version).where(Alias.project_id == project_id, Alias.name == name)
+def _alias_fingerprint(session: Session, context: Context, name: str) -> str:
+    query = select(Alias.version).where(Alias.project_id == context.project_id, Alias.name == name)
     return str(session.scalar(query))
 
 
-def _aliases_fingerprint(session: Session, project_id: str, _argument: str) -> str:
-    query = select(func.count(), func.sum(Alias.version)).where(Alias.project_id == project_id)
+def _aliases_fingerprint(session: Session, context: Context, _argument: str) -> str:
+    query = select(func.count(), func.sum(Alias.version)).where(Alias.project_id == context.project_id)
     return str(session.execute(query).one())
 
 

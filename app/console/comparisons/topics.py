@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.comparisons.models import Comparison
 from app.console.events import topic
+from app.context import Context
 
 _UNFINISHED = ("queued", "running")
 
@@ -17,8 +18,8 @@ def watch_comparisons() -> None:
     topic("comparison", _one)
 
 
-def _all(session: Session, project_id: str, _: str) -> str:
-    mine = Comparison.project_id == project_id
+def _all(session: Session, context: Context, _: str) -> str:
+    mine = Comparison.project_id == context.project_id
     newest = select(func.max(Comparison.created_at)).where(mine).scalar_subquery()
     running = func.count().filter(Comparison.status == "running")
     unfinished = select(newest, func.count(), running, func.sum(Comparison.done)).where(
@@ -27,8 +28,8 @@ def _all(session: Session, project_id: str, _: str) -> str:
     return str(session.execute(unfinished).one())
 
 
-def _one(session: Session, project_id: str, comparison_id: str) -> str:
+def _one(session: Session, context: Context, comparison_id: str) -> str:
     this = select(Comparison.status, Comparison.done).where(
-        Comparison.id == comparison_id, Comparison.project_id == project_id
+        Comparison.id == comparison_id, Comparison.project_id == context.project_id
     )
     return str(session.execute(this).one_or_none())

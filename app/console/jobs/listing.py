@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.console.events import topic
 from app.console.jobs.description import JobView
 from app.console.page import PageDep
+from app.context import Context
 from app.dependencies import ReadSession
 from app.fine_tuning import service
 from app.fine_tuning.models import ALLOWED_MOVES, FineTuningJob
@@ -52,10 +53,10 @@ def list_jobs(
     )
 
 
-def _fingerprint(session: Session, project_id: str, _argument: str) -> str:
+def _fingerprint(session: Session, context: Context, _argument: str) -> str:
     newest = (
         select(FineTuningJob.id, FineTuningJob.status, FineTuningJob.recorded_step)
-        .where(FineTuningJob.project_id == project_id)
+        .where(FineTuningJob.project_id == context.project_id)
         .order_by(FineTuningJob.created_at.desc(), FineTuningJob.id.desc())
         .limit(_WATCHED)
     )

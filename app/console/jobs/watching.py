@@ -17,6 +17,7 @@ from app.console.jobs.fields import label_of
 from app.console.jobs.pictures import pictures_for
 from app.console.jobs.progress import seconds_worked
 from app.console.page import PageDep
+from app.context import Context
 from app.dependencies import DatabaseDep, ReadSession, WriteSession
 from app.fine_tuning import service
 from app.fine_tuning.forecast import describe_job
@@ -127,10 +128,10 @@ def change_job(
     return page.redirect(f"/console/jobs/{job.id}")
 
 
-def _fingerprint(session: Session, project_id: str, job_id: str) -> str:
+def _fingerprint(session: Session, context: Context, job_id: str) -> str:
     newest = select(func.max(Event.seq)).where(Event.job_id == job_id).scalar_subquery()
     row = select(FineTuningJob.status, FineTuningJob.recorded_step, newest).where(
-        FineTuningJob.id == job_id, FineTuningJob.project_id == project_id
+        FineTuningJob.id == job_id, FineTuningJob.project_id == context.project_id
     )
     return repr(session.execute(row).one_or_none())
 

@@ -14,7 +14,6 @@ from sqlalchemy.orm import Session
 from app.completions import service as completions_service
 from app.completions.models import Engine
 from app.context import Context
-from app.core.database import database_now
 from app.fine_tuning import queue, worker_registry
 from app.fine_tuning.models import FineTuningJob, Worker
 from app.models.adapters.models import Adapter
@@ -91,23 +90,25 @@ def read(session: Session, context: Context) -> Machines:
     )
 
 
-def fingerprint(session: Session, project_id: str, _argument: str) -> str:
+def fingerprint(session: Session, context: Context, _argument: str) -> str:
     """Return what changes when the page should."""
-    workers = select(
-        Worker.id, Worker.job_id, Worker.memory_bytes / 2**27, database_now() - Worker.heartbeat_at < 30
-    )
-    engines = select(
-        Engine.id,
-        Engine.status,
-        Engine.requests,
-        Engine.adapters,
-        database_now() - Engine.heartbeat_at < 30,
-    )
+    workers = [
+        (
+            worker.id,
+            worker.job_id,
+            worker.memory_bytes // 2**27,
+            worker_registry.is_alive(age, context.settings.heartbeat_seconds),
+        )
+        for worker, age in worker_registry.with_ages(session)
+    ]
+    engines = [
+        (engine.id, engine.status, engine.requests, engine.adapters, is_alive)
+        for engine, is_alive in completions_service.all_engines(session, context.settings)
+    ]
     jobs = select(func.count(), func.max(FineTuningJob.created_at)).where(
-        FineTuningJob.project_id == project_id, FineTuningJob.status == "queued"
+        FineTuningJob.project_id == context.project_id, FineTuningJob.status == "queued"
     )
-    found = [tuple(row) for query in (workers, engines, jobs) for row in session.execute(query)]
-    return repr(found)
+    return repr((workers, engines, tuple(session.execute(jobs).one())))
 
 
 def _own_jobs(session: Session, project_id: str, job_ids: Sequence[str]) -> dict[str, FineTuningJob]:
