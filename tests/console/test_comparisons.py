@@ -149,7 +149,7 @@ def results_with(code: Any, **verdict: Any) -> ComparisonResults:
         ("prompting_is_enough", "Prompting is enough", "There is no model to train"),
         ("no_difference_shown", "No difference shown", "About 1,200 would show"),
         ("fine_tuning_hurts", "Fine-tuning hurts", "look at what it lost"),
-        ("not_enough_data", "Not enough data", "About 1,200 would show"),
+        ("not_enough_data", "Not enough data", "With about 1,200, the comparison can say something"),
     ],
 )
 def test_each_verdict_is_said_plainly_with_what_to_do_next(

@@ -52,7 +52,7 @@ def test_a_promotion_is_refused_rule_by_rule_then_allowed(
     expect(rules.nth(1)).to_contain_text("Beats every prompt without fine-tuning")
     expect(rules.nth(2)).to_contain_text("not shown")
     expect(rules.nth(2)).to_contain_text("+4.0 points against older")
-    expect(rules.nth(2)).to_contain_text("more of them would tell")
+    expect(rules.nth(2)).to_contain_text("more of them might")
     expect(rules.nth(3)).to_contain_text("passed")
     expect(page.get_by_role("button", name="Promote it")).to_have_count(0)
     assert_accessible(page)
@@ -77,6 +77,20 @@ def test_a_promotion_is_refused_rule_by_rule_then_allowed(
     expect(change).to_contain_text("proven on held-out questions")
     change.get_by_text("3 rules, all passed").click()
     expect(change.get_by_text("Scores at least 80 %")).to_be_visible()
+
+
+@pytest.mark.one_database
+def test_rules_fit_the_comparison_that_is_chosen_in_the_form(
+    console: Console, page: Page, made: Lineage
+) -> None:
+    open_form(console, page)
+    expect(page.get_by_role("checkbox", name="Beats the base model")).to_be_checked()
+    page.get_by_label("Alias", exact=True).fill(NAME)
+    page.get_by_label("Comparison", exact=True).select_option(made.comparison)
+    expect(page.get_by_role("checkbox", name="Beats every prompt")).to_be_checked()
+    expect(page.get_by_role("checkbox", name="Beats the base model")).not_to_be_checked()
+    expect(page.get_by_label("Loses on general questions at most")).to_have_value("5")
+    expect(page.get_by_label("Alias", exact=True)).to_have_value(NAME)
 
 
 def test_an_alias_that_moved_meanwhile_is_looked_at_again(

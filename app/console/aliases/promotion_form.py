@@ -61,10 +61,13 @@ class PromotionForm(BaseModel):
         return str(getattr(self, f"beats_{opponent}_delta"))
 
     def with_rules_for(self, results: ComparisonResults | None) -> PromotionForm:
-        """Return the form with rules that fit a comparison, unless it has rules or was sent."""
+        """Return the form with rules that fit a comparison, unless it has rules or was sent.
+
+        One of them can fail even where the alias points to nothing yet, so that there is nothing to beat.
+        """
         if self.has_rule or self.check:
             return self
-        types = {candidate.type for candidate in results.candidates} if results else set[str]()
+        types = {candidate.type for candidate in results.candidates} if results else {"base"}
         rules = {"beats_current": "on"}
         if types & {"prompt", "few_shot"}:
             rules["beats_prompted"] = "on"
