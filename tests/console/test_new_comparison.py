@@ -40,9 +40,9 @@ def test_a_comparison_is_made_and_watched_and_cancelled(
     page.get_by_role("group", name="The base model with examples").get_by_label("Remove").click()
 
     page.get_by_role("button", name="Check what it asks for").click()
-    expect(page.locator("#check")).to_contain_text("Missing required parameter 'candidates[1].system'")
+    expect(page.locator("#check")).to_contain_text("Fill in 'system'.")
     page.get_by_role("button", name="Compare").click()
-    expect(page.locator('[id="candidates[1].system-problem"]')).to_contain_text("Missing required")
+    expect(page.locator('[id="candidates[1].system-problem"]')).to_have_text("Fill in 'system'.")
     expect(page.get_by_label("System prompt")).to_have_attribute("aria-invalid", "true")
     assert_accessible(page)
 

@@ -75,7 +75,7 @@ class Form:
         while path and path not in names:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         if path:
-            self.problems.setdefault(path, error.message)
+            self.problems.setdefault(path, _plain(error.message, error.param or ""))
         else:
             self.others.append(error.message)
 
@@ -163,3 +163,11 @@ def _number(text: str) -> Any:
     except (ValueError, RecursionError):
         return text
     return number if isinstance(number, int | float) and not isinstance(number, bool) else text
+
+
+def _plain(message: str, path: str) -> str:
+    """Name the field alone, which is all that people have seen of its path."""
+    name = re.split(r"[.\]]+", path)[-1].replace("_", " ")
+    return message.replace(f"Missing required parameter '{path}'", f"Fill in '{name}'").replace(
+        f"'{path}'", f"'{name}'"
+    )
