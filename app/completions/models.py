@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Double, String
+from sqlalchemy import BigInteger, Double, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.core.database import Base, new_id
@@ -37,6 +37,8 @@ class Engine(Base):
     """Requests that it computed or had waiting then."""
     adapters: Mapped[list[str]] = mapped_column(default=list, server_default="[]")
     """Adapters that it had in memory then."""
+    memory_bytes: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """Resident memory of the machine that the engine and vLLM took then."""
 
     @property
     def lends_device(self) -> bool:

@@ -72,7 +72,7 @@ def test_machines_are_shown_and_what_they_do_for_the_project(
     add_worker(console.database, "stove", "ftjob-theirs")
     mine = add_model(console.database, "my-soup")
     theirs = add_model(console.database, "secret-soup", "other")
-    register_engine(console.database, "unix:/nowhere", adapters=[mine, theirs])
+    register_engine(console.database, "unix:/nowhere", adapters=[mine, theirs], memory_bytes=2_500_000_000)
 
     workers = page.get_by_role("region", name="Workers")
     oven = workers.get_by_role("row").filter(has_text="oven:7")
@@ -82,6 +82,7 @@ def test_machines_are_shown_and_what_they_do_for_the_project(
     expect(workers.get_by_role("row").filter(has_text="stove:7")).to_contain_text("another project's")
     engine = page.get_by_role("region", name="Engines").get_by_role("row").nth(1)
     expect(engine).to_contain_text("ready")
+    expect(engine).to_contain_text("2.5 GB")
     expect(engine).to_contain_text(mine)
     expect(engine).to_contain_text("1 of other projects")
     waiting = page.get_by_role("region", name="Queue").get_by_role("row")

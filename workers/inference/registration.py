@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
+import psutil
 from sqlalchemy import delete
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -12,6 +13,7 @@ from app.completions.models import Engine as EngineRow
 from app.core.database import Database, database_now, new_id
 from workers.device import Device
 from workers.inference.engine_load import Load
+from workers.process_memory import resident_bytes
 
 log = logging.getLogger("toque.engine")
 
@@ -38,6 +40,7 @@ class Registration:
         self._started_at = time.time()
         self._status, self._detail, self._url, self._api_key = "starting", "", "", ""
         self._load = Load()
+        self._memory_bytes = 0
         self._due_at = 0.0
         self._unreachable = False
 
@@ -69,6 +72,9 @@ class Registration:
 
     def heartbeat(self) -> None:
         """Writes the whole row, since another engine that took this one for dead may have removed it."""
+        if self.due:  # not each time that the load changes, since all processes are looked through
+            process = psutil.Process()
+            self._memory_bytes = resident_bytes((process, *process.children(recursive=True)))
         self._due_at = time.monotonic() + self._every
         row = EngineRow(
             id=self._id,
@@ -84,6 +90,7 @@ class Registration:
             heartbeat_at=database_now(),
             requests=self._load.requests,
             adapters=list(self._load.adapters),
+            memory_bytes=self._memory_bytes,
         )
         long_dead = EngineRow.heartbeat_at < database_now() - _DEAD_ROW_SECONDS
         try:

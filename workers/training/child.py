@@ -22,6 +22,7 @@ import psutil
 
 from app.core.child_environment import child_environment
 from workers.device import detect
+from workers.process_memory import resident_bytes
 from workers.training.protocol import (
     OUT_OF_MEMORY,
     RANK_DIED,
@@ -156,11 +157,7 @@ class TrainerChild:
 
     def memory_bytes(self) -> int:
         """The resident memory of this process and the trainer's, in bytes."""
-        total = 0
-        for process in (psutil.Process(), *self._ranks()):
-            with suppress(psutil.Error):
-                total += process.memory_info().rss
-        return total
+        return resident_bytes((psutil.Process(), *self._ranks()))
 
     def kill(self) -> None:
         """Kill the process, leaving its jobs unfinished."""

@@ -180,6 +180,7 @@ def test_it_waits_for_the_base_model(
 
 def test_its_row_comes_back_and_dead_ones_go(running: Running, database: Database) -> None:
     mine = running.becomes("ready")
+    assert mine.memory_bytes > 2**20
     with database.writer() as session:
         session.merge(EngineRow(**columns(mine) | {"id": "engine_dead"}))
         session.flush()
