@@ -37,8 +37,15 @@ on_one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=T
 
 
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
-    changes = {"heartbeat_seconds": 0.8, "poll_seconds": 0.05, "lease_seconds": 3.0, "retry_seconds": 0.1}
+def stretch() -> float:
+    """How many times as long a process may be silent before it is taken for dead."""
+    return 1.0
+
+
+@pytest.fixture
+def settings(settings: Settings, stretch: float) -> Settings:
+    silence = {"heartbeat_seconds": 0.8 * stretch, "lease_seconds": 3.0 * stretch}
+    changes = silence | {"poll_seconds": 0.05, "retry_seconds": 0.1}
     shared = {"shared_device": "gpu-0", "shared_device_serving_seconds": SERVING_SECONDS}
     return settings.model_copy(update=changes | shared)
 
@@ -127,6 +134,7 @@ def lines(client: OpenAI, job_id: str) -> list[str]:
     return [event.message for event in client.fine_tuning.jobs.list_events(job_id, limit=100)][::-1]
 
 
+@pytest.mark.parametrize("stretch", [10.0])  # nobody dies here, however busy the machine is
 def test_they_take_turns(settings: Settings, client: OpenAI, engine: Running, log: Path) -> None:
     jobs = [create(client), create(client)]
     with worker(settings, log):
