@@ -87,8 +87,6 @@ def serve(
     if secret := ensure_first_key(settings):
         _say(f"API key {secret} (shown once; kept in {first_key_file(settings)})")
     _ensure_base_model(settings)
-    key_file = first_key_file(settings)
-    key_hint = f"; the first one is kept in {key_file}" if key_file.is_file() else ""
     address = _listen(listener)
     lock.announce(address)
     _say(f"starting on {address}/v1")
@@ -103,7 +101,7 @@ def serve(
         Program("worker", toque_command("worker"), worker_environment(settings.tracker)),
     ]
     supervisor = Supervisor(programs, _write, _say)
-    asyncio.run(_supervise(supervisor, settings, listener, address, key_hint, started))
+    asyncio.run(_supervise(supervisor, settings, listener, address, started))
 
 
 def api(
@@ -161,16 +159,11 @@ def _end(_number: int, _frame: FrameType | None) -> NoReturn:
 
 
 async def _supervise(
-    supervisor: Supervisor,
-    settings: Settings,
-    listener: socket.socket,
-    address: str,
-    key_hint: str,
-    started: float,
+    supervisor: Supervisor, settings: Settings, listener: socket.socket, address: str, started: float
 ) -> None:
     from app.cli.engine_pool import EnginePool  # noqa: PLC0415 - SQLAlchemy is slow to import
 
-    ready = asyncio.create_task(_announce(address, key_hint, started))
+    ready = asyncio.create_task(_announce(settings, address, started))
     engines = asyncio.create_task(EnginePool(settings, supervisor, _engine, _say).run())
     try:
         await supervisor.run()
@@ -186,7 +179,7 @@ def _engine(entry: BaseModelEntry, is_default: bool) -> Program:
     return Program(name, toque_command("engine", *options), engine_environment(), outlives=("api",))
 
 
-async def _announce(address: str, key_hint: str, started: float) -> None:
+async def _announce(settings: Settings, address: str, started: float) -> None:
     """Prints a line once the service is ready."""
     import aiohttp  # noqa: PLC0415 - slow to import
 
@@ -200,7 +193,9 @@ async def _announce(address: str, key_hint: str, started: float) -> None:
                 pass  # not yet
             await asyncio.sleep(0.5)
     _say(f"ready on {address}/v1 after {time.monotonic() - started:.1f} s")
-    _say(f"the console is {address}/console: sign in with an API key{key_hint}")
+    key_file = first_key_file(settings)
+    hint = f"; the first one is kept in {key_file}" if key_file.is_file() else ""
+    _say(f"the console is {address}/console: sign in with an API key{hint}")
 
 
 def _settings_from(**options: object) -> Settings:
