@@ -450,10 +450,10 @@ def busy_lines(count: int) -> bytes:
     pattern = regex.compile(BUSY["pattern"])
     reference = "aaaaaaaa!"
     while True:
-        started = time.perf_counter()
+        started = time.thread_time()  # without the time in which others had the core
         with suppress(TimeoutError):
             pattern.search(reference, timeout=0.1)
-        if time.perf_counter() - started > 0.01:
+        if time.thread_time() - started > 0.01:
             break
         reference = f"a{reference}"
     texts = [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": reference}]

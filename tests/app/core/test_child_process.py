@@ -80,8 +80,8 @@ def test_a_call_that_is_cancelled_while_its_process_starts_leaves_none() -> None
 def test_a_child_of_a_program_without_a_file_starts_processes() -> None:
     in_child = "__import__('multiprocessing.spawn').spawn.get_preparation_data('a child')['name']"
     program = (
-        "import asyncio; from app.core.child_process import run_in_child; "
-        f'print(asyncio.run(run_in_child(eval, "{in_child}")))'
+        "import uvloop; from app.core.child_process import run_in_child; "
+        f'print(uvloop.run(run_in_child(eval, "{in_child}")))'
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("a child\n", "")
