@@ -5,8 +5,8 @@ MINUTES ?= 10
 PROCESSES ?= 2
 LOCKS := $(wildcard requirements/*.txt) requirements/install.sh pyproject.toml
 BIN := .venv/bin
-INSTALL_CHROMIUM := apt-get install --yes --no-install-recommends chromium fonts-dejavu-core
-CHROMIUM := command -v chromium >/dev/null || $(INSTALL_CHROMIUM) || { apt-get update && $(INSTALL_CHROMIUM); }
+INSTALL_CHROMIUM := apt-get install --yes --no-install-recommends chromium-headless-shell fonts-dejavu-core
+CHROMIUM := command -v chromium-headless-shell >/dev/null || $(INSTALL_CHROMIUM) || { apt-get update && $(INSTALL_CHROMIUM); }
 
 .PHONY: help install demo demo-tools serve test test-quick test-bases test-clients test-s3 test-trackers test-cluster \
   test-dashboards test-pgbouncer test-api chart install-trackers install-fleet lint generated screenshots lock bench-train bench-api \

@@ -1,4 +1,4 @@
-"""Debian's Chromium, as tests, screenshots and benchmarks start it."""
+"""Debian's Chromium without a window, as tests, screenshots and benchmarks start it."""
 
 from __future__ import annotations
 
@@ -18,5 +18,8 @@ _FLAGS = (
 
 
 def launch(playwright: Playwright) -> Browser:
-    """Start a browser that asks nothing of the internet."""
-    return playwright.chromium.launch(executable_path=shutil.which("chromium"), args=_FLAGS)
+    """Start a browser that asks nothing of the internet.
+
+    The headless shell opens a page with less than half of the processor time of the whole browser.
+    """
+    return playwright.chromium.launch(executable_path=shutil.which("chromium-headless-shell"), args=_FLAGS)
