@@ -31,7 +31,9 @@ def _wrong_field(reason: str, pointer: str) -> ExampleError:
     """Returns the error for a field that does not fit; the most common mistakes have codes of their own."""
     last = pointer.rsplit("/", 1)[-1]
     if reason.startswith("Invalid enum value") and last == "role":
-        return ExampleError("unknown_role", f"has an unknown role; roles are {', '.join(ROLES)}", pointer)
+        role = reason.removeprefix("Invalid enum value '").removesuffix("'")
+        roles = ", ".join(ROLES)
+        return ExampleError("unknown_role", f"has the unknown role {role[:40]!r}; roles are {roles}", pointer)
     if last == "weight":
         return ExampleError("invalid_weight", "has a weight that is neither 0 nor 1", pointer)
     if reason.startswith("Invalid value '") and last == "type":

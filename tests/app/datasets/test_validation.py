@@ -77,6 +77,14 @@ def test_every_code_of_the_table_is_met(base: PreparedBase) -> None:
     assert met | elsewhere == set(FINDING_KINDS)
 
 
+def test_an_unknown_role_is_named(base: PreparedBase, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"messages": [{"role": "chef" * 20, "content": "x"}]}) + "\n", "utf-8")
+    [finding] = validate_file(path, base).findings
+    roles = "system, developer, user, assistant, tool"
+    assert finding.message == f"has the unknown role {'chef' * 10!r}; roles are {roles}"
+
+
 @pytest.mark.usefixtures("own_template")
 def test_the_api_names_it(client: OpenAI, http: httpx2.Client) -> None:
     for bad in CORPUS:
