@@ -17,8 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from app.console.error_page import error_page, is_in_console
-from app.core.database import is_damaged
+from app.core.database import is_damaged, lacks_table
 from app.core.errors import ConflictError, ErrorBody, InvalidRequestError, ToqueError, UnavailableError
+from app.core.migrations import OUTDATED
 from app.core.validation_errors import validation_error
 
 log = logging.getLogger("toque.errors")
@@ -101,7 +102,17 @@ def _unreadable(error: HTTPException) -> str:
 
 
 def _on_database_error(_request: Request, error: Exception) -> _Answer:
-    if is_damaged(error.orig if isinstance(error, DBAPIError) else error):
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    if lacks_table(cause):
+        log.error("%s: %s", OUTDATED, error)
+        return _answer(
+            UnavailableError(
+                "The database's schema is not that of this version: the operator has to run "
+                "`toque db upgrade`.",
+                code="database_outdated",
+            )
+        )
+    if is_damaged(cause):
         log.error(
             "the file of SQLite's database is damaged: stop the service, restore a backup of the database "
             "and of the storage (docs/operations.md, Backup), and run `toque db check`: %s",
@@ -126,7 +137,9 @@ def _on_statement_error(request: Request, error: Exception) -> _Answer:
                 "A value in the request cannot be stored: a NUL character?", code="invalid_value"
             )
         )
-    if isinstance(error, DBAPIError) and (error.connection_invalidated or is_damaged(error.orig)):
+    if isinstance(error, DBAPIError) and (
+        error.connection_invalidated or is_damaged(error.orig) or lacks_table(error.orig)
+    ):
         return _on_database_error(request, error)
     return _on_unexpected(request, error)
 

@@ -14,6 +14,7 @@ import time
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+from psycopg.errors import UndefinedColumn, UndefinedTable
 from sqlalchemy import JSON, Engine, create_engine, event, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
@@ -153,6 +154,13 @@ def is_damaged(error: BaseException | None) -> bool:
     """Return whether the driver's error says that the file of SQLite's database is damaged."""
     codes = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
     return isinstance(error, sqlite3.DatabaseError) and error.sqlite_errorcode & 0xFF in codes
+
+
+def lacks_table(error: BaseException | None) -> bool:
+    """Return whether the driver's error says that there is no such table or column."""
+    if isinstance(error, sqlite3.OperationalError):
+        return str(error).startswith(("no such table", "no such column"))
+    return isinstance(error, UndefinedTable | UndefinedColumn)
 
 
 def advisory_lock(session: Session, name: str, *, shared: bool = False) -> None:

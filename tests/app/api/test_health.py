@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import httpx2
 import pytest
+from openai import InternalServerError, OpenAI
+from sqlalchemy import text
 
 from app.core.database import Database
 from app.core.settings import Settings
@@ -55,6 +57,14 @@ def test_another_base_stands_in_only_while_the_default_has_no_engine(
         wait_until(lambda: http.get("/health/ready").status_code == 503, "the default base's engine is known")
         waiting = http.get("/health/ready")
     assert waiting.json()["checks"]["engine"] == "loading the weights"
+
+
+def test_a_database_that_was_not_upgraded_is_named(client: OpenAI, database: Database) -> None:
+    with database.writer() as session:
+        session.execute(text("ALTER TABLE files RENAME TO files_of_another_version"))
+    with pytest.raises(InternalServerError, match="toque db upgrade") as refused:
+        client.files.list()
+    assert (refused.value.status_code, refused.value.code) == (503, "database_outdated")
 
 
 def test_a_catalogue_without_the_engines_base_says_so(settings: Settings, database: Database) -> None:
