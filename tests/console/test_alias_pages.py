@@ -95,6 +95,7 @@ def test_an_alias_is_created_split_and_rolled_back(
     expect(page.get_by_text("there is nothing to roll back to")).to_be_visible()
 
 
+@pytest.mark.one_database
 def test_a_stale_version_is_told_and_nothing_moves(console: Console, page: Page, http: httpx2.Client) -> None:
     first, second = (add_model(console.database, suffix) for suffix in ("first", "second"))
     put(http, model=first)
@@ -122,6 +123,7 @@ def test_a_stale_version_is_told_and_nothing_moves(console: Console, page: Page,
     assert http.get(f"/v1/aliases/{NAME}").status_code == 404
 
 
+@pytest.mark.one_database
 def test_a_rollback_to_what_is_gone_is_not_offered(console: Console, page: Page, http: httpx2.Client) -> None:
     first, second = (add_model(console.database, suffix) for suffix in ("first", "second"))
     put(http, model=first)
@@ -162,6 +164,7 @@ def test_traffic_is_shown_as_set_and_as_measured(
     assert_accessible(page)
 
 
+@pytest.mark.one_database
 def test_a_page_follows_what_others_do(console: Console, page: Page, http: httpx2.Client) -> None:
     first, second = (add_model(console.database, suffix) for suffix in ("first", "second"))
     put(http, model=first)
@@ -184,6 +187,7 @@ def test_a_long_history_is_paged(console: Console, page: Page, http: httpx2.Clie
     expect(page.get_by_text("version 25 ·")).to_be_visible()
 
 
+@pytest.mark.one_database
 def test_projects_and_roles(console: Console, page: Page, http: httpx2.Client) -> None:
     put(http, model=add_model(console.database, "first"))
     add_requests(console, {("theirs", 600): 7777}, "other")

@@ -142,6 +142,7 @@ def results_with(code: Any, **verdict: Any) -> ComparisonResults:
     return found
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize(
     ("code", "title", "next_step"),
     [
@@ -201,6 +202,7 @@ def test_checkpoints_slices_and_general_questions_are_shown(
     assert_accessible(page)
 
 
+@pytest.mark.one_database
 def test_hostile_texts_are_only_texts(console: Console, page: Page, database: Database) -> None:
     found = results_with("prompting_is_enough")
     found.verdict.sentence = HOSTILE
@@ -214,6 +216,7 @@ def test_hostile_texts_are_only_texts(console: Console, page: Page, database: Da
     expect(page).to_have_title("Comparisons · Toque")
 
 
+@pytest.mark.one_database
 def test_who_may_only_read_is_offered_nothing_else(
     console: Console, stranger: Page, database: Database
 ) -> None:
@@ -240,6 +243,7 @@ def test_another_project_sees_nothing(console: Console, stranger: Page, database
     expect(stranger.get_by_text(f"No comparison '{comparison_id}'")).to_be_visible()
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("path", ["/comparisons", "/comparisons/new", "/comparisons/{}", "/playground"])
 def test_small_screens_do_not_scroll_sideways(
     console: Console, page: Page, database: Database, path: str

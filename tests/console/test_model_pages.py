@@ -107,6 +107,7 @@ def test_an_older_checkpoint_is_in_its_own_lineage(console: Console, page: Page)
     expect(page.get_by_role("list", name="Lineage").locator("[aria-current]")).to_contain_text("Step 25")
 
 
+@pytest.mark.one_database
 def test_scores_lead_to_a_promotion(console: Console, page: Page) -> None:
     made = add_lineage(console.database)
     page.goto(address(console, made.second))
@@ -122,6 +123,7 @@ def test_scores_lead_to_a_promotion(console: Console, page: Page) -> None:
     expect(page.get_by_text("Not compared yet")).to_be_visible()
 
 
+@pytest.mark.one_database
 def test_quarantine_says_why(console: Console, page: Page, assert_accessible: Callable[[Page], None]) -> None:
     made = add_lineage(console.database)
     page.goto(f"{console.url}/models")
@@ -134,6 +136,7 @@ def test_quarantine_says_why(console: Console, page: Page, assert_accessible: Ca
     assert_accessible(page)
 
 
+@pytest.mark.one_database
 def test_an_import_is_checked_and_downloaded(
     console: Console, page: Page, http: httpx2.Client, settings: Settings, tmp_path: Path
 ) -> None:
@@ -204,6 +207,7 @@ def test_a_thousand_models_are_paged_and_searched(console: Console, page: Page) 
     expect(names).to_have_text([re.compile(":many-417:m417:ckpt-step-1$")])
 
 
+@pytest.mark.one_database
 def test_projects_and_roles(console: Console, page: Page) -> None:
     made = add_lineage(console.database)
     other = add_lineage(console.database, "other", "secret-sauce")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import pytest
 from openai import OpenAI
 from playwright.sync_api import Page, expect
 
@@ -72,6 +73,7 @@ def test_a_comparison_is_made_and_watched_and_cancelled(
     engine.go_on.set()
 
 
+@pytest.mark.one_database
 def test_graders_have_their_settings_and_refusals_their_fields(
     console: Console, page: Page, client: OpenAI, database: Database
 ) -> None:
@@ -108,6 +110,7 @@ def test_graders_have_their_settings_and_refusals_their_fields(
     assert get(client, page.url.rpartition("/")[2])["grader"] == document
 
 
+@pytest.mark.one_database
 def test_the_form_sent_twice_makes_one_comparison(
     console: Console, page: Page, client: OpenAI, database: Database
 ) -> None:

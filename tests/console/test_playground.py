@@ -94,6 +94,7 @@ def test_two_models_answer_side_by_side_as_they_speak(
     ]
 
 
+@pytest.mark.one_database
 def test_tokens_show_their_probabilities_by_keyboard(
     console: Console, page: Page, engine: TalkingEngine, assert_accessible: Callable[[Page], None]
 ) -> None:
@@ -120,6 +121,7 @@ def test_tokens_show_their_probabilities_by_keyboard(
     assert_accessible(page)
 
 
+@pytest.mark.one_database
 def test_each_column_shows_its_own_error(
     console: Console, page: Page, database: Database, engine: TalkingEngine
 ) -> None:
@@ -134,6 +136,7 @@ def test_each_column_shows_its_own_error(
     expect(column(page, "nobody").get_by_role("alert")).to_contain_text("The model 'nobody' does not exist")
 
 
+@pytest.mark.one_database
 def test_an_answer_is_stopped(console: Console, page: Page, engine: TalkingEngine) -> None:
     engine.go_on.clear()
     page.goto(f"{console.url}/playground")
@@ -177,6 +180,7 @@ def test_models_are_found_and_an_alias_says_which_version_answered(
     )
 
 
+@pytest.mark.one_database
 def test_the_question_is_shown_as_code(console: Console, page: Page, engine: TalkingEngine) -> None:
     page.goto(f"{console.url}/playground")
     ask(page, 'It\'s "hot"\nor not?')
@@ -207,6 +211,7 @@ def test_the_question_is_shown_as_code(console: Console, page: Page, engine: Tal
     assert "'\\''" in page.locator("#code-curl").inner_text()
 
 
+@pytest.mark.one_database
 def test_hostile_texts_are_only_texts(
     console: Console, page: Page, database: Database, engine: TalkingEngine
 ) -> None:
@@ -242,6 +247,7 @@ def test_a_key_sees_and_asks_only_its_own_models(
     expect(column(stranger, BASE_MODEL).get_by_role("alert")).to_contain_text("does not have access")
 
 
+@pytest.mark.one_database
 def test_readers_cannot_ask(console: Console, stranger: Page) -> None:
     console.sign_in(stranger, console.key_with_role("read"))
     stranger.goto(console.url)

@@ -93,6 +93,7 @@ def test_rules_fit_the_comparison_that_is_chosen_in_the_form(
     expect(page.get_by_label("Alias", exact=True)).to_have_value(NAME)
 
 
+@pytest.mark.one_database
 def test_an_alias_that_moved_meanwhile_is_looked_at_again(
     console: Console, page: Page, http: httpx2.Client, made: Lineage
 ) -> None:
@@ -110,6 +111,7 @@ def test_an_alias_that_moved_meanwhile_is_looked_at_again(
     assert http.get(f"/v1/aliases/{NAME}").json()["version"] == 3
 
 
+@pytest.mark.one_database
 def test_a_gate_that_says_no_meanwhile_shows_its_rules(
     console: Console, page: Page, http: httpx2.Client, made: Lineage
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_killed_process_loses_nothing_that_was_recorded(
     assert max(asked.values()) == 2, "those in flight are asked again"
 
 
+@pytest.mark.one_database
 @pytest.mark.parametrize("seed", [1, 2])
 def test_random_kills_answer_each_request_once(
     settings: Settings, database: Database, engine: StubEngine, seed: int

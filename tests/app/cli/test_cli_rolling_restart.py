@@ -106,6 +106,7 @@ def refuses_connections(port: int) -> bool:
     return False
 
 
+@pytest.mark.one_database
 def test_clients_notice_nothing_when_each_process_is_replaced(start_api: StartApi) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         old_ones = [start_api(listener) for _ in range(2)]
