@@ -31,6 +31,7 @@ from tests.support.waiting import wait_until
 CANDIDATES = [{"type": "base"}, {"type": "model", "model": TUNED}]
 
 
+@pytest.mark.one_database
 def test_a_killed_process_loses_nothing_and_no_question_is_asked_twice(
     settings: Settings, database: Database, engine: StubEngine
 ) -> None:
@@ -73,6 +74,7 @@ def test_a_process_that_stops_in_order_hands_its_comparison_on_at_once(
     assert (done["status"], len(engine.bodies)) == ("succeeded", 22)
 
 
+@pytest.mark.one_database
 def test_two_processes_share_the_comparisons(
     settings: Settings, database: Database, engine: StubEngine
 ) -> None:
