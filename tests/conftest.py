@@ -14,6 +14,8 @@ from zlib import crc32
 
 import httpx2
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from openai import OpenAI
 from pydantic import SecretStr
 from sqlalchemy.engine import make_url
@@ -39,6 +41,10 @@ if "XDG_RUNTIME_DIR" not in os.environ:
 for name in [name for name in os.environ if name.startswith(("TOQUE_", "OPENAI_"))]:
     if name != "TOQUE_TEST_MODELS_DIR":
         del os.environ[name]
+
+# How long an example takes says what else the machine does, and fixtures may serve all examples of a test.
+hypothesis_settings.register_profile("toque", deadline=None, suppress_health_check=list(HealthCheck))
+hypothesis_settings.load_profile("toque")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -19,7 +19,6 @@ def ascending(count: int, seed: int) -> np.ndarray:
     return np.cumsum(np.random.default_rng(seed).integers(1, 50, count)).astype(np.float64)
 
 
-@settings(deadline=None)
 @given(heights, columns, seeds)
 def test_few_points_in_order_with_both_ends(y: np.ndarray, count: int, seed: int) -> None:
     kept = m4(ascending(len(y), seed), y, count)
@@ -28,7 +27,6 @@ def test_few_points_in_order_with_both_ends(y: np.ndarray, count: int, seed: int
     assert (kept[0], kept[-1]) == (0, len(y) - 1)
 
 
-@settings(deadline=None)
 @given(heights, columns, seeds)
 def test_every_column_keeps_its_extremes(y: np.ndarray, count: int, seed: int) -> None:
     x = ascending(len(y), seed)
@@ -48,7 +46,6 @@ def test_a_spike_of_one_step_among_100_000_is_drawn() -> None:
     assert len(kept) <= 3200
 
 
-@settings(deadline=None)
 @given(heights, columns, seeds)
 def test_a_smooth_line_keeps_one_point_a_column_and_both_ends(y: np.ndarray, count: int, seed: int) -> None:
     kept = last_of_columns(ascending(len(y), seed), count)

@@ -48,7 +48,7 @@ def check(template: ChatTemplate, example: Example, readings: list[Reading]) -> 
 def test_every_token_is_shown_as_it_is_learned(name: str) -> None:
     template = template_of(TEMPLATES[name])
 
-    @hypothesis_settings(deadline=None, max_examples=40)
+    @hypothesis_settings(max_examples=40)
     @given(conversations(TEMPLATES[name]))
     def check_one(line: dict[str, Any]) -> None:
         example = parse_line(json.dumps(line).encode())
@@ -110,7 +110,6 @@ def test_words_that_were_searched_for_are_marked() -> None:
     assert [run.text for turn in plain.turns for run in turn.runs if run.is_marked] == ["Soup", "soup"]
 
 
-@hypothesis_settings(deadline=None)
 @given(st.integers(0, 60))
 def test_a_long_text_is_cut_and_says_so(most: int) -> None:
     example = chat("Soup?", "Leek. " * 5)

@@ -64,7 +64,7 @@ def test_without_tools_the_template_of_smollm2_writes_what_its_own_writes(own: T
             return type(error)
 
     @given(MESSAGES, st.sampled_from([None, []]), st.booleans())
-    @hypothesis_settings(max_examples=500, deadline=None)
+    @hypothesis_settings(max_examples=500)
     def check(messages: list[dict[str, Any]], tools: list[Any] | None, prompt: bool) -> None:
         values = {"messages": messages, "tools": tools, "add_generation_prompt": prompt}
         assert outcome(ours, **values) == outcome(own, **values)

@@ -60,7 +60,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_form, "_BLOCK_BYTES", 16)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(contents, st.lists(st.integers(1, 60), max_size=20))
 def test_the_file_is_what_was_sent(content: bytes, lengths: list[int]) -> None:
     form, received = receive(body(content, b"fine-tune"), lengths)
@@ -68,7 +68,7 @@ def test_the_file_is_what_was_sent(content: bytes, lengths: list[int]) -> None:
     assert (form.fields, form.filenames) == ({"purpose": "fine-tune"}, {"file": "a.bin"})
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(contents, st.integers(0, 250), st.lists(st.integers(1, 60), max_size=20))
 def test_a_form_that_breaks_off_is_refused(content: bytes, length: int, lengths: list[int]) -> None:
     whole = body(content, b"fine-tune")
@@ -77,7 +77,7 @@ def test_a_form_that_breaks_off_is_refused(content: bytes, length: int, lengths:
     assert caught.value.body.code == "invalid_multipart"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=300), st.lists(st.integers(1, 60), max_size=20))
 def test_any_bytes_are_refused_in_the_envelope(whole: bytes, lengths: list[int]) -> None:
     with pytest.raises(ToqueError) as caught:

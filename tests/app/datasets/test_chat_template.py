@@ -124,7 +124,7 @@ def test_what_a_template_cannot_say_is_an_error(folder: Path) -> None:
 @given(
     st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass"))
 )
-@hypothesis_settings(max_examples=500, deadline=None)
+@hypothesis_settings(max_examples=500)
 def test_any_bytes_are_an_example_or_an_error(line: bytes) -> None:
     try:
         parse_line(line)
@@ -156,7 +156,7 @@ ALMOST = st.fixed_dictionaries(
 
 
 @given(ALMOST)
-@hypothesis_settings(max_examples=500, deadline=None)
+@hypothesis_settings(max_examples=500)
 def test_almost_right_lines_are_an_example_or_an_error(line: dict[str, Any]) -> None:
     try:
         parse_line(json.dumps(line).encode())

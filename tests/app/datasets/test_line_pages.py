@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from app.datasets import line_pages
@@ -55,7 +54,6 @@ def contents(page: Page) -> list[tuple[int, int, bytes]]:
     return [(line.at.line, line.at.offset, line.content) for line in page.lines]
 
 
-@hypothesis_settings(deadline=None)
 @given(LINES, st.sampled_from([b"", b"\n", b"\r\n"]), st.integers(1, 5), st.integers(1, 60))
 def test_paging_sees_every_line_once(lines: list[bytes], end: bytes, limit: int, page_bytes: int) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -72,7 +70,6 @@ def test_paging_sees_every_line_once(lines: list[bytes], end: bytes, limit: int,
         assert seen == plain_lines(path)
 
 
-@hypothesis_settings(deadline=None)
 @given(LINES, st.integers(1, 5))
 def test_paging_backwards_sees_the_same(lines: list[bytes], limit: int) -> None:
     with TemporaryDirectory() as folder:
@@ -86,7 +83,6 @@ def test_paging_backwards_sees_the_same(lines: list[bytes], limit: int) -> None:
         assert seen == plain_lines(path)
 
 
-@hypothesis_settings(deadline=None)
 @given(LINES, st.integers(1, 40))
 def test_a_line_is_found_by_its_number(lines: list[bytes], number: int) -> None:
     with TemporaryDirectory() as folder:
@@ -118,7 +114,6 @@ def test_a_count_of_lines_that_is_out_of_time_goes_on_where_it_stopped(
     assert find_line(path, 1001, start=found[1], seconds=60.0) is None
 
 
-@hypothesis_settings(deadline=None)
 @given(LINES, st.data(), st.integers(1, 4))
 def test_a_search_finds_what_a_plain_scan_finds(lines: list[bytes], data: st.DataObject, limit: int) -> None:
     words = data.draw(st.one_of(WORDS.filter(bool), st.sampled_from(["s", "k", "ß", "é", '"', "\\", "/"])))

@@ -116,7 +116,7 @@ def test_tokens_and_mask_are_those_of_an_independent_reference(name: str, bases:
     ours, reference = ChatTemplate.load(bases[name]), AutoTokenizer.from_pretrained(bases[name])
 
     @given(CHATS)
-    @hypothesis_settings(max_examples=150, deadline=None)
+    @hypothesis_settings(max_examples=150)
     def check(chat: Any) -> None:
         turns = turns_of(chat)
         for turn in turns:
@@ -148,7 +148,7 @@ def test_counts_are_those_of_the_long_way(
     assert counter.counts_by_turn == (name != "bracketed")  # where turns begin with a control token
 
     @given(st.lists(CHATS, min_size=1, max_size=4))
-    @hypothesis_settings(max_examples=150, deadline=None)
+    @hypothesis_settings(max_examples=150)
     def check(chats: Any) -> None:
         examples = [parse_line(json.dumps({"messages": turns_of(chat)}).encode()) for chat in chats]
         for example, counted in zip(examples, counter.count(examples), strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
@@ -130,7 +130,7 @@ def test_every_turn_is_learnt_after_the_tokens_that_ask_for_it(name: str) -> Non
     outcomes: Counter[str] = Counter()
 
     @given(conversations(kind))
-    @hypothesis_settings(max_examples=70, deadline=None, suppress_health_check=list(HealthCheck))
+    @hypothesis_settings(max_examples=70)
     def check(line: dict[str, Any]) -> None:
         example = cast(ChatExample, parse_line(json.dumps(line).encode()))
         try:
@@ -271,7 +271,7 @@ def test_counts_are_those_of_the_sequences(name: str, tmp_path: Path) -> None:
     )
 
     @given(st.lists(conversations(kind) | plain_conversations(kind), min_size=1, max_size=3))
-    @hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+    @hypothesis_settings(max_examples=40)
     def check(lines: list[dict[str, Any]]) -> None:
         examples = [cast(ChatExample, parse_line(json.dumps(line).encode())) for line in lines]
         for example, counted in zip(examples, counter.count(examples), strict=True):
@@ -319,7 +319,7 @@ def test_plain_conversations_are_counted_without_their_template(name: str, tmp_p
     sequences: Counter[int] = Counter()
 
     @given(plain_conversations(kind))
-    @hypothesis_settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @hypothesis_settings(max_examples=60)
     def check(line: dict[str, Any]) -> None:
         example = cast(ChatExample, parse_line(json.dumps(line).encode()))
         [counted] = counter.count([example])

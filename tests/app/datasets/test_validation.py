@@ -265,7 +265,7 @@ def test_a_table_becomes_examples(tmp_path: Path) -> None:
         max_size=30,
     ).map(b"".join)
 )
-@hypothesis_settings(max_examples=300, deadline=None)
+@hypothesis_settings(max_examples=300)
 def test_any_bytes_get_a_report(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     path.write_bytes(content)
@@ -297,7 +297,7 @@ CHATS = st.lists(st.tuples(TEXT, TEXT, st.sampled_from([None, 1])), min_size=1, 
 
 
 @given(st.lists(CHATS, min_size=1, max_size=12), st.sampled_from([b"\n", b"\r\n"]), st.booleans())
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 def test_valid_files_survive_the_round_trip(
     tmp_path_factory: pytest.TempPathFactory, chats: Any, newline: bytes, escaped: bool
 ) -> None:

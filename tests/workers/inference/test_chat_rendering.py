@@ -113,7 +113,7 @@ def test_calls_are_learnt_in_the_form_that_vllm_parses() -> None:
     request = ChatCompletionRequest.model_validate({"messages": [{"role": "user", "content": "x"}]})
 
     @given(texts(kind), st.lists(arguments(kind), min_size=1, max_size=3), st.none() | texts(kind))
-    @hypothesis_settings(max_examples=100, deadline=None)
+    @hypothesis_settings(max_examples=100)
     def check(question: str, given_arguments: list[str], content: str | None) -> None:
         assume(content is None or "<|im_end|>" not in content)
         functions = [{"name": "stock", "arguments": each} for each in given_arguments]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -43,7 +43,7 @@ def test_what_the_library_refuses_too(tmp_path: Path, good: bytes, case: str) ->
         as_the_library_reads(path)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300)
 @given(data=st.data())
 def test_what_is_accepted_the_library_reads_alike(
     tmp_path_factory: pytest.TempPathFactory, good: bytes, data: st.DataObject

@@ -9,7 +9,7 @@ import itertools
 import time
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from sqlalchemy import select
@@ -179,8 +179,6 @@ def test_history_and_target_agree(database_url: str) -> None:
     Machine.database = database
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=30, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=30, stateful_step_count=30),
     )
     database.dispose()
