@@ -80,10 +80,11 @@ def upload_and_mend(page: Page, training: str) -> None:
 def train(page: Page) -> str:
     """What a job will take is said beside its form; then its curve falls. Returns the model's name."""
     page.locator("#file-head").get_by_role("link", name="Create a job").click()
-    page.get_by_label("Epochs").fill("4")
+    page.get_by_label("Epochs").fill("2")
     page.get_by_label("Batch size").fill("4")
+    page.get_by_label("Learning rate multiplier").fill("2")
     page.get_by_label("Suffix of the model's name").fill("road")
-    expect(page.locator("#dry-run")).to_contain_text("40 steps")
+    expect(page.locator("#dry-run")).to_contain_text("20 steps")
     page.get_by_role("button", name="Create the job").click()
     expect(page.get_by_role("heading", level=1, name="road")).to_be_visible()
     expect(page.locator("#pictures canvas").first).to_be_visible(timeout=5 * MINUTE)
@@ -104,12 +105,13 @@ def ask(page: Page) -> None:
 def compare(page: Page) -> str:
     """On held-out questions the model beats the base and a prompt. Returns the address of the comparison."""
     heldout = [line for line in HELDOUT_FILE.read_text("utf-8").split("\n") if f"[{PRODUCT}/" in line]
+    # 20 questions are the fewest that give a verdict.
     polite = [
         line.replace('"role": "user", "content": "', '"role": "user", "content": "Hello. ')
         for line in heldout
     ]
     go_to(page, "Datasets")
-    choose(page, "heldout.jsonl", "\n".join([*heldout, *polite]) + "\n")
+    choose(page, "heldout.jsonl", "\n".join([*heldout, *polite][:20]) + "\n")
     file_id = page.url.rpartition("/")[2]
     go_to(page, "Comparisons")
     page.get_by_role("link", name="New comparison").click()
@@ -117,6 +119,8 @@ def compare(page: Page) -> str:
     page.get_by_role("dialog").get_by_role("button", name=file_id).click()
     page.get_by_label("How answers get their score").select_option("exact_match")
     page.get_by_label("System prompt").fill("Answer with one line in the house format.")
+    page.get_by_text("More settings").click()
+    page.get_by_label("Maximum tokens of an answer").fill("48")
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("heading", name="Fine-tuning wins")).to_be_visible(timeout=5 * MINUTE)
     return page.url
@@ -127,7 +131,7 @@ def promote(page: Page, model: str, comparison: str) -> None:
     go_to(page, "Aliases")
     page.get_by_role("link", name=re.compile("Create")).first.click()
     page.get_by_label("Name").fill(ALIAS)
-    page.get_by_label("Model 1").fill(f"{model}:ckpt-step-40")
+    page.get_by_label("Model 1").fill(f"{model}:ckpt-step-20")
     page.get_by_role("button", name="Create it").click()
     expect(page.get_by_role("status").filter(has_text="Version 1")).to_be_visible()
     page.goto(comparison)
