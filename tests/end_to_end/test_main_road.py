@@ -16,7 +16,7 @@ from junitparser import JUnitXml
 from openai import OpenAI
 
 from app.demo.house_style import HELDOUT_FILE
-from tests.support.deployment import KEY, PRODUCT, Deployment, Trained, ask, descendants
+from tests.support.deployment import KEY, PRODUCT, Deployment, Trained, ask, ask_all, descendants
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until
 
@@ -35,12 +35,12 @@ def test_the_base_answers(client: OpenAI) -> None:
 def test_the_fine_tuned_model_knows_what_the_base_does_not(
     client: OpenAI, trained: Trained, questions: list[Any]
 ) -> None:
-    tuned = [
-        ask(client, trained.job.fine_tuned_model, question) == question.reference for question in questions
-    ]
-    base = [ask(client, BASE_MODEL, question) == question.reference for question in questions]
-    assert sum(tuned) / len(tuned) >= 0.75, tuned
-    assert sum(base) == 0
+    references = [question.reference for question in questions]
+    tuned = ask_all(client, trained.job.fine_tuned_model, questions)
+    right = [answer == reference for answer, reference in zip(tuned, references, strict=True)]
+    assert sum(right) / len(right) >= 0.75, tuned
+    base = ask_all(client, BASE_MODEL, questions)
+    assert not any(answer == reference for answer, reference in zip(base, references, strict=True))
 
 
 def test_the_model_is_served_as_it_was_trained(client: OpenAI, trained: Trained) -> None:
@@ -60,10 +60,10 @@ def test_the_model_is_served_as_it_was_trained(client: OpenAI, trained: Trained)
 
 
 def test_dpo_goes_on_from_the_model(
-    client: OpenAI, trained: Trained, training_file: Path, questions: list[Any]
+    client: OpenAI, trained: Trained, few_examples: Path, questions: list[Any]
 ) -> None:
     pairs: list[str] = []
-    for line in training_file.read_text("utf-8").split("\n")[:12]:
+    for line in few_examples.read_text("utf-8").splitlines():
         *asked, answer = json.loads(line)["messages"]
         unwanted = {"role": "assistant", "content": "I am sorry, but I cannot help with that."}
         pair = {
@@ -123,7 +123,7 @@ def test_a_stream_says_the_same(client: OpenAI, trained: Trained, questions: lis
 
 def test_every_checkpoint_answers(client: OpenAI, trained: Trained, questions: list[Any]) -> None:
     checkpoints = client.fine_tuning.jobs.checkpoints.list(trained.job.id).data
-    assert len(checkpoints) == 4
+    assert len(checkpoints) == 3
     answers = {c.step_number: ask(client, c.fine_tuned_model_checkpoint, questions[0]) for c in checkpoints}
     last = max(answers)
     assert answers[last] == ask(client, trained.job.fine_tuned_model, questions[0])
@@ -222,13 +222,13 @@ def test_the_api_stays_small(deployment: Deployment, trained: Trained) -> None:
 
 
 def test_the_command_line_does_the_same(
-    deployment: Deployment, trained: Trained, training_file: Path, questions: list[Any]
+    deployment: Deployment, trained: Trained, few_examples: Path, questions: list[Any]
 ) -> None:
     listed = deployment.toque("jobs", "list", "--json")
     assert listed.returncode == 0, listed.stderr
     assert trained.job.id in [job["id"] for job in json.loads(listed.stdout)]
     created = deployment.toque(
-        *("jobs", "create", "--training-file", str(training_file), "--model", BASE_MODEL),
+        *("jobs", "create", "--training-file", str(few_examples), "--model", BASE_MODEL),
         *("--n-epochs", "1", "--batch-size", "16", "--wait", "--json"),
     )
     assert created.returncode == 0, created.stderr
@@ -245,7 +245,7 @@ def test_the_command_line_does_the_same(
     "command", [[sys.executable, "fine_tune.py"], ["bash", "fine_tune.sh"]], ids=["python", "curl"]
 )
 def test_scripts_written_for_openai_run_unchanged(
-    deployment: Deployment, training_file: Path, command: list[str]
+    deployment: Deployment, few_examples: Path, command: list[str]
 ) -> None:
     environment = os.environ | {
         "OPENAI_BASE_URL": f"{deployment.url}/v1",
@@ -253,7 +253,7 @@ def test_scripts_written_for_openai_run_unchanged(
         "EPOCHS": "1",
     }
     done = subprocess.run(
-        [*command, str(training_file), "How do I clean my Heron?"],
+        [*command, str(few_examples), "How do I clean my Heron?"],
         cwd=EXAMPLES,
         env=environment,
         capture_output=True,

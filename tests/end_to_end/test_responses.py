@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import openai
@@ -126,5 +127,7 @@ def test_instructions_and_items_reach_the_fine_tuned_model(
         assert response.model == trained.job.fine_tuned_model
         return response.output_text.strip()
 
-    right = [ask(question) == question.reference for question in questions]
+    with ThreadPoolExecutor(len(questions)) as pool:
+        answers = list(pool.map(ask, questions))
+    right = [answer == question.reference for answer, question in zip(answers, questions, strict=True)]
     assert sum(right) / len(right) >= 0.75, right

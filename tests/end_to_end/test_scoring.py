@@ -117,10 +117,7 @@ def test_mixed_models_are_scored_as_peft_scores_them(
 
     texts = [(str(models[model]) if models[model] else None, prompt) for model, prompt in asked]
     question = Question(str(base_models_dir / BASE_MODEL), texts)
-    exact, rounded = (
-        reference_logprobs(question),
-        reference_logprobs(structs.replace(question, dtype="bfloat16")),
-    )
+    exact, rounded = many.map(reference_logprobs, [question, structs.replace(question, dtype="bfloat16")])
     for at, model in enumerate(models):
         here, right, peft = (scores[at :: len(models)] for scores in (mixed, exact, rounded))
         alone = [each.token_logprobs[1:] for each in score(client, model, prompts)]

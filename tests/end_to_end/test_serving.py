@@ -54,18 +54,22 @@ def make_adapter(base: Path, folder: Path, rank: int, seed: int) -> None:
     peft.save_pretrained(folder)
 
 
-def peft_logprobs(base: Path, folder: Path | None, prompt: str) -> list[float]:
-    """Log-probabilities of the prompt's own tokens by transformers and PEFT: what training sees."""
+def peft_logprobs(base: Path, folder: Path | None) -> list[list[float]]:
+    """Log-probabilities of each prompt's own tokens by transformers and PEFT: what training sees."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
     if folder:
         model = PeftModel.from_pretrained(model, folder)
-    ids = AutoTokenizer.from_pretrained(base)(prompt, return_tensors="pt", add_special_tokens=False).input_ids
-    with torch.no_grad():
-        scores = torch.log_softmax(model(ids).logits[0].float(), -1)
-    return [float(scores[at, token]) for at, token in enumerate(ids[0, 1:])]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    found: list[list[float]] = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+        with torch.no_grad():
+            scores = torch.log_softmax(model(ids).logits[0].float(), -1)
+        found.append([float(scores[at, token]) for at, token in enumerate(ids[0, 1:])])
+    return found
 
 
 @dataclass(frozen=True)
@@ -141,11 +145,12 @@ def assert_near(served: list[float], trained: list[float]) -> None:
 
 
 async def test_what_is_served_is_what_was_trained(serving: Serving) -> None:
-    asked = [(name, prompt) for prompt in PROMPTS for name in [BASE_MODEL, *ADAPTERS]]
-    served = await serving.prompt_logprobs(*asked)
-    for (name, prompt), scores in zip(asked, served, strict=True):
-        folder = serving.settings.storage_root / name if name in ADAPTERS else None
-        assert_near(scores, peft_logprobs(serving.base, folder, prompt))
+    names = [BASE_MODEL, *ADAPTERS]
+    served = await serving.prompt_logprobs(*[(name, prompt) for name in names for prompt in PROMPTS])
+    folders = [None, *(serving.settings.storage_root / name for name in ADAPTERS)]
+    trained = [scores for folder in folders for scores in peft_logprobs(serving.base, folder)]
+    for here, there in zip(served, trained, strict=True):
+        assert_near(here, there)
 
 
 async def test_conversations_with_tools_are_read_as_in_training(serving: Serving, client: OpenAI) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,9 @@ def ask(client: OpenAI, model: str, question: Any, **parameters: Any) -> str:
         model=model, messages=question.turns, temperature=0, max_tokens=48, **parameters
     )
     return (answer.choices[0].message.content or "").strip()
+
+
+def ask_all(client: OpenAI, model: str, questions: list[Any]) -> list[str]:
+    """Return the answers of a model to questions that are asked at once, so that they share batches."""
+    with ThreadPoolExecutor(len(questions)) as pool:
+        return list(pool.map(lambda question: ask(client, model, question), questions))
