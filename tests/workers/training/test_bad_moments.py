@@ -74,6 +74,7 @@ def test_an_upload_that_does_not_fit_is_507_and_leaves_nothing(
     assert client.files.create(file=("small.jsonl", training_bytes()), purpose="fine-tune").bytes > 0
 
 
+@pytest.mark.one_database
 def test_a_job_whose_checkpoint_does_not_fit_waits_for_room(
     client: OpenAI, settings: Settings, database: Database, small_disk: Path, tmp_path: Path
 ) -> None:

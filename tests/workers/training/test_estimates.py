@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
@@ -100,6 +101,7 @@ def test_validation_examples_and_checkpoints_count(base_model_dir: Path, spec: T
     assert work.evaluation.tokens == whole.tokens * (3 + 9)
 
 
+@pytest.mark.one_database
 def test_a_job_with_a_hold_out_learns_from_the_rest_and_records_its_speed(
     client: OpenAI, settings: Settings, database: Database, tmp_path: Path
 ) -> None:

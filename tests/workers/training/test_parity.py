@@ -34,6 +34,7 @@ def reference(settings: Settings, database: Database, base_model_dir: Path) -> R
     return Reference(base_model_dir, database, open_storage(settings))
 
 
+@pytest.mark.one_database
 def test_a_job_succeeds_once_an_engine_serves_what_was_trained(
     client: OpenAI, settings: Settings, database: Database, reference: Reference, tmp_path: Path
 ) -> None:

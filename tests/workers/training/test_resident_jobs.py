@@ -103,6 +103,7 @@ def test_one_is_stopped_and_resumed_while_others_go_on(
     assert all((found[name] == weight).all() for name, weight in expected.items())
 
 
+@pytest.mark.one_database
 def test_a_worker_trains_several_jobs_at_once(
     client: OpenAI, settings: Settings, database: Database, tmp_path: Path
 ) -> None:

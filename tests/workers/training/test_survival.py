@@ -96,6 +96,7 @@ def is_held(client: OpenAI, job_id: str, tmp_path: Path) -> bool:
     return (tmp_path / "held").exists() and steps_of(client, job_id) == HELD_STEP - 1
 
 
+@pytest.mark.one_database
 def test_a_paused_job_frees_its_worker_and_goes_on_where_it_stopped(
     client: OpenAI,
     settings: Settings,
@@ -125,6 +126,7 @@ def test_a_paused_job_frees_its_worker_and_goes_on_where_it_stopped(
     assert int(resumed[0].rsplit(" ", 1)[1]) >= before, "nothing is computed twice"
 
 
+@pytest.mark.one_database
 def test_a_drained_worker_hands_over_at_the_step(
     client: OpenAI,
     settings: Settings,

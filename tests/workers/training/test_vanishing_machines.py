@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from openai import OpenAI
 from sqlalchemy import select
 
@@ -23,6 +24,7 @@ DEATHS = 3
 STEPS_OF_AN_ATTEMPT = 4
 
 
+@pytest.mark.one_database
 def test_a_job_outlives_any_number_of_machines(
     client: OpenAI, settings: Settings, database: Database, tmp_path: Path
 ) -> None:
@@ -62,6 +64,7 @@ def test_a_job_outlives_any_number_of_machines(
     ]
 
 
+@pytest.mark.one_database
 def test_notice_in_the_middle_of_a_step_is_heard_at_once(
     client: OpenAI, settings: Settings, database: Database, tmp_path: Path
 ) -> None:

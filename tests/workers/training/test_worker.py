@@ -1,4 +1,4 @@
-"""The worker process with the real trainer, on a tiny base model, on both databases."""
+"""The worker process with the real trainer, on a tiny base model; jobs and upgrades on both databases."""
 
 from __future__ import annotations
 
@@ -77,6 +77,7 @@ def test_jobs_are_trained_one_after_another(
     assert f"jobs/{first.id}/1/" in adapter.storage_key
 
 
+@pytest.mark.one_database
 def test_a_job_that_cannot_be_trained_says_why(
     client: OpenAI, settings: Settings, database: Database, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_job_that_cannot_be_trained_says_why(
     assert (failed.fine_tuned_model, failed.result_files) == (None, [])
 
 
+@pytest.mark.one_database
 def test_a_cancelled_job_frees_its_worker(client: OpenAI, settings: Settings, tmp_path: Path) -> None:
     long = create(client, hyperparameters={"n_epochs": 50})
     after = create(client)
@@ -132,6 +134,7 @@ def database_check(http: httpx2.Client) -> str:
     return http.get("/health/ready").json()["checks"]["database"]
 
 
+@pytest.mark.one_database
 def test_a_trainer_that_dies_is_replaced_and_in_the_end_the_job_fails(
     client: OpenAI, settings: Settings, tmp_path: Path
 ) -> None:
@@ -153,6 +156,7 @@ def _messages(client: OpenAI, job_id: str, attempt: int):
     return events if len(events) >= attempt else []
 
 
+@pytest.mark.one_database
 def test_a_worker_that_is_told_to_stop_gives_its_job_back(
     client: OpenAI, settings: Settings, database: Database, tmp_path: Path
 ) -> None:
@@ -168,6 +172,7 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(
         assert session.get_one(FineTuningJob, job.id).worker_id is None
 
 
+@pytest.mark.one_database
 def test_nothing_is_left_of_a_worker_that_was_killed(
     client: OpenAI, settings: Settings, tmp_path: Path
 ) -> None:
