@@ -33,9 +33,9 @@ def jsonl(tmp_path: Path) -> Lines:
     return write
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def child() -> Iterator[Child]:
-    """One for all tests, so it is warm in all but the first."""
+    """One for all tests of all modules, so it is warm in all but the first."""
     child = Child()
     yield child
     child.close()

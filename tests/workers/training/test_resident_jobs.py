@@ -143,21 +143,28 @@ HELD = 14
 
 
 @dataclass
+class Alone:
+    """What a job gives when it is trained alone; the same wherever it is trained."""
+
+    losses: list[str]
+    weights: dict[str, Any]
+
+
+@dataclass
 class Pair:
     """Two jobs, and what they give when they are trained alone."""
 
     jobs: list[str]
-    losses: list[list[str]]
-    weights: list[dict[str, Any]]
+    alone: list[Alone]
 
     def check(self, client: OpenAI, settings: Settings, database: Database) -> None:
         """Wait for the end of both: they give the same."""
-        for job, expected_losses, expected in zip(self.jobs, self.losses, self.weights, strict=True):
+        for job, alone in zip(self.jobs, self.alone, strict=True):
             done = ended(client, job)
             assert done.status == "succeeded", done.error
-            assert check_record(client, done, STEPS) == expected_losses
+            assert check_record(client, done, STEPS) == alone.losses
             found = weights(database, settings, done.fine_tuned_model)
-            assert all((found[name] == weight).all() for name, weight in expected.items())
+            assert all((found[name] == weight).all() for name, weight in alone.weights.items())
 
 
 def create_two(client: OpenAI) -> list[str]:
@@ -165,15 +172,24 @@ def create_two(client: OpenAI) -> list[str]:
     return [create(client, hyperparameters=each).id for each in kinds]
 
 
+@pytest.fixture(scope="module")
+def trained_alone() -> list[Alone]:
+    """Filled by the first test that needs it."""
+    return []
+
+
 @pytest.fixture
-def pair(client: OpenAI, settings: Settings, database: Database, tmp_path: Path) -> Pair:
-    with run_worker(settings, tmp_path):
-        alone = [ended(client, job) for job in create_two(client)]
-    return Pair(
-        create_two(client),
-        [check_record(client, job, STEPS) for job in alone],
-        [weights(database, settings, job.fine_tuned_model) for job in alone],
-    )
+def pair(
+    trained_alone: list[Alone], client: OpenAI, settings: Settings, database: Database, tmp_path: Path
+) -> Pair:
+    if not trained_alone:
+        with run_worker(settings, tmp_path):
+            done = [ended(client, job) for job in create_two(client)]
+        trained_alone += [
+            Alone(check_record(client, job, STEPS), weights(database, settings, job.fine_tuned_model))
+            for job in done
+        ]
+    return Pair(create_two(client), trained_alone)
 
 
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
