@@ -123,7 +123,7 @@ def test_a_database_that_restarts_loses_nothing(settings: Settings, tmp_path: Pa
         with database.writer() as session:
             ensure_first_key(session, API_KEY)
         with run_service(settings) as service, service.client() as client, run_worker(settings, tmp_path):
-            job = create(client, hyperparameters={"n_epochs": 50})
+            job = create(client, hyperparameters={"n_epochs": 25})
             wait_until(lambda: steps_of(client, job.id) > 8, "it trains", 60)
             before = steps_of(client, job.id)
 
@@ -141,8 +141,8 @@ def test_a_database_that_restarts_loses_nothing(settings: Settings, tmp_path: Pa
 
             done = ended(client, job.id)
             assert done.status == "succeeded", done.error
-            assert before < 300
-            check_record(client, done, steps=300)
+            assert before < 150
+            check_record(client, done, steps=150)
             with database.reader() as session:
                 assert session.scalars(select(FineTuningJob.lease_epoch)).all() == [1], (
                     "its lease outlived it"

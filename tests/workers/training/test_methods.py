@@ -153,7 +153,7 @@ def test_both_on_the_real_model(
     child: Child, spec: TrainingSpec, jsonl: Lines, base_models_dir: Path
 ) -> None:
     system = "Answer in the voice of a ship's cook."
-    things = ["soup", "bread", "fish", "rice", "stew", "tea", "beans", "cake", "eggs", "salt", "oats", "figs"]
+    things = ["soup", "bread", "fish", "rice", "stew", "tea", "beans", "cake"]
     chats = str(
         jsonl([chat(f"Is the {each} done?", f"Aye, the {each} be done!", system=system) for each in things])
     )
