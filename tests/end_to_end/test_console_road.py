@@ -60,6 +60,8 @@ def go_to(page: Page, section: str) -> None:
 
 
 def choose(page: Page, name: str, content: str) -> None:
+    go_to(page, "Datasets")
+    page.wait_for_url("**/console/datasets")  # it is loaded then: before, no script takes the file
     page.locator("#files-to-upload").set_input_files(
         {"name": name, "mimeType": "application/jsonl", "buffer": content.encode()}
     )
@@ -68,11 +70,9 @@ def choose(page: Page, name: str, content: str) -> None:
 
 def upload_and_mend(page: Page, training: str) -> None:
     """A file that is broken says where, and is mended."""
-    go_to(page, "Datasets")
     choose(page, "train.jsonl", training + '{"messages": [{"role": "user", "content": "Is it open?"}]}\n')
     expect(page.get_by_role("heading", name="1 error to mend")).to_be_visible()
     expect(page.locator(".findings")).to_contain_text("Line 45 has no assistant turn")
-    go_to(page, "Datasets")
     choose(page, "train.jsonl", training)
     expect(page.get_by_role("heading", name="Ready to train on")).to_be_visible()
 
@@ -110,7 +110,6 @@ def compare(page: Page) -> str:
         line.replace('"role": "user", "content": "', '"role": "user", "content": "Hello. ')
         for line in heldout
     ]
-    go_to(page, "Datasets")
     choose(page, "heldout.jsonl", "\n".join([*heldout, *polite][:20]) + "\n")
     file_id = page.url.rpartition("/")[2]
     go_to(page, "Comparisons")
