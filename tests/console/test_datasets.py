@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from openai import OpenAI
-from playwright.sync_api import Page, Request, Route, expect
+from playwright.sync_api import Locator, Page, Request, Route, expect
 
 from app.core.settings import Settings
 from app.datasets.report import Progress
@@ -46,10 +46,15 @@ WITH_TOOL = {
 }
 
 
+def files_input(page: Page) -> Locator:
+    """Where files are chosen, once a script takes what is chosen."""
+    found = page.locator("#files-to-upload")
+    expect(found).to_be_enabled()
+    return found
+
+
 def choose(page: Page, name: str, content: bytes) -> None:
-    page.locator("#files-to-upload").set_input_files(
-        {"name": name, "mimeType": "application/jsonl", "buffer": content}
-    )
+    files_input(page).set_input_files({"name": name, "mimeType": "application/jsonl", "buffer": content})
 
 
 def upload(client: OpenAI, content: bytes, name: str = "x.jsonl", purpose: str = "fine-tune") -> str:
@@ -167,7 +172,7 @@ def test_an_upload_goes_on_after_a_reload(
     page.on("dialog", lambda dialog: dialog.accept())
     page.route("**/v1/uploads/*/parts", stall_later_ones)
     page.goto(f"{console.url}/datasets")
-    page.locator("#files-to-upload").set_input_files(path)
+    files_input(page).set_input_files(path)
     expect(page.locator("#uploads progress")).to_be_visible()
     wait_for(page, lambda: len(stalled) == 3)
     wait_for(
@@ -182,7 +187,7 @@ def test_an_upload_goes_on_after_a_reload(
 
     sent: list[int] = []
     page.on("request", lambda one: sent.append(offset_of(one)) if one.url.endswith("/parts") else None)
-    page.locator("#files-to-upload").set_input_files(path)
+    files_input(page).set_input_files(path)
     page.wait_for_url("**/datasets/file-*")
     assert sorted(sent + answered) == [part * 20_000 for part in range(PARTS)]
     with console.service.client() as client:
@@ -434,12 +439,27 @@ def test_nobody_sees_the_files_of_another_project(console: Console, stranger: Pa
 
 
 @pytest.mark.one_database
+def test_no_file_can_be_chosen_before_a_script_takes_it(console: Console, page: Page) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.route("**/datasets.js", hold)
+    page.goto(f"{console.url}/datasets", wait_until="commit")
+    expect(page.locator("#files-to-upload")).to_be_disabled()
+    wait_for(page, lambda: bool(held))
+    held[0].continue_()
+    expect(page.locator("#files-to-upload")).to_be_enabled()
+
+
+@pytest.mark.one_database
 def test_a_file_is_chosen_by_keyboard(console: Console, page: Page) -> None:
     chosen = {"name": "x.jsonl", "mimeType": "text/plain", "buffer": training_bytes()}
     # before the page is opened: the browser closes a chooser at once that nobody waits for yet
     page.on("filechooser", lambda chooser: chooser.set_files(chosen))
     page.goto(f"{console.url}/datasets")
-    chooses = page.locator("#files-to-upload")
+    chooses = files_input(page)
     chooses.focus()
     expect(chooses).to_be_focused()
     page.keyboard.press("Enter")

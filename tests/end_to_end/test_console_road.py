@@ -61,10 +61,9 @@ def go_to(page: Page, section: str) -> None:
 
 def choose(page: Page, name: str, content: str) -> None:
     go_to(page, "Datasets")
-    page.wait_for_url("**/console/datasets")  # it is loaded then: before, no script takes the file
-    page.locator("#files-to-upload").set_input_files(
-        {"name": name, "mimeType": "application/jsonl", "buffer": content.encode()}
-    )
+    files = page.locator("#files-to-upload")
+    expect(files).to_be_enabled()  # it is once a script takes what is chosen
+    files.set_input_files({"name": name, "mimeType": "application/jsonl", "buffer": content.encode()})
     page.wait_for_url("**/datasets/file-*")
 
 

@@ -227,7 +227,7 @@ def test_a_frozen_worker_that_wakes_up_publishes_nothing(
 def test_a_trainer_that_hangs_is_replaced(
     client: OpenAI, settings: Settings, database: Database, long_job: str, tmp_path: Path
 ) -> None:
-    with run_worker(settings, tmp_path, TOQUE_TRAINER_SILENCE_SECONDS="10", hold_at=HELD_STEP) as worker:
+    with run_worker(settings, tmp_path, TOQUE_TRAINER_SILENCE_SECONDS="20", hold_at=HELD_STEP) as worker:
         wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
         trainer_of(worker).suspend()
         job = ended(client, long_job)
@@ -235,7 +235,7 @@ def test_a_trainer_that_hangs_is_replaced(
     check_record(client, job, steps=STEPS)
     log = [event.message for event in client.fine_tuning.jobs.list_events(long_job, limit=1000)]
     deaths = [line for line in log if line.startswith("The trainer died")]
-    assert deaths == ["The trainer died (it said nothing for 10 s); the next attempt resumes at step 6"]
+    assert deaths == ["The trainer died (it said nothing for 20 s); the next attempt resumes at step 6"]
     with database.reader() as session:
         row = session.get_one(FineTuningJob, long_job)
     assert (row.attempts_failed, row.lease_epoch) == (0, 2)
