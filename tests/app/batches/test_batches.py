@@ -13,6 +13,7 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import func, select, update
 from starlette.responses import JSONResponse, Response
+from tenacity import wait_fixed
 
 from app.batches.input_file import MAX_BYTES
 from app.batches.models import Batch, BatchAnswer
@@ -345,15 +346,16 @@ def test_the_input_file_may_be_deleted_meanwhile(
 
 @pytest.mark.one_database
 def test_a_refusal_by_the_engine_is_tried_again_where_that_may_help(
-    client: OpenAI, engine: StubEngine
+    client: OpenAI, engine: StubEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    busy = [Response(status_code=status) for status in (429, 503) * 3]
+    monkeypatch.setattr("app.completions.retrying.BACK_OFF", wait_fixed(0.05))
+    busy = [Response(status_code=status) for status in (429, 503) * 5]
     failures = iter([Response(status_code=500), *busy])
     engine.respond = lambda body: next(failures, None) or reference(number_asked(body))
     done = ended(client, create(client, lines(range(1))).id)
     assert done.request_counts is not None
     assert done.request_counts.completed == 1
-    assert len(engine.bodies) == 8, "a busy engine is waited for, however long that takes"
+    assert len(engine.bodies) == 12, "a busy engine is waited for, however long that takes"
 
 
 def _completed(client: OpenAI, batch_id: str) -> int:
