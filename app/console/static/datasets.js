@@ -262,7 +262,7 @@
       upload(input.files);
       input.value = "";
     });
-    input.disabled = false;  // as the page comes it is not: what is chosen before now would be lost
+    input.disabled = false; // as the page comes it is disabled, since a file chosen before this script runs would be ignored
     for (const name of ["dragenter", "dragover"]) {
       zone.addEventListener(name, (event) => { event.preventDefault(); zone.classList.add("is-over"); });
     }
