@@ -37,8 +37,8 @@ def _error(problem: Mapping[str, Any], path: str) -> InvalidRequestError:
     code = "invalid_value"
     match problem["type"]:
         case "json_invalid":
-            reason = problem.get("ctx", {}).get("error", "")
-            return InvalidRequestError(f"The body is not valid JSON: {reason}", code="invalid_json")
+            syntax = problem.get("ctx", {}).get("error", "")
+            return InvalidRequestError(f"The body is not valid JSON: {syntax}", code="invalid_json")
         case "missing" | "union_tag_not_found":
             code = "missing_required_parameter"
             message = f"Missing required parameter '{path}'." if path else "The request has no body."
@@ -49,13 +49,17 @@ def _error(problem: Mapping[str, Any], path: str) -> InvalidRequestError:
             code = problem["type"]
             subject = "parameter" if code == "unsupported_parameter" else "value for"
             message = f"Unsupported {subject} '{path}': {problem['msg']}."
-        case "union_tag_invalid":
-            tag, known = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
-            message = f"Invalid value for '{path}': {tag!r:.80} is none of {known}."
         case _:
             subject = f"Invalid value for '{path}'" if path else "Invalid request"
-            message = f"{subject}: {problem['msg'].removeprefix('Value error, ')}."
+            message = f"{subject}: {reason(problem)}."
     return InvalidRequestError(message, code=code, param=path or None)
+
+
+def reason(problem: Mapping[str, Any]) -> str:
+    """Return what is wrong with a value, without its place."""
+    if problem["type"] == "union_tag_invalid":
+        return f"{problem['ctx']['tag']!r:.80} is none of {problem['ctx']['expected_tags']}"
+    return str(problem["msg"]).removeprefix("Value error, ")
 
 
 def _depth(path: str) -> int:

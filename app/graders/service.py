@@ -17,6 +17,7 @@ from app.comparisons.tool_calls import calls_in
 from app.completions.schemas import ChatCompletionRequest
 from app.core.child_process import run_in_child
 from app.core.errors import InvalidRequestError, ToqueError, UnavailableError
+from app.core.validation_errors import reason
 from app.graders.schemas import GraderErrors, GraderMetadata, GraderRun, RunGrader, TokenUsage
 
 Result = TypeVar("Result")
@@ -115,8 +116,7 @@ def _chat_completion(request: JudgeRequest) -> ChatCompletionRequest:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         param = f"grader{request.path}{_PATHS.get(str(problem['loc'][0]), '')}"
-        reason = problem["msg"].removeprefix("Value error, ")
-        raise invalid_grader(param, f"its judge cannot be asked this: {reason}") from None
+        raise invalid_grader(param, f"its judge cannot be asked this: {reason(problem)}") from None
 
 
 def _read(content: bytes) -> Judgement:

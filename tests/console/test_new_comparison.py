@@ -111,6 +111,30 @@ def test_graders_have_their_settings_and_refusals_their_fields(
 
 
 @pytest.mark.one_database
+def test_general_questions_may_have_a_grader_of_their_own(
+    console: Console, page: Page, client: OpenAI, database: Database
+) -> None:
+    add_tuned(database)
+    file, general = (upload(client, lines(range(first, first + 40))) for first in (100, 200))
+    page.goto(f"{console.url}/comparisons/new?file={file}")
+    page.get_by_label("System prompt").fill("Cook.")
+    page.get_by_text("More settings").click()
+    page.get_by_role("textbox", name="General questions", exact=True).fill(general)
+    grader = page.get_by_label("Grader of the general questions")
+    for wrong, problem in (('{"type": ', "This is not valid JSON"), ("taste", "'taste' is none of")):
+        grader.fill(wrong)
+        page.get_by_role("button", name="Compare").click()
+        expect(page.locator("#regression_grader-problem")).to_contain_text(problem)
+        expect(grader).to_have_value(wrong)
+    document = {"type": "regex", "pattern": "^Soup"}
+    grader.fill(json.dumps(document))
+    page.get_by_role("button", name="Compare").click()
+    page.wait_for_url("**/comparisons/cmp_*")
+    made = get(client, page.url.rpartition("/")[2])
+    assert (made["grader"], made["regression_grader"]) == ("exact_match", document)
+
+
+@pytest.mark.one_database
 def test_the_form_sent_twice_makes_one_comparison(
     console: Console, page: Page, client: OpenAI, database: Database
 ) -> None:

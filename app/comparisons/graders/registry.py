@@ -31,7 +31,7 @@ from app.comparisons.graders.openai_grader import OpenAIGrader
 from app.comparisons.graders.regex_match import RegexMatch
 from app.comparisons.graders.text_similarity import TextSimilarity
 from app.comparisons.graders.tool_calls import ToolCalls
-from app.core.validation_errors import param_path
+from app.core.validation_errors import param_path, reason
 
 MAX_DEPTH = 5
 """How deep combinations may be nested."""
@@ -82,7 +82,7 @@ def parse_grader(document: Any, *, param: str = "grader") -> Grader:
         first = error.errors(include_url=False, include_input=False)[0]
         path = param_path({**first, "loc": ("body", *first["loc"])}, document)
         place = f"{param}.{path}" if path else param
-        raise invalid_grader(place, first["msg"].removeprefix("Value error, ")) from None
+        raise invalid_grader(place, reason(first)) from None
 
 
 def _is_openai(document: Any) -> bool:

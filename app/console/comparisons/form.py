@@ -86,13 +86,16 @@ class Form:
             for place, candidate in enumerate(self.candidates)
             for name in ("name", *CANDIDATE_FIELDS[candidate["type"]])
         }
-        return {*TEXTS, *NUMBERS, "grader", "candidates", *settings, *of_candidates}
+        return {*TEXTS, *NUMBERS, "grader", "regression_grader", "candidates", *settings, *of_candidates}
 
     def _body(self) -> dict[str, Any]:
         body: dict[str, Any] = {name: value for name in TEXTS if (value := self.value(name).strip())}
         body |= {name: _number(value) for name in NUMBERS if (value := self.value(name).strip())}
         body["exclude_training_overlap"] = "exclude_training_overlap" in self.values
         body["grader"] = self._grader()
+        if named := self.value("regression_grader").strip():
+            is_document = named.startswith("{")
+            body["regression_grader"] = self._json("regression_grader", named) if is_document else named
         body["candidates"] = [_candidate(each) for each in self.candidates]
         if not self.candidates:
             self.problems["candidates"] = "Add at least one candidate."

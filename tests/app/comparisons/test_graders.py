@@ -387,6 +387,11 @@ def test_nesting_ends() -> None:
         parse_grader(document)
 
 
+def test_an_unknown_grader_is_told_which_there_are() -> None:
+    with pytest.raises(InvalidRequestError, match="'taste' is none of 'exact_match', 'normalized_match', "):
+        parse_grader("taste")
+
+
 @pytest.mark.parametrize(
     ("document", "references", "param"),
     [
