@@ -162,10 +162,14 @@ def test_a_closer_look_asks_for_those_steps_and_all_come_back(
 ) -> None:
     job = create(client)
     worker = StandInWorker(database)
-    worker.learn(50, 50)
+    worker.learn(49, 50)
     page.goto(f"{console.url}/jobs/{job.id}")
-    drawn(page, 50)
+    drawn(page, 49)
     page.get_by_label("First step shown").fill("10")
+    page.get_by_label("Last step shown").focus()
+    worker.learn(50, 50, first=50)
+    drawn(page, 50)
+    expect(page.get_by_label("First step shown")).to_have_value("10")
     page.get_by_label("Last step shown").fill("20")
     with page.expect_response(lambda answer: "first=10&last=20" in answer.url) as closer:
         page.get_by_label("Last step shown").press("Enter")

@@ -316,14 +316,17 @@
 
   const [first, last, showSteps, allSteps] = ["first-step", "last-step", "show-steps", "all-steps"].map((id) => document.getElementById(id));
 
+  let isTyped = false; // and not asked for yet, so that news of the job must not replace it
+
   function showRange() {
     const { min, max } = visible();
-    if (document.activeElement !== first) first.value = min;
-    if (document.activeElement !== last) last.value = max;
+    if (!isTyped && document.activeElement !== first) first.value = min;
+    if (!isTyped && document.activeElement !== last) last.value = max;
     allSteps.hidden = !range;
   }
 
   function look(wanted) {
+    isTyped = false;
     const end = Math.max(...jobs.map((job) => job.said?.last_step ?? 1));
     if (wanted) wanted = [Math.max(1, wanted[0]), Math.min(end, wanted[1])];
     range = wanted && wanted[1] > wanted[0] && (wanted[0] > 1 || wanted[1] < end) ? wanted : null;
@@ -337,7 +340,12 @@
     const wanted = [first, last].map((field) => Number.parseInt(field.value.replace(/\D/g, ""), 10));
     if (wanted.every(Number.isFinite)) look(wanted);
   });
-  for (const field of [first, last]) field.addEventListener("keydown", (event) => { if (event.key === "Enter") showSteps.click(); });
+  for (const field of [first, last]) {
+    field.addEventListener("input", () => { isTyped = true; });
+    field.addEventListener("keydown", (event) => { if (event.key === "Enter") showSteps.click(); });
+  }
+  const fields = first.closest(".range");
+  fields.addEventListener("focusout", (event) => { if (!fields.contains(event.relatedTarget)) isTyped = false; });
   allSteps.addEventListener("click", () => { look(null); first.focus(); });
 
   /** Two fingers look closer, a double tap shows all; one finger scrolls the page. */
