@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from openai import OpenAI
-from playwright.sync_api import Locator, Page, Request, Route, expect
+from playwright.sync_api import Page, Request, Route, expect
 
 from app.core.settings import Settings
 from app.datasets.report import Progress
 from app.files import checks
 from tests.console.conftest import Console
+from tests.support.browser import files_input
 from tests.support.service import BASE_MODEL
 from tests.support.training_files import chat_line, training_bytes
 from tests.support.waiting import wait_until
@@ -44,13 +45,6 @@ WITH_TOOL = {
         }
     ],
 }
-
-
-def files_input(page: Page) -> Locator:
-    """Where files are chosen, once a script takes what is chosen."""
-    found = page.locator("#files-to-upload")
-    expect(found).to_be_enabled()
-    return found
 
 
 def choose(page: Page, name: str, content: bytes) -> None:

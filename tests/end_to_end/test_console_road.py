@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from app.demo.house_style import HELDOUT_FILE, load_questions
+from tests.support.browser import files_input
 from tests.support.databases import execute_sql
 from tests.support.deployment import KEY, PRODUCT, Deployment, start
 
@@ -61,9 +62,8 @@ def go_to(page: Page, section: str) -> None:
 
 def choose(page: Page, name: str, content: str) -> None:
     go_to(page, "Datasets")
-    files = page.locator("#files-to-upload")
-    expect(files).to_be_enabled()  # it is once a script takes what is chosen
-    files.set_input_files({"name": name, "mimeType": "application/jsonl", "buffer": content.encode()})
+    chosen = {"name": name, "mimeType": "application/jsonl", "buffer": content.encode()}
+    files_input(page).set_input_files(chosen)
     page.wait_for_url("**/datasets/file-*")
 
 

@@ -1,11 +1,19 @@
-"""Debian's Chromium, driven by Playwright: fixtures for tests of pages."""
+"""Debian's Chromium, driven by Playwright: fixtures and helpers for tests of pages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Locator,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 from tests.support.chromium import launch
 
@@ -44,6 +52,13 @@ def browser_context(browser: Browser) -> Iterator[BrowserContext]:
     yield context
     context.close()
     assert not faults, "\n".join(faults)
+
+
+def files_input(page: Page) -> Locator:
+    """Where the page of datasets takes files, once a script takes what is chosen."""
+    found = page.locator("#files-to-upload")
+    expect(found).to_be_enabled()
+    return found
 
 
 def _is_answer(message: ConsoleMessage) -> bool:
