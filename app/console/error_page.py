@@ -37,7 +37,13 @@ def error_page(request: Request, body: ErrorBody, status: int, headers: Mapping[
     response = render(request, template, values, status=status, page=page_of(request))
     response.headers.update(headers or {})
     if is_htmx(request):
-        response.headers.update({"hx-retarget": "#alerts", "hx-reswap": "innerHTML", "hx-push-url": "false"})
+        alert = {
+            "hx-retarget": "#alerts",
+            "hx-reswap": "innerHTML",
+            "hx-reselect": "unset",
+            "hx-push-url": "false",
+        }
+        response.headers.update(alert)
     return response
 
 

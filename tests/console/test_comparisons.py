@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ from tests.app.comparisons.stub_engine import (
 )
 from tests.console.conftest import Console
 from tests.support import comparison_results as made
+from tests.support.browser import HeldRequests
 
 HOSTILE = '<img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
 
@@ -200,6 +202,20 @@ def test_checkpoints_slices_and_general_questions_are_shown(
     expect(row(page, "Slices", "kitchen: north")).to_contain_text("20.0 % to 80.0 %")
     expect(row(page, "General questions", "90.0 %")).to_contain_text("+4.0")
     assert_accessible(page)
+
+
+@pytest.mark.one_database
+def test_of_two_tabs_the_one_chosen_last_is_shown(console: Console, page: Page, database: Database) -> None:
+    open_comparison(console, page, made.add_comparison(database, results_with("prompting_is_enough")))
+    requests = HeldRequests(page, "**/console/comparisons/*")
+    page.get_by_role("link", name="Failed").click()
+    earlier = requests.next()
+    page.get_by_role("link", name="All").click()
+    later = requests.next()
+    for each in (earlier, later):
+        each.continue_()
+    expect(page).to_have_url(re.compile("show=all"))
+    expect(page.get_by_role("link", name="All")).to_have_attribute("aria-current", "true")
 
 
 @pytest.mark.one_database

@@ -20,6 +20,7 @@ from app.core.database import Database
 from app.core.settings import Settings
 from app.models.aliases.models import Alias
 from tests.console.conftest import Console
+from tests.support.browser import HeldRequests
 from tests.support.service import API_KEY, BASE_MODEL, OTHER_KEY, Service, run_service
 from tests.support.waiting import wait_until
 
@@ -116,6 +117,19 @@ def test_a_change_reaches_the_page_that_is_open(console: Console, page: Page) ->
     expect(page.get_by_role("heading", name="Four steps to a model of your own")).to_be_visible()
     point_alias(console.database, "menu:production")
     expect(page.get_by_role("heading", name="Aliases")).to_be_visible()
+    expect(page.get_by_text("menu:production")).to_be_visible()
+
+
+@pytest.mark.one_database
+def test_a_change_while_the_page_asks_is_not_missed(console: Console, page: Page) -> None:
+    requests = HeldRequests(page, "**/console/overview", "overview")
+    page.goto(console.url)
+    request = requests.next()
+    answer = request.fetch()
+    point_alias(console.database, "menu:production")
+    requests.wait_for_news(2)
+    request.fulfill(response=answer)
+    requests.next().continue_()
     expect(page.get_by_text("menu:production")).to_be_visible()
 
 

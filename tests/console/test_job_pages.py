@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 
 from app.core.database import Database
 from tests.console.conftest import Console
+from tests.support.browser import HeldRequests
 from tests.support.jobs import create, upload
 from tests.support.standin_worker import StandInWorker
 from tests.support.training_files import chat_line, training_bytes
@@ -285,6 +286,42 @@ def test_the_list_is_filtered_and_follows_its_jobs(
     expect(rows).to_contain_text("soups")
     page.get_by_label("Status").select_option("failed")
     expect(page.get_by_text("No job matches.")).to_be_visible()
+
+
+@pytest.mark.one_database
+@pytest.mark.parametrize("first_answered", ["filter", "update"])
+def test_a_filter_and_an_update_at_the_same_time(
+    console: Console, page: Page, client: OpenAI, database: Database, first_answered: str
+) -> None:
+    file = upload(client)
+    create(client, training_file=file, suffix="soups")
+    create(client, training_file=file, suffix="stews")
+    requests = HeldRequests(page, "**/console/jobs?*", "jobs")
+    page.goto(f"{console.url}/jobs?status=")
+    update = requests.next()
+    page.get_by_label("Search").fill("soups")
+    filter_ = requests.next()
+    answers = {"update": (update, update.fetch()), "filter": (filter_, filter_.fetch())}
+    StandInWorker(database).step(1, 10)
+    requests.wait_for_news(2)
+    for name in sorted(answers, key=first_answered.__ne__):
+        request, answer = answers[name]
+        request.fulfill(response=answer)
+    requests.next().continue_()
+    rows = page.locator("#list tbody tr")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("1 of 30 steps")
+
+
+@pytest.mark.one_database
+def test_a_filter_that_is_refused_says_why(console: Console, page: Page, client: OpenAI) -> None:
+    create(client, suffix="soups")
+    page.goto(f"{console.url}/jobs")
+    search = page.get_by_label("Search")
+    search.evaluate("field => field.removeAttribute('maxlength')")
+    search.fill("x" * 256)
+    expect(page.get_by_role("alert")).to_contain_text("at most 255 characters")
+    expect(page.locator("#list tbody tr")).to_have_count(1)
 
 
 @pytest.mark.one_database

@@ -11,11 +11,14 @@ from playwright.sync_api import (
     ConsoleMessage,
     Locator,
     Page,
+    Request,
+    Route,
     expect,
     sync_playwright,
 )
 
 from tests.support.chromium import launch
+from tests.support.waiting import wait_until
 
 _PATIENCE_MILLISECONDS = 60_000
 """For everything that a test waits for: the machine may be busy."""
@@ -44,7 +47,7 @@ def browser_context(browser: Browser) -> Iterator[BrowserContext]:
     faults: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
-        if message.type == "error" and not _is_answer(message):
+        if message.type == "error" and not _is_expected(message):
             faults.append(message.text)
 
     context.on("console", note)
@@ -61,8 +64,40 @@ def files_input(page: Page) -> Locator:
     return found
 
 
-def _is_answer(message: ConsoleMessage) -> bool:
-    """Whether it only says that a request was refused, which is for the page to show."""
+class HeldRequests:
+    """What a page asks an address, each held until the test lets it go on; and the news that it hears."""
+
+    def __init__(self, page: Page, url: str, topic: str = "") -> None:
+        self._page = page
+        self._routes: list[Route] = []
+        page.route(url, self._hold)
+        page.add_init_script(
+            f"window.told = 0; document.addEventListener('sse:{topic}', () => {{ window.told += 1; }});"
+        )
+
+    def _hold(self, route: Route, request: Request) -> None:
+        if request.is_navigation_request():
+            route.continue_()
+        else:
+            self._routes.append(route)
+
+    def next(self) -> Route:
+        """The first that is held, once there is one."""
+        wait_until(lambda: self._page.evaluate("1") and self._routes, "the page asks")
+        return self._routes.pop(0)
+
+    def wait_for_news(self, count: int) -> None:
+        """Wait until the page has heard so often that something has changed."""
+        self._page.wait_for_function("count => window.told >= count", arg=count)
+
+
+def _is_expected(message: ConsoleMessage) -> bool:
+    """Whether it only says that a request was refused, as the page shows, or gave way to a newer one.
+
+    htmx says of each request that it does not finish what became of it, and `htmx:afterRequest` besides.
+    """
+    if message.text.startswith(("htmx:sendAbort", "htmx:afterRequest")):
+        return True
     is_file = "/console/static/" in message.location["url"]
     return (
         message.text.startswith("Failed to load resource")

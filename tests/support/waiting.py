@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
     """The condition's value once it is true; fails when it stays false.
 
     The longer it takes, the less often it looks: many conditions ask the service, which costs processor time.

@@ -169,6 +169,7 @@ const toque = (() => {
   document.addEventListener("htmx:afterSwap", (event) => places.get(event.detail.xhr)?.(event.target));
   document.addEventListener("htmx:configRequest", (event) => {
     event.detail.headers["x-csrf-token"] = csrfToken;
+    event.detail.path = event.detail.path.split("#")[0]; // else htmx would scroll there with each update
   });
   document.addEventListener("htmx:beforeRequest", (event) => {
     if (!isUpdate(event)) document.getElementById("alerts").replaceChildren();
