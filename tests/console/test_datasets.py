@@ -15,7 +15,7 @@ from app.core.settings import Settings
 from app.datasets.report import Progress
 from app.files import checks
 from tests.console.conftest import Console
-from tests.support.browser import files_input
+from tests.support.browser import HeldRequests, files_input
 from tests.support.service import BASE_MODEL
 from tests.support.training_files import chat_line, training_bytes
 from tests.support.waiting import wait_until
@@ -243,6 +243,62 @@ def test_an_upload_is_cancelled(console: Console, page: Page, small_parts: None)
     with console.service.http() as http:
         assert [one["status"] for one in http.get("/v1/uploads").json()["data"]] == ["cancelled"]
     assert page.evaluate("localStorage.length") == 0
+
+
+@pytest.mark.one_database
+def test_an_upload_that_goes_on_is_cancelled(
+    console: Console, page: Page, small_parts: None, tmp_path: Path
+) -> None:
+    path = tmp_path / "large.jsonl"
+    path.write_bytes(LARGE)
+    parts = HeldRequests(page, "**/v1/uploads/*/parts")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.goto(f"{console.url}/datasets")
+    for again in (False, True):
+        if again:
+            page.reload()
+        files_input(page).set_input_files(path)
+        for _ in range(3):
+            parts.next()
+    with page.expect_response("**/cancel"):
+        page.get_by_role("button", name="Cancel").click()
+    with console.service.http() as http:
+        assert [one["status"] for one in http.get("/v1/uploads").json()["data"]] == ["cancelled"]
+
+
+@pytest.mark.one_database
+def test_a_file_is_cancelled_while_it_waits_for_another(console: Console, page: Page, client: OpenAI) -> None:
+    sent = HeldRequests(page, "**/v1/files")
+    page.goto(f"{console.url}/datasets")
+    files = [("one.jsonl", training_bytes(11)), ("two.jsonl", training_bytes(12))]
+    files_input(page).set_input_files(
+        [{"name": name, "mimeType": "application/jsonl", "buffer": content} for name, content in files]
+    )
+    rows = page.locator(".upload-row")
+    expect(rows).to_have_count(2)
+    rows.filter(has_text="two.jsonl").get_by_role("button", name="Cancel").click()
+    expect(rows).to_have_count(1)
+    sent.next().continue_()
+    expect(rows).to_contain_text("Uploaded.")
+    expect(page.locator("#files")).to_contain_text("one.jsonl")
+    assert [file.filename for file in client.files.list()] == ["one.jsonl"]
+
+
+@pytest.mark.one_database
+def test_a_file_chosen_twice_is_uploaded_once(
+    console: Console, page: Page, client: OpenAI, tmp_path: Path
+) -> None:
+    path = tmp_path / "soups.jsonl"
+    path.write_bytes(training_bytes())
+    sent = HeldRequests(page, "**/v1/files")
+    page.goto(f"{console.url}/datasets")
+    files_input(page).set_input_files(path)
+    request = sent.next()
+    files_input(page).set_input_files(path)
+    expect(page.locator("#announcements")).to_have_text("soups.jsonl is being uploaded already")
+    request.continue_()
+    page.wait_for_url("**/datasets/file-*")
+    assert [file.filename for file in client.files.list()] == ["soups.jsonl"]
 
 
 @pytest.mark.one_database

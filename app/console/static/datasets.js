@@ -64,12 +64,19 @@
     });
   }
 
+  /** Where it is remembered how far the upload of a file has come. */
+  function memoryOf(file, purpose) {
+    return MEMORY + [purpose, file.name, file.size, file.lastModified].join(":");
+  }
+
   class Upload {
     constructor(file, purpose, row, onDone) {
       this.onDone = onDone;
       this.file = file;
       this.purpose = purpose;
       this.row = row;
+      this.isActive = true; // from the beginning, though it may have to wait for others
+      this.isCancelled = false;
       this.key = randomKey();
       this.row.querySelector(".upload-name").textContent = file.name;
       this.bar = row.querySelector("progress");
@@ -80,7 +87,7 @@
     }
 
     get memory() {
-      return MEMORY + [this.purpose, this.file.name, this.file.size, this.file.lastModified].join(":");
+      return memoryOf(this.file, this.purpose);
     }
 
     say(text, isBad = false) {
@@ -91,6 +98,7 @@
 
     /** Sends the file, or what is missing of it; resolves once it has arrived, failed for good, or was cancelled. */
     async run() {
+      if (this.isCancelled) return; // while it waited
       this.abort = new AbortController();
       this.isActive = true;
       this.retryButton.hidden = true;
@@ -158,6 +166,7 @@
           if (there.status === "pending") {
             const arrived = new Set(there.parts.map((part) => part.id));
             const parts = Object.entries(known.parts).filter(([, id]) => arrived.has(id));
+            this.uploadId = there.id;
             this.show(there.id);
             return { ...known, parts: Object.fromEntries(parts) };
           }
@@ -226,8 +235,9 @@
     }
 
     async cancel() {
-      this.abort.abort();
+      this.isCancelled = true;
       this.isActive = false;
+      this.abort?.abort();
       this.row.remove();
       localStorage.removeItem(this.memory);
       if (this.uploadId) await giveUp(this.uploadId);
@@ -244,7 +254,12 @@
 
     async function upload(files) {
       const purpose = document.querySelector('input[name="purpose"]:checked').value;
-      const added = [...files].map((file) => {
+      const isNew = (file) => {
+        const isUnderWay = uploads.some((each) => each.isActive && each.memory === memoryOf(file, purpose));
+        if (isUnderWay) toque.announce(`${file.name} is being uploaded already`);
+        return !isUnderWay;
+      };
+      const added = [...files].filter(isNew).map((file) => {
         const row = document.getElementById("upload-row").content.cloneNode(true).firstElementChild;
         document.getElementById("uploads").append(row);
         return new Upload(file, purpose, row, openIfAlone);
