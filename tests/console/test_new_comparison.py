@@ -14,6 +14,7 @@ from app.core.database import Database
 from tests.app.comparisons.conftest import engine  # noqa: F401 # pyright: ignore[reportUnusedImport] - a fixture
 from tests.app.comparisons.stub_engine import TUNED, StubEngine, add_tuned, create, get, lines, upload
 from tests.console.conftest import Console
+from tests.support.browser import HeldRequests
 
 
 def test_a_comparison_is_made_and_watched_and_cancelled(
@@ -71,6 +72,24 @@ def test_a_comparison_is_made_and_watched_and_cancelled(
     expect(page.get_by_role("heading", name="Cancelled")).to_be_visible()
     assert get(client, again["id"])["status"] == "cancelled"
     engine.go_on.set()
+
+
+@pytest.mark.one_database
+def test_candidates_that_are_added_quickly_all_come(console: Console, page: Page) -> None:
+    requests = HeldRequests(page, "**/console/comparisons/new/candidate?*")
+    page.goto(f"{console.url}/comparisons/new")
+    candidates = page.locator("#candidate-list fieldset")
+    expect(candidates).to_have_count(3)
+    add = page.get_by_role("group", name="Add a candidate")
+    for kind in ("examples", "a model", "a prompt"):
+        add.get_by_role("button", name=kind, exact=True).click()
+    name = page.get_by_label("Name", exact=True).first
+    name.fill("po")
+    for _ in range(3):
+        requests.next().continue_()
+    expect(candidates).to_have_count(6)
+    page.keyboard.type("ts")
+    expect(name).to_have_value("pots")
 
 
 @pytest.mark.one_database

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from app.core.database import Database
 from tests.app.comparisons.stub_engine import TUNED, add_tuned
 from tests.console.conftest import Console
 from tests.console.talking_engine import TalkingEngine, said
+from tests.support.browser import HeldRequests
 from tests.support.engine_stand_in import register_engine, run_engine
 from tests.support.service import BASE_MODEL
 
@@ -178,6 +180,47 @@ def test_models_are_found_and_an_alias_says_which_version_answered(
     expect(column(page, "kitchen").locator(".served")).to_have_text(
         f"Version 2: answered by ft:{BASE_MODEL}:default:broth-05:a5"
     )
+
+
+@pytest.mark.one_database
+def test_models_that_are_picked_quickly_all_come(console: Console, page: Page, database: Database) -> None:
+    names = [add_tuned(database, f"ft:{BASE_MODEL}:default:broth:{name}") for name in "abc"]
+    requests = HeldRequests(page, "**/console/playground/column?*")
+    page.goto(f"{console.url}/playground?model={BASE_MODEL}")
+    for name in (*names, names[2]):
+        page.get_by_role("button", name="Add a model").click()
+        page.get_by_role("dialog").get_by_role("button", name=name).click()
+    for _ in range(4):
+        requests.next().continue_()
+    expect(page.get_by_role("button", name="Add a model")).to_be_hidden()
+    expect(page.locator(".column h3")).to_have_text([BASE_MODEL, *names])
+    expect(page).to_have_url(
+        re.compile("".join(f"[?&]model={re.escape(name)}" for name in names).replace(":", "%3A") + "$")
+    )
+
+
+@pytest.mark.one_database
+def test_the_version_is_that_of_the_last_answer(
+    console: Console, page: Page, client: OpenAI, database: Database, engine: TalkingEngine
+) -> None:
+    client.put("/aliases/kitchen", cast_to=object, body={"model": add_tuned(database)})
+    requests = HeldRequests(page, "**/console/playground/version?*")
+    page.goto(f"{console.url}/playground?model=kitchen")
+    ask(page, "Soup?")
+    earlier = requests.next()
+    ask(page, "Stew?")
+    later = requests.next()
+    for request, version in ((later, 2), (earlier, 1)):
+        with page.expect_request_finished(lambda sent, request=request: sent == request.request):
+            request.fulfill(json={"version": version})
+    expect(column(page, "kitchen").locator(".served")).to_have_text(f"Version 2: answered by {TUNED}")
+
+
+@pytest.mark.one_database
+def test_a_question_cannot_be_asked_before_the_page_listens(console: Console, page: Page) -> None:
+    page.route("**/playground.js", lambda route: None)
+    page.goto(f"{console.url}/playground?model={BASE_MODEL}", wait_until="commit")
+    expect(page.get_by_role("button", name="Ask")).to_be_disabled()
 
 
 @pytest.mark.one_database

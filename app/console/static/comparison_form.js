@@ -5,7 +5,7 @@
   const form = document.getElementById("comparison");
   const list = document.getElementById("candidate-list");
 
-  document.addEventListener("click", async (event) => {
+  document.addEventListener("click", (event) => {
     const add = event.target.closest("[data-add]");
     const remove = event.target.closest("[data-remove]");
     if (remove) {
@@ -14,8 +14,13 @@
     }
     if (add) {
       const query = new URLSearchParams({ type: add.dataset.add, place: form.dataset.next++ });
-      await htmx.ajax("GET", `/console/comparisons/new/candidate?${query}`, { target: list, swap: "beforeend" });
-      list.lastElementChild.querySelector("input:not([type=hidden]), textarea, select").focus();
+      htmx.ajax("GET", `/console/comparisons/new/candidate?${query}`, { source: list, target: list, swap: "beforeend" });
     }
+  });
+
+  list.addEventListener("htmx:load", (event) => {
+    const isElsewhere = document.activeElement !== document.body && !document.activeElement.closest("[data-add]");
+    if (isElsewhere) return; // somebody types in another field by now
+    event.detail.elt.querySelector("input:not([type=hidden]), textarea, select").focus();
   });
 })();

@@ -59,13 +59,19 @@
     form.querySelector('[type="submit"]').disabled = models.length === 0;
   }
 
-  document.addEventListener("toque:pick", async (event) => {
-    const model = event.detail;
-    if ([...columns.children].some((each) => each.dataset.model === model) || columns.children.length >= MOST) return;
-    const query = new URLSearchParams({ model });
-    await htmx.ajax("GET", `/console/playground/column?${query}`, { target: "#columns", swap: "beforeend" });
+  document.addEventListener("toque:pick", (event) => {
+    const query = new URLSearchParams({ model: event.detail });
+    htmx.ajax("GET", `/console/playground/column?${query}`, { source: columns, target: columns, swap: "beforeend" });
+  });
+
+  // Models can be picked faster than their columns come.
+  columns.addEventListener("htmx:load", (event) => {
+    const added = event.detail.elt;
+    const { model } = added.dataset;
+    const isThere = [...columns.children].some((each) => each !== added && each.dataset.model === model);
+    if (isThere || columns.children.length > MOST) added.remove();
+    else toque.announce(`${model} will be asked.`);
     nameModels();
-    toque.announce(`${model} will be asked.`);
   });
 
   // Asking
@@ -76,7 +82,7 @@
     current.set(at, answer);
     try {
       await chatStream.ask(request(model), signal, {
-        begin: (served) => { if (served && served !== model) showAlias(at, model, served); },
+        begin: (served) => { if (served && served !== model) showAlias(at, answer, model, served); },
         chunk: (chunk) => answer.take(chunk),
       });
       answer.end();
@@ -157,14 +163,14 @@
     }));
   }
 
-  async function showAlias(at, alias, model) {
+  async function showAlias(at, filling, alias, model) {
     const served = part(at, "served");
     served.hidden = false;
     served.textContent = `Answered by ${model}`;
     const answer = await toque.fetch(`/console/playground/version?${new URLSearchParams({ alias, model })}`);
     if (!answer.ok) return;
     const { version } = await answer.json();
-    if (version !== null) served.textContent = `Version ${version}: answered by ${model}`;
+    if (version !== null && current.get(at) === filling) served.textContent = `Version ${version}: answered by ${model}`;
   }
 
   form.addEventListener("submit", async (event) => {
