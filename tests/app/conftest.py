@@ -1,4 +1,4 @@
-"""An engine for the API to ask."""
+"""An engine for the API to ask, and a clock for its caches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from app.core import stale_while_revalidate
 from app.core.database import Database
+from tests.support.cache_clock import CacheClock
 from tests.support.engine_stand_in import EngineStandIn, register_engine, run_engine
 
 
@@ -20,3 +22,11 @@ def engine(database: Database) -> Iterator[EngineStandIn]:
         with run_engine(stand_in, socket):
             register_engine(database, f"unix:{socket}")
             yield stand_in
+
+
+@pytest.fixture
+def cache_clock(monkeypatch: pytest.MonkeyPatch) -> CacheClock:
+    """The clock of the caches of every service in this process."""
+    clock = CacheClock()
+    monkeypatch.setattr(stale_while_revalidate, "time", clock)
+    return clock

@@ -28,10 +28,10 @@ from app.models.adapters.validation import Shapes, module_shapes
 from app.orphans import find_orphans, sweep_orphans
 from app.storage import open_storage
 from app.storage.incoming import LocalIncomingFile
+from tests.support.cache_clock import MOVES, CacheClock
 from tests.support.engine_stand_in import EngineStandIn, register_engine, run_engine
 from tests.support.peft_folder import FILES, bad_weights, send, tensors, write_adapter
 from tests.support.service import BASE_MODEL, OTHER_KEY, Service, run_service
-from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database
 
@@ -289,7 +289,7 @@ def test_a_quarantined_model_says_why(
 
 
 def test_it_is_answered_until_it_is_quarantined(
-    http: httpx2.Client, client: OpenAI, adapter: Path, database: Database
+    http: httpx2.Client, client: OpenAI, adapter: Path, database: Database, cache_clock: CacheClock
 ) -> None:
     engine = EngineStandIn()
     with tempfile.TemporaryDirectory(prefix="toque-") as folder:
@@ -302,9 +302,7 @@ def test_it_is_answered_until_it_is_quarantined(
             assert engine.bodies[-1]["model"] == name
             with database.writer() as session:
                 quarantine(session, name, "it is bad")
-            wait_until(
-                lambda: http.post("/v1/chat/completions", json=body).status_code == 424, "gateways know", 5
-            )
+            cache_clock.pass_time(MOVES)
             asked = len(engine.bodies)
             assert http.post("/v1/chat/completions", json=body).status_code == 424
             assert len(engine.bodies) == asked
@@ -356,7 +354,12 @@ def ask_for(http: httpx2.Client, name: str) -> int:
 
 
 def test_a_mended_adapter_is_checked_again(
-    http: httpx2.Client, client: OpenAI, adapter: Path, settings: Settings, database: Database
+    http: httpx2.Client,
+    client: OpenAI,
+    adapter: Path,
+    settings: Settings,
+    database: Database,
+    cache_clock: CacheClock,
 ) -> None:
     name = send(http, adapter).json()["id"]
     assert check(http, name)["quarantine_reason"] is None
@@ -381,7 +384,8 @@ def test_a_mended_adapter_is_checked_again(
         session.get_one(Adapter, name).parity = {"tokens": 0}
     mended = check(http, name)
     assert (mended["quarantine_reason"], rows(database)[0].parity) == (None, None)
-    wait_until(lambda: ask_for(http, name) == 503, "only an engine is missing", 5)
+    cache_clock.pass_time(MOVES)
+    assert ask_for(http, name) == 503, "only an engine is missing"
 
 
 def test_a_raised_limit_lifts_the_quarantine(
