@@ -142,6 +142,14 @@ def test_a_name_that_nobody_has() -> None:
     assert send("https://nobody.invalid/").error == "The name of its host cannot be resolved."
 
 
+def _read_request(connection: socket.socket) -> None:
+    request = b""
+    while not request.endswith(b"\r\n\r\n{}"):
+        block = connection.recv(65536)
+        assert block, request
+        request += block
+
+
 def test_an_answer_that_is_not_http() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -150,6 +158,7 @@ def test_an_answer_that_is_not_http() -> None:
             client = WebhookClient(Settings(webhook_private_networks=[ip_network("127.0.0.0/8")]))
             sending = asyncio.create_task(client.post(url, {}, b"{}"))
             connection, _ = await asyncio.to_thread(server.accept)
+            await asyncio.to_thread(_read_request, connection)  # or closing would reset the connection
             connection.sendall(b"\x15\x03\x01 nonsense\r\n\r\n" * 10)
             connection.close()
             try:
