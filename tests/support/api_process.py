@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from openai import OpenAI
 
 from app.core.settings import Settings
 from tests.support.service import API_KEY
-from tests.support.waiting import wait_until
+from tests.support.waiting import listens, wait_until
 
 
 @contextmanager
@@ -38,7 +37,7 @@ def api_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], O
         transport = httpx2.HTTPTransport(uds=path)
         http = httpx2.Client(transport=transport)
         try:
-            wait_until(lambda: _listens(path), "the API starts", seconds=90)
+            wait_until(lambda: listens(path), "the API starts", seconds=90)
             yield (
                 process,
                 OpenAI(base_url="http://api/v1", api_key=API_KEY, max_retries=0, http_client=http),
@@ -47,9 +46,3 @@ def api_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[bytes], O
             http.close()
             process.kill()
             process.wait()
-
-
-def _listens(path: str) -> bool:
-    """Whether the socket can be connected to; it exists a little earlier."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        return connection.connect_ex(path) == 0

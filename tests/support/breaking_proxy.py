@@ -54,9 +54,12 @@ class BreakingProxy:
                 self._threads.append(thread)
                 thread.start()
 
-    def close(self) -> None:
+    def stop_serving(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+
+    def close(self) -> None:
+        """Break what there is, once nothing is served any more."""
         for each in self._sockets:
             _reset(each)
         for thread in self._threads:
@@ -67,10 +70,10 @@ class BreakingProxy:
             while block := source.recv(65536):
                 if counted and not self._before_passing():
                     break
-                target.sendall(block)
-                if counted:
+                if counted:  # before the service can answer
                     with self._lock:
                         self.sent += len(block)
+                target.sendall(block)
         _reset(source)
         _reset(target)
 
@@ -83,8 +86,9 @@ def breaking_proxy(port: int) -> Iterator[BreakingProxy]:
     try:
         yield proxy
     finally:
-        proxy.close()
+        proxy.stop_serving()
         thread.join()
+        proxy.close()
 
 
 def _reset(connection: socket.socket) -> None:

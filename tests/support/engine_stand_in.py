@@ -27,7 +27,7 @@ from app.completions.models import Engine
 from app.core.database import Database, database_now
 from tests.support import engine_responses
 from tests.support.service import BASE_MODEL
-from tests.support.waiting import wait_until
+from tests.support.waiting import listens, wait_until
 
 ENGINE_KEY = "engine-key"
 DEATH = (
@@ -219,7 +219,7 @@ def run_engine_process(socket: str) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "tests.support.engine_stand_in", socket]
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     try:
-        wait_until(Path(socket).exists, "the stand-in starts")
+        wait_until(lambda: listens(socket), "the stand-in starts")
         yield process
     finally:
         process.kill()

@@ -43,5 +43,5 @@ class Running:
 
     def stop(self) -> None:
         self.engine.stop()
-        self.thread.join(15)
+        self.thread.join(60)
         assert not self.thread.is_alive()

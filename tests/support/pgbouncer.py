@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import listens, wait_until
 
 PORT = 6432
 
@@ -43,7 +43,7 @@ max_client_conn = 1000
     command = ["/usr/sbin/pgbouncer", "--quiet", *as_whom, str(settings)]
     process = subprocess.Popen(command)
     try:
-        wait_until((folder / f".s.PGSQL.{PORT}").exists, "pgbouncer listens")
+        wait_until(lambda: listens(f"{folder}/.s.PGSQL.{PORT}"), "pgbouncer listens")
         yield f"postgresql+psycopg://postgres@/{{}}?host={folder}&port={PORT}"
     finally:
         process.terminate()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+
+
+def listens(path: str) -> bool:
+    """Whether a Unix socket can be connected to; it exists a little earlier."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        return connection.connect_ex(path) == 0
 
 
 def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
