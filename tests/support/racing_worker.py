@@ -1,11 +1,13 @@
 """A process that claims jobs and ends them, as fast as it can, until all have ended.
 
-It says `ready`, waits for a line on stdin, and then names each job that it has ended.
+It says `ready`, waits for a line on stdin, and then names each job that it has ended. After its first one it
+waits until another process has ended one, too: all are in the race.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -37,7 +39,14 @@ def all_have_ended(database: Database) -> bool:
         return session.scalar(unfinished) is None
 
 
+def another_takes_part(database: Database, worker: str) -> bool:
+    has_ended = FineTuningJob.status.in_(FINAL_STATUSES), FineTuningJob.worker_id != worker
+    with database.reader() as session:
+        return session.scalar(select(FineTuningJob.id).where(*has_ended).limit(1)) is not None
+
+
 def main(url: str, worker: str, base_model: str) -> None:
+    is_alone = True
     database = Database(url)
     print("ready", flush=True)
     sys.stdin.readline()
@@ -49,6 +58,8 @@ def main(url: str, worker: str, base_model: str) -> None:
         with database.writer() as session:
             end(session, job)
         print(job.id, flush=True)
+        while is_alone and (is_alone := not another_takes_part(database, worker)):
+            time.sleep(0.01)
     database.dispose()
 
 

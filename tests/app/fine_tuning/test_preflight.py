@@ -172,7 +172,7 @@ def test_estimates_follow_what_earlier_jobs_took(client: OpenAI, database: Datab
                 device=device,
                 version="0.1.0",
                 started_at=time.time(),
-                heartbeat_at=time.time(),
+                heartbeat_at=time.time() + 3600,
                 device_memory_bytes=2**28,
             )
         )
@@ -235,7 +235,7 @@ def test_several_gpus_share_the_base_and_the_time(client: OpenAI, database: Data
                 gpus=4,
                 version="0.1.0",
                 started_at=time.time(),
-                heartbeat_at=time.time(),
+                heartbeat_at=time.time() + 3600,
             )
         )
     one, four = (dry_run(client, training_file=file, extra_body={"gpus": gpus}) for gpus in (1, 4))

@@ -83,7 +83,7 @@ def test_two_processes_end_every_job_once(database: Database, database_url: str)
             assert worker.stdin is not None
             worker.stdin.write("go\n")
             worker.stdin.flush()
-        done = {name: worker.communicate(timeout=60)[0].split() for name, worker in workers.items()}
+        done = {name: worker.communicate(timeout=300)[0].split() for name, worker in workers.items()}
         assert [worker.returncode for worker in workers.values()] == [0, 0]
 
     assert Counter(done["worker_a"] + done["worker_b"]) == Counter(jobs)

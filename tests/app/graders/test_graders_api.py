@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -322,7 +323,9 @@ def test_what_is_refused(http: httpx2.Client) -> None:
 def test_templates_are_read_in_linear_time(http: httpx2.Client) -> None:
     for template in ("{" * 32_000, "{{ " * 10_000, "{{}" * 10_000):
         grader = CHECK | {"input": template, "reference": template}
-        response = http.post("/v1/fine_tuning/alpha/graders/validate", json={"grader": grader}, timeout=5)
+        began = time.process_time()  # which goes on only while this process, and so the service, works
+        response = http.post("/v1/fine_tuning/alpha/graders/validate", json={"grader": grader}, timeout=120)
+        assert time.process_time() - began < 5
         assert (response.status_code, response.json()) == (200, {"grader": grader})
 
 

@@ -241,11 +241,11 @@ def test_nobody_waits_while_the_parts_are_put_together(client: OpenAI, settings:
             return True
 
         wait_until(reader_is_there, "the parts are being read")
-        assert begin(client.with_options(timeout=10), b"x").status == "pending"
-        assert add(client.with_options(timeout=10), upload, b"abc")
+        assert begin(client.with_options(timeout=30), b"x").status == "pending"
+        assert add(client.with_options(timeout=30), upload, b"abc")
         os.write(opened[0], b"abc")
         os.close(opened[0])
-        done = completed.result(30)
+        done = completed.result(60)
     assert done.file is not None
     assert client.files.content(done.file.id).read() == b"abc"
 

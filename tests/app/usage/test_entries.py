@@ -108,8 +108,10 @@ class KilledGateway:
             self._written.recv()
         self._process.kill()
         self._process.join()
-        with self._database.reader() as session:
-            return session.get_one(UsageBatch, self._id).number
+        # Its last transaction may be on the way: PostgreSQL commits what it was told to, and holds the row.
+        number = select(UsageBatch.number).where(UsageBatch.gateway_id == self._id).with_for_update()
+        with self._database.writer() as session:
+            return session.scalars(number).one()
 
 
 def keep_folding(database: Database, stop: threading.Event) -> None:

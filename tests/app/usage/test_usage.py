@@ -45,7 +45,7 @@ def test_every_kind_of_answer_is_counted(
     assert asked[:-1] == plain
     assert all(body["stream_options"] == {"include_usage": True} for body in engine.bodies[1:])
     client.completions.create(model=BASE_MODEL, prompt="x")
-    wait_until(lambda: totals(usage(http)) == (4, 20, 12), "usage is written", seconds=10)
+    wait_until(lambda: totals(usage(http)) == (4, 20, 12), "usage is written")
     with service.http(OTHER_KEY) as other:
         assert totals(usage(other)) == (0, 0, 0)
 
@@ -59,7 +59,7 @@ def test_usage_is_known_by_key(
     with service.http(secret) as second:
         for asking in (http, second, second):
             assert asking.post("/v1/chat/completions", json=ASK).status_code == 200
-    wait_until(lambda: totals(usage(http)) == (3, 15, 9), "usage is written", seconds=10)
+    wait_until(lambda: totals(usage(http)) == (3, 15, 9), "usage is written")
     path, day = "/v1/organization/usage/completions", {"start_time": int(time.time()) - 3600}
     with OpenAI(base_url=f"{service.url}/v1", admin_api_key=API_KEY, api_key="none") as client:
         page = client.admin.organization.usage.completions(**day, group_by=["api_key_id", "model"])
@@ -85,7 +85,7 @@ def test_what_fails_is_not_counted_and_a_broken_stream_is_a_request(
     engine.behaviour = "break"
     with pytest.raises(openai.APIError):
         list(client.chat.completions.create(**ASK, stream=True))
-    wait_until(lambda: totals(usage(http)) == (1, 0, 0), "usage is written", seconds=10)
+    wait_until(lambda: totals(usage(http)) == (1, 0, 0), "usage is written")
 
 
 def test_what_is_counted_is_written_at_shutdown(
