@@ -314,6 +314,65 @@ def test_a_filter_and_an_update_at_the_same_time(
 
 
 @pytest.mark.one_database
+def test_a_button_that_is_pressed_while_an_update_comes_still_works(
+    console: Console, page: Page, client: OpenAI, database: Database
+) -> None:
+    job = create(client)
+    worker = StandInWorker(database)
+    requests = HeldRequests(page, f"**/console/jobs/{job.id}")
+    page.goto(f"{console.url}/jobs/{job.id}")
+    update = requests.next()
+    page.get_by_role("button", name="Pause").hover()
+    page.mouse.down()
+    worker.step(1, 30)
+    with page.expect_request_finished(lambda request: request == update.request):
+        update.continue_()
+    page.mouse.up()
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+
+
+@pytest.mark.one_database
+def test_an_update_waits_until_the_pointer_is_let_go(
+    console: Console, page: Page, client: OpenAI, database: Database
+) -> None:
+    job = create(client)
+    worker = StandInWorker(database)
+    page.goto(f"{console.url}/jobs/{job.id}")
+    progress = page.get_by_role("region", name="Progress")
+    worker.step(1, 30)
+    expect(progress).to_contain_text("Step 1 of 30")
+    page.get_by_role("heading", level=1).hover()
+    page.mouse.down()
+    with page.expect_request_finished(lambda request: request.url.endswith(job.id)):
+        worker.step(2, 30)
+    expect(progress).to_contain_text("Step 1 of 30")
+    page.mouse.up()
+    expect(progress).to_contain_text("Step 2 of 30")
+
+
+@pytest.mark.one_database
+def test_an_update_leaves_readers_where_they_are(
+    console: Console, page: Page, client: OpenAI, database: Database
+) -> None:
+    job = create(client)
+    worker = StandInWorker(database)
+    for step in (1, 2, 3):
+        worker.step(step, 30)
+        worker.checkpoint(step)
+    page.set_viewport_size({"width": 500, "height": 800})
+    page.goto(f"{console.url}/jobs/{job.id}")
+    copy = page.get_by_role("button", name="Copy the name of the checkpoint at step 2")
+    copy.focus()
+    table = page.locator("#checkpoints .table")
+    table.evaluate("table => { table.scrollLeft = 40; }")
+    worker.step(4, 30)
+    worker.checkpoint(4)
+    expect(table.locator("tbody tr")).to_have_count(4)
+    expect(copy).to_be_focused()
+    assert table.evaluate("table => table.scrollLeft") == 40
+
+
+@pytest.mark.one_database
 def test_a_filter_that_is_refused_says_why(console: Console, page: Page, client: OpenAI) -> None:
     create(client, suffix="soups")
     page.goto(f"{console.url}/jobs")

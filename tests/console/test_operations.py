@@ -169,6 +169,15 @@ def test_keys_are_made_shown_once_and_revoked(
 
 
 @pytest.mark.one_database
+def test_a_double_click_makes_one_key(console: Console, page: Page) -> None:
+    page.goto(f"{console.url}/operations/keys")
+    page.get_by_label("What it is for").fill("one program")
+    page.get_by_role("button", name="Create the key").dblclick()
+    expect(page.locator("#secret")).to_be_visible()
+    expect(page.get_by_role("row").filter(has_text="one program")).to_have_count(1)
+
+
+@pytest.mark.one_database
 def test_a_wrong_name_is_said_where_it_is_wrong(console: Console, page: Page) -> None:
     page.goto(f"{console.url}/operations/keys")
     status = page.evaluate(

@@ -144,14 +144,24 @@ const toque = (() => {
   });
 
   const isUpdate = (event) => event.detail.requestConfig.triggeringEvent?.type.startsWith("sse:") ?? false;
-  const nameOf = (element) =>
-    [element.tagName, element.id, element.name, element.getAttribute("href"), element.textContent.trim()].join("|");
+  const nameOf = (element) => [
+    element.tagName, element.id, element.name, element.getAttribute("href"), element.ariaLabel, element.textContent.trim(),
+  ].join("|");
 
-  /** Returns what puts the focus and opened details back into a part of the page after it was put in anew. */
-  function keepPlace(part) {
-    const focused = part.contains(document.activeElement) ? nameOf(document.activeElement) : null;
-    const opened = [...part.querySelectorAll("details[open] > summary")].map(nameOf);
+  /** Returns the parts of the page that an update replaces. */
+  function replacedBy({ target, requestConfig }) {
+    const besides = requestConfig.elt.getAttribute("hx-select-oob");
+    return [target, ...(besides ? document.querySelectorAll(besides) : [])];
+  }
+
+  /** Returns what puts the focus, opened details and the place in wide tables back into parts that were put in anew. */
+  function keepPlace(parts) {
+    const focused = parts.some((part) => part.contains(document.activeElement)) ? nameOf(document.activeElement) : null;
+    const opened = parts.flatMap((part) => [...part.querySelectorAll("details[open] > summary")].map(nameOf));
+    const scrolled = new Map(parts.map((part) => [part.id, [...part.querySelectorAll(".table")].map((table) => table.scrollLeft)]));
     return (root) => {
+      const tables = root.querySelectorAll(".table");
+      scrolled.get(root.id)?.forEach((left, place) => { if (left && tables[place]) tables[place].scrollLeft = left; });
       for (const summary of root.querySelectorAll("details > summary")) {
         if (opened.includes(nameOf(summary))) summary.parentElement.open = true;
       }
@@ -162,9 +172,37 @@ const toque = (() => {
     };
   }
 
+  // A click is lost if what was pressed is replaced before it is let go, so updates wait meanwhile.
+  let isPressed = false;
+  const waiting = new Map(); // the news that elements are to be told again
+  function release() {
+    if (!isPressed) return;
+    setTimeout(() => { // after the click
+      isPressed = false;
+      for (const [element, news] of waiting) htmx.trigger(element, news);
+      waiting.clear();
+    });
+  }
+  addEventListener("pointerdown", (event) => { isPressed = event.button === 0; }, true);
+  addEventListener("keydown", (event) => { if (event.key === " ") isPressed = true; }, true);
+  for (const name of ["pointerup", "pointercancel", "keyup", "blur"]) addEventListener(name, release, true);
+  addEventListener("pointermove", (event) => { if (!event.buttons) release(); }, true); // let go over a scroll bar
+
+  document.addEventListener("click", (event) => {
+    const isAgain = event.detail > 1; // of a double click, which nobody means as two
+    if (isAgain && event.target.closest("form[method=post] button")?.type === "submit") event.preventDefault();
+  });
+
   const places = new WeakMap();
   document.addEventListener("htmx:beforeSwap", (event) => {
-    if (isUpdate(event)) places.set(event.detail.xhr, keepPlace(event.detail.target));
+    if (!isUpdate(event)) return;
+    const { xhr, requestConfig } = event.detail;
+    if (isPressed) {
+      event.detail.shouldSwap = false;
+      waiting.set(requestConfig.elt, requestConfig.triggeringEvent.type);
+    } else {
+      places.set(xhr, keepPlace(replacedBy(event.detail)));
+    }
   });
   document.addEventListener("htmx:afterSwap", (event) => places.get(event.detail.xhr)?.(event.target));
   document.addEventListener("htmx:configRequest", (event) => {
