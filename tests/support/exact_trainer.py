@@ -1,7 +1,7 @@
 """The trainer in fp32 on any CPU, so that what is equal but for rounding can be told from what is not.
 
-`exact_trainer.py FOLDER`: each process writes there, in a file named after its rank and the number of ranks,
-how many bytes of the base model it holds, and of how many.
+`python -m tests.support.exact_trainer FOLDER`: each process writes there, in a file named after its rank
+and the number of ranks, how many bytes of the base model it holds, and of how many.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tests.support import held_trainer
 from workers.training import model, trainer
 from workers.training.model import WarmBase
 from workers.training.quantization import Quantization
@@ -33,6 +34,7 @@ def main(folder: Path) -> None:
 
     model.compute_dtype = lambda _: torch.float32
     trainer.load_warm_base = load_and_measure
+    held_trainer.hold(trainer)
     trainer.main()
 
 

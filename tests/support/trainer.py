@@ -6,12 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from tests.support import held_trainer
 from workers.training.protocol import (
     Failed,
     Finished,
@@ -25,20 +28,36 @@ from workers.training.protocol import (
 )
 
 COMMAND = [sys.executable, "-m", "workers.training.trainer"]
+"""Starts the trainer as a worker does."""
+HELD = [sys.executable, "-m", held_trainer.__name__]
+"""The same, but it can be held."""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 class Child:
     """A trainer process, spoken to as the worker does."""
 
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, command: Sequence[str] = HELD) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="toque-trainer-")
+        self._held = Path(self._folder.name) / "held"
+        self._held.touch()
         self.process = subprocess.Popen(
-            command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            command,
+            cwd=Path(__file__).parents[2],
+            env=ENVIRONMENT | {held_trainer.HOLD: str(self._held)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
         )
+
+    def hold(self, attempt: str, step: int | None) -> None:
+        """Have an attempt that begins from now on wait after this step until it is asked to stop."""
+        self._held.write_text("" if step is None else f"{step} {attempt}")
 
     def train(self, spec: TrainingSpec, stop_after: int | None = None) -> list[Progress]:
         """What it says about the job; after the step `stop_after` (0: once it begins) it is asked to stop."""
         said: list[Progress] = []
+        self.hold(spec.attempt, stop_after)
         self.send(spec)
         while not said or not isinstance(said[-1], Finished | Stopped | Failed):
             said.append(self.hear())
@@ -69,6 +88,7 @@ class Child:
         self.process.stdin.close()
         code = self.process.wait(30)
         self.process.stdout.close()
+        self._folder.cleanup()
         return code
 
 

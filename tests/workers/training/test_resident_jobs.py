@@ -40,6 +40,7 @@ def train_together(
     """What the trainer says about each job; the one to `stop` is told so after its third step."""
     said: defaultdict[str, list[Any]] = defaultdict(list)
     ended: list[str] = []
+    child.hold(stop or "", 3 if stop else None)
     for spec in specs:
         child.send(spec)
     while len(ended) < len(specs):

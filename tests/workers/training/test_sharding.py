@@ -27,7 +27,7 @@ SECONDS = 10
 
 
 def exact(folder: Path) -> list[str]:
-    return [sys.executable, str(Path(exact_trainer.__file__)), str(folder)]
+    return [sys.executable, "-m", exact_trainer.__name__, str(folder)]
 
 
 @pytest.fixture(scope="module")
