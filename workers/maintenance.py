@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -39,11 +39,14 @@ class Maintenance:
         storage: Storage,
         worker_locks: WorkerLocks,
         verify_models: Callable[[], None],
+        own_jobs: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """`own_jobs` are those that this process works on itself."""
         self._settings = settings
         self._database = database
         self._storage = storage
         self._worker_locks = worker_locks
+        self._own_jobs = own_jobs
         self._verify_models = verify_models
         self._ran_at = self._cleaned_up_at = -math.inf
         self._database_away_at = -math.inf
@@ -79,12 +82,13 @@ class Maintenance:
         """End the attempts of workers that are gone, and resume jobs that waited for room in the storage."""
         away_seconds = time.monotonic() - self._database_away_at
         dead = self._worker_locks.dead_workers()
+        own = self._own_jobs()  # their leases have expired if this process was frozen
         with self._database.writer() as session:
             if dead:
                 queue.reclaim_from(session, dead, self._settings.retry_seconds)
             # While the database was away no worker could renew its leases; those that live do so first.
             if away_seconds > 3 * self._settings.heartbeat_seconds:
-                queue.reclaim_expired(session, self._settings.retry_seconds)
+                queue.reclaim_expired(session, self._settings.retry_seconds, own)
             if self._storage.free_bytes() >= self._settings.storage_room_bytes:
                 queue.resume_with_room(session)
         self._worker_locks.forget(dead)

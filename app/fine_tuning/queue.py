@@ -10,7 +10,7 @@ has claimed it.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, String, and_, func, insert, literal_column, select
@@ -54,9 +54,13 @@ _EVENTS_OF_ENDS: Mapping[str, EventType] = {
 }
 
 
-def reclaim_expired(session: Session, retry_seconds: float) -> int:
-    """End the attempts whose lease has expired, and return how many. Any worker may do it at any time."""
-    return _reclaim(session, LEASES.expired, "Its worker stopped reporting", retry_seconds)
+def reclaim_expired(session: Session, retry_seconds: float, spared: Collection[str] = ()) -> int:
+    """End the attempts whose lease has expired, and return how many. Any worker may do it at any time.
+
+    `spared` are jobs whose attempts are known to be alive: those of the worker that asks.
+    """
+    others = and_(LEASES.expired, FineTuningJob.id.not_in(spared))
+    return _reclaim(session, others, "Its worker stopped reporting", retry_seconds)
 
 
 def reclaim_from(session: Session, dead_workers: Sequence[str], retry_seconds: float) -> int:

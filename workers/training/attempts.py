@@ -29,6 +29,11 @@ class Attempts:
         """The id of the job that was begun first; None without one."""
         return next((attempt.job.id for attempt in self._running), None)
 
+    def renewed_job_ids(self) -> Collection[str]:
+        """Return the ids of the jobs whose leases are renewed."""
+        with self._lock:
+            return [attempt.job.id for attempt in self._renewed.values()]
+
     def have_room_for(self, job: FineTuningJob) -> bool:
         """Whether the job can be trained beside those that are."""
         return _fit_together([*(attempt.job for attempt in self._running), job]) and not any(

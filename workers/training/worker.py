@@ -84,14 +84,19 @@ class TrainingWorker:
             started_at=time.time(),
         )
         self._locks = WorkerLocks(settings.sqlalchemy_url, self._row.id)
-        self._maintenance = Maintenance(
-            settings, self._database, self._storage, self._locks, self._verify_one
-        )
         shared = shared_device(settings, detect())
         self._turns = TrainingTurns(self._database, settings, shared, self._row.id) if shared else None
         self._most_jobs = 1 if self._turns else settings.worker_jobs
         self._child = TrainerChild(trainer, settings.training_threads, self._most_jobs)
         self._attempts = Attempts(self._database, settings.lease_seconds, self._turns)
+        self._maintenance = Maintenance(
+            settings,
+            self._database,
+            self._storage,
+            self._locks,
+            self._verify_one,
+            self._attempts.renewed_job_ids,
+        )
 
     def run(self) -> None:
         """Claim and train jobs until `stop`, or until idle."""

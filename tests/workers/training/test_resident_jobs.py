@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 from safetensors.torch import load_file
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from app.core.database import Database
 from app.core.settings import Settings
@@ -135,6 +135,26 @@ def test_a_worker_trains_several_jobs_at_once(
     with database.reader() as session:
         epochs = set(session.scalars(select(FineTuningJob.lease_epoch)))
     assert epochs == {1}, "no attempt was lost with another"
+
+
+@pytest.mark.one_database
+def test_a_worker_that_was_frozen_takes_no_job_from_itself(
+    client: OpenAI, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    """When it wakes up, its lease has expired, and it may look for such leases before it renews its own."""
+    job = create(client).id
+
+    def row() -> FineTuningJob:
+        with database.reader() as session:
+            return session.get_one(FineTuningJob, job)
+
+    with run_worker(settings, tmp_path, hold_at=2, TOQUE_WORKER_JOBS="2"):
+        wait_until((tmp_path / "held").exists, "it trains", 60)
+        for _ in range(10):
+            with database.writer() as session:
+                session.execute(update(FineTuningJob).values(lease_until=0.0))
+            wait_until(lambda: row().lease_until != 0.0, "the lease is renewed")
+        assert (row().status, row().lease_epoch, row().workers_lost) == ("running", 1, 0)
 
 
 TWO: dict[str, Any] = {"n_epochs": 3, "lora_dropout": 0.2}
