@@ -73,6 +73,7 @@ def lease(settings: Settings, database: Database) -> Lease:
     """A job that is running, whose metrics are tracked."""
     settings.tracker = "mlflow"
     settings.poll_seconds = 0.02
+    settings.heartbeat_seconds = 100.0  # so that no lease expires that a test has not let expire
     with database.writer() as session:
         add_job(session)
         session.execute(update(FineTuningJob).values(status="queued", integrations=None))

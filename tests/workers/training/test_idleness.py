@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from sqlalchemy import update
+from sqlalchemy.engine import make_url
 
 from app.core.database import Database, database_now
 from app.core.settings import Settings
 from app.fine_tuning.models import FineTuningJob
+from tests.support.databases import execute_sql
 from tests.support.job_rows import add_job
 from tests.support.service import BASE_MODEL
 from tests.support.waiting import wait_until
@@ -83,16 +85,23 @@ def test_a_job_that_waits_for_its_next_attempt_is_looked_for_in_time(
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_after_the_server_has_ended_the_connection_it_polls_and_listens_again(
-    database: Database, idleness: Idleness, monkeypatch: pytest.MonkeyPatch
+    database: Database, idleness: Idleness, postgresql: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.core.notifications._RETRY_SECONDS", 0.5)
     wait_until(lambda: idleness.notifications.arrive, "notifications")
+    name = make_url(database.url).database
     with database.writer() as session:
-        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE starts_with(query, 'LISTEN')"
+        # No new connection is let in until it has been seen that this one is lost.
+        execute_sql(postgresql, f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        kill = (
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE starts_with(query, 'LISTEN') AND datname = current_database()"
+        )
         assert session.connection().exec_driver_sql(kill).scalars().all() == [True]
     wait_until(lambda: not idleness.notifications.arrive, "the connection is lost")
     with database.reader() as session:
         assert idleness.seconds(session, [BASE_MODEL]) == POLL
+    execute_sql(postgresql, f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     wait_until(lambda: idleness.notifications.arrive, "it listens again")
 
 
