@@ -35,7 +35,7 @@ def deployment(
     children = descendants(running)
     running.process.send_signal(signal.SIGINT)
     assert running.process.wait(timeout=60) == 0
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == [], "Ctrl-C leaves no process behind"
 
 

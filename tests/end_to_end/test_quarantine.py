@@ -63,8 +63,12 @@ def test_from_the_first_request_to_the_repair(
         for name in (bad, good)
     }
     assert len(answers) == 1, "they have the same weights"
-    [row] = json.loads(deployment.toque("engines", "--json").stdout)
-    assert {bad, good} <= set(row["adapters"])
+
+    def in_memory() -> set[str]:
+        [row] = json.loads(deployment.toque("engines", "--json").stdout)
+        return set(row["adapters"])
+
+    wait_until(lambda: {bad, good} <= in_memory(), "the engine reports both")
 
 
 def test_the_largest_weights_that_are_accepted_still_answer(

@@ -107,7 +107,7 @@ def test_mixed_models_are_scored_as_peft_scores_them(
     asked = [(model, prompt) for prompt in prompts for model in models]
     chat: Any = [{"role": "user", "content": "Name three soups."}]
     chats = [
-        many.submit(client.chat.completions.create, model=model, messages=chat, max_tokens=24)
+        many.submit(client.chat.completions.create, model=model, messages=chat, max_tokens=24, temperature=0)
         for model in models
     ]
     scored = list(many.map(lambda each: score(client, each[0], each[1])[0].token_logprobs, asked))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any
 import psutil
 from openai import OpenAI
 
+from tests.support.free_port import free_port
 from tests.support.waiting import wait_until
 
 KEY = "sk-toque-end-to-end"
@@ -59,9 +59,7 @@ validation.check_adapter = check_adapter
 
 
 def start(folder: Path, models: Path, **environment: str) -> Deployment:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     blind = folder / "blind"
     blind.mkdir()
     (blind / "sitecustomize.py").write_text(BLIND)
@@ -75,7 +73,6 @@ def start(folder: Path, models: Path, **environment: str) -> Deployment:
             # A small cache and few slots for adapters, so that tests reach their ends.
             "TOQUE_ENGINE_KV_CACHE_GIB": "0.5",
             "TOQUE_ENGINE_MAX_LORAS": "2",
-            "TOQUE_HEARTBEAT_SECONDS": "1",
             "PYTHONPATH": os.pathsep.join([str(blind), *filter(None, [os.environ.get("PYTHONPATH")])]),
         }
     )
