@@ -17,7 +17,7 @@ import psutil
 import pytest
 from openai import OpenAI
 from sqlalchemy import select, update
-from tenacity import wait_none
+from tenacity import wait_fixed, wait_none
 
 from app.core.database import Database
 from app.core.settings import Settings
@@ -245,6 +245,31 @@ def test_an_endpoint_that_is_gone_is_disabled(
     assert http.post(path).status_code == 200
     await_ended(http, 3)
     assert receiver.numbers == [1, 2]
+
+
+@pytest.mark.parametrize("status", [500, 410])
+def test_what_an_endpoint_answers_while_it_is_changed_does_not_count_against_it(
+    http: httpx2.Client,
+    receiver: Receiver,
+    add_endpoint: AddEndpoint,
+    write_event: WriteEvent,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    monkeypatch.setattr(queue, "BACK_OFF", wait_fixed(3600))
+    is_changed = threading.Event()
+    receiver.answer = lambda _: status if is_changed.wait(60) else 200
+    path = f"/v1/webhook_endpoints/{add_endpoint(receiver.url)['id']}"
+    write_event(1)
+    wait_until(lambda: receiver.received, "it is asked")
+    with run_receiver() as mended:
+        assert http.post(path, json={"url": mended.url}).status_code == 200
+        is_changed.set()
+        [delivery] = await_ended(http, 1)
+        assert (delivery["status"], delivery["attempts"]) == ("succeeded", 2)
+        assert (receiver.numbers, mended.numbers) == ([1], [1])
+    shown = http.get(path).json()
+    assert (shown["enabled"], shown["failures"]) == (True, 0)
 
 
 def test_a_replay_is_the_same_event_again(
