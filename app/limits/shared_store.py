@@ -192,6 +192,7 @@ def _refuse(session: Session, wanted: Sequence[tuple[Quota, int]]) -> NoReturn:
     row = session.execute(
         select(RateWindow.used, left).where(RateWindow.name == quota.name, left > 0)
     ).first()
-    if row is None:
-        raise ExhaustedError(quota, amount, 0, quotas.WINDOW_SECONDS)
+    if row is None:  # the minute is over, perhaps since it was found to be used up
+        left_of_none = quotas.WINDOW_SECONDS if amount > quota.most else 0.0
+        raise ExhaustedError(quota, amount, 0, left_of_none)
     raise ExhaustedError(quota, amount, row[0], row[1])

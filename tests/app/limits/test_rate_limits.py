@@ -16,17 +16,18 @@ import openai
 import pytest
 from openai import OpenAI
 from openai.resources.admin.organization import Organization
-from sqlalchemy import select, text
+from sqlalchemy import select, text, update
+from sqlalchemy.orm import Session
 
 from app.auth import service as auth_service
 from app.auth.models import ApiKey, Project
 from app.core.database import Database
 from app.core.settings import Settings
-from app.limits import quota
+from app.limits import quota, shared_store
 from app.limits import service as limits_service
 from app.limits.headers import duration, retry_headers
 from app.limits.models import RateWindow, RequestsInFlight
-from app.limits.quota import Quota
+from app.limits.quota import ExhaustedError, Quota
 from app.limits.schemas import UpdateRateLimit
 from app.limits.shared_store import SharedStore
 from tests.support.cache_clock import CHANGES, CacheClock
@@ -359,6 +360,25 @@ def test_requests_that_begin_and_end_together_never_wait_for_each_other(database
     with database.reader() as session:
         assert session.scalars(select(RateWindow.used)).one() == 16 * 20 * 4
         assert session.scalars(select(RequestsInFlight.count)).one() == 0
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_minute_that_ends_while_a_request_is_refused_is_not_waited_for(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SharedStore(database)
+    wanted = [(Quota("rl_1:requests", "proj_t", "requests", 1), 1)]
+    asyncio.run(store.take(wanted))
+    refuse = shared_store._refuse
+
+    def refuse_late(session: Session, wanted: Any) -> None:
+        session.execute(update(RateWindow).values(ends_at=0.0))
+        refuse(session, wanted)
+
+    with monkeypatch.context() as patched, pytest.raises(ExhaustedError) as refused:
+        patched.setattr(shared_store, "_refuse", refuse_late)
+        asyncio.run(store.take(wanted))
+    assert refused.value.seconds_left == 0.0
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
