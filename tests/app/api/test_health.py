@@ -7,12 +7,37 @@ import pytest
 from openai import InternalServerError, OpenAI
 from sqlalchemy import text
 
+from app.api import readiness
 from app.core.database import Database
 from app.core.settings import Settings
 from tests.support.engine_stand_in import ASK, EngineStandIn, register_engine, run_engine
 from tests.support.service import BASE_MODEL, Service, run_service
 from tests.support.waiting import wait_until
 from tests.support.worker_rows import add_worker
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """A worker's row, which nobody renews, counts for as long as a test takes."""
+    return settings.model_copy(update={"heartbeat_seconds": 600.0})
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who writes just now may take a while."""
+    monkeypatch.setattr(readiness, "_LOCK_SECONDS", 60.0)
+
+
+def ready_with(http: httpx2.Client, status: int, says: str = "") -> httpx2.Response:
+    """The answer, once it has this status and what it says of engines has this text."""
+
+    def look() -> list[httpx2.Response]:
+        answer = http.get("/health/ready")
+        is_meant = answer.status_code == status and says in answer.json()["checks"]["engine"]
+        return [answer] if is_meant else []
+
+    [answer] = wait_until(look, f"{status} {says}")
+    return answer
 
 
 def test_ready_when_it_can_train_and_answer(
@@ -29,18 +54,14 @@ def test_ready_when_it_can_train_and_answer(
         socket = str(tmp_path_factory.mktemp("engine") / "e.sock")
         with run_engine(EngineStandIn(), socket):
             register_engine(database, f"unix:{socket}")
-            wait_until(lambda: http.get("/health/ready").status_code == 200, "it is ready")
-            ready = http.get("/health/ready")
+            ready = ready_with(http, 200)
             wait_until(
                 lambda: f'toque_engines{{base_model="{BASE_MODEL}"}} 1.0' in http.get("/metrics").text,
                 "the engine is known",
             )
         with service.http() as caller:
             assert caller.post("/v1/chat/completions", json=ASK).status_code == 503
-        wait_until(
-            lambda: "does not answer" in http.get("/health/ready").json()["checks"]["engine"],
-            "its silence is known",
-        )
+        ready_with(http, 503, "does not answer")
     assert ready.status_code == 200
     assert ready.json() == {"status": "ready", "checks": {"database": "ok", "worker": "ok", "engine": "ok"}}
 
@@ -52,10 +73,9 @@ def test_another_base_stands_in_only_while_the_default_has_no_engine(
     socket = str(tmp_path_factory.mktemp("engine") / "e.sock")
     with run_engine(EngineStandIn(), socket):
         register_engine(database, f"unix:{socket}", base_model="other")
-        wait_until(lambda: http.get("/health/ready").status_code == 200, "the other base's engine is known")
+        ready_with(http, 200)
         register_engine(database, "unix:/none", status="starting", detail="loading the weights")
-        wait_until(lambda: http.get("/health/ready").status_code == 503, "the default base's engine is known")
-        waiting = http.get("/health/ready")
+        waiting = ready_with(http, 503, "loading")
     assert waiting.json()["checks"]["engine"] == "loading the weights"
 
 
@@ -92,7 +112,10 @@ def test_a_database_that_is_gone_is_503_everywhere(settings: Settings, tmp_path)
         assert listing.json()["error"]["code"] == "database_unavailable"
 
 
-def test_a_lock_that_is_held_is_named(service: Service, database: Database) -> None:
+def test_a_lock_that_is_held_is_named(
+    service: Service, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "_LOCK_SECONDS", 0.5)
     add_worker(database)
     if database.engine.dialect.name != "sqlite":
         assert database.lock_is_free(0.1)

@@ -25,6 +25,13 @@ from tests.support.metrics import await_metrics, key
 from tests.support.service import BASE_MODEL, Service, run_service
 from tests.support.worker_rows import add_worker
 
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """A worker's row, which nobody renews, counts for as long as a test takes."""
+    return settings.model_copy(update={"heartbeat_seconds": 60.0})
+
+
 CHAT = {"gen_ai_operation_name": "chat", "gen_ai_response_model": BASE_MODEL}
 
 
@@ -32,28 +39,34 @@ CHAT = {"gen_ai_operation_name": "chat", "gen_ai_response_model": BASE_MODEL}
 def test_requests_by_their_route(http: httpx2.Client) -> None:
     for place in ("/v1/models/nothing", "/v1/models/nobody", "/no/such/place"):
         http.get(place)
-    found = await_metrics(http, lambda found: len(found) > 0, "metrics")
     name = "http_server_request_duration_seconds_count"
     labels = {"http_request_method": "GET", "http_response_status_code": "404"}
+    active = key("http_server_active_requests")
+    found = await_metrics(http, lambda found: found[active] == 1, "all but this one have ended")
     assert found[key(name, http_route="/v1/models/{model}", **labels)] == 2
     assert found[key(name, http_route="unmatched", **labels)] == 1
-    assert found[key("http_server_active_requests")] == 1
     assert "nothing" not in repr(found)
 
 
 @pytest.mark.one_database
 def test_answers_by_their_model(http: httpx2.Client, engine: EngineStandIn) -> None:
     http.post("/v1/chat/completions", json=ASK).raise_for_status()
+    began = time.monotonic()
     http.post("/v1/chat/completions", json=ASK | {"stream": True}).raise_for_status()
+    took = time.monotonic() - began
     http.post("/v1/chat/completions", json=ASK | {"model": "nothing"})
     duration = "gen_ai_server_request_duration_seconds_count"
-    found = await_metrics(http, lambda found: found.get(key(duration, **CHAT)) == 2, "two answers")
+    found = await_metrics(
+        http,
+        lambda found: found.get(key(duration, **CHAT)) == 2 and "vllm:num_requests_waiting" in repr(found),
+        "two answers and the engine's load",
+    )
     tokens = "gen_ai_client_token_usage_sum"
     assert found[key(tokens, gen_ai_token_type="input", **CHAT)] == 2 * USAGE["prompt_tokens"]
     assert found[key(tokens, gen_ai_token_type="output", **CHAT)] == 2 * USAGE["completion_tokens"]
     assert found[key("gen_ai_server_time_to_first_token_seconds_count", **CHAT)] == 1
     assert found[key("gen_ai_server_time_per_output_token_seconds_count", **CHAT)] == 1
-    assert 0 < found[key("gen_ai_server_time_per_output_token_seconds_sum", **CHAT)] < 1
+    assert 0 < found[key("gen_ai_server_time_per_output_token_seconds_sum", **CHAT)] < took
     assert found[key("toque_gateway_queue_seconds_count", **CHAT)] == 2
     [waiting] = [value for (name, _), value in found.items() if name == "vllm:num_requests_waiting"]
     assert waiting == 2
@@ -61,6 +74,7 @@ def test_answers_by_their_model(http: httpx2.Client, engine: EngineStandIn) -> N
 
 
 def test_the_deployment(service: Service, http: httpx2.Client, client: OpenAI, database: Database) -> None:
+    reported = time.time()
     add_worker(database)
     client.files.create(file=("x", b"x" * 1000), purpose="batch")
     now = time.time()
@@ -89,7 +103,8 @@ def test_the_deployment(service: Service, http: httpx2.Client, client: OpenAI, d
     assert found[key("toque_leases", resource="comparison", state="expired")] == 0
     assert found[key("toque_workers")] == found[key("toque_database_up")] == 1
     assert found[key("toque_worker_memory_bytes", worker="worker_1")] == 2**20
-    assert 0 <= found[key("toque_worker_heartbeat_age_seconds", worker="worker_1")] < 5
+    age = found[key("toque_worker_heartbeat_age_seconds", worker="worker_1")]
+    assert 0 <= age <= time.time() - reported
     of_worker = {"device": "cpu", "hostname": "h", "version": "0", "worker": "worker_1"}
     assert found[key("toque_worker_info", **of_worker)] == 1
     assert found[key("toque_worker_busy", worker="worker_1")] == 1
@@ -126,9 +141,9 @@ def test_deliveries_that_wait(http: httpx2.Client, database: Database) -> None:
 def test_a_silent_worker_does_not_count(http: httpx2.Client, database: Database) -> None:
     add_worker(database)
     with database.writer() as session:
-        session.execute(update(Worker).values(heartbeat_at=Worker.heartbeat_at - 3.0))
+        session.execute(update(Worker).values(heartbeat_at=Worker.heartbeat_at - 180.0))
     found = await_metrics(http, lambda found: found[key("toque_workers")] == 0, "its silence")
-    assert 3 <= found[key("toque_worker_heartbeat_age_seconds", worker="worker_1")] < 10
+    assert 180 <= found[key("toque_worker_heartbeat_age_seconds", worker="worker_1")] < 240
     with database.writer() as session:
         session.execute(update(Worker).values(heartbeat_at=Worker.heartbeat_at - 86400.0))
         worker_registry.delete_silent(session)
