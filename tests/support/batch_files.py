@@ -35,7 +35,7 @@ def create(client: OpenAI, content: str | bytes, endpoint: Any = CHAT, **more: A
     return client.batches.create(input_file_id=file.id, endpoint=endpoint, completion_window="24h", **more)
 
 
-def ended(client: OpenAI, batch_id: str, seconds: float = 60) -> Batch:
+def ended(client: OpenAI, batch_id: str, seconds: float = 120) -> Batch:
     """The batch, once it has ended."""
 
     def look() -> Batch | None:

@@ -58,8 +58,7 @@ def test_every_request_is_answered_in_the_order_of_the_file(
     assert all(body["priority"] == 1 for body in engine.bodies)
     file = client.files.retrieve(done.output_file_id or "")
     assert (file.purpose, file.status, file.expires_at) == ("batch_output", "processed", None)
-    with database.reader() as session:
-        assert wait_until(lambda: session.scalar(select(func.count(BatchAnswer.number))) == 0, "rows go")
+    wait_until(lambda: _rows(database) == 0, "rows go")
 
 
 def test_requests_that_fail_are_in_the_error_file(client: OpenAI, engine: StubEngine) -> None:
@@ -299,7 +298,8 @@ def test_many_long_batches_hold_up_no_others(
     wait_until(lambda: engine.in_flight == 4, "four are asked")
     others = create(other_client, lines(range(50, 51))).id
     wait_until(lambda: number_asked(engine.bodies[-1]) == 50, "another project's is asked")
-    assert engine.in_flight == 5
+    wait_until(lambda: engine.in_flight == 5, "it is held, too")
+    assert len(engine.bodies) == 5
     assert ended(client, create(client, "nothing").id).status == "failed"
     client.batches.cancel(long[-1])
     assert ended(client, long[-1]).status == "cancelled"
@@ -356,6 +356,11 @@ def test_a_refusal_by_the_engine_is_tried_again_where_that_may_help(
     assert done.request_counts is not None
     assert done.request_counts.completed == 1
     assert len(engine.bodies) == 12, "a busy engine is waited for, however long that takes"
+
+
+def _rows(database: Database) -> int | None:
+    with database.reader() as session:
+        return session.scalar(select(func.count(BatchAnswer.number)))
 
 
 def _completed(client: OpenAI, batch_id: str) -> int:

@@ -25,6 +25,17 @@ from tests.support.service import run_service
 from tests.support.waiting import wait_until
 
 
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    """Only where a test ends it does a lease run out, however long a process stands still."""
+    return settings.model_copy(update={"heartbeat_seconds": 600.0})
+
+
+def end_leases(database: Database) -> None:
+    with database.writer() as session:
+        session.execute(update(Batch).where(Batch.lease_until.is_not(None)).values(lease_until=0.0))
+
+
 def assert_each_once(client: OpenAI, batch_id: str, count: int) -> None:
     """Every request of the file has one line in the output file, in its order, with its own answer."""
     done = ended(client, batch_id, seconds=120)
@@ -50,6 +61,7 @@ def test_a_killed_process_loses_nothing_that_was_recorded(
         wait_until(lambda: _recorded(database) == 60, "sixty answers are recorded", seconds=90)
         process.kill()
         process.wait()
+    end_leases(database)
     with database.reader() as session:
         recorded = {line - 1 for line in session.scalars(select(BatchAnswer.number))}
     engine.go_on.set()
@@ -78,8 +90,7 @@ def test_random_kills_answer_each_request_once(
             _wait_until_recorded(database, wanted)
             process.kill()
             process.wait()
-        with database.writer() as session:  # as if the lease had run out
-            session.execute(update(Batch).where(Batch.lease_until.is_not(None)).values(lease_until=0.0))
+        end_leases(database)
     with run_service(settings) as service, service.client() as client:
         for batch in batches:
             assert_each_once(client, batch, 150)
@@ -88,14 +99,13 @@ def test_random_kills_answer_each_request_once(
 def test_a_process_that_stops_in_order_hands_its_batch_on_at_once(
     settings: Settings, database: Database, engine: StubEngine
 ) -> None:
-    long_lease = settings.model_copy(update={"heartbeat_seconds": 600.0})
     engine.hold_after = 5
     engine.go_on.clear()
-    with run_service(long_lease) as service, service.client() as client:
+    with run_service(settings) as service, service.client() as client:
         created = create(client, lines(range(20)))
         wait_until(lambda: _recorded(database) == 5, "five are answered", seconds=90)
     engine.go_on.set()
-    with run_service(long_lease) as service, service.client() as client:
+    with run_service(settings) as service, service.client() as client:
         assert_each_once(client, created.id, 20)
 
 

@@ -35,22 +35,28 @@ class BoundedEngine(StubEngine):
 
 
 @pytest.fixture
-def engine(database: Database) -> Iterator[BoundedEngine]:
+def address() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="toque-") as folder:
+        yield str(Path(folder) / "engine.sock")
+
+
+@pytest.fixture
+def engine(address: str) -> Iterator[BoundedEngine]:
     engine = BoundedEngine(lambda body: reference(number_asked(body)))
     engine.hold_after = 0
-    with tempfile.TemporaryDirectory(prefix="toque-") as folder:
-        socket = str(Path(folder) / "engine.sock")
-        with run_engine(engine, socket):
-            register_engine(database, f"unix:{socket}")
-            yield engine
+    with run_engine(engine, address):
+        yield engine
 
 
 @pytest.mark.one_database
 def test_an_engine_has_as_many_as_it_computes_and_a_few_that_wait(
-    client: OpenAI, engine: BoundedEngine
+    client: OpenAI, database: Database, engine: BoundedEngine, address: str
 ) -> None:
     engine.go_on.clear()
     batches = [create(client, lines(range(150))).id for _ in range(2)]
+    for batch in batches:
+        wait_until(lambda batch=batch: client.batches.retrieve(batch).status == "in_progress", "it has begun")
+    register_engine(database, f"unix:{address}")
     few = 8 + COMPUTED // 2
     wait_until(lambda: engine.in_flight >= COMPUTED + few, "the engine is full", seconds=60)
     assert list(map(number_asked, engine.bodies)).count(0) == 2, "both batches are asked, in turns"

@@ -132,7 +132,7 @@ def get(client: OpenAI, comparison_id: str, path: str = "", **query: Any) -> dic
     )
 
 
-def ended(client: OpenAI, comparison_id: str, seconds: float = 60) -> dict[str, Any]:
+def ended(client: OpenAI, comparison_id: str, seconds: float = 120) -> dict[str, Any]:
     """The comparison, once it has ended."""
 
     def look() -> dict[str, Any] | None:
