@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,9 +16,13 @@ import openai
 import pytest
 from openai import OpenAI
 from pydantic import SecretStr
+from sqlalchemy import select
 
 from app.auth.models import Project
-from app.completions.models import Engine
+from app.completions import vllm_client
+from app.completions.models import Engine, EngineDemand
+from app.completions.replica import _DOUBT_SECONDS, _STUCK_SECONDS
+from app.completions.replicas import _PROBE_EVERY_SECONDS
 from app.core.database import Database
 from app.core.settings import EngineAddress, Settings
 from app.models.adapters.models import Adapter
@@ -98,9 +103,10 @@ def test_conversations_are_spread_and_each_stays_where_its_beginning_is_cached(
     assert all(homes.count(engine_id) >= 5 for engine_id in two)
     for prompt, home in zip(prompts(24), homes, strict=True):
         goes_on = [*prompt["messages"], {"role": "assistant", "content": "Leek."}, ASK["messages"][0]]
+        asked_at = time.monotonic()
         answer = ask(http, messages=goes_on, stream=True)
         assert answer.headers["x-toque-replica"] == home
-        assert 0 <= float(answer.headers["x-toque-queue-ms"]) < 5000
+        assert 0 <= float(answer.headers["x-toque-queue-ms"]) <= 1000 * (time.monotonic() - asked_at)
 
 
 def test_the_same_beginning_in_other_forms_has_a_home_of_its_own(
@@ -203,10 +209,10 @@ def test_an_ill_engine_is_out_once_a_request_has_failed_and_comes_back(
     two[ill].behaviour = "ill"
     failed = http.post(CHAT, json=ASK)
     assert (failed.status_code, failed.headers["x-toque-replica"]) == (503, ill)
-    wait_until(lambda: http.post(CHAT, json=ASK).status_code == 200, "the ill engine is out", seconds=2)
+    wait_until(lambda: http.post(CHAT, json=ASK).status_code == 200, "the ill engine is out")
     assert replicas_seen(http) == {replica}
     two[ill].behaviour = "answer"
-    wait_until(lambda: replicas_seen(http) == set(two), "it is back", seconds=10)
+    wait_until(lambda: replicas_seen(http) == set(two), "it is back")
 
 
 def replicas_seen(http: httpx2.Client) -> set[str]:
@@ -236,6 +242,7 @@ def test_an_engine_that_is_killed_fails_no_request(
 def test_a_frozen_engine_is_out_within_ten_seconds_and_its_waiting_requests_go_elsewhere(
     database: Database, folder: Path, settings: Settings
 ) -> None:
+    assert max(_DOUBT_SECONDS, _STUCK_SECONDS) + _PROBE_EVERY_SECONDS + vllm_client._PROBE_SECONDS < 10
     with ExitStack() as stack:
         processes = {
             register_engine(database, f"unix:{folder / name}"): stack.enter_context(
@@ -250,11 +257,11 @@ def test_a_frozen_engine_is_out_within_ten_seconds_and_its_waiting_requests_go_e
         processes[frozen].send_signal(signal.SIGSTOP)
         pool = stack.enter_context(ThreadPoolExecutor(2))
         waiting = [pool.submit(ask, http, stream=stream) for stream in (True, False)]
-        answers = [each.result(timeout=10) for each in waiting]
+        answers = [each.result(timeout=120) for each in waiting]
         assert {answer.headers["x-toque-replica"] for answer in answers} == {alive}
         assert replicas_seen(http) == {alive}
         processes[frozen].send_signal(signal.SIGCONT)
-        wait_until(lambda: replicas_seen(http) == set(processes), "it is back", seconds=10)
+        wait_until(lambda: replicas_seen(http) == set(processes), "it is back")
 
 
 def test_an_engine_that_started_anew_is_asked_with_its_new_key(
@@ -266,7 +273,7 @@ def test_an_engine_that_started_anew_is_asked_with_its_new_key(
     assert replicas_seen(http) == set(two) - {restarted}  # asked in vain, and then the other
     with database.writer() as session:
         session.get_one(Engine, restarted).api_key = "new key"
-    wait_until(lambda: replicas_seen(http) == set(two), "the new key is known", seconds=5)
+    wait_until(lambda: replicas_seen(http) == set(two), "the new key is known")
 
 
 def test_an_engine_that_leaves_finishes_its_streams(
@@ -280,12 +287,15 @@ def test_an_engine_that_leaves_finishes_its_streams(
         two[leaving].behaviour = "answer"
         with database.writer() as session:
             session.delete(session.get_one(Engine, leaving))
-        wait_until(lambda: replicas_seen(http) == {replica}, "it is asked no more", seconds=5)
+        wait_until(lambda: replicas_seen(http) == {replica}, "it is asked no more")
         before = two[leaving].chunks_sent
         wait_until(lambda: next(chunks) and two[leaving].chunks_sent > before + 50, "the stream goes on")
 
 
-def test_engines_of_others_are_given_by_url(database: Database, folder: Path, settings: Settings) -> None:
+def test_engines_of_others_are_given_by_url(
+    database: Database, folder: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm_client, "_PROBE_SECONDS", 60.0)  # it is not down for being slow
     stand_in = EngineStandIn()
     address = EngineAddress(
         base_model=BASE_MODEL, url=f"unix:{folder / 'given'}", api_key=SecretStr(ENGINE_KEY)
@@ -293,16 +303,22 @@ def test_engines_of_others_are_given_by_url(database: Database, folder: Path, se
     given = settings.model_copy(update={"engine_urls": [address]})
     with run_service(given) as service, service.http() as http:
         with run_engine(stand_in, str(folder / "given")):
-            wait_until(lambda: http.post(CHAT, json=ASK).status_code == 200, "it is found", seconds=10)
+            wait_until(lambda: http.post(CHAT, json=ASK).status_code == 200, "it is found")
             assert ask(http).headers["x-toque-replica"].startswith("engine_")
             assert http.get("/health/ready").json()["checks"]["engine"] == "ok"
-        wait_until(lambda: http.post(CHAT, json=ASK).status_code == 503, "it is gone", seconds=10)
+        wait_until(lambda: http.post(CHAT, json=ASK).status_code == 503, "it is gone")
     assert API_KEY not in str(stand_in.bodies)
 
 
 def test_while_a_job_trains_requests_wait_or_are_refused(settings: Settings, database: Database) -> None:
     engine = EngineStandIn()
-    patient = settings.model_copy(update={"engine_wait_seconds": 20.0})
+    patient = settings.model_copy(update={"engine_wait_seconds": 120.0})
+
+    def demand() -> Sequence[EngineDemand]:
+        """Of each gateway that was asked."""
+        with database.reader() as session:
+            return session.scalars(select(EngineDemand)).all()
+
     with tempfile.TemporaryDirectory(prefix="toque-") as folder:
         socket = str(Path(folder) / "engine.sock")
         with run_engine(engine, socket):
@@ -315,10 +331,11 @@ def test_while_a_job_trains_requests_wait_or_are_refused(settings: Settings, dat
                 assert http.get("/health/ready").json()["checks"]["engine"] == "ok"
             with run_service(patient) as service, ThreadPoolExecutor() as waiting, service.http() as http:
                 answer = waiting.submit(http.post, "/v1/chat/completions", json=ASK)
+                wait_until(lambda: len(demand()) == 2, "it waits, and that is written down")
                 with pytest.raises(TimeoutError):
                     answer.result(timeout=0.5)
                 with database.writer() as session:
                     session.get_one(Engine, row).status = "ready"
-                response = answer.result(timeout=10)
+                response = answer.result(timeout=120)
                 assert response.status_code == 200
                 assert float(response.headers["x-toque-queue-ms"]) > 500
