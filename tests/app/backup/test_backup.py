@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -35,11 +36,12 @@ from app.models.adapters.models import Adapter
 from app.orphans import sweep_orphans
 from app.storage import open_storage
 from tests.support.checkpoints import newest_resumable
-from tests.support.command import TOQUE, run
+from tests.support.command import run
 from tests.support.databases import execute_sql
 from tests.support.jobs import create, upload
 from tests.support.service import BASE_MODEL, OTHER_KEY, run_service
 from tests.support.waiting import wait_until
+from tests.support.watched_process import read_until
 from workers.training.checkpoint import discard, save_checkpoint
 
 
@@ -375,16 +377,39 @@ def test_a_backup_that_is_killed_is_not_taken_for_one(
         assert len(list(again.files.list(limit=1000))) == 100
 
 
+_COPIES_ONE = """
+import signal, sys
+from app.backup import creation
+from app.cli.main import app
+
+copy = creation._copy_file
+
+def copy_one(source, target, entry, known):
+    content = copy(source, target, entry, known)
+    if entry.key not in known:
+        print("copied", flush=True)
+        signal.pause()
+    return content
+
+creation._copy_file = copy_one
+app(["backup", sys.argv[1]])
+"""
+"""A backup that goes no further once it has copied the first file that it did not have."""
+
+
 def kill_while_copying(settings: Settings, folder: Path) -> None:
-    """Kill a backup as soon as it has copied the first of a hundred files."""
+    """Kill a backup when it has copied the first of a hundred files."""
 
     def count() -> int:
         return len(list(folder.glob("storage/objects/*/*")))
 
     before = count()
     environment = {"TOQUE_DATA_DIR": str(settings.data_dir), "TOQUE_DATABASE_URL": settings.database_url}
-    process = subprocess.Popen([*TOQUE, "backup", str(folder)], env=os.environ | environment)
-    wait_until(lambda: count() > before, "a file is copied")
-    process.kill()
-    assert process.wait() == -9
-    assert count() < before + 100
+    command = [sys.executable, "-c", _COPIES_ONE, str(folder)]
+    with subprocess.Popen(
+        command, env=os.environ | environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        read_until(process, "copied")
+        process.kill()
+    assert process.returncode == -9
+    assert count() == before + 1

@@ -18,9 +18,11 @@ from urllib.error import HTTPError
 import psutil
 import pytest
 from openai import OpenAI
+from sqlalchemy import update
 
 from app.auth.models import Project
 from app.auth.service import digest, find_caller
+from app.completions.models import EngineDemand
 from app.core.database import Database
 from tests.support.command import TOQUE
 from tests.support.watched_process import Watched, has_ended, read_rest, read_until
@@ -181,7 +183,7 @@ def test_an_engine_for_each_base_that_is_asked_for(serve: Serve, tmp_path: Path)
         (tmp_path / name / "config.json").write_text("{}")
     bases = [{"name": name, "source": str(tmp_path / name)} for name in ("first", "second")]
     given = {"TOQUE_BASE_MODELS": json.dumps(bases), "TOQUE_API_KEY": "sk-1"}
-    service = serve("--port", "0", TOQUE_ENGINE_IDLE_SECONDS="3", **given)
+    service = serve("--port", "0", TOQUE_ENGINE_IDLE_SECONDS="3600", **given)
 
     said = read_until(service, "ready on")
     [address] = re.findall(r"ready on (\S+/v1)", said)
@@ -199,6 +201,10 @@ def test_an_engine_for_each_base_that_is_asked_for(serve: Serve, tmp_path: Path)
     refusal.value.close()
     [pid] = re.findall(r"engine of second \| pid (\d+)", read_until(service, "engine of second | pid"))
     second = Watched(int(pid))
+    database = Database(f"sqlite:///{tmp_path / 'data' / 'toque.db'}")
+    with database.writer() as session:
+        session.execute(update(EngineDemand).values(asked_at=EngineDemand.asked_at - 3600))
+    database.dispose()
     read_until(service, "the engine of second is not needed now")
     assert second.ends()
 

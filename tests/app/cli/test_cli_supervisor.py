@@ -32,24 +32,19 @@ asyncio.run(Supervisor(kept, write, lambda line: write("toque", line), Timing(**
 _WAITS = "import os, signal; print('pid', os.getpid()); signal.pause()"
 _DRAINS = """
 import os, signal
-def drain(*_):
-    print('drained')
-    raise SystemExit
-signal.signal(signal.SIGTERM, drain)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
 print('pid', os.getpid())
-signal.pause()
+signal.sigwait({signal.SIGTERM})
+print('drained')
 """
 _DRAINS_WHEN_TOLD = """
 import os, signal
-def drain(*_):
-    print('draining')
-    signal.sigwait({signal.SIGUSR1})
-    print('drained')
-    raise SystemExit
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-signal.signal(signal.SIGTERM, drain)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
 print('pid', os.getpid())
-signal.pause()
+signal.sigwait({signal.SIGTERM})
+print('draining')
+signal.sigwait({signal.SIGUSR1})
+print('drained')
 """
 _STUBBORN = """
 import os, signal

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -135,8 +135,11 @@ def test_a_terminal_gets_a_bar(service: Service, job_id: str) -> None:
     os.close(theirs)
 
     shown = _read_until(ours, "left")
+    reading = threading.Thread(target=_read_rest, args=(ours,))  # or a full terminal would stop the bar
+    reading.start()
     service.work_on(job_id, **finished("succeeded"))
-    result, _ = waiting.communicate(timeout=20)
+    result, _ = waiting.communicate(timeout=120)
+    reading.join()
     os.close(ours)
 
     assert "running" in shown
@@ -244,3 +247,10 @@ def _read_until(descriptor: int, text: str) -> str:
     while text not in shown:
         shown += os.read(descriptor, 4096).decode()
     return shown
+
+
+def _read_rest(descriptor: int) -> None:
+    """Until nobody has the terminal open any more."""
+    with suppress(OSError):
+        while os.read(descriptor, 4096):
+            pass
