@@ -12,6 +12,7 @@ from openai import OpenAI
 from sqlalchemy import select, update
 
 from app.api import deployment_metrics
+from app.api.metrics import Metrics
 from app.completions.model_labels import ModelLabels
 from app.core.database import Database
 from app.core.settings import Settings
@@ -23,6 +24,7 @@ from tests.support.engine_stand_in import ASK, USAGE, EngineStandIn
 from tests.support.job_rows import add_job
 from tests.support.metrics import await_metrics, key
 from tests.support.service import BASE_MODEL, Service, run_service
+from tests.support.waiting import wait_until
 from tests.support.worker_rows import add_worker
 
 
@@ -176,16 +178,24 @@ def test_strangers_do_not_occupy_the_service(
     service: Service, http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[None] = []
+    asked_for: list[None] = []
     may_end = threading.Event()
+    begin = Metrics.begin
+
+    def count(self: Metrics) -> None:
+        asked_for.append(None)
+        begin(self)
 
     def hang(*_: object) -> list[object]:
         reads.append(None)
-        assert may_end.wait(20)
+        assert may_end.wait(120)
         return []
 
     monkeypatch.setattr(deployment_metrics, "collect", hang)
+    monkeypatch.setattr(Metrics, "begin", count)
     with ThreadPoolExecutor(60) as strangers, service.http(None) as stranger:
         asked = [strangers.submit(stranger.get, "/metrics") for _ in range(60)]
+        wait_until(lambda: len(asked_for) == 60, "all have asked, or another would be read for the last")
         assert http.get("/v1/files").status_code == 200  # in one of the threads that all share
         assert stranger.get("/health/ready").status_code == 503
         may_end.set()

@@ -43,16 +43,29 @@ def test_a_child_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_call_that_takes_too_long_is_ended_and_the_next_has_its_turn() -> None:
+def test_a_call_that_takes_too_long_is_ended_and_the_next_has_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     before = len(children())
+    limits: list[float | None] = []
+    timeout = asyncio.timeout
+
+    def limit(seconds: float | None) -> asyncio.Timeout:
+        limits.append(seconds)
+        return timeout(seconds)
+
+    monkeypatch.setattr(asyncio, "timeout", limit)
 
     async def call() -> int:
         turn = CapacityLimiter(1)
-        waiting = asyncio.create_task(run_in_child(time.sleep, 3, limiter=turn))
-        await asyncio.sleep(0.1)
-        # It waits for longer than it may take; that does not count.
-        assert await run_in_child(os.getpid, limiter=turn, seconds=2) != os.getpid()
-        await waiting
+        await turn.acquire_on_behalf_of(turn)
+        waiting = asyncio.create_task(run_in_child(os.getpid, limiter=turn, seconds=30))
+        while not turn.statistics().tasks_waiting:  # noqa: ASYNC110 - the loop's next step may be its
+            await asyncio.sleep(0)
+        assert limits == [], "its wait does not count"
+        turn.release_on_behalf_of(turn)
+        assert await waiting != os.getpid()
+        assert limits == [30]
         with pytest.raises(TimeoutError):
             await run_in_child(time.sleep, 600, limiter=turn, seconds=0.5)
         return await run_in_child(os.getpid, limiter=turn, seconds=30)

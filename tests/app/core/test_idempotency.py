@@ -106,7 +106,7 @@ def test_a_try_that_is_slow_rather_than_lost_creates_no_second(
     def order() -> None:
         counting = DefaultHttpxClient(event_hooks={"request": [tries.append]})
         url = f"{service.url}/v1"
-        with OpenAI(base_url=url, api_key=API_KEY, timeout=2, http_client=counting) as hasty:
+        with OpenAI(base_url=url, api_key=API_KEY, timeout=2, max_retries=20, http_client=counting) as hasty:
             created.append(hasty.fine_tuning.jobs.create(model=BASE_MODEL, training_file=file_id).id)
 
     ordering = threading.Thread(target=order)
