@@ -82,6 +82,40 @@ def test_a_job_is_created_with_the_dry_run_beside_the_form(
 
 
 @pytest.mark.one_database
+def test_what_is_typed_while_the_fields_of_a_method_come_stays(
+    console: Console, page: Page, client: OpenAI
+) -> None:
+    upload(client, training_bytes(60))
+    requests = HeldRequests(page, "**/console/jobs/new?*")
+    page.goto(f"{console.url}/jobs/new")
+    page.get_by_label("Method").select_option("dpo")
+    fields = requests.next()
+    epochs = page.get_by_label("Epochs")
+    epochs.fill("1")
+    fields.continue_()
+    expect(page.get_by_label("Beta")).to_be_attached()
+    page.keyboard.type("000")
+    expect(epochs).to_have_value("1000")
+    expect(page.locator("#error-n_epochs")).to_contain_text("less than or equal to 50")
+
+
+@pytest.mark.one_database
+def test_what_is_wrong_is_still_said_once_the_fields_of_a_method_have_come(
+    console: Console, page: Page, client: OpenAI
+) -> None:
+    upload(client, training_bytes(60))
+    requests = HeldRequests(page, "**/console/jobs/new?*")
+    page.goto(f"{console.url}/jobs/new?hp.n_epochs=1000")
+    problem = page.locator("#error-n_epochs")
+    expect(problem).to_contain_text("less than or equal to 50")
+    with page.expect_response("**/jobs/dry-run"):
+        page.get_by_label("Method").select_option("dpo")
+    requests.next().continue_()
+    expect(page.get_by_label("Beta")).to_be_attached()
+    expect(problem).to_contain_text("less than or equal to 50")
+
+
+@pytest.mark.one_database
 def test_a_failure_leads_to_the_line_that_it_names(
     console: Console, page: Page, client: OpenAI, database: Database
 ) -> None:

@@ -129,9 +129,9 @@ def _refused(page: Page, entered: Mapping[str, str], error: ToqueError) -> Respo
 
 
 def _names(entered: Mapping[str, str]) -> list[str]:
-    """Return the names of all fields that an error can be shown beside."""
+    """Return the names of all fields of the form, beside which an error can be shown."""
     own = ("training_file", "validation_file", "share", "model", "method", "suffix", "seed")
-    return [*own, *(field.name for field in fields_of(method_of(entered)))]
+    return [*own, *(field.name for field in fields_of(method_of(entered)) if field.key in entered)]
 
 
 def _choices(session: Session, page: Page, entered: Mapping[str, str]) -> Choices:
