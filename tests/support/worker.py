@@ -151,7 +151,9 @@ def kill_with_trainer(worker: WorkerProcess) -> None:
 
 
 def _is_trainer(process: psutil.Process) -> bool:
-    return process.name() == forked_worker.TRAINER_NAME or "workers.training.trainer" in process.cmdline()
+    with suppress(psutil.NoSuchProcess):  # it has just ended
+        return process.name() == forked_worker.TRAINER_NAME or "workers.training.trainer" in process.cmdline()
+    return False
 
 
 def create(client: OpenAI, content: bytes | None = None, method: str = "supervised", **parameters: Any):
