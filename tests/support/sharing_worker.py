@@ -1,12 +1,14 @@
 """A worker that believes to be on a GPU, with a trainer that minds who else is on it.
 
 As the trainer (`… trainer LOG`): learns nothing, fast, and fails if the stand-in for vLLM is awake at a step.
+After each step it waits as long as there is a file `hold` beside the log.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -40,6 +42,8 @@ def minding(log: Path, send: Send) -> Send:
         if isinstance(message, Finished):
             message = msgspec.structs.replace(message, samples=[SAMPLE])
         send(message)
+        while isinstance(message, Step) and log.with_name("hold").exists():
+            time.sleep(0.01)
 
     return mind
 
