@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -21,16 +22,21 @@ from typing import Any, TextIO
 
 from tests.support.starved_trainer import starve
 from workers.training import child, ranks, trainer, training_loop, worker
-from workers.training.trainer_process import StopRequest
+from workers.training.protocol import TrainingSpec
+from workers.training.trainer_process import Inbox, StopRequest
 
 HOLD_AT = "HOLD_AT"
-"""A point of `workers.crash_points`, how often it is reached before the trainer waits there, and a file."""
+"""A rank of a trainer, a point of `workers.crash_points`, how often it comes there until it waits; a file."""
+FIRST_JOBS = "FIRST_JOBS"
+"""With how many jobs the first trainer begins, and a file."""
 TRAINER_ROOM = "TRAINER_ROOM"
 """How many tokens a trainer has room for; then, if it is killed for more, what stands for /proc/vmstat."""
 TRAINER_NAME = "trainer"
 """What the forked trainer is called in /proc, where its command line is the server's."""
 
 _inherited: list[TextIO] = []
+_place = SimpleNamespace(rank=0)
+"""Where this process stands among those that train together."""
 
 
 def run(environment: dict[str, str], log: str) -> None:
@@ -47,11 +53,20 @@ def run(environment: dict[str, str], log: str) -> None:
     worker.main()
 
 
-def hold_at(held: str, times: int, marker: Path) -> None:
-    """Have the trainer wait at this point until it is asked to stop; once, since it makes the file first."""
+def hold_at(rank: int, held: str, times: int, marker: Path) -> None:
+    """Have the trainer wait at this point until it is asked to stop, or the test writes into the file.
+
+    That is once, unless the test removes the file, since the trainer makes it first.
+    """
     reach = training_loop.reach
     requests: list[StopRequest] = []
     reached = itertools.count(1)
+
+    def is_released() -> bool:
+        try:
+            return marker.stat().st_size > 0
+        except FileNotFoundError:
+            return False
 
     class ObservedStopRequest(StopRequest):
         def __init__(self) -> None:
@@ -60,13 +75,27 @@ def hold_at(held: str, times: int, marker: Path) -> None:
 
     def reach_and_wait(point: str) -> None:
         reach(point)
-        if point == held and next(reached) == times and not marker.exists():
+        if _place.rank == rank and point == held and next(reached) == times and not marker.exists():
             marker.touch()
-            while not (requests[0].made or requests[0].causes):
+            while not (requests[0].made or requests[0].causes or is_released()):
                 time.sleep(0.01)
 
     trainer.StopRequest = ObservedStopRequest
     training_loop.reach = reach_and_wait
+
+
+def begin_with(jobs: int, marker: Path) -> None:
+    """Have the trainer begin once it has so many jobs; only the first, since it makes the file."""
+
+    class FullInbox(Inbox):
+        def next_spec(self, *, wait: bool) -> TrainingSpec | None:
+            while not marker.exists():
+                if self._specs.qsize() == jobs:
+                    marker.touch()
+                time.sleep(0.01)
+            return super().next_spec(wait=wait)
+
+    trainer.Inbox = FullInbox
 
 
 class ForkedTrainer(subprocess.Popen[bytes]):
@@ -112,10 +141,14 @@ def _be_trainer(stdin: int, stdout: int, environment: dict[str, str]) -> None:
         os.environ.clear()
         os.environ.update(environment)
         Path("/proc/self/comm").write_text(TRAINER_NAME)
+        _place.rank = json.loads(environment.get("TOQUE_RANK", '{"rank": 0}'))["rank"]
         # A rank inherits what its trainer was told.
         if held := os.environ.pop(HOLD_AT, None):
-            point, times, marker = held.split(":", 2)
-            hold_at(point, int(times), Path(marker))
+            rank, point, times, marker = held.split(":", 3)
+            hold_at(int(rank), point, int(times), Path(marker))
+        if first := os.environ.pop(FIRST_JOBS, None):
+            jobs, marker = first.split(":", 1)
+            begin_with(int(jobs), Path(marker))
         if room := os.environ.pop(TRAINER_ROOM, None):
             tokens, _, counter = room.partition(":")
             starve(int(tokens), Path(counter) if counter else None)

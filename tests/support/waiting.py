@@ -16,7 +16,7 @@ def listens(path: str) -> bool:
         return connection.connect_ex(path) == 0
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
     """The condition's value once it is true; fails when it stays false.
 
     The longer it takes, the less often it looks: many conditions ask the service, which costs processor time.

@@ -90,11 +90,14 @@ def run_worker(
     command: Sequence[str] | None = None,
     hold_at: int | None = None,
     hold_point: str = "trainer.step",
+    hold_rank: int = 0,
+    first_jobs: int | None = None,
     **environment: str,
 ) -> Iterator[WorkerProcess]:
     """A worker process, forked unless there is a command for it; its log goes to worker.log.
 
-    Its first trainer to come to `hold_point` for the `hold_at`-th time waits there until it is asked to stop.
+    Its first trainer to come to `hold_point` for the `hold_at`-th time makes the file `held`, and waits there
+    until it is asked to stop or something is written into the file. It begins when it has `first_jobs` jobs.
     """
     environment = (
         os.environ
@@ -113,7 +116,9 @@ def run_worker(
         }
     )
     if hold_at is not None:
-        environment[forked_worker.HOLD_AT] = f"{hold_point}:{hold_at}:{tmp_path / 'held'}"
+        environment[forked_worker.HOLD_AT] = f"{hold_rank}:{hold_point}:{hold_at}:{tmp_path / 'held'}"
+    if first_jobs is not None:
+        environment[forked_worker.FIRST_JOBS] = f"{first_jobs}:{tmp_path / 'begun'}"
     log = tmp_path / "worker.log"
     log.touch()
     if command is None:
@@ -126,7 +131,7 @@ def run_worker(
     finally:
         if process.poll() is None:
             process.terminate()
-            code = process.wait(timeout=30)
+            code = process.wait(timeout=120)
             crashing = "TOQUE_CRASH_AT" in environment  # it may be about to kill itself
             assert code == 0 or (crashing and code == -signal.SIGKILL), log.read_text()
 
@@ -170,7 +175,7 @@ def ended(client: OpenAI, job_id: str):
         job = client.fine_tuning.jobs.retrieve(job_id)
         return job if job.status in ("succeeded", "failed", "cancelled") else None
 
-    return wait_until(look, f"{job_id} ends", seconds=120)
+    return wait_until(look, f"{job_id} ends")
 
 
 def weights(database: Database, settings: Settings, name: str) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_without_an_engine_it_is_published_and_compared_once_one_comes(
 
         with running(reference):
             start = "Served as trained: " if good else "The served model is not the trained one: "
-            wait_until(lambda: log(client, job.id)[-1].startswith(start), "it is compared", 60)
+            wait_until(lambda: log(client, job.id)[-1].startswith(start), "it is compared")
     with database.reader() as session:
         model = session.get_one(Adapter, done.fine_tuned_model)
     assert (model.parity is not None, model.quarantine_reason is None) == (good, good)

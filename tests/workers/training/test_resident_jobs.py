@@ -112,14 +112,16 @@ def test_a_worker_trains_several_jobs_at_once(
     with run_worker(settings, tmp_path):
         alone = ended(client, create(client, hyperparameters=short).id)
 
-    long, paused = (create(client, hyperparameters={"n_epochs": 50, "batch_size": 2}).id for _ in range(2))
+    # So long that neither ends, however late the test comes to stop it.
+    numbers = {"n_epochs": 50, "batch_size": 2}
+    long, paused = (create(client, training_bytes(240), hyperparameters=numbers).id for _ in range(2))
     broken = create(client, training_bytes(25))
     with database.reader() as session:
         key = session.get_one(File, broken.training_file).storage_key
     (settings.storage_root / key).write_bytes(b"not what was uploaded")
     with run_worker(settings, tmp_path, TOQUE_WORKER_JOBS="3"):
         failed, beside = (ended(client, job) for job in (broken.id, create(client, hyperparameters=short).id))
-        wait_until(lambda: steps_of(client, long) and steps_of(client, paused), "both are trained", 60)
+        wait_until(lambda: steps_of(client, long) and steps_of(client, paused), "both are trained")
         assert client.fine_tuning.jobs.pause(paused).status == "paused"
         after = ended(client, create(client, hyperparameters=short).id)
         assert client.fine_tuning.jobs.retrieve(long).status == "running"
@@ -149,7 +151,7 @@ def test_a_worker_that_was_frozen_takes_no_job_from_itself(
             return session.get_one(FineTuningJob, job)
 
     with run_worker(settings, tmp_path, hold_at=2, TOQUE_WORKER_JOBS="2"):
-        wait_until((tmp_path / "held").exists, "it trains", 60)
+        wait_until((tmp_path / "held").exists, "it trains")
         for _ in range(10):
             with database.writer() as session:
                 session.execute(update(FineTuningJob).values(lease_until=0.0))
@@ -219,8 +221,10 @@ def test_all_go_on_where_they_were_after_kill_9(
     killed: str, pair: Pair, client: OpenAI, settings: Settings, database: Database, tmp_path: Path
 ) -> None:
     environment = {"TOQUE_WORKER_JOBS": "2", "TOQUE_CHECKPOINT_SECONDS": "1e-9"}
-    with run_worker(settings, tmp_path, hold_at=HELD, **environment) as worker:
-        wait_until((tmp_path / "held").exists, "both are trained", 60)
+    with run_worker(settings, tmp_path, hold_at=HELD, first_jobs=2, **environment) as worker:
+        wait_until((tmp_path / "held").exists, "both are trained")
+        steps = HELD - 1  # recorded by the worker, which hears of them a little later
+        wait_until(lambda: sum(steps_of(client, job) for job in pair.jobs) == steps, "that is recorded")
         if killed == "worker":
             kill_with_trainer(worker)
         else:
@@ -246,7 +250,7 @@ def test_one_that_does_not_fit_into_memory_fails_alone(
     pair: Pair, client: OpenAI, settings: Settings, database: Database, tmp_path: Path
 ) -> None:
     large = create(client, training_bytes(24) + chat_line("Recite.", "leek " * 80).encode())
-    with run_worker(settings, tmp_path, TOQUE_WORKER_JOBS="3", TRAINER_ROOM="250"):
+    with run_worker(settings, tmp_path, first_jobs=3, TOQUE_WORKER_JOBS="3", TRAINER_ROOM="250"):
         pair.check(client, settings, database)
         failed = ended(client, large.id)
     assert (failed.status, failed.error and failed.error.code) == ("failed", "out_of_memory")

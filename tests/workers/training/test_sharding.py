@@ -18,12 +18,12 @@ from tests.support.examples import Lines, colours, preference_pairs
 from tests.support.tiny_bases import write_tiny_base
 from tests.support.trainer import Child, losses, with_
 from tests.support.waiting import wait_until
-from tests.support.worker import check_record, create, ended, run_worker, steps_of, trainer_of
+from tests.support.worker import check_record, create, ended, run_worker, trainer_of
 from workers.training.checkpoint import verify
 from workers.training.protocol import Checkpoint, Failed, Finished, Started, Stopped, TrainingSpec
 
-SECONDS = 10
-"""How soon nothing may be left of an attempt that lost one of its processes."""
+SECONDS = 60
+"""How soon nothing may be left of an attempt that lost a process; a collective waits for an hour."""
 
 
 def exact(folder: Path) -> list[str]:
@@ -203,14 +203,15 @@ def test_a_rank_that_dies_ends_the_attempt_at_once_and_the_next_goes_on(
 ) -> None:
     first = create(client)
     job = create(client, hyperparameters={"n_epochs": 6}, extra_body={"gpus": 2})
-    with run_worker(settings, tmp_path, TOQUE_TRAINING_GPUS="2") as worker:
+    held = tmp_path / "held"  # by rank 1, so that rank 0 waits for it in a collective
+    with run_worker(settings, tmp_path, hold_at=8, hold_rank=1, TOQUE_TRAINING_GPUS="2") as worker:
         assert ended(client, first.id).status == "succeeded"
         for victim in ("rank 1", "rank 0"):
-            steps = steps_of(client, job.id)
-            wait_until(lambda steps=steps: steps_of(client, job.id) > steps, "it trains", 60)
+            wait_until(held.exists, "it trains")
             trainer = trainer_of(worker)
             ranks = [trainer, *trainer.children()]
             assert len(ranks) == 2
+            held.unlink()  # so that the next one is held, too
             began = time.monotonic()
             ranks[victim == "rank 1"].kill()
             _, alive = psutil.wait_procs(ranks, SECONDS)
@@ -219,6 +220,8 @@ def test_a_rank_that_dies_ends_the_attempt_at_once_and_the_next_goes_on(
             end = f"The trainer died ({reason})"
             wait_until(lambda end=end: end in str(messages_of(client, job.id)), end, SECONDS)
             assert time.monotonic() - began < SECONDS
+        wait_until(held.exists, "it trains")
+        held.write_text("go on")
         done = ended(client, job.id)
         assert done.status == "succeeded", done.error
     check_record(client, done, steps=36)

@@ -104,7 +104,7 @@ def test_a_paused_job_frees_its_worker_and_goes_on_where_it_stopped(
     tmp_path: Path,
 ) -> None:
     with run_worker(settings, tmp_path, hold_at=HELD_STEP):
-        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
+        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains")
         for _ in range(2):
             assert client.fine_tuning.jobs.pause(long_job).status == "paused"
         other = create(client)
@@ -134,9 +134,9 @@ def test_a_drained_worker_hands_over_at_the_step(
     tmp_path: Path,
 ) -> None:
     with run_worker(settings, tmp_path, hold_at=HELD_STEP) as worker:
-        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
+        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains")
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=120) == 0
     waiting = client.fine_tuning.jobs.retrieve(long_job)
     assert waiting.status == "queued"
     before = steps_of(client, long_job)
@@ -154,9 +154,9 @@ def test_a_damaged_checkpoint_is_passed_over(
     client: OpenAI, settings: Settings, long_job: str, tmp_path: Path
 ) -> None:
     with run_worker(settings, tmp_path, hold_at=HELD_STEP) as worker:
-        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
+        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains")
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=120) == 0
     saved = sorted(
         (settings.storage_root / "jobs" / long_job / "1" / "checkpoints").iterdir(),
         key=lambda folder: int(folder.name.removeprefix("step-")),
@@ -206,7 +206,7 @@ def test_a_frozen_worker_that_wakes_up_publishes_nothing(
     tmp_path: Path,
 ) -> None:
     with run_worker(settings, tmp_path, hold_at=HELD_STEP) as zombie:
-        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
+        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains")
         family = freeze(zombie, database)
         try:
             with run_worker(settings, tmp_path):
@@ -228,7 +228,7 @@ def test_a_trainer_that_hangs_is_replaced(
     client: OpenAI, settings: Settings, database: Database, long_job: str, tmp_path: Path
 ) -> None:
     with run_worker(settings, tmp_path, TOQUE_TRAINER_SILENCE_SECONDS="20", hold_at=HELD_STEP) as worker:
-        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains", 60)
+        wait_until(lambda: is_held(client, long_job, tmp_path), "it trains")
         trainer_of(worker).suspend()
         job = ended(client, long_job)
     assert job.status == "succeeded"

@@ -36,16 +36,21 @@ def test_a_job_outlives_any_number_of_machines(
     held = tmp_path / "held"
     job = create(client, hyperparameters={"n_epochs": EPOCHS}).id
     often = {"TOQUE_CHECKPOINT_SECONDS": "1e-9"}
+
+    def saved_step() -> int | None:
+        with database.reader() as session:
+            return session.get_one(FineTuningJob, job).saved_step
+
     for death in range(1, DEATHS + 1):
         # Its predecessor's lease lasts for an hour, but here it is known to be dead.
         with run_worker(settings, tmp_path, hold_at=STEPS_OF_AN_ATTEMPT, **often) as worker:
-            wait_until(held.exists, "it trains", 60)
+            wait_until(held.exists, "it trains")
+            recorded = death * (STEPS_OF_AN_ATTEMPT - 1)  # by the worker, which hears of it a little later
+            wait_until(lambda recorded=recorded: saved_step() == recorded, "what it saved is recorded")
             kill_with_trainer(worker)
-            assert worker.wait(timeout=30) == -signal.SIGKILL
+            assert worker.wait(timeout=120) == -signal.SIGKILL
         held.unlink()
-        with database.reader() as session:
-            saved = session.get_one(FineTuningJob, job).saved_step
-        assert saved == death * (STEPS_OF_AN_ATTEMPT - 1), "each step but the last, in which it was killed"
+        assert saved_step() == recorded, "each step but the last, in which it was killed"
     with run_worker(settings, tmp_path, **often):
         done = ended(client, job)
 
@@ -70,9 +75,9 @@ def test_notice_in_the_middle_of_a_step_is_heard_at_once(
 ) -> None:
     job = create(client, hyperparameters={"n_epochs": EPOCHS, "lora_dropout": 0.1}).id
     with run_worker(settings, tmp_path, hold_at=10, hold_point="trainer.micro_batch") as worker:
-        wait_until((tmp_path / "held").exists, "it trains", 60)
+        wait_until((tmp_path / "held").exists, "it trains")
         os.kill(worker.pid, signal.SIGTERM)
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=120) == 0
     with database.reader() as session:
         row = session.get_one(FineTuningJob, job)
     assert (row.status, row.saved_step, row.attempts_failed, row.workers_lost) == ("queued", 9, 0, 0)

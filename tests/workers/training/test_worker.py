@@ -7,7 +7,6 @@ import signal
 from pathlib import Path
 
 import httpx2
-import psutil
 import pytest
 from openai import OpenAI
 from sqlalchemy import select, text
@@ -21,6 +20,7 @@ from app.models.adapters.models import Adapter
 from tests.support.databases import downgrade
 from tests.support.training_files import training_bytes
 from tests.support.waiting import wait_until
+from tests.support.watched_process import Watched
 from tests.support.worker import COMMAND, create, ended, run_worker, trainer_of
 
 
@@ -101,10 +101,9 @@ def test_a_job_that_cannot_be_trained_says_why(
 def test_a_cancelled_job_frees_its_worker(client: OpenAI, settings: Settings, tmp_path: Path) -> None:
     long = create(client, hyperparameters={"n_epochs": 50})
     after = create(client)
-    with run_worker(settings, tmp_path):
-        wait_until(
-            lambda: client.fine_tuning.jobs.checkpoints.list(long.id).data, "a checkpoint is there", 60
-        )
+    with run_worker(settings, tmp_path, hold_at=8):
+        wait_until((tmp_path / "held").exists, "it trains")
+        wait_until(lambda: client.fine_tuning.jobs.checkpoints.list(long.id).data, "a checkpoint is there")
         assert client.fine_tuning.jobs.cancel(long.id).status == "cancelled"
         assert ended(client, after.id).status == "succeeded"
     cancelled = client.fine_tuning.jobs.retrieve(long.id)
@@ -138,10 +137,13 @@ def database_check(http: httpx2.Client) -> str:
 def test_a_trainer_that_dies_is_replaced_and_in_the_end_the_job_fails(
     client: OpenAI, settings: Settings, tmp_path: Path
 ) -> None:
-    job = create(client, hyperparameters={"n_epochs": 50})
-    with run_worker(settings, tmp_path) as worker:
+    job = create(client)
+    held = tmp_path / "held"
+    with run_worker(settings, tmp_path, hold_at=1) as worker:
         for attempt in range(1, 4):
-            wait_until(lambda attempt=attempt: _messages(client, job.id, attempt), "it trains again", 60)
+            wait_until(held.exists, "it trains again")
+            wait_until(lambda attempt=attempt: _messages(client, job.id, attempt), "it is recorded")
+            held.unlink()  # so that the next one is held, too
             trainer_of(worker).kill()
         failed = ended(client, job.id)
     assert (failed.status, failed.error.code) == ("failed", "trainer_died")
@@ -160,12 +162,12 @@ def _messages(client: OpenAI, job_id: str, attempt: int):
 def test_a_worker_that_is_told_to_stop_gives_its_job_back(
     client: OpenAI, settings: Settings, database: Database, tmp_path: Path
 ) -> None:
-    job = create(client, hyperparameters={"n_epochs": 50})
-    with run_worker(settings, tmp_path) as worker:
-        wait_until(lambda: _messages(client, job.id, 1), "it trains", 60)
+    job = create(client)
+    with run_worker(settings, tmp_path, hold_at=3) as worker:
+        wait_until((tmp_path / "held").exists, "it trains")
         trainer = trainer_of(worker)
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=120) == 0
     assert not trainer.is_running()
     assert client.fine_tuning.jobs.retrieve(job.id).status == "queued"
     with database.reader() as session:
@@ -178,15 +180,13 @@ def test_nothing_is_left_of_a_worker_that_was_killed(
 ) -> None:
     job = create(client, hyperparameters={"n_epochs": 50})
     with run_worker(settings, tmp_path, COMMAND) as worker:
-        wait_until(lambda: _messages(client, job.id, 1), "it trains", 60)
+        wait_until(lambda: _messages(client, job.id, 1), "it trains")
         trainer = trainer_of(worker)
         assert trainer.nice() >= 10, "it leaves the cores to who waits for an answer"
+        watched = Watched(trainer.pid)
         worker.kill()
         worker.wait()
-        wait_until(
-            lambda: not trainer.is_running() or trainer.status() == psutil.STATUS_ZOMBIE,
-            "the trainer dies too",
-        )
+        assert watched.ends(), "the trainer dies too"
     assert client.fine_tuning.jobs.retrieve(job.id).status == "running", "until its lease has passed"
 
 
@@ -197,5 +197,5 @@ def test_a_worker_ends_when_it_is_idle(client: OpenAI, settings: Settings, tmp_p
         settings, tmp_path, [*COMMAND, "--until-idle"], TOQUE_WORKER_IDLE_SECONDS="0.5"
     ) as worker:
         assert ended(client, job.id).status == "succeeded"
-        assert worker.wait(30) == 0
+        assert worker.wait(120) == 0
     assert "there is no job for it" in (tmp_path / "worker.log").read_text()
