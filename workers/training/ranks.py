@@ -33,7 +33,7 @@ _PLACE = "TOQUE_RANK"
 _LOOPBACK = "127.0.0.1"
 _COLLECTIVE_TIMEOUT = timedelta(hours=1)
 """Far above any wait that is not a hang: for rank 0 to save a checkpoint, say, or to read a larger file."""
-_NOTICE_SECONDS = 2.0
+_NOTICE_SECONDS = 10.0
 """How long rank 0 takes at most to learn that another rank has died, once it cannot be reached any more."""
 
 
