@@ -175,7 +175,7 @@ def test_models_are_found_and_an_alias_says_which_version_answered(
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     expect(column(page, "kitchen")).to_be_visible()
-    assert page.url.endswith(f"?model={BASE_MODEL}&model=kitchen")
+    expect(page).to_have_url(f"{console.url}/playground?model={BASE_MODEL}&model=kitchen")
     ask(page, "Soup?")
     expect(column(page, "kitchen").locator(".served")).to_have_text(
         f"Version 2: answered by ft:{BASE_MODEL}:default:broth-05:a5"
