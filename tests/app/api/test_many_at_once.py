@@ -61,7 +61,7 @@ def test_those_that_wait_for_child_processes_leave_threads_to_others(
             waiting = [asyncio.create_task(dry_run(session)) for _ in range(60)]
             await asyncio.sleep(1)
             try:
-                async with asyncio.timeout(10), session.get("/v1/files") as answer:
+                async with asyncio.timeout(50), session.get("/v1/files") as answer:
                     other = answer.status
             finally:
                 counted.set()

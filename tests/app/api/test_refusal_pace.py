@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -16,10 +18,48 @@ from app.api.refusal_pace import RefusalPace
 from app.core.database import Database
 from app.core.settings import Settings
 from tests.support.service import OTHER_KEY, Service, run_service
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.one_database
 
 AT_ONCE = 50
+
+
+class Pace:
+    """No time passes, or slow requests would not be in excess of the rate; who has to wait does so."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        """How long each of those that wait is to do so, in seconds."""
+        self._may_go = Future[None]()
+
+    async def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        await asyncio.shield(asyncio.wrap_future(self._may_go))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """They wait until the block ends, at the latest."""
+        try:
+            yield
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        if not self._may_go.done():
+            self._may_go.set_result(None)
+
+
+@pytest.fixture(autouse=True)
+def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refusal_pace, "time", SimpleNamespace(monotonic=lambda: 1000.0))
+
+
+@pytest.fixture
+def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
+    pace = Pace()
+    monkeypatch.setattr(refusal_pace, "asyncio", SimpleNamespace(sleep=pace.sleep))
+    return pace
 
 
 @pytest.fixture
@@ -28,29 +68,42 @@ def service(settings: Settings, database: Database) -> Iterator[Service]:
         yield running
 
 
-def test_only_refusals_wait_and_only_those_of_one_key(service: Service) -> None:
-    with service.client() as client, service.client(OTHER_KEY) as other, ThreadPoolExecutor(6) as threads:
+def test_only_refusals_wait_and_only_those_of_one_key(service: Service, pace: Pace) -> None:
+    with (
+        service.client() as client,
+        service.client(OTHER_KEY) as other,
+        ThreadPoolExecutor(6) as threads,
+        pace.held(),
+    ):
         for _ in range(AT_ONCE):
             _ask_for_no_file(client)
-        late = [threads.submit(_ask_for_no_file, client) for _ in range(6)]  # the last one waits for 3 s
+        assert pace.waits == []
+        late = [threads.submit(_ask_for_no_file, client) for _ in range(6)]
+        wait_until(lambda: len(pace.waits) == 6, "all wait")
+        assert sorted(pace.waits) == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
         assert client.models.list().data, "what it is allowed"
         _ask_for_no_file(other)
-        assert not all(each.done() for each in late)
+        assert not any(each.done() for each in late)
+        pace.let_go()
         for each in late:
             each.result()
 
 
-def test_strangers_wait_by_their_address(service: Service) -> None:
+def test_strangers_wait_by_their_address(service: Service, pace: Pace) -> None:
     with (
         service.http(key=None) as stranger,
         service.client() as client,
         ThreadPoolExecutor(6) as threads,
+        pace.held(),
     ):
         for _ in range(AT_ONCE):
             assert stranger.get("/v1/models").status_code == 401
+        assert pace.waits == []
         late = [threads.submit(stranger.get, "/v1/models") for _ in range(6)]
+        wait_until(lambda: len(pace.waits) == 6, "all wait")
         _ask_for_no_file(client)  # it has a key, whatever others at its address do
-        assert not all(each.done() for each in late)
+        assert not any(each.done() for each in late)
+        pace.let_go()
         answers = [each.result() for each in late]
     assert {answer.json()["error"]["code"] for answer in answers} == {"invalid_api_key"}
 
