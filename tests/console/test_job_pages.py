@@ -395,14 +395,19 @@ def test_an_update_leaves_readers_where_they_are(
         worker.checkpoint(step)
     page.set_viewport_size({"width": 500, "height": 800})
     page.goto(f"{console.url}/jobs/{job.id}")
-    copy = page.get_by_role("button", name="Copy the name of the checkpoint at step 2")
-    copy.focus()
+    label = "Copy the name of the checkpoint at step 2"
+    page.evaluate(  # at once, since the first update may come meanwhile
+        """(label) => {
+            document.querySelector(`[aria-label="${label}"]`).focus();
+            document.querySelector("#checkpoints .table").scrollLeft = 40;
+        }""",
+        label,
+    )
     table = page.locator("#checkpoints .table")
-    table.evaluate("table => { table.scrollLeft = 40; }")
     worker.step(4, 30)
     worker.checkpoint(4)
     expect(table.locator("tbody tr")).to_have_count(4)
-    expect(copy).to_be_focused()
+    expect(page.get_by_role("button", name=label)).to_be_focused()
     assert table.evaluate("table => table.scrollLeft") == 40
 
 
