@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from app.completions.vllm_client import VllmConnection
 from app.core.settings import Settings
 
 _SAMPLE_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0
+"""How long an engine may be silent, which computes steps of its own meanwhile."""
 
 
 @dataclass(slots=True)
@@ -43,13 +46,13 @@ class EngineReport:
 def list_engines(session: Session, settings: Settings) -> Sequence[tuple[EngineReport, VllmConnection]]:
     """Returns a report on every engine that has a row or is named in the settings, and a connection to it."""
     rows = [
-        (_of_row(engine, is_alive=is_alive), VllmConnection(engine.url, engine.api_key, _SAMPLE_SECONDS))
+        (_of_row(engine, is_alive=is_alive), VllmConnection(engine.url, engine.api_key, _ANSWER_SECONDS))
         for engine, is_alive in service.all_engines(session, settings)
     ]
     given = [
         (
             EngineReport(configured_id(address), address.base_model, address.url, None, None, "given", ""),
-            VllmConnection(address.url, address.api_key.get_secret_value(), _SAMPLE_SECONDS),
+            VllmConnection(address.url, address.api_key.get_secret_value(), _ANSWER_SECONDS),
         )
         for address in settings.engine_urls
     ]
@@ -66,8 +69,10 @@ async def _ask(report: EngineReport, connection: VllmConnection) -> None:
         return
     try:
         before, _ = _read(await connection.metrics())
+        began = time.monotonic()
         await asyncio.sleep(_SAMPLE_SECONDS)
         now, running = _read(await connection.metrics())
+        seconds = time.monotonic() - began
         try:
             adapters = await connection.adapters()
         except ConnectionError:  # a vLLM that is not ours
@@ -80,7 +85,7 @@ async def _ask(report: EngineReport, connection: VllmConnection) -> None:
     report.running = int(now.get("vllm:num_requests_running", 0))
     report.waiting = int(now.get("vllm:num_requests_waiting", 0))
     tokens = "vllm:generation_tokens_total"
-    report.tokens_per_second = round((now.get(tokens, 0) - before.get(tokens, 0)) / _SAMPLE_SECONDS, 1)
+    report.tokens_per_second = round((now.get(tokens, 0) - before.get(tokens, 0)) / seconds, 1)
     report.adapters = adapters
 
 

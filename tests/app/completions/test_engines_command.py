@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from pathlib import Path
 
 from app.core.database import Database, database_now
@@ -26,11 +27,15 @@ def test_engines_report_themselves(
             silent = register_engine(database, "unix:/nowhere", heartbeat_at=database_now() - 100)
             unreachable = {"base_model": "other", "url": "http://127.0.0.1:1", "api_key": ENGINE_KEY}
             monkeypatch.setenv("TOQUE_ENGINE_URLS", json.dumps([unreachable]))
+            began = time.monotonic()
             shown = json.loads(run(settings, "engines", "--json").stdout)
+            seconds = time.monotonic() - began
             table = run(settings, "engines").stdout
             stand_in.adapters = ["a", "b", "c", "d"]
             told = {engine["id"]: engine for engine in json.loads(run(settings, "engines", "--json").stdout)}
     engines = {engine["id"]: engine for engine in shown}
+    rate = engines[ready].pop("tokens_per_second")
+    assert 40 / seconds - 0.1 <= rate <= 40
     assert engines[ready] == {
         "id": ready,
         "base_model": BASE_MODEL,
@@ -41,11 +46,11 @@ def test_engines_report_themselves(
         "detail": "",
         "requests_running": 3,
         "requests_waiting": 2,
-        "tokens_per_second": 40.0,
         "adapters": ["b", "c"],
     }
     assert told[ready]["adapters"] == ["a", "b", "c", "d"], "all in its memory, not only those that ran last"
-    assert (told[ready]["requests_waiting"], told[ready]["tokens_per_second"]) == (2, 40.0)
+    assert told[ready]["requests_waiting"] == 2
+    assert 0 < told[ready]["tokens_per_second"] <= 40
     assert (engines[starting]["status"], engines[starting]["adapters"]) == ("starting", None)
     assert engines[starting]["detail"] == "vLLM is loading the model"
     assert (engines[silent]["status"], engines[silent]["tokens_per_second"]) == ("silent", None)
@@ -53,4 +58,6 @@ def test_engines_report_themselves(
     assert (given["status"], given["detail"]) == ("given", "it cannot be reached")
     assert ENGINE_KEY not in table + json.dumps(shown)
     [line] = [line.split() for line in table.splitlines() if line.startswith(ready)]
-    assert line[4:9] == ["ready", "3", "2", "40", "b"]
+    assert line[4:7] == ["ready", "3", "2"]
+    assert 0 < float(line[7]) <= 40
+    assert line[8] == "b"

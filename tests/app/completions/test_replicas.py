@@ -257,7 +257,7 @@ def test_a_frozen_engine_is_out_within_ten_seconds_and_its_waiting_requests_go_e
         processes[frozen].send_signal(signal.SIGSTOP)
         pool = stack.enter_context(ThreadPoolExecutor(2))
         waiting = [pool.submit(ask, http, stream=stream) for stream in (True, False)]
-        answers = [each.result(timeout=120) for each in waiting]
+        answers = [each.result(timeout=30) for each in waiting]
         assert {answer.headers["x-toque-replica"] for answer in answers} == {alive}
         assert replicas_seen(http) == {alive}
         processes[frozen].send_signal(signal.SIGCONT)
