@@ -3,6 +3,7 @@
 // What every page needs: times in the reader's zone, copying, and what becomes of requests and the connection.
 // Pages' own scripts use `toque.csrfToken` and `toque.fetch`, and `toque.onLoad` for parts that come later.
 const toque = (() => {
+  const SENT_MILLISECONDS = 30_000; // after which no answer is expected any more
   const csrfToken = document.querySelector('meta[name="csrf-token"]')?.content ?? "";
   const thisYear = new Date().getFullYear();
   const short = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
@@ -188,10 +189,15 @@ const toque = (() => {
   for (const name of ["pointerup", "pointercancel", "keyup", "blur"]) addEventListener(name, release, true);
   addEventListener("pointermove", (event) => { if (!event.buttons) release(); }, true); // let go over a scroll bar
 
-  document.addEventListener("click", (event) => {
-    const isAgain = event.detail > 1; // of a double click, which nobody means as two
-    if (isAgain && event.target.closest("form[method=post] button")?.type === "submit") event.preventDefault();
+  // What is sent once more before the answer has come, as by a double click, nobody means twice.
+  const sent = new WeakMap(); // when a form was sent
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    if (event.defaultPrevented || form.getAttribute("method") !== "post") return;
+    if (event.timeStamp - (sent.get(form) ?? -Infinity) < SENT_MILLISECONDS) event.preventDefault();
+    else sent.set(form, event.timeStamp);
   });
+  addEventListener("pageshow", () => document.querySelectorAll("form").forEach((form) => sent.delete(form)));
 
   const places = new WeakMap();
   document.addEventListener("htmx:beforeSwap", (event) => {
