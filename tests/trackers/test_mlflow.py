@@ -44,7 +44,7 @@ def sent_to_the_end(database: Database, job_id: str) -> None:
         with database.reader() as session:
             return session.get_one(TrackedRun, job_id).ended_at is not None
 
-    wait_until(look, "all is sent", seconds=60)
+    wait_until(look, "all is sent")
 
 
 def test_a_run_has_what_the_job_has(
@@ -95,7 +95,7 @@ def test_a_server_that_is_away_costs_the_job_nothing(client: OpenAI, worker: Any
     nobody = f"http://user:secret@127.0.0.1:{free_port()}"
     with worker(MLFLOW_TRACKING_URI=nobody):
         assert ended(client, job.id).status == "succeeded"
-        warnings = wait_until(lambda: unsent(client, job.id), "it is noted", seconds=60)
+        warnings = wait_until(lambda: unsent(client, job.id), "it is noted")
     assert len(warnings) == 1
     assert "secret" not in str(messages(client, job.id, "warn"))
     assert len(logged(client, job.id)) == 30

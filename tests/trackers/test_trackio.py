@@ -23,7 +23,6 @@ from workers.tracking import trackio_run
 from workers.tracking.tracker import RunDetails
 
 pytestmark = pytest.mark.one_database
-pytest.importorskip("trackio")
 TRACKER = "trackio"
 READ = """
 import json, sys
