@@ -93,11 +93,17 @@ class S3Server:
             self._proxy.mend()
 
     def requests(self, method: str) -> int:
-        """How many requests of that method it has answered since it was started."""
+        """How many requests of that method it has answered since it was started.
+
+        It counts a request when it ends, so those of a client that was killed are waited for.
+        """
+        wait_until(lambda: self._sum(f'in_flight_requests{{type="{method}"}}') == 0, "its requests end")
+        return self._sum(f'request_total{{.*type="{method}".*}}')
+
+    def _sum(self, metric: str) -> int:
         with urllib.request.urlopen(f"http://127.0.0.1:{self._metrics_port}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        counts = re.findall(rf'^SeaweedFS_s3_request_total{{.*type="{method}".*}} (\S+)', text, re.M)
-        return sum(int(float(count)) for count in counts)
+        return sum(int(float(value)) for value in re.findall(rf"^SeaweedFS_s3_{metric} (\S+)", text, re.M))
 
     def _is_ready(self) -> bool:
         assert self._process.poll() is None, (self._folder / "seaweedfs.log").read_text()
