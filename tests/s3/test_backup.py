@@ -64,6 +64,8 @@ def test_a_bucket_is_backed_up_and_restored_into_another(
     assert list(files.values()) == [len(content)]
     with run_service(empty) as service, service.client() as restored:
         assert restored.files.content(kept.id).read() == content
-    with Database(empty.sqlalchemy_url).reader() as session:
+    restored_database = Database(empty.sqlalchemy_url)
+    with restored_database.reader() as session:
         assert session.scalars(select(StoredBaseModel)).all() == []
+    restored_database.dispose()
     assert run(empty, "db", "check").exit_code == 0
