@@ -20,10 +20,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TextIO
 
+from tests.support.held_trainer import observe_requests
 from tests.support.starved_trainer import starve
 from workers.training import child, ranks, trainer, training_loop, worker
 from workers.training.protocol import TrainingSpec
-from workers.training.trainer_process import Inbox, StopRequest
+from workers.training.trainer_process import Inbox
 
 HOLD_AT = "HOLD_AT"
 """A rank of a trainer, a point of `workers.crash_points`, how often it comes there until it waits; a file."""
@@ -59,7 +60,7 @@ def hold_at(rank: int, held: str, times: int, marker: Path) -> None:
     That is once, unless the test removes the file, since the trainer makes it first.
     """
     reach = training_loop.reach
-    requests: list[StopRequest] = []
+    requests = observe_requests(trainer)
     reached = itertools.count(1)
 
     def is_released() -> bool:
@@ -68,11 +69,6 @@ def hold_at(rank: int, held: str, times: int, marker: Path) -> None:
         except FileNotFoundError:
             return False
 
-    class ObservedStopRequest(StopRequest):
-        def __init__(self) -> None:
-            super().__init__()
-            requests.append(self)
-
     def reach_and_wait(point: str) -> None:
         reach(point)
         if _place.rank == rank and point == held and next(reached) == times and not marker.exists():
@@ -80,7 +76,6 @@ def hold_at(rank: int, held: str, times: int, marker: Path) -> None:
             while not (requests[0].made or requests[0].causes or is_released()):
                 time.sleep(0.01)
 
-    trainer.StopRequest = ObservedStopRequest
     training_loop.reach = reach_and_wait
 
 

@@ -23,12 +23,7 @@ def hold(module: Any) -> None:
     """Have the trainer, which takes the two from this module, wait as the file says that `HOLD` names."""
     if (named := os.environ.pop(HOLD, None)) is None:
         return  # another rank than the first, which alone hears of a request
-    requests: list[StopRequest] = []
-
-    class ObservedStopRequest(StopRequest):
-        def __init__(self) -> None:
-            super().__init__()
-            requests.append(self)
+    requests = observe_requests(module)
 
     def claim_and_hold() -> Send:
         send = claim_stdout()
@@ -41,7 +36,20 @@ def hold(module: Any) -> None:
 
         return send_and_hold
 
-    module.claim_stdout, module.StopRequest = claim_and_hold, ObservedStopRequest
+    module.claim_stdout = claim_and_hold
+
+
+def observe_requests(module: Any) -> list[StopRequest]:
+    """The requests to stop that the trainer, which takes their class from this module, listens for."""
+    requests: list[StopRequest] = []
+
+    class ObservedStopRequest(StopRequest):
+        def __init__(self) -> None:
+            super().__init__()
+            requests.append(self)
+
+    module.StopRequest = ObservedStopRequest
+    return requests
 
 
 def place_of(message: Progress) -> str | None:

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from app.api import bounded_connection, refusal_pace
+from app.api import bounded_connection
 from app.api.bounded_connection import BoundedConnection
 from app.api.refusal_pace import RefusalPace
 from app.core.database import Database
 from app.core.settings import Settings
+from tests.app.api.conftest import Pace
 from tests.support.service import API_KEY, Service, run_service
 from tests.support.waiting import wait_until
 
@@ -293,28 +294,16 @@ def test_half_sent_requests_give_way(
 
 
 def test_refusals_that_are_held_back_give_way(
-    settings: Settings, database: Database, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, database: Database, pace: Pace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who has no key cannot take every place by being refused."""
-    held: list[str] = []
-    may_go = Future[None]()
-
-    def hold(_: RefusalPace, caller: str) -> float:
-        held.append(caller)
-        return 3.0
-
-    async def wait(_: float) -> None:
-        await asyncio.shield(asyncio.wrap_future(may_go))
-
-    monkeypatch.setattr(RefusalPace, "_delay", hold)
-    monkeypatch.setattr(refusal_pace, "asyncio", SimpleNamespace(sleep=wait))
+    monkeypatch.setattr(RefusalPace, "_delay", lambda _self, _caller: 3.0)
     limits = {"max_connections": 10, "refusals_per_second": 1.0}
-    with run_service(settings.model_copy(update=limits)) as service, ExitStack() as stack:
+    with run_service(settings.model_copy(update=limits)) as service, pace.held(), ExitStack() as stack:
         host, _, port = service.url.removeprefix("http://").partition(":")
         for _ in range(10):
             stranger = stack.enter_context(socket.create_connection((host, int(port)), timeout=20))
             stranger.send(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n" * 2)
-        stack.callback(may_go.set_result, None)
-        wait_until(lambda: len(held) == 10, "all are held back")
+        wait_until(lambda: len(pace.waits) == 10, "all are held back")
         with service.client() as client:
             assert client.models.list().data

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import cast
 
@@ -17,6 +16,7 @@ from app.api import refusal_pace
 from app.api.refusal_pace import RefusalPace
 from app.core.database import Database
 from app.core.settings import Settings
+from tests.app.api.conftest import Pace
 from tests.support.service import OTHER_KEY, Service, run_service
 from tests.support.waiting import wait_until
 
@@ -25,41 +25,10 @@ pytestmark = pytest.mark.one_database
 AT_ONCE = 50
 
 
-class Pace:
-    """No time passes, or slow requests would not be in excess of the rate; who has to wait does so."""
-
-    def __init__(self) -> None:
-        self.waits: list[float] = []
-        """How long each of those that wait is to do so, in seconds."""
-        self._may_go = Future[None]()
-
-    async def sleep(self, seconds: float) -> None:
-        self.waits.append(seconds)
-        await asyncio.shield(asyncio.wrap_future(self._may_go))
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """They wait until the block ends, at the latest."""
-        try:
-            yield
-        finally:
-            self.let_go()
-
-    def let_go(self) -> None:
-        if not self._may_go.done():
-            self._may_go.set_result(None)
-
-
 @pytest.fixture(autouse=True)
 def _no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or slow requests would not be in excess of the rate."""
     monkeypatch.setattr(refusal_pace, "time", SimpleNamespace(monotonic=lambda: 1000.0))
-
-
-@pytest.fixture
-def pace(monkeypatch: pytest.MonkeyPatch) -> Pace:
-    pace = Pace()
-    monkeypatch.setattr(refusal_pace, "asyncio", SimpleNamespace(sleep=pace.sleep))
-    return pace
 
 
 @pytest.fixture
