@@ -15,6 +15,13 @@ from app.core.errors import ErrorBody
 from app.core.scope import REQUEST_ID
 
 SIGN_IN = "/console/sign-in"
+_IN_PLACE = {
+    "hx-retarget": "#alerts",
+    "hx-reswap": "innerHTML",
+    "hx-reselect": "unset",
+    "hx-push-url": "false",
+}
+"""Has htmx show an answer as an alert, whatever it was asked to do with it."""
 
 
 def is_in_console(request: Request) -> bool:
@@ -37,13 +44,7 @@ def error_page(request: Request, body: ErrorBody, status: int, headers: Mapping[
     response = render(request, template, values, status=status, page=page_of(request))
     response.headers.update(headers or {})
     if is_htmx(request):
-        alert = {
-            "hx-retarget": "#alerts",
-            "hx-reswap": "innerHTML",
-            "hx-reselect": "unset",
-            "hx-push-url": "false",
-        }
-        response.headers.update(alert)
+        response.headers.update(_IN_PLACE)
     return response
 
 

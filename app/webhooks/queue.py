@@ -104,13 +104,13 @@ def record_attempt(
     """
     LEASES.verify(session, lease)  # nobody changes the endpoint until the transaction ends
     changed_at = session.scalar(select(WebhookEndpoint.updated_at).where(WebhookEndpoint.id == lease.id))
-    is_unchanged = changed_at == endpoint.updated_at
+    counts_against_it = not answer.is_success and changed_at == endpoint.updated_at
     now = time.time()
-    is_gone = is_unchanged and answer.status_code == _GONE
-    is_given_up = is_gone or (is_unchanged and now >= delivery.created_at + GIVEN_UP_SECONDS)
+    is_gone = counts_against_it and answer.status_code == _GONE
+    is_given_up = is_gone or (counts_against_it and now >= delivery.created_at + GIVEN_UP_SECONDS)
     if answer.is_success:
         LEASES.update(session, lease, failures=0, not_before=0.0)
-    elif is_unchanged:
+    elif counts_against_it:
         failures = endpoint.failures + 1
         pause = database_now() + _back_off(failures)
         LEASES.update(session, lease, failures=failures, not_before=pause, enabled=not is_gone)
@@ -127,7 +127,7 @@ def record_attempt(
     session.execute(update(WebhookDelivery).where(WebhookDelivery.id == delivery.id).values(attempt))
     if is_gone:
         give_up(session, lease.id, "The endpoint has answered with the status 410: it is gone.")
-    elif is_unchanged and not answer.is_success:
+    elif counts_against_it:
         # What has waited behind it for as long is out of date as well.
         are_old = WebhookDelivery.created_at <= now - GIVEN_UP_SECONDS
         give_up(session, lease.id, "The endpoint did not take an earlier event for three days.", are_old)

@@ -190,14 +190,14 @@ const toque = (() => {
   addEventListener("pointermove", (event) => { if (!event.buttons) release(); }, true); // let go over a scroll bar
 
   // What is sent once more before the answer has come, as by a double click, nobody means twice.
-  const sent = new WeakMap(); // when a form was sent
+  let sent = new WeakMap(); // when a form was sent
   document.addEventListener("submit", (event) => {
     const form = event.target;
     if (event.defaultPrevented || form.getAttribute("method") !== "post") return;
     if (event.timeStamp - (sent.get(form) ?? -Infinity) < SENT_MILLISECONDS) event.preventDefault();
     else sent.set(form, event.timeStamp);
   });
-  addEventListener("pageshow", () => document.querySelectorAll("form").forEach((form) => sent.delete(form)));
+  addEventListener("pageshow", () => { sent = new WeakMap(); }); // somebody has come back to it
 
   const places = new WeakMap();
   document.addEventListener("htmx:beforeSwap", (event) => {
