@@ -16,6 +16,7 @@ from app.usage.models import AliasUsage, Sums
 from tests.console.conftest import Console
 from tests.console.test_session import csrf_token
 from tests.support.aliases import NAME, add_model, put
+from tests.support.browser import follow
 from tests.support.lineage import add_lineage
 from tests.support.service import OTHER_KEY
 
@@ -50,36 +51,36 @@ def test_an_alias_is_created_split_and_rolled_back(
     made = add_lineage(console.database)
     page.goto(f"{console.url}/aliases")
     assert_accessible(page)
-    page.get_by_role("link", name="Create the first alias").click()
+    follow(page.get_by_role("link", name="Create the first alias"))
     page.get_by_label("Name").fill("House Style")
     page.get_by_label("Model 1").fill(made.first)
-    page.get_by_role("button", name="Create it").click()
+    follow(page.get_by_role("button", name="Create it"))
     expect(page.get_by_role("alert").filter(has_text="small letters")).to_be_visible()
     page.get_by_label("Name").fill(NAME)
     page.get_by_label("Why").fill("the first release")
     assert_accessible(page)
-    page.get_by_role("button", name="Create it").click()
+    follow(page.get_by_role("button", name="Create it"))
     page.wait_for_url(address(console))
     expect(page.get_by_role("status").filter(has_text="Version 1")).to_be_visible()
 
-    page.get_by_role("link", name="Move or split…").click()
+    follow(page.get_by_role("link", name="Move or split…"))
     page.get_by_label("Model 2").fill(made.second)
     page.get_by_label("Weight 1").fill("90")
-    page.get_by_role("button", name="Move it").click()
+    follow(page.get_by_role("button", name="Move it"))
     expect(page.get_by_text("The weight of model 2 is to be a number above 0")).to_be_visible()
     page.get_by_label("Weight 2").fill("10")
-    page.get_by_role("button", name="Move it").click()
+    follow(page.get_by_role("button", name="Move it"))
     page.wait_for_url(address(console))
     assert [share["weight"] for share in http.get(f"/v1/aliases/{NAME}").json()["split"]] == [90, 10]
     expect(page.get_by_role("row", name="90 %")).to_contain_text(":house-style:a1")
 
-    page.get_by_role("link", name="Roll back…").click()
+    follow(page.get_by_role("link", name="Roll back…"))
     confirmation = page.locator("form.confirm")
     expect(confirmation).to_contain_text("as of version 1")
     expect(confirmation.locator(".move")).to_contain_text("10 %")
     assert_accessible(page)
     page.get_by_label("Why").fill("complaints")
-    page.get_by_role("button", name="Roll back now").click()
+    follow(page.get_by_role("button", name="Roll back now"))
     page.wait_for_url(address(console))
     alias = http.get(f"/v1/aliases/{NAME}").json()
     assert (alias["model"], alias["version"]) == (made.first, 3)
@@ -91,7 +92,7 @@ def test_an_alias_is_created_split_and_rolled_back(
     logs = http.get("/v1/organization/audit_logs", params={"event_types[]": "alias.updated"}).json()["data"]
     assert [log["actor"]["type"] for log in logs] == ["api_key", "api_key"]
 
-    page.get_by_role("link", name="Roll back…").click()
+    follow(page.get_by_role("link", name="Roll back…"))
     expect(page.get_by_text("there is nothing to roll back to")).to_be_visible()
 
 
@@ -103,7 +104,7 @@ def test_a_stale_version_is_told_and_nothing_moves(console: Console, page: Page,
     put(http, model=second, version=1)
     page.get_by_label("Model 1").fill(first)
     with page.expect_response("**/move") as answer:
-        page.get_by_role("button", name="Move it").click()
+        follow(page.get_by_role("button", name="Move it"))
     assert answer.value.status == 409
     expect(page.get_by_role("alert").filter(has_text="It was moved meanwhile, look again.")).to_be_visible()
     expect(page.get_by_text("Points now to (version 2)")).to_be_visible()
@@ -111,13 +112,13 @@ def test_a_stale_version_is_told_and_nothing_moves(console: Console, page: Page,
 
     page.goto(address(console) + "/rollback")
     put(http, model=first, version=2)
-    page.get_by_role("button", name="Roll back now").click()
+    follow(page.get_by_role("button", name="Roll back now"))
     expect(page.get_by_role("alert").filter(has_text="It was moved meanwhile")).to_be_visible()
     page.goto(address(console) + "/delete")
     put(http, model=second, version=3)
-    page.get_by_role("button", name="Delete it").click()
+    follow(page.get_by_role("button", name="Delete it"))
     expect(page.get_by_role("alert").filter(has_text="It was moved meanwhile")).to_be_visible()
-    page.get_by_role("button", name="Delete it").click()
+    follow(page.get_by_role("button", name="Delete it"))
     expect(page.get_by_text("It was deleted.")).to_be_visible()
     expect(page.get_by_role("region", name="History")).to_contain_text("version 5")
     assert http.get(f"/v1/aliases/{NAME}").status_code == 404
@@ -181,9 +182,9 @@ def test_a_long_history_is_paged(console: Console, page: Page, http: httpx2.Clie
     for version in range(1, 25):
         put(http, model=second if version % 2 else first, version=version)
     page.goto(address(console))
-    page.get_by_role("link", name="Older").click()
+    follow(page.get_by_role("link", name="Older"))
     expect(page.get_by_text("version 1 ·")).to_be_visible()
-    page.get_by_role("link", name="Newest").click()
+    follow(page.get_by_role("link", name="Newest"))
     expect(page.get_by_text("version 25 ·")).to_be_visible()
 
 
@@ -260,7 +261,7 @@ def test_an_alias_may_be_called_as_a_page_is(console: Console, page: Page, http:
         put(http, name, model=model)
         page.goto(address(console, name))
         expect(page.get_by_role("heading", level=1)).to_have_text(name)
-        page.get_by_role("link", name="Promote a model").click()
+        follow(page.get_by_role("link", name="Promote a model"))
         expect(page.get_by_label("Alias", exact=True)).to_have_value(name)
 
 

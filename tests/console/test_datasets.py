@@ -15,7 +15,7 @@ from app.core.settings import Settings
 from app.datasets.report import Progress
 from app.files import checks
 from tests.console.conftest import Console
-from tests.support.browser import HeldRequests, files_input
+from tests.support.browser import HeldRequests, files_input, follow
 from tests.support.service import BASE_MODEL
 from tests.support.training_files import chat_line, training_bytes
 from tests.support.waiting import wait_until
@@ -83,11 +83,11 @@ def test_a_broken_file_is_mended(
     assert_accessible(page)
     assert sideways(page) == 0
 
-    findings.nth(1).get_by_role("link", name="13").click()
+    follow(findings.nth(1).get_by_role("link", name="13"))
     expect(page.locator("article")).to_contain_text("Line 13 is not valid JSON")
     expect(page.locator("article .raw")).to_have_text("not json")
 
-    page.get_by_role("link", name="Datasets", exact=True).first.click()
+    follow(page.get_by_role("link", name="Datasets", exact=True).first)
     expect(page.locator("#files")).to_contain_text("Line 12 has no messages")
     choose(page, "soups.jsonl", training_bytes(11) + chat_line("Which?", "Pea.").encode() + b"\n")
     page.wait_for_url("**/datasets/file-*")
@@ -323,7 +323,7 @@ def test_who_has_nothing_uses_the_demo_data(
     expect(page.get_by_role("heading", name="No dataset yet")).to_be_visible()
     assert_accessible(page)
     assert sideways(page) == 0
-    page.get_by_role("button", name="Use the demo's dataset").click()
+    follow(page.get_by_role("button", name="Use the demo's dataset"))
     expect(page.get_by_role("heading", name="Ready to train on")).to_be_visible()
     expect(page.locator(".stats")).to_contain_text("Examples308on 308 lines")
     expect(page.locator(".histogram").first).to_contain_text("context of smollm2-135m-instruct: 2,048")
@@ -355,15 +355,16 @@ def test_examples_are_shown_as_they_are_learned(
         later = page.get_by_role("link", name="Later")
         if not later.count():
             break
-        later.click()
+        follow(later)
         expect(page.locator("article h3").first).to_have_text(f"Line {len(seen) + 1}")
     assert seen == [f"Line {number}" for number in range(1, 43)]
-    page.get_by_role("link", name="Earlier").click()
+    follow(page.get_by_role("link", name="Earlier"))
     expect(page.locator("article h3").first).to_have_text("Line 31")
     page.get_by_label("Go to line").fill("42")
-    page.keyboard.press("Enter")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     expect(page.locator("article h3")).to_have_text(["Line 42"])
-    page.get_by_role("link", name="Line 42").click()
+    follow(page.get_by_role("link", name="Line 42"))
     expect(page.locator(".tokens .learned").last).to_have_text("<|im_end|>")
     expect(page.locator("pre.raw")).to_contain_text('"content": "A39."')
     assert_accessible(page)
@@ -399,14 +400,16 @@ def test_words_are_searched_for_until_they_are_found(
         file_id = upload(client, "".join(f"{line}\n" for line in lines).encode())
     page.goto(f"{console.url}/datasets/{file_id}/examples")
     page.get_by_label("Words to find").fill("pea")
-    page.keyboard.press("Enter")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     expect(page.locator("article")).to_have_count(10)
     expect(page.locator("mark").first).to_have_text("Pea")
     page.get_by_role("button", name="Go on searching").click()
     expect(page.get_by_text("12 found. Everything was searched.")).to_be_visible()
     assert page.locator("article h3").all_inner_texts() == [f"Line {n + 1}" for n in range(0, 36, 3)]
     page.get_by_label("Words to find").fill("nowhere")
-    page.keyboard.press("Enter")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Nothing found")).to_be_visible()
 
 
@@ -430,7 +433,8 @@ def test_hostile_texts_are_texts(console: Console, page: Page) -> None:
         expect(page.locator("h1")).to_contain_text("<img src=x onerror=window.hacked=1>")
     page.goto(f"{address}/examples")
     page.get_by_label("Words to find").fill(HOSTILE)
-    page.keyboard.press("Enter")
+    with page.expect_navigation():
+        page.keyboard.press("Enter")
     expect(page.locator("article")).to_have_count(3)
     page.goto(f"{console.url}/datasets")
     expect(page.locator("#files")).to_contain_text("<script>")
@@ -446,10 +450,10 @@ def test_a_file_is_deleted_after_what_uses_it_was_told(
         file_id = upload(client, training_bytes())
         job = client.fine_tuning.jobs.create(model=BASE_MODEL, training_file=file_id)
         page.goto(f"{console.url}/datasets/{file_id}")
-        page.get_by_role("link", name="Delete…").click()
+        follow(page.get_by_role("link", name="Delete…"))
         expect(page.get_by_role("link", name=job.id)).to_be_visible()
         assert_accessible(page)
-        page.get_by_role("button", name="Delete the file").click()
+        follow(page.get_by_role("button", name="Delete the file"))
         page.wait_for_url("**/datasets?purpose=fine-tune")
         expect(page.get_by_role("heading", name="No dataset yet")).to_be_visible()
         assert not client.files.list().data

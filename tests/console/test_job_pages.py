@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from app.core.database import Database
 from tests.console.conftest import Console
-from tests.support.browser import HeldRequests
+from tests.support.browser import HeldRequests, follow
 from tests.support.jobs import create, upload
 from tests.support.standin_worker import StandInWorker
 from tests.support.training_files import chat_line, training_bytes
@@ -31,10 +31,10 @@ def test_without_jobs_the_page_says_what_to_do_first(
     page.goto(f"{console.url}/jobs")
     expect(page.get_by_role("heading", name="No jobs yet")).to_be_visible()
     assert_accessible(page)
-    page.get_by_role("link", name="Create a job").click()
+    follow(page.get_by_role("link", name="Create a job"))
     expect(page.get_by_role("heading", name="There is no dataset to train on")).to_be_visible()
     assert_accessible(page)
-    page.get_by_role("button", name="Use the demo's dataset").click()
+    follow(page.get_by_role("button", name="Use the demo's dataset"))
     expect(page.get_by_role("heading", level=1, name="demo-training.jsonl")).to_be_visible()
 
 
@@ -72,7 +72,7 @@ def test_a_job_is_created_with_the_dry_run_beside_the_form(
     page.get_by_text("More settings").click()
     page.get_by_label("Lora rank").fill("8")
     page.get_by_label("Seed").fill("7")
-    page.get_by_role("button", name="Create the job").click()
+    follow(page.get_by_role("button", name="Create the job"))
     expect(page.get_by_role("heading", level=1, name="soups")).to_be_visible()
     [job] = client.fine_tuning.jobs.list()
     assert page.url == f"{console.url}/jobs/{job.id}"
@@ -124,7 +124,7 @@ def test_a_failure_leads_to_the_line_that_it_names(
     worker.step(1, 10)
     worker.fail("invalid_training_file", "Line 3 has 5,000 tokens; at most 2,048 fit.", param="training_file")
     page.goto(f"{console.url}/jobs/{worker.job.id}")
-    page.locator(".alert-bad").get_by_role("link", name="Line 3").click()
+    follow(page.locator(".alert-bad").get_by_role("link", name="Line 3"))
     expect(page.get_by_role("heading", name="Line 3")).to_be_visible()
 
 
@@ -137,7 +137,7 @@ def test_what_the_base_cannot_learn_from_is_listed_before_the_job_is_created(
     page.goto(f"{console.url}/jobs/new?training_file={file}&validation_file=&hp.max_length=64")
     expect(page.locator("#dry-run")).to_contain_text("1 of its examples cannot be learned from")
     expect(page.locator("#dry-run")).to_contain_text("Line 13 of the training file")
-    page.locator("#dry-run").get_by_role("link", name="Line 13").click()
+    follow(page.locator("#dry-run").get_by_role("link", name="Line 13"))
     expect(page.get_by_role("heading", name="Line 13")).to_be_visible()
 
 
@@ -231,9 +231,9 @@ def test_a_job_is_paused_resumed_and_cancelled(
     StandInWorker(database)
     page.goto(f"{console.url}/jobs/{job.id}")
     badge = page.locator("main .badge").first
-    page.get_by_role("button", name="Pause").click()
+    follow(page.get_by_role("button", name="Pause"))
     expect(badge).to_have_text("paused")
-    page.get_by_role("button", name="Resume").click()
+    follow(page.get_by_role("button", name="Resume"))
     expect(badge).to_have_text("queued")
     asked: list[str] = []
     page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
@@ -241,7 +241,7 @@ def test_a_job_is_paused_resumed_and_cancelled(
     expect(badge).to_have_text("queued")
     assert asked == ["Cancel this job? Its finished checkpoints stay, and it cannot be resumed."]
     page.once("dialog", lambda dialog: dialog.accept())
-    page.get_by_role("button", name="Cancel the job").click()
+    follow(page.get_by_role("button", name="Cancel the job"))
     expect(badge).to_have_text("cancelled")
     expect(page.get_by_role("button", name="Resume")).to_have_count(0)
     assert client.fine_tuning.jobs.retrieve(job.id).status == "cancelled"
@@ -261,7 +261,7 @@ def test_a_failure_says_what_to_do_and_the_next_job_starts_from_its_settings(
     expect(alert).to_contain_text(HOSTILE)
     expect(alert).to_contain_text("a tenth of the learning rate")
     assert_accessible(page)
-    alert.get_by_role("link").click()
+    follow(alert.get_by_role("link"))
     expect(page.get_by_label("Suffix of the model's name")).to_have_value("soups")
     expect(page.get_by_label("Lora rank")).to_have_value("8")
     expect(page.get_by_label("Target modules")).to_have_value("q_proj, v_proj")
@@ -279,7 +279,7 @@ def test_an_overlay_shows_only_what_differs(
     page.goto(f"{console.url}/jobs")
     page.get_by_label("Overlay rank-4").check()
     page.get_by_label("Overlay rank-8").check()
-    page.get_by_role("button", name="Overlay the chosen jobs").click()
+    follow(page.get_by_role("button", name="Overlay the chosen jobs"))
     expect(page.get_by_role("heading", name="2 jobs overlaid")).to_be_visible()
     rows = page.locator(".differences tbody tr:has(td)")
     settings = {row.split("\t")[0]: row.split("\t")[1:] for row in rows.all_inner_texts()}

@@ -17,6 +17,7 @@ from app.core.settings import Settings
 from app.models.adapters.validation import module_shapes
 from tests.console.conftest import Console
 from tests.support.aliases import put
+from tests.support.browser import follow
 from tests.support.lineage import add_lineage, add_models
 from tests.support.peft_folder import send, tensors, write_adapter
 from tests.support.service import BASE_MODEL, OTHER_KEY
@@ -82,9 +83,9 @@ def test_lineage_shows_what_is_there(
     expect(page.get_by_text("differ by 0.0031 nats on average, and 0.0200 are accepted")).to_be_visible()
     assert_accessible(page)
 
-    lineage.get_by_role("link", name="Step 225").click()
+    follow(lineage.get_by_role("link", name="Step 225"))
     expect(page.get_by_role("heading", level=1)).to_have_text(made.checkpoint(225))
-    page.get_by_role("list", name="Lineage").get_by_title(made.first).click()
+    follow(page.get_by_role("list", name="Lineage").get_by_title(made.first))
     assert stages(page) == {
         "Begins with": [BASE_MODEL, "house-style-answers.jsonl", "house-style-held-out.jsonl"],
         "Training": ["house-style"],
@@ -116,7 +117,7 @@ def test_scores_lead_to_a_promotion(console: Console, page: Page) -> None:
     expect(score).to_contain_text("(76.0 % to 96.0 %)")
     expect(score).to_contain_text("8 examples, the best without fine-tuning")
     expect(score).to_contain_text("+39.0 points (+30.0 to +48.0)")
-    score.get_by_role("link", name="Promote…").click()
+    follow(score.get_by_role("link", name="Promote…"))
     expect(page.get_by_label("Model", exact=True)).to_have_value(made.second)
     expect(page.get_by_label("Comparison", exact=True)).to_have_value(made.comparison)
     page.goto(address(console, made.imported))
@@ -156,18 +157,18 @@ def test_a_model_is_deleted_once_no_alias_needs_it(console: Console, page: Page,
     made = add_lineage(console.database)
     put(http, "tone:live", model=made.first)
     page.goto(address(console, made.first))
-    page.get_by_role("link", name="Delete…").click()
+    follow(page.get_by_role("link", name="Delete…"))
     expect(page.get_by_text("Point tone:live elsewhere first.")).to_be_visible()
     expect(page.get_by_role("button", name="Delete it")).to_have_count(0)
     put(http, "tone:live", model=made.imported, version=1)
 
     page.reload()
     put(http, "tone:live", model=made.first, version=2)  # meanwhile
-    page.get_by_role("button", name="Delete it").click()
+    follow(page.get_by_role("button", name="Delete it"))
     expect(page.get_by_role("alert").filter(has_text="It was not deleted.")).to_contain_text("tone:live")
     put(http, "tone:live", model=made.imported, version=3)
     page.goto(address(console, made.first) + "/delete")
-    page.get_by_role("button", name="Delete it").click()
+    follow(page.get_by_role("button", name="Delete it"))
     page.wait_for_url(f"{console.url}/models")
     expect(page.locator("a[title]")).to_have_count(3)
     expect(page.locator(f"a[title='{made.first}']")).to_have_count(0)
@@ -196,7 +197,7 @@ def test_a_thousand_models_are_paged_and_searched(console: Console, page: Page) 
     names = page.locator("#list tbody th > a.name")
     expect(names).to_have_count(25)
     expect(names.first).to_have_text(re.compile(":many-999:m999$"))
-    page.get_by_role("link", name="Older").click()
+    follow(page.get_by_role("link", name="Older"))
     expect(names.first).to_have_text(re.compile(":many-974:m974$"))
     page.get_by_label("Name contains").fill("many-41%")
     expect(page.get_by_text("Nothing found")).to_be_visible()
@@ -256,6 +257,6 @@ def test_empty_pages_say_what_to_do(
     expect(page.get_by_role("link", name="Go to the datasets")).to_be_visible()
     expect(page.get_by_role("row", name=BASE_MODEL)).to_contain_text("no engine runs")
     assert_accessible(page)
-    page.get_by_role("link", name=BASE_MODEL).click()
+    follow(page.get_by_role("link", name=BASE_MODEL))
     expect(page.get_by_text("No engine runs it.")).to_be_visible()
     assert_accessible(page)

@@ -14,7 +14,7 @@ from app.core.database import Database
 from tests.app.comparisons.conftest import engine  # noqa: F401 # pyright: ignore[reportUnusedImport] - a fixture
 from tests.app.comparisons.stub_engine import TUNED, StubEngine, add_tuned, create, get, lines, upload
 from tests.console.conftest import Console
-from tests.support.browser import HeldRequests
+from tests.support.browser import HeldRequests, follow
 
 
 def test_a_comparison_is_made_and_watched_and_cancelled(
@@ -30,7 +30,7 @@ def test_a_comparison_is_made_and_watched_and_cancelled(
     engine.hold_after = 8
     engine.go_on.clear()
     page.goto(f"{console.url}/comparisons")
-    page.get_by_role("link", name="New comparison").click()
+    follow(page.get_by_role("link", name="New comparison"))
     assert_accessible(page)
 
     page.get_by_role("button", name="Choose a held-out file").click()
@@ -43,7 +43,7 @@ def test_a_comparison_is_made_and_watched_and_cancelled(
 
     page.get_by_role("button", name="Check what it asks for").click()
     expect(page.locator("#check")).to_contain_text("Fill in 'system'.")
-    page.get_by_role("button", name="Compare").click()
+    follow(page.get_by_role("button", name="Compare"))
     expect(page.locator('[id="candidates[1].system-problem"]')).to_have_text("Fill in 'system'.")
     expect(page.get_by_label("System prompt")).to_have_attribute("aria-invalid", "true")
     assert_accessible(page)
@@ -53,7 +53,7 @@ def test_a_comparison_is_made_and_watched_and_cancelled(
     expect(page.locator("#check")).to_contain_text(
         "120 answers: 40 held-out questions, asked of 3 candidates"
     )
-    page.get_by_role("button", name="Compare").click()
+    follow(page.get_by_role("button", name="Compare"))
     expect(page.get_by_text("of 120 answers are there")).to_be_visible()
     comparison_id = page.url.rpartition("/")[2]
     shown = get(client, comparison_id)
@@ -68,7 +68,7 @@ def test_a_comparison_is_made_and_watched_and_cancelled(
     engine.hold_after = 0
     again = create(client, file=file, candidates=[{"type": "base"}, {"type": "model", "model": TUNED}])
     page.goto(f"{console.url}/comparisons/{again['id']}")
-    page.get_by_role("button", name="Cancel").click()
+    follow(page.get_by_role("button", name="Cancel"))
     expect(page.get_by_role("heading", name="Cancelled")).to_be_visible()
     assert get(client, again["id"])["status"] == "cancelled"
     engine.go_on.set()
@@ -104,27 +104,27 @@ def test_graders_have_their_settings_and_refusals_their_fields(
     grader.select_option("regex")
     page.get_by_label("Pattern").fill("(")
     page.get_by_label("Ignore case").check()
-    page.get_by_role("button", name="Compare").click()
+    follow(page.get_by_role("button", name="Compare"))
     expect(page.locator('[id="grader.pattern-problem"]')).to_contain_text("missing )")
     expect(page.get_by_label("Ignore case")).to_be_checked()
     expect(page.get_by_label("Full")).not_to_be_checked()
 
     grader.select_option("label_f1")
     page.get_by_label("Labels").fill("a\nb")
-    page.get_by_role("button", name="Compare").click()
+    follow(page.get_by_role("button", name="Compare"))
     expect(page.locator("#grader-problem")).to_contain_text("none of the labels")
 
     grader.select_option("document")
     page.get_by_label("Document").fill('{"type": "all", "graders": [')
-    page.get_by_role("button", name="Compare").click()
+    follow(page.get_by_role("button", name="Compare"))
     expect(page.locator("#grader-problem")).to_contain_text("This is not valid JSON")
     document = {"type": "all", "graders": ["contains", {"type": "regex", "pattern": "^Soup"}]}
     page.get_by_label("Document").fill(json.dumps(document))
     page.get_by_role("textbox", name="Held-out file").fill("file-nobody")
-    page.get_by_role("button", name="Compare").click()
+    follow(page.get_by_role("button", name="Compare"))
     expect(page.locator("#file-problem")).to_contain_text("file-nobody")
     page.get_by_role("textbox", name="Held-out file").fill(file)
-    page.get_by_role("button", name="Compare").click()
+    follow(page.get_by_role("button", name="Compare"))
     page.wait_for_url("**/comparisons/cmp_*")
     assert get(client, page.url.rpartition("/")[2])["grader"] == document
 
@@ -142,12 +142,12 @@ def test_general_questions_may_have_a_grader_of_their_own(
     grader = page.get_by_label("Grader of the general questions")
     for wrong, problem in (('{"type": ', "This is not valid JSON"), ("taste", "'taste' is none of")):
         grader.fill(wrong)
-        page.get_by_role("button", name="Compare").click()
+        follow(page.get_by_role("button", name="Compare"))
         expect(page.locator("#regression_grader-problem")).to_contain_text(problem)
         expect(grader).to_have_value(wrong)
     document = {"type": "regex", "pattern": "^Soup"}
     grader.fill(json.dumps(document))
-    page.get_by_role("button", name="Compare").click()
+    follow(page.get_by_role("button", name="Compare"))
     page.wait_for_url("**/comparisons/cmp_*")
     made = get(client, page.url.rpartition("/")[2])
     assert (made["grader"], made["regression_grader"]) == ("exact_match", document)

@@ -15,6 +15,7 @@ from app.usage.models import UsageEntry
 from tests.console.conftest import Console
 from tests.console.test_overview import add_job
 from tests.support.aliases import add_model
+from tests.support.browser import follow
 from tests.support.engine_stand_in import register_engine
 
 HOSTILE = "<img src=x onerror=document.title='owned'>"
@@ -60,7 +61,7 @@ def test_machines_are_shown_and_what_they_do_for_the_project(
     console: Console, page: Page, assert_accessible: Callable[[Page], None]
 ) -> None:
     page.goto(console.url)
-    page.get_by_role("link", name="Operations").click()
+    follow(page.get_by_role("link", name="Operations"))
     expect(page.get_by_role("heading", name="No workers")).to_be_visible()
     assert_accessible(page)
 
@@ -135,7 +136,7 @@ def test_usage_is_shown_by_day_and_model(
     assert days.nth(1).get_by_role("cell").all_inner_texts() == ["2", "100"]
     assert_accessible(page)
 
-    page.get_by_role("link", name="31 days").click()
+    follow(page.get_by_role("link", name="31 days"))
     expect(page.get_by_role("img", name="at most 50,000")).to_be_visible()
 
 
@@ -147,7 +148,7 @@ def test_keys_are_made_shown_once_and_revoked(
     assert_accessible(page)
     page.get_by_label("What it is for").fill(HOSTILE)
     page.get_by_label("Role").select_option("read")
-    page.get_by_role("button", name="Create the key").click()
+    follow(page.get_by_role("button", name="Create the key"))
     secret = page.locator("#secret").inner_text()
     with console.service.client(secret) as client:
         assert client.files.list().data == []
@@ -157,7 +158,7 @@ def test_keys_are_made_shown_once_and_revoked(
     assert secret not in page.content()
     row = page.get_by_role("row").filter(has_text=HOSTILE)
     row.get_by_text("Revoke…").click()
-    row.get_by_role("button", name="Revoke for good").click()
+    follow(row.get_by_role("button", name="Revoke for good"))
     expect(page.get_by_text(HOSTILE)).to_have_count(0)
     assert_accessible(page)
 

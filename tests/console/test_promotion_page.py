@@ -12,6 +12,7 @@ from playwright.sync_api import Page, expect
 from app.models.aliases.models import Alias
 from tests.console.conftest import Console
 from tests.support.aliases import NAME, put
+from tests.support.browser import follow
 from tests.support.comparison_results import add_comparison, candidate, results
 from tests.support.lineage import Lineage, add_lineage
 
@@ -41,7 +42,7 @@ def test_a_promotion_is_refused_rule_by_rule_then_allowed(
     expect(page.get_by_label("Loses on general questions at most")).to_have_value("5")
     page.get_by_label("Alias", exact=True).fill(NAME)
     page.get_by_label("Scores at least").fill("97")
-    page.get_by_role("button", name="Check the rules").click()
+    follow(page.get_by_role("button", name="Check the rules"))
 
     decision = page.get_by_role("region", name="the gate says no")
     rules = decision.locator(".rule")
@@ -62,13 +63,13 @@ def test_a_promotion_is_refused_rule_by_rule_then_allowed(
 
     page.get_by_label("Scores at least").fill("80")
     page.get_by_role("checkbox", name="Beats what the alias points to now").uncheck()
-    page.get_by_role("button", name="Check again").click()
+    follow(page.get_by_role("button", name="Check again"))
     decision = page.get_by_role("region", name="the gate says yes")
     expect(decision.locator(".rule").nth(0)).to_contain_text("chance alone may be why")
     expect(decision.locator(".move")).to_contain_text(":house-style-v2:b2")
     assert_accessible(page)
     page.get_by_label("Why").fill("proven on held-out questions")
-    page.get_by_role("button", name="Promote it").click()
+    follow(page.get_by_role("button", name="Promote it"))
     page.wait_for_url(f"**/console/aliases/{NAME}")
     alias = http.get(f"/v1/aliases/{NAME}").json()
     assert (alias["model"], alias["version"]) == (made.second, 2)
@@ -102,11 +103,11 @@ def test_an_alias_that_moved_meanwhile_is_looked_at_again(
     open_form(console, page, alias=NAME, model=made.second, comparison=made.comparison, **rules)
     put(http, model=made.imported, version=1)
     with page.expect_response("**/~promote") as answer:
-        page.get_by_role("button", name="Promote it").click()
+        follow(page.get_by_role("button", name="Promote it"))
     assert answer.value.status == 409
     expect(page.get_by_role("alert").filter(has_text="It was moved meanwhile, look again.")).to_be_visible()
     expect(page.locator(".decision .move")).to_contain_text(":imported-tone:c3")
-    page.get_by_role("button", name="Promote it").click()
+    follow(page.get_by_role("button", name="Promote it"))
     page.wait_for_url(f"**/console/aliases/{NAME}")
     assert http.get(f"/v1/aliases/{NAME}").json()["version"] == 3
 
@@ -119,7 +120,7 @@ def test_a_gate_that_says_no_meanwhile_shows_its_rules(
     open_form(console, page, alias=NAME, model=made.second, comparison=made.comparison, **rules)
     expect(page.locator(".rule")).to_contain_text("nothing to beat")
     put(http, model=made.first)
-    page.get_by_role("button", name="Promote it").click()
+    follow(page.get_by_role("button", name="Promote it"))
     page.get_by_role("button", name="Check again").wait_for()
     expect(page.get_by_role("region", name="the gate says no").locator(".rule")).to_contain_text("not shown")
     assert http.get(f"/v1/aliases/{NAME}").json()["model"] == made.first

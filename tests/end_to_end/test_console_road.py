@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from app.demo.house_style import HELDOUT_FILE, load_questions
-from tests.support.browser import files_input
+from tests.support.browser import files_input, follow
 from tests.support.databases import execute_sql
 from tests.support.deployment import KEY, PRODUCT, Deployment, start
 
@@ -47,7 +47,7 @@ def test_a_newcomers_whole_road(console: str, browser_context: BrowserContext, t
     page = browser_context.new_page()
     page.goto(console)
     page.get_by_label("API key").fill(KEY)
-    page.get_by_role("button", name="Sign in").click()
+    follow(page.get_by_role("button", name="Sign in"))
     upload_and_mend(page, training_file.read_text("utf-8"))
     model = train(page)
     ask(page)
@@ -57,7 +57,7 @@ def test_a_newcomers_whole_road(console: str, browser_context: BrowserContext, t
 
 
 def go_to(page: Page, section: str) -> None:
-    page.get_by_role("navigation").first.get_by_role("link", name=section).click()
+    follow(page.get_by_role("navigation").first.get_by_role("link", name=section))
 
 
 def choose(page: Page, name: str, content: str) -> None:
@@ -78,7 +78,7 @@ def upload_and_mend(page: Page, training: str) -> None:
 
 def train(page: Page) -> str:
     """What a job will take is said beside its form; then its curve falls. Returns the model's name."""
-    page.locator("#file-head").get_by_role("link", name="Create a job").click()
+    follow(page.locator("#file-head").get_by_role("link", name="Create a job"))
     page.get_by_label("Epochs").fill("3")
     page.get_by_label("Batch size").fill("4")
     page.get_by_label("Learning rate multiplier").fill("2")
@@ -86,10 +86,12 @@ def train(page: Page) -> str:
     page.get_by_label("Seed").fill("1")
     page.get_by_label("Suffix of the model's name").fill("road")
     expect(page.locator("#dry-run")).to_contain_text("30 steps")
-    page.get_by_role("button", name="Create the job").click()
+    follow(page.get_by_role("button", name="Create the job"))
     expect(page.get_by_role("heading", level=1, name="road")).to_be_visible()
     expect(page.locator("#pictures canvas").first).to_be_visible(timeout=5 * MINUTE)
-    page.get_by_role("link", name="Ask the model").click(timeout=7 * MINUTE)
+    link = page.get_by_role("link", name="Ask the model")
+    expect(link).to_be_visible(timeout=7 * MINUTE)
+    follow(link)
     model = page.locator(".column").first.get_attribute("data-model") or ""
     assert re.fullmatch(r"ft:.+:road:[^:]+", model)
     return model
@@ -114,14 +116,14 @@ def compare(page: Page) -> str:
     choose(page, "heldout.jsonl", "\n".join([*heldout, *polite][:20]) + "\n")
     file_id = page.url.rpartition("/")[2]
     go_to(page, "Comparisons")
-    page.get_by_role("link", name="New comparison").click()
+    follow(page.get_by_role("link", name="New comparison"))
     page.get_by_role("button", name="Choose a held-out file").click()
     page.get_by_role("dialog").get_by_role("button", name=file_id).click()
     page.get_by_label("How answers get their score").select_option("exact_match")
     page.get_by_label("System prompt").fill("Answer with one line in the house format.")
     page.get_by_text("More settings").click()
     page.get_by_label("Maximum tokens of an answer").fill("48")
-    page.get_by_role("button", name="Compare").click()
+    follow(page.get_by_role("button", name="Compare"))
     expect(page.get_by_role("heading", name="Fine-tuning wins")).to_be_visible(timeout=5 * MINUTE)
     return page.url
 
@@ -129,25 +131,25 @@ def compare(page: Page) -> str:
 def promote(page: Page, model: str, comparison: str) -> None:
     """An alias points to a checkpoint until a gate lets it move."""
     go_to(page, "Aliases")
-    page.get_by_role("link", name=re.compile("Create")).first.click()
+    follow(page.get_by_role("link", name=re.compile("Create")).first)
     page.get_by_label("Name").fill(ALIAS)
     page.get_by_label("Model 1").fill(f"{model}:ckpt-step-30")
-    page.get_by_role("button", name="Create it").click()
+    follow(page.get_by_role("button", name="Create it"))
     expect(page.get_by_role("status").filter(has_text="Version 1")).to_be_visible()
     page.goto(comparison)
-    page.get_by_role("link", name=re.compile("^Promote")).click()
+    follow(page.get_by_role("link", name=re.compile("^Promote")))
     page.get_by_label("Alias", exact=True).fill(ALIAS)
     page.get_by_role("checkbox", name="Beats what the alias points to now").uncheck()
     page.get_by_label("Loses on general questions at most").fill("")
     page.get_by_role("button", name="Check the rules").click()
-    page.get_by_role("button", name="Promote it").click()
+    follow(page.get_by_role("button", name="Promote it"))
     page.wait_for_url(f"**/console/aliases/{ALIAS}")
     expect(page.get_by_role("region", name="History")).to_contain_text("Promoted by a gate")
 
 
 def roll_back(page: Page) -> None:
     """One click and its confirmation bring the alias back."""
-    page.get_by_role("link", name="Roll back…").click()
-    page.get_by_role("button", name="Roll back now").click()
+    follow(page.get_by_role("link", name="Roll back…"))
+    follow(page.get_by_role("button", name="Roll back now"))
     page.wait_for_url(f"**/console/aliases/{ALIAS}")
     expect(page.get_by_role("region", name="History")).to_contain_text("Rolled back to version 1")

@@ -57,6 +57,12 @@ def browser_context(browser: Browser) -> Iterator[BrowserContext]:
     assert not faults, "\n".join(faults)
 
 
+def follow(link: Locator) -> None:
+    """Click what leads to another page, and wait until that page and its scripts are there."""
+    with link.page.expect_navigation():
+        link.click()
+
+
 def files_input(page: Page) -> Locator:
     """Where the page of datasets takes files, once a script takes what is chosen."""
     found = page.locator("#files-to-upload")
