@@ -85,6 +85,7 @@ class AttemptFiles:
         """Publish a checkpoint and return its key; forget those that the trainer has removed since.
 
         Raises:
+            FileNotFoundError: the trainer has removed this one, too.
             StorageUnavailableError: the storage cannot be reached now.
         """
         if folder not in self._keys:
@@ -95,6 +96,8 @@ class AttemptFiles:
             self._keys[folder] = key
         for gone in [each for each in self._keys if not each.exists()]:
             self._storage.remove(self._keys.pop(gone))
+        if folder not in self._keys:
+            raise FileNotFoundError(folder)
         return self._keys[folder]
 
     def remove_earlier(self, served: Collection[str]) -> None:

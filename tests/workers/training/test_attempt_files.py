@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from app.storage.local import LocalStorage
 from workers.training.attempt_files import AttemptFiles
-from workers.training.checkpoint import save_checkpoint
+from workers.training.checkpoint import discard, save_checkpoint
 
 
 def save(root: Path, epoch: int, step: int) -> Path:
@@ -28,3 +30,15 @@ def test_only_what_nobody_needs_of_earlier_attempts_is_removed(tmp_path: Path) -
         "job/3/checkpoints/step-9",
         "job/4/checkpoints/step-10",
     }
+
+
+def test_what_the_trainer_has_removed_is_not_published(tmp_path: Path) -> None:
+    storage = LocalStorage(tmp_path)
+    with AttemptFiles(storage, "job", 1) as files:
+        published, unheard_of = save(tmp_path, 1, 1), save(tmp_path, 1, 2)
+        files.publish(published)
+        for folder in (published, unheard_of):
+            discard(folder)
+            with pytest.raises(FileNotFoundError):
+                files.publish(folder)
+        assert files.publish(save(tmp_path, 1, 3)) == "job/1/checkpoints/step-3"

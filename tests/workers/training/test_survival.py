@@ -174,6 +174,24 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert f"step-{resumed}" == saved[-2].name
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_trainer_may_be_checkpoints_ahead_of_what_is_recorded(
+    client: OpenAI, settings: Settings, database: Database, tmp_path: Path
+) -> None:
+    job_id = create(client).id
+    checkpoints = settings.storage_root / "jobs" / job_id / "1" / "checkpoints"
+    with run_worker(settings, tmp_path, hold_at=1, TOQUE_CHECKPOINT_SECONDS="1e-9"):
+        wait_until((tmp_path / "held").exists, "it trains")
+        with closing(sqlite3.connect(str(database.engine.url.database), timeout=60)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            (tmp_path / "held").write_text("go on")
+            wait_until((checkpoints / "step-4").exists, "checkpoints are saved that nothing is recorded of")
+            wait_until(lambda: not (checkpoints / "step-1").exists(), "the first is removed")
+        job = ended(client, job_id)
+    assert job.status == "succeeded", job.error
+    check_record(client, job)
+
+
 def is_writable(database: Database) -> bool:
     """Nobody holds the lock of the SQLite file; PostgreSQL itself ends what a frozen process has begun."""
     if database.engine.url.database is None or database.engine.dialect.name != "sqlite":
