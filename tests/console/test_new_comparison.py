@@ -166,3 +166,14 @@ def test_the_form_sent_twice_makes_one_comparison(
         assert page.request.post(f"{console.url}/comparisons", form=filled).ok
     with database.reader() as session:
         assert session.query(Comparison).count() == 1
+
+
+@pytest.mark.one_database
+def test_a_request_that_does_not_arrive_is_told(console: Console, page: Page) -> None:
+    page.route("**/comparisons/check", lambda route: route.abort(), times=1)
+    page.goto(f"{console.url}/comparisons/new")
+    page.get_by_role("button", name="Check what it asks for").click()
+    expect(page.locator("#alerts")).to_have_text("Toque could not be reached. Try again.")
+    page.get_by_role("button", name="Check what it asks for").click()
+    expect(page.locator("#check")).to_contain_text("Fill in")
+    expect(page.locator("#alerts")).to_be_empty()

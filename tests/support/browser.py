@@ -98,11 +98,11 @@ class HeldRequests:
 
 
 def _is_expected(message: ConsoleMessage) -> bool:
-    """Whether it only says that a request was refused, as the page shows, or gave way to a newer one.
+    """Whether it only says that a request failed, as the page shows, or gave way to a newer one.
 
     htmx says of each request that it does not finish what became of it, and `htmx:afterRequest` besides.
     """
-    if message.text.startswith(("htmx:sendAbort", "htmx:afterRequest")):
+    if message.text.startswith(("htmx:sendAbort", "htmx:sendError", "htmx:afterRequest")):
         return True
     is_file = "/console/static/" in message.location["url"]
     return (

@@ -218,6 +218,13 @@ const toque = (() => {
   document.addEventListener("htmx:beforeRequest", (event) => {
     if (!isUpdate(event)) document.getElementById("alerts").replaceChildren();
   });
+  document.addEventListener("htmx:sendError", (event) => {
+    if (isUpdate(event)) return; // the lost connection is told already
+    const alert = document.createElement("div");
+    alert.className = "alert alert-bad";
+    alert.textContent = "Toque could not be reached. Try again.";
+    document.getElementById("alerts").replaceChildren(alert);
+  });
   document.addEventListener("htmx:sseError", () => { document.getElementById("connection").hidden = false; });
   document.addEventListener("htmx:sseOpen", () => { document.getElementById("connection").hidden = true; });
 
