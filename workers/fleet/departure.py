@@ -80,8 +80,15 @@ def _drain(raylet: psutil.Process, seconds: float) -> None:
 
 def _processes_of_fleet(raylet: psutil.Process, role: str) -> list[psutil.Process]:
     """Return the workers, or the engines, that the node's actors have started."""
-    children = [child for actor in raylet.children() for child in actor.children()]
+    children = [child for actor in _children(raylet) for child in _children(actor)]
     return [child for child in children if _role(child) == role]
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children()
+    except psutil.Error:  # it has just ended
+        return []
 
 
 def _role(process: psutil.Process) -> str | None:
