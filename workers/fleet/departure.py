@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import TypeVar
 
 import psutil
 
 from workers.fleet.bound_process import ROLE
+
+T = TypeVar("T")
 
 
 class DepartureError(Exception):
@@ -80,29 +83,21 @@ def _drain(raylet: psutil.Process, seconds: float) -> None:
 
 def _processes_of_fleet(raylet: psutil.Process, role: str) -> list[psutil.Process]:
     """Return the workers, or the engines, that the node's actors have started."""
-    children = [child for actor in _children(raylet) for child in _children(actor)]
-    return [child for child in children if _role(child) == role]
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children()
-    except psutil.Error:  # it has just ended
-        return []
-
-
-def _role(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get(ROLE)
-    except psutil.Error:  # it has just ended
-        return None
+    actors = _unless_ended(raylet.children, [])
+    children = [child for actor in actors for child in _unless_ended(actor.children, [])]
+    return [child for child in children if _unless_ended(child.environ, {}).get(ROLE) == role]
 
 
 def _command(process: psutil.Process) -> Sequence[str]:
+    return _unless_ended(process.cmdline, []) or [""]
+
+
+def _unless_ended(ask: Callable[[], T], otherwise: T) -> T:
+    """Ask something of a process that may have just ended."""
     try:
-        return process.cmdline() or [""]
-    except psutil.Error:  # it has just ended
-        return [""]
+        return ask()
+    except psutil.Error:
+        return otherwise
 
 
 def _option(process: psutil.Process, name: str) -> str:
